@@ -1,0 +1,51 @@
+# Needs python3 (3.11 or newer), pip and make. `make run` and `make test` set up what they need in .venv.
+# Another Python: make PYTHON=python3.13 test      Some tests: make test ARGS="-k policy"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Quiet, because `make -s run` prints the dialogue and nothing else; away from standard input, because that is the bot's.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+ASIDE := </dev/null >&2
+
+.PHONY: run test lint types imports check clean
+
+run: $(VENV)/run.stamp
+	$(BIN)/python examples/with_file_session.py
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+imports: $(VENV)/dev.stamp
+	$(BIN)/lint-imports
+
+check: lint types imports test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find actorbot tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp says: installed since pyproject.toml and setup.cfg last changed. The development tools include the package.
+$(VENV)/run.stamp: $(BIN)/python pyproject.toml setup.cfg
+	$(INSTALL) . $(ASIDE)
+	touch $@
+
+$(VENV)/dev.stamp: $(BIN)/python pyproject.toml setup.cfg
+	$(INSTALL) '.[dev]' $(ASIDE)
+	touch $@ $(VENV)/run.stamp
+
+# Some systems ship `venv` without the pip that it should put inside; then the system's own pip puts it there.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "actorbot needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true);" \
+	    "name another one, for example: make PYTHON=python3.13 run" >&2; exit 1; }
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) $(ASIDE) 2>/dev/null || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $@ install --quiet --disable-pip-version-check pip; } $(ASIDE)

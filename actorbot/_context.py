@@ -1,0 +1,135 @@
+"""What a handler holds during its turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from actorbot.errors import TurnEndedError
+
+__all__ = ["Context", "Sent", "chain", "current"]
+
+
+class Outgoing(Protocol):
+    """What a context sends through (the manager's outbox)."""
+
+    def check(self) -> None: ...
+
+    def send_now(self, context: Context, message: Any) -> Future[Any]: ...
+
+
+class Sent:
+    """A reply on its way. Awaiting it may be left out.
+
+    Awaiting a gated reply, which leaves after the turn, gives `None` at once; awaiting an ungated one gives what `deliver` returned.
+    """
+
+    __slots__ = ("_delivered",)
+
+    def __init__(self, delivered: Future[Any] | None = None) -> None:
+        self._delivered = delivered
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self._delivered is None:
+            return None
+        return (yield from asyncio.wrap_future(self._delivered).__await__())
+
+
+_QUEUED = Sent()
+
+
+class Context:
+    """One event's stay in its session: what `handler` receives and `turn()` lends.
+
+    Used on the thread or loop that runs the handler, until the turn ends; after that, and after a time-out, the session
+    can no longer be reached through it (`TurnEndedError`).
+    """
+
+    # Rarely set, so they are class attributes first: a context is made for every event.
+    _sends_at_once = False
+    _timed_out = False
+    _destroyed = False
+    _left = False
+    _replies: list[Any] | None = None
+    _waits_for: list[Any] | None = None
+    _event_id: bytes | None = None
+    _task: asyncio.Task[Any] | None = None
+    _interrupt: Callable[[], None] | None = None
+
+    def __init__(
+        self, actor: Any, session: Any, event: Any, is_new: bool, last_activity: float | None, base: Any, parent: Context | None
+    ) -> None:
+        self._actor = actor
+        self._session = session
+        self._base = base
+        self._parent = parent
+        self._open = True
+        self.event = event
+        """What was dispatched, unchanged; `None` in a borrowed turn."""
+        self.is_new = is_new
+        """Whether this is the first event of a new or expired session."""
+        self.last_activity = last_activity
+        """Wall-clock seconds of the session's previous event; `None` if there was none."""
+
+    @property
+    def session_id(self) -> str:
+        """The id of the session, e.g. `"console:1"`."""
+        return self._actor.session_id  # type: ignore[no-any-return]
+
+    @property
+    def session(self) -> Any:
+        """The session's values, to be changed in place. Raises: TurnEndedError."""
+        if not self._open:
+            raise self._ended()
+        return self._session
+
+    def send_text(self, text: str, *, gated: bool = True) -> Sent:
+        """Reply with *text*; the same as `send`."""
+        return self.send(text, gated=gated)
+
+    def send(self, message: Any, *, gated: bool = True) -> Sent:
+        """Reply with *message*: handed to `deliver` after the turn is acknowledged, in order, and never if the turn fails.
+
+        With `gated=False` it is handed over at once, whatever becomes of the turn.
+        """
+        if self._sends_at_once or not gated:
+            return Sent(self._outgoing().send_now(self, message))
+        if not self._open:
+            raise self._ended()
+        if self._replies is None:
+            self._outgoing().check()
+            self._replies = []
+        self._replies.append(message)
+        return _QUEUED
+
+    def end_session(self) -> None:
+        """Destroy the session when this turn commits; the user's next event meets a new one."""
+        if not self._open:
+            raise self._ended()
+        self._destroyed = True
+
+    def __repr__(self) -> str:
+        return f"<Context of session {self.session_id!r}{'' if self._open else ', ended'}>"
+
+    def _outgoing(self) -> Outgoing:
+        return self._actor.turns.outbox  # type: ignore[no-any-return]
+
+    def _ended(self) -> TurnEndedError:
+        how = "its handler timed out" if self._timed_out else "it is over"
+        return TurnEndedError(self.session_id, f"the turn cannot be used any more: {how}")
+
+
+current: ContextVar[Context | None] = ContextVar("actorbot_turn", default=None)
+"""The innermost turn that the running code is part of; tasks spawned inside a turn inherit it."""
+
+
+def chain() -> Iterator[Context]:
+    """Walk the turns, still open, that the running code is part of: innermost first."""
+    context = current.get()
+    while context is not None:
+        if context._open:
+            yield context
+        context = context._parent

@@ -1,0 +1,387 @@
+"""Where turns run: on an event loop, or on threads. Everything above is written once, as coroutines, for both.
+
+On a loop, awaiting suspends. In a threaded home the same coroutines never suspend: what they await blocks the calling thread and
+returns, so `run_inline` drives them to their end with one `send`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import Future
+from contextvars import Context as ContextVars
+from contextvars import copy_context
+from typing import Any, Protocol, TypeVar
+
+from actorbot._context import current
+from actorbot._dispatcher import Pool
+from actorbot._mailbox import Waiter
+from actorbot.errors import TurnTimeoutError
+
+__all__ = ["Home", "LoopHome", "ThreadHome", "is_async", "new_future", "run_inline"]
+
+T = TypeVar("T")
+
+POOL_SIZE = 32  # threads for user code that may block; an idle pool has none
+
+
+class Leavable(Protocol):
+    session_id: str
+
+    def leave(self) -> None: ...
+
+    def withdraw(self, waiter: Any) -> bool: ...
+
+
+class TurnWaiter(Waiter, Awaitable[None], Protocol):
+    """A place in line that can be awaited until the turn is there."""
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether calling *function* gives a coroutine."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+
+
+def new_future() -> Future[Any]:
+    """Make a future that only its maker ends: cancelling what waits for it leaves it alone."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, in this thread."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise RuntimeError("a coroutine of a threaded home was suspended")
+
+
+class Home(ABC):
+    """What a manager's turns need of the place they run in. Every method may be called from any thread unless it says otherwise."""
+
+    def __init__(self, name: str) -> None:
+        self.pool = Pool(POOL_SIZE, f"actorbot-pool-{name}")
+
+    @abstractmethod
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Make a coroutine function that calls user code, `def` or `async def`, where it belongs."""
+
+    @abstractmethod
+    def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
+        """Make a place in line. Called where the caller will await it."""
+
+    @abstractmethod
+    async def wait(self, future: Future[Any], timeout: float | None = None) -> Any:
+        """Wait for *future*. Raises: TimeoutError after *timeout* real seconds; cancelling this leaves the future alone."""
+
+    @abstractmethod
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        """Run a quick function soon: on the loop, or, in a threaded home, right here."""
+
+    @abstractmethod
+    def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
+        """Run a coroutine in the background. It handles its own errors."""
+
+    @abstractmethod
+    def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an awaitable of user code on the loop (a threaded home: on its private loop) and block the calling thread for it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of threads. Called once, last."""
+
+
+class LoopHome(Home):
+    """A home on the event loop that is running when it is made."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.loop = asyncio.get_running_loop()
+        self.thread_id = threading.get_ident()
+        self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._awake = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        return function if is_async(function) else functools.partial(self._in_pool, function)
+
+    def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
+        return LoopWaiter(self, actor)
+
+    async def wait(self, future: Future[Any], timeout: float | None = None) -> Any:
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(future)
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        # One wake-up for all that is posted before the loop gets to it: 174 k/s become 313 k/s.
+        self._posted.append((function, args))
+        if not self._awake:
+            self._awake = True
+            try:
+                self.loop.call_soon_threadsafe(self._run_posted)
+            except RuntimeError:
+                self._posted.clear()  # the loop is closed: nobody is left who could wait for this
+                raise
+
+    def _run_posted(self) -> None:
+        self._awake = False
+        while self._posted:
+            function, args = self._posted.popleft()
+            function(*args)
+
+    def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
+        if threading.get_ident() == self.thread_id:
+            self._spawn(make, variables)
+        else:
+            self.post(self._spawn, make, variables)
+
+    def _spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None) -> None:
+        task = self.loop.create_task(make(), context=variables)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _in_pool(self, function: Callable[..., Any], *args: Any) -> Any:
+        answer = self.loop.create_future()
+        variables = copy_context()
+
+        def work() -> None:
+            try:
+                value = variables.run(function, *args)
+            except BaseException as error:
+                self.post(_end, answer, None, error)
+            else:
+                self.post(_end, answer, value, None)
+
+        self.pool.submit(work)
+        return await answer
+
+    def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        return _run_on(self.loop, make, copy_context()).result()
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def _end(answer: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if answer.done():
+        return  # its waiter was cancelled or timed out; a handler's late answer is discarded
+    if error is None:
+        answer.set_result(value)
+    elif isinstance(error, StopIteration):
+        answer.set_exception(RuntimeError("the handler raised StopIteration"))  # a future refuses to carry one
+    else:
+        answer.set_exception(error)
+
+
+class LoopWaiter:
+    """A task that waits in line."""
+
+    __slots__ = ("_actor", "_future", "_home")
+
+    def __init__(self, home: LoopHome, actor: Leavable) -> None:
+        self._home = home
+        self._actor = actor
+        self._future = home.loop.create_future()
+
+    def grant(self) -> bool:
+        if threading.get_ident() != self._home.thread_id:
+            self._home.post(self._grant_on_loop)
+            return True
+        if self._future.done():
+            return False
+        self._future.set_result(None)
+        return True
+
+    def _grant_on_loop(self) -> None:
+        if self._future.done():  # withdrawn while the grant was on its way here
+            self._actor.leave()
+        else:
+            self._future.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        self._home.post(_end, self._future, None, error)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        try:
+            yield from self._future
+        except asyncio.CancelledError:
+            if self._future.done() and not self._future.cancelled() and self._future.exception() is None:
+                self._actor.leave()  # granted and cancelled in the same breath: pass it on
+            else:
+                self._actor.withdraw(self)
+            raise
+
+
+class ThreadHome(Home):
+    """A home on the threads of those who call, and a pool for what nobody waits for.
+
+    Coroutines of user code run on a private loop, made when the first one comes.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._name = name
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._making_loop = threading.Lock()  # guards the making of the private loop
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The private loop."""
+        with self._making_loop:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=_run_loop, args=(self._loop,), name=f"actorbot-loop-{self._name}", daemon=True
+                ).start()
+            return self._loop
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        return functools.partial(self._on_private_loop if is_async(function) else self._here, function)
+
+    def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
+        return ThreadWaiter(self, actor, timeout)
+
+    async def wait(self, future: Future[Any], timeout: float | None = None) -> Any:
+        with self.pool.blocking():
+            return future.result(timeout)
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        function(*args)
+
+    def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
+        if variables is None:
+            self.pool.submit(lambda: run_inline(make()))
+        else:
+            self.pool.submit(lambda: variables.run(run_inline, make()))
+
+    async def _here(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    async def _on_private_loop(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        answer = _run_on(self.loop, lambda: function(*args), copy_context())
+        context = current.get()
+        if context is not None:
+            context._interrupt = answer.interrupt
+        with self.pool.blocking():
+            return answer.result()
+
+    def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        return _run_on(self.loop, make, copy_context()).result()
+
+    def close(self) -> None:
+        self.pool.close()
+        with self._making_loop:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None
+
+
+class ThreadWaiter:
+    """A thread that waits in line."""
+
+    __slots__ = ("_actor", "_error", "_granted", "_home", "_open", "_timeout")
+
+    def __init__(self, home: ThreadHome, actor: Leavable, timeout: float | None) -> None:
+        self._home = home
+        self._actor = actor
+        self._timeout = timeout
+        self._granted = threading.Lock()  # held until the turn, or an error, is there
+        self._granted.acquire()
+        self._open = [None]  # popped by whoever decides: the one who grants, or the waiter that gives up
+        self._error: BaseException | None = None
+
+    def grant(self) -> bool:
+        if not self._decide():
+            return False
+        self._granted.release()
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        if self._decide():
+            self._error = error
+            self._granted.release()
+
+    def _decide(self) -> bool:
+        try:
+            self._open.pop()
+        except IndexError:
+            return False
+        return True
+
+    def __await__(self) -> Generator[Any, None, None]:
+        with self._home.pool.blocking():
+            got = self._granted.acquire(timeout=-1 if self._timeout is None else max(0.0, self._timeout))
+        if not got and self._decide():
+            self._actor.withdraw(self)
+            raise TurnTimeoutError(self._actor.session_id, f"its turn did not come within {self._timeout:g} s; withdrawn")
+        if not got:
+            self._granted.acquire()  # decided in the same breath: the release is on its way
+        if self._error is not None:
+            raise self._error
+        return
+        yield  # what makes this a generator: it never suspends
+
+
+class _Answer:
+    """The outcome of a coroutine of user code on some loop, for a thread that waits for it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: Future[Any] = new_future()
+        self._task: asyncio.Task[Any] | None = None
+
+    def result(self) -> Any:
+        return self._future.result()
+
+    def interrupt(self) -> None:
+        """Cancel the coroutine and stop waiting for it; from any thread."""
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._end(None, asyncio.CancelledError())
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        if self._future.done():
+            return
+        if error is None:
+            self._future.set_result(value)
+        else:
+            self._future.set_exception(error)
+
+    async def _run(self, make: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            value = await make()
+        except BaseException as error:  # a SystemExit would end the loop and everybody on it
+            self._end(None, error)
+        else:
+            self._end(value, None)
+
+
+def _run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Awaitable[Any]], variables: ContextVars) -> _Answer:
+    answer = _Answer(loop)
+
+    def start() -> None:
+        answer._task = loop.create_task(answer._run(make), context=variables)
+
+    loop.call_soon_threadsafe(start)
+    return answer
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()

@@ -1,0 +1,123 @@
+"""Replies on their way: per session in order, each at most once, never before its turn is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from actorbot._context import Context
+from actorbot._home import Home, new_future
+from actorbot.errors import ActorbotError, ConfigError
+
+__all__ = ["Outbox"]
+
+logger = logging.getLogger("actorbot")
+
+OnFailure = Callable[[Context, BaseException], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The replies of one turn."""
+
+    context: Context | None
+    messages: list[Any]
+    gate: Future[Any] | None  # must succeed first
+    delivered: Future[Any] | None = None  # done when everything before it has left
+
+
+class Outbox:
+    """Hands replies to `deliver`. Its methods may be called from any thread."""
+
+    def __init__(self, home: Home, deliver: Callable[[str, Any], Any] | None, on_failure: OnFailure) -> None:
+        self._home = home
+        self._deliver = None if deliver is None else home.bind(deliver)
+        self._on_failure = on_failure
+        self._lock = threading.Lock()  # guards the two below; never held while delivering
+        self._lines: dict[str, deque[Parcel]] = {}
+        self._waiting: list[Future[Any]] = []
+
+    def __len__(self) -> int:
+        """How many sessions have replies on their way."""
+        return len(self._lines)
+
+    def check(self) -> None:
+        """Raises: ConfigError if there is nowhere to send to."""
+        if self._deliver is None:
+            raise ConfigError("deliver", None, "a function of (session_id, message); without one a reply has nowhere to go")
+
+    def put(self, context: Context, messages: list[Any], gate: Future[Any] | None = None) -> None:
+        """Deliver *messages* after what the session sent before, once *gate* has succeeded; if it fails they are never sent."""
+        session_id = context.session_id
+        with self._lock:
+            line = self._lines.get(session_id)
+            if line is not None:
+                line.append(Parcel(context, messages, gate))
+                return
+            line = self._lines[session_id] = deque([Parcel(context, messages, gate)])
+        self._home.spawn(lambda: self._work_off(session_id, line))
+
+    def send_now(self, context: Context, message: Any) -> Future[Any]:
+        """Deliver *message* past the line; the future holds what `deliver` returned, or its error."""
+        self.check()
+        delivered = new_future()
+
+        async def send() -> None:
+            delivered.set_result(await self._hand_over(context, message))
+
+        self._home.spawn(send)
+        return delivered
+
+    def emptied(self, session_id: str | None = None) -> Future[Any]:
+        """Return a future that is done when nothing is on its way; with a *session_id*, nothing that this session has sent so far."""
+        future = new_future()
+        with self._lock:
+            line = None if session_id is None else self._lines.get(session_id)
+            if line is not None:
+                line.append(Parcel(None, [], None, delivered=future))
+            elif session_id is None and self._lines:
+                self._waiting.append(future)
+            else:
+                future.set_result(None)
+        return future
+
+    async def _work_off(self, session_id: str, line: deque[Parcel]) -> None:
+        while True:
+            with self._lock:
+                if not line:
+                    del self._lines[session_id]
+                    waiting = [] if self._lines else self._waiting
+                    if waiting:
+                        self._waiting = []
+                    break
+                parcel = line.popleft()
+            if parcel.delivered is not None:
+                parcel.delivered.set_result(None)
+            elif parcel.context is not None and await self._passes(parcel.gate):
+                for message in parcel.messages:
+                    await self._hand_over(parcel.context, message)
+        for future in waiting:
+            future.set_result(None)
+
+    async def _passes(self, gate: Future[Any] | None) -> bool:
+        if gate is None:
+            return True
+        try:
+            await self._home.wait(gate)
+        except ActorbotError:
+            return False  # who waited for the acknowledgement has been told
+        return True
+
+    async def _hand_over(self, context: Context, message: Any) -> Any:
+        assert self._deliver is not None
+        try:
+            return await self._deliver(context.session_id, message)
+        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+            await self._on_failure(context, error)
+            return None

@@ -1,0 +1,174 @@
+"""The flush policy: when a dispatch is acknowledged, and how unflushed state reaches the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Final, Literal, Self
+
+from actorbot.errors import ConfigError
+
+__all__ = ["FlushPolicy", "Retry"]
+
+_DAY: Final = 86_400.0  # seconds
+
+_BEHIND: Final = ("max_delay", "max_events", "max_dirty_bytes", "when_full")
+_SHARED: Final = ("batch_size", "store_deadline", "retry.attempts", "retry.base", "retry.cap")
+_KNOBS: Final[dict[str, tuple[str, ...]]] = {"write-through": _SHARED, "write-behind": _BEHIND + _SHARED}
+
+
+def _check_word(field: str, value: object, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise ConfigError(field, value, " or ".join(words))
+
+
+def _check_count(field: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(field, value, f"a whole number from {least:,} to {most:,}")
+
+
+def _check_seconds(field: str, value: object, *, least: float = 0.0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or not least <= value <= _DAY:
+        raise ConfigError(field, value, f"seconds, {f'at least {least:g}' if least else 'above 0'}, up to {_DAY:g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often and how soon a failed write is tried again."""
+
+    attempts: int = 5
+    """How many tries a write has, the first included, before its caller gets the error (1 to 1,000).
+    What nobody waits for stays dirty after that, and is tried again every `cap` seconds."""
+    base: float = 0.1
+    """Seconds between the first try and the second; each further pause is twice as long (0.001 to a day)."""
+    cap: float = 5.0
+    """The longest pause in seconds (`base` to a day)."""
+
+    def __post_init__(self) -> None:
+        _check_count("retry.attempts", self.attempts, 1, 1_000)
+        _check_seconds("retry.base", self.base, least=0.001)
+        _check_seconds("retry.cap", self.cap, least=self.base)
+
+    def delay(self, attempt: int) -> float:
+        """Return the seconds to wait after *attempt* has failed; the first attempt is 1.
+
+        There is no jitter: it keeps many clients from coming back at the same instant, and a manager retries as one.
+        """
+        doublings = min(attempt - 1, 30)  # from the least base past the greatest cap, and far from a float's overflow
+        return min(self.cap, self.base * 2.0**doublings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushPolicy:
+    """When a dispatch is acknowledged, and how what it changed reaches the store.
+
+    Made by `write_through()`, by `write_behind()`, or by `parse()` from the text that `str()` gives.
+    """
+
+    mode: Literal["write-through", "write-behind"]
+    max_delay: float = 1.0
+    """Seconds from a session's first unflushed event to its flush (above 0, up to a day)."""
+    max_events: int = 100
+    """So many unflushed events of a session make its next turn wait for its flush, while the store is up (1 to 1,000,000)."""
+    batch_size: int = 100
+    """How many sessions go to the store in one call (1 to 10,000)."""
+    max_dirty_bytes: int = 256 * 1024**2
+    """The bound on unflushed state, in bytes over all sessions (64 KiB to 1 TiB)."""
+    when_full: Literal["wait", "reject"] = "wait"
+    """What becomes of an event at that bound: it waits, or is refused with `OverloadedError`."""
+    store_deadline: float = 5.0
+    """Seconds that one call to the store may take (above 0, up to a day)."""
+    retry: Retry = Retry()
+    """What happens when that call fails."""
+
+    def __post_init__(self) -> None:
+        _check_word("mode", self.mode, tuple(_KNOBS))
+        _check_seconds("max_delay", self.max_delay)
+        _check_count("max_events", self.max_events, 1, 1_000_000)
+        _check_count("batch_size", self.batch_size, 1, 10_000)
+        _check_count("max_dirty_bytes", self.max_dirty_bytes, 64 * 1024, 1024**4)
+        _check_word("when_full", self.when_full, ("wait", "reject"))
+        _check_seconds("store_deadline", self.store_deadline)
+        if not isinstance(self.retry, Retry):
+            raise ConfigError("retry", self.retry, "a Retry")
+        if self.mode == "write-through":
+            for field in fields(self):
+                value = getattr(self, field.name)
+                if field.name in _BEHIND and value != field.default:
+                    raise ConfigError(field.name, value, "nothing: write-through has no such knob")
+
+    # The defaults below are those of the fields above: `= batch_size` is the value that this field was given.
+
+    @classmethod
+    def write_through(
+        cls, *, batch_size: int = batch_size, store_deadline: float = store_deadline, retry: Retry = retry
+    ) -> Self:
+        """Acknowledge a dispatch when the store has confirmed its write."""
+        return cls(mode="write-through", batch_size=batch_size, store_deadline=store_deadline, retry=retry)
+
+    @classmethod
+    def write_behind(
+        cls,
+        *,
+        max_delay: float = max_delay,
+        max_events: int = max_events,
+        batch_size: int = batch_size,
+        max_dirty_bytes: int = max_dirty_bytes,
+        when_full: Literal["wait", "reject"] = when_full,
+        store_deadline: float = store_deadline,
+        retry: Retry = retry,
+    ) -> Self:
+        """Acknowledge a dispatch when its handler has returned, and flush the session within `max_delay` seconds."""
+        return cls(
+            mode="write-behind",
+            max_delay=max_delay,
+            max_events=max_events,
+            batch_size=batch_size,
+            max_dirty_bytes=max_dirty_bytes,
+            when_full=when_full,
+            store_deadline=store_deadline,
+            retry=retry,
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a policy as it stands in a configuration file: `write-behind:max_delay=0.5,retry.attempts=3`.
+
+        The knobs are those of the constructor of that name, in any order; all may be left out, with the colon. Spaces
+        around a word do not matter; its case and spelling do.
+
+        Raises: `ConfigError`, naming the knob and what it takes, or the knobs there are.
+        """
+        if not isinstance(text, str):
+            raise ConfigError("flush", text, "text such as 'write-behind:max_delay=0.5'")
+        mode, colon, rest = (part.strip() for part in text.partition(":"))
+        if mode not in _KNOBS:
+            raise ConfigError("flush", text, f"{' or '.join(_KNOBS)}, and its knobs as in 'write-behind:max_delay=0.5'")
+        values: dict[str, Any] = {"mode": mode}
+        for knob in rest.split(",") if colon else ():
+            name, equals, value = (part.strip() for part in knob.partition("="))
+            if not equals:
+                raise ConfigError("flush", text, f"name=value between commas, not {knob!r}")
+            if name not in _KNOBS[mode]:
+                raise ConfigError(name, value, f"a name that {mode} knows: {', '.join(_KNOBS[mode])}")
+            if name in values:
+                raise ConfigError(name, value, "no second value")
+            values[name] = _number_or_text(value)
+        retry = {name: values.pop(f"retry.{name}") for name in Retry.__slots__ if f"retry.{name}" in values}
+        return cls(retry=Retry(**retry), **values)
+
+    def __str__(self) -> str:
+        default = FlushPolicy(mode=self.mode)
+        knobs = ((name, attrgetter(name)) for name in _KNOBS[self.mode])
+        changed = [f"{name}={value(self)}" for name, value in knobs if value(self) != value(default)]
+        return f"{self.mode}:{','.join(changed)}" if changed else self.mode
+
+
+def _number_or_text(text: str) -> int | float | str:
+    """Return the number that *text* is, or the text; whether a knob takes it is for the constructor to say."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

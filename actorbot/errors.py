@@ -1,0 +1,179 @@
+"""The error tree: one base to catch all, facts as attributes, the driver's exception as `__cause__`."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ActorbotError",
+    "ConfigError",
+    "ConflictError",
+    "CorruptSessionError",
+    "DeadlockError",
+    "DuplicateEventError",
+    "ForkedError",
+    "HandlerExitError",
+    "HandlerTimeoutError",
+    "InsecureStorageError",
+    "InvalidSessionIdError",
+    "ManagerClosedError",
+    "NotEncodableError",
+    "OutcomeUnknownError",
+    "OverloadedError",
+    "SessionTooLargeError",
+    "StoreError",
+    "StoreLockedError",
+    "StoreUnavailableError",
+    "TurnEndedError",
+    "TurnTimeoutError",
+    "WrongLoopError",
+]
+
+
+class ActorbotError(Exception):
+    """Base of every error that actorbot raises."""
+
+
+class ConfigError(ActorbotError, ValueError):
+    """An option has a value outside its range; names the field, the value and the range."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{field}={value!r}: expected {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class InvalidSessionIdError(ActorbotError, ValueError):
+    """A session id is not a non-empty, printable `str` of at most 512 UTF-8 bytes; nothing was touched."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"invalid session id: {reason}")
+        self.reason = reason
+
+
+# --- the session's data -----------------------------------------------------------------------------------------------
+
+
+class NotEncodableError(ActorbotError, TypeError):
+    """The state holds something a session cannot keep; `path` says where, e.g. `session['cart'][2]`."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class SessionTooLargeError(ActorbotError, ValueError):
+    """The state is nested too deeply, or larger than `max_session_bytes`; `path` says where, `limit` how much is allowed."""
+
+    def __init__(self, path: str, reason: str, *, limit: int) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+        self.limit = limit
+
+
+class CorruptSessionError(ActorbotError):
+    """A stored record cannot be decoded. It stays in its place, and is never overwritten by an event."""
+
+    def __init__(self, store: str, session_id: str, reason: str) -> None:
+        super().__init__(
+            f"{store}: the record of session {session_id!r} cannot be read: {reason}."
+            " It was left as it is; repair it, or remove it with destroy()"
+        )
+        self.store = store
+        self.session_id = session_id
+        self.reason = reason
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+class StoreError(ActorbotError):
+    """A store failed; `store` names it, `session_id` the session where it was about one."""
+
+    def __init__(self, store: str, message: str, *, session_id: str | None = None) -> None:
+        super().__init__(f"{store}: {message}" if session_id is None else f"{store}: session {session_id!r}: {message}")
+        self.store = store
+        self.session_id = session_id
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached or did not answer within its deadline."""
+
+
+class OutcomeUnknownError(StoreUnavailableError):
+    """A write was sent and its outcome could not be learned.
+
+    The session is read again before its next turn; the same `event_id` may be sent again.
+    """
+
+
+class ConflictError(StoreError):
+    """Another process has written the session since it was read; nothing of its write was overwritten."""
+
+
+class StoreLockedError(StoreError):
+    """Another process has this file store open."""
+
+
+class InsecureStorageError(StoreError):
+    """The storage folder is a symlink, belongs to someone else, or may be written by others."""
+
+
+# --- the turn ---------------------------------------------------------------------------------------------------------
+
+
+class TurnError(ActorbotError):
+    """Something about one session's turn; `session_id` names the session."""
+
+    def __init__(self, session_id: str, message: str) -> None:
+        super().__init__(f"session {session_id!r}: {message}")
+        self.session_id = session_id
+
+
+class DeadlockError(TurnError):
+    """Sessions would wait in a circle for each other's turns (the shortest circle: a turn waiting for its own session)."""
+
+
+class DuplicateEventError(TurnError):
+    """`turn(…, event_id=…)` was given an event id that this session has already counted."""
+
+
+class HandlerExitError(TurnError):
+    """A handler raised `SystemExit` or `KeyboardInterrupt`; the bot goes on. The original is `__cause__`."""
+
+
+class HandlerTimeoutError(TurnError, TimeoutError):
+    """A handler ran longer than `handler_timeout` seconds; its changes were discarded."""
+
+
+class TurnEndedError(TurnError):
+    """A context was used after its turn had ended, or after its handler had timed out."""
+
+
+class TurnTimeoutError(TurnError, TimeoutError):
+    """The `timeout=` of a call ran out; an event that still waited for its turn was withdrawn."""
+
+
+# --- the manager ------------------------------------------------------------------------------------------------------
+
+
+class OverloadedError(ActorbotError):
+    """A bound is reached; `reason` names it, `retry_after` (seconds) says when trying again makes sense."""
+
+    def __init__(self, reason: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(f"{reason}; try again in {retry_after:g} s")
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class ManagerClosedError(ActorbotError):
+    """The manager is closed, closing, or was never started."""
+
+
+class ForkedError(ActorbotError):
+    """The process was forked after the manager started: its threads and locks are the parent's. Start a manager after the fork."""
+
+
+class WrongLoopError(ActorbotError):
+    """An async verb was called away from the manager's event loop, or a `_sync` verb on it."""

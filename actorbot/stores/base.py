@@ -1,0 +1,155 @@
+"""What a store is: the seed's four methods for your own driver, and the batched records that the built-in stores speak."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
+
+from actorbot._record import Record
+from actorbot.errors import ActorbotError, ConfigError, ConflictError, CorruptSessionError
+
+__all__ = ["ONE_YEAR", "Record", "RecordStore", "SessionStore", "Write", "check_expires_in", "judge"]
+
+ONE_YEAR: Final = 365 * 24 * 3600.0
+"""Seconds in a year of 365 days: how long a session is kept after its last event unless a store is told otherwise."""
+
+MAX_EXPIRES_IN: Final = 1000 * ONE_YEAR
+
+
+@runtime_checkable
+class SessionStore(Protocol):
+    """The four methods of a session driver, `def` or `async def`. Subclass it, or just have the methods.
+
+    `data` is a fresh, JSON-safe `dict`: the session's values at the top level (what JSON cannot hold is tagged), and one reserved
+    key, `"$actorbot"`, with what actorbot must know again. Store it whole and give it back equal. A dict without that key
+    is adopted as an existing session.
+
+    Plain methods are called on one thread of actorbot's own, never two at a time; `async def` methods run on the manager's event
+    loop (of a threaded manager: on a private one). Any exception says that the store failed: raise rather than return
+    `None` when you do not know. A driver may have an attribute `expires_in` (seconds; default one year) and these optional methods:
+
+    * `read_many(session_ids) -> Mapping[str, dict]` and `write_many(Sequence[tuple[str, dict]])`: one call per batch,
+    * `compare_and_write(session_id, data, base) -> bool`: write only if the stored `data["$actorbot"]["write_ids"][0]` equals
+      *base* (`None`: nothing is stored), and say whether it was written. With it, two processes cannot overwrite each other,
+    * `close()`.
+    """
+
+    @abstractmethod
+    def init(self) -> Awaitable[Any] | Any:
+        """Prepare the store; called once, before anything else. What it returns is ignored."""
+
+    @abstractmethod
+    def read(self, session_id: str) -> Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None:
+        """Return what was last written for *session_id*, or `None` if there is nothing."""
+
+    @abstractmethod
+    def write(self, session_id: str, data: dict[str, Any]) -> Awaitable[None] | None:
+        """Store *data* for *session_id* in place of what was there; when it returns, the data is as safe as this store makes it."""
+
+    @abstractmethod
+    def destroy(self, session_id: str) -> Awaitable[None] | None:
+        """Remove *session_id*; nothing to remove is no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One record to write, and what it may replace."""
+
+    record: Record
+    base: bytes | None
+    """The write id that must be the newest one stored: `b""` if nothing was, `None` if anything may be replaced (a destroy)."""
+
+
+class RecordStore(ABC):
+    """A store that keeps records, in batches and by compare-and-set: what the built-in stores are.
+
+    `init`, `read_many`, `write_many`, `sweep` and `close` block; they run on actorbot's own threads: reads on one, writes on
+    another. `read`, `write` and `destroy` are the seed's verbs over them, for tools and for drivers that wrap a store.
+    """
+
+    name: ClassVar[str]
+    """What errors and logs call it."""
+
+    expires_in: float
+    """Seconds after its last event that a session ends."""
+
+    @abstractmethod
+    def init(self) -> Self:
+        """Open the store and check that it can be used. Calling it again, or after `close`, opens it again.
+
+        Raises: StoreUnavailableError, StoreLockedError, InsecureStorageError.
+        """
+
+    @abstractmethod
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | CorruptSessionError | None]:
+        """Return, for each id and in their order, its record (expired and tombstones too), the error of one that cannot be decoded, or `None`.
+
+        Raises: StoreUnavailableError.
+        """
+
+    @abstractmethod
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        """Write each record if `judge` allows it; return for each `None`, or the error that kept it from being written.
+
+        No id stands twice in one call. Raises: StoreUnavailableError if none of them was written, OutcomeUnknownError
+        if some may have been; all may then be sent again with the same write ids.
+        """
+
+    def sweep(self, now: float) -> Iterable[Record]:
+        """Remove records whose `expires_at` is at or before *now* (wall clock); yield those that were sessions, not tombstones.
+
+        Called now and then by the registry, on the writing thread. A server that expires records by itself keeps this default: nothing.
+        """
+        return ()
+
+    def close(self) -> None:
+        """Release what `init` acquired. Calling it twice is no error."""
+
+    def read(self, session_id: str) -> dict[str, Any] | None:
+        """Return the session as a JSON-safe dict (see `SessionStore`), or `None`; expired records are returned too."""
+        found = self.read_many([session_id])[0]
+        if isinstance(found, ActorbotError):
+            raise found
+        return None if found is None or found.state is None else found.to_document()
+
+    def write(self, session_id: str, data: Mapping[str, Any]) -> None:
+        """Store a dict as `read` gives it, or any JSON-like dict, in place of what is there."""
+        record = Record.from_document(dict(data), session_id=session_id, store=self.name, expires_in=self.expires_in)
+        self._write_over(record.next_write())
+
+    def destroy(self, session_id: str) -> None:
+        """Replace *session_id* by a tombstone, which reads as absent; nothing to remove is no error."""
+        self._write_over(Record.tombstone(session_id))
+
+    def _write_over(self, record: Record) -> None:
+        error = self.write_many([Write(record, base=None)])[0]
+        if error is not None:
+            raise error
+
+
+def judge(store: str, write: Write, stored: bytes | None) -> ConflictError | bool:
+    """Decide a compare-and-set: `True` to write, `False` if this very write was applied before, else the conflict.
+
+    *stored* is the `write_ids` of the record in the store, `None` if there is none. The ring of earlier write ids is what
+    tells a write whose reply was lost from somebody else's (with one id instead of sixteen, 63 of 600 events were counted twice
+    under 20 % lost replies; with sixteen none).
+    """
+    if stored is None or write.base is None:
+        return True
+    if write.record.write_id in (stored[i : i + 8] for i in range(0, len(stored), 8)):
+        return False
+    if stored[:8] == write.base:
+        return True
+    return ConflictError(store, "it was written by someone else since it was read", session_id=write.record.session_id)
+
+
+def check_expires_in(expires_in: float) -> float:
+    """Return *expires_in* as `float` seconds. Raises: ConfigError."""
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float) or not isfinite(expires_in):
+        raise ConfigError("expires_in", expires_in, "a number of seconds")
+    if not 0 < expires_in <= MAX_EXPIRES_IN:
+        raise ConfigError("expires_in", expires_in, f"seconds, more than 0 and at most {MAX_EXPIRES_IN:.0f} (a thousand years)")
+    return float(expires_in)

@@ -1,0 +1,1 @@
+"""How fast, and at what price in memory: `python -m benchmarks session` and `python -m benchmarks residents`."""

@@ -1,0 +1,109 @@
+"""actorbot as a contender, in both homes: the manager as one embeds it, over a store that counts what is written to it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from actorbot import Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager
+from actorbot.errors import ActorbotError
+from actorbot.stores.base import RecordStore, Write
+from benchmarks._workload import remember, remember_and_await
+
+StoreName = Literal["memory", "file"]
+HandlerName = Literal["async", "awaits", "sync"]
+
+
+async def handle(context: Context) -> None:
+    remember(context.session, context.event)
+
+
+async def handle_and_await(context: Context) -> None:
+    await remember_and_await(context.session, context.event)
+
+
+def handle_sync(context: Context) -> None:
+    remember(context.session, context.event)
+
+
+HANDLERS: Mapping[HandlerName, Callable[[Context], Any]] = {
+    "async": handle,
+    "awaits": handle_and_await,
+    "sync": handle_sync,
+}
+
+
+class Counting(RecordStore):
+    """Counts the records written; one addition for each batch."""
+
+    written = 0
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self.written += len(writes)
+        return super().write_many(writes)  # type: ignore[safe-super]  # always mixed into a store
+
+
+class CountingMemoryStore(Counting, MemorySessionStore):
+    pass
+
+
+class CountingFileStore(Counting, FileSessionStore):
+    pass
+
+
+class Actorbot:
+    """A fresh manager over a fresh, empty store."""
+
+    name = "actorbot"
+
+    def __init__(self, store: StoreName, policy: str, handler: HandlerName, users: int) -> None:
+        self._folder = tempfile.mkdtemp(prefix="actorbot-benchmark-") if store == "file" else None
+        self._store = CountingMemoryStore(max_sessions=users) if self._folder is None else CountingFileStore(self._folder)
+        self._manager = SessionManager(
+            self._store, handler=HANDLERS[handler], flush=FlushPolicy.parse(policy), max_resident=users
+        )
+
+    def counter_of(self, session_id: str) -> int:
+        stored = self._store.read(session_id)
+        return 0 if stored is None else int(stored["n"])
+
+    def writes_per_event(self, events: int) -> float:
+        return self._store.written / events
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+
+
+class LoopActorbot(Actorbot):
+    @property
+    def dispatch(self) -> Callable[[str, str], Awaitable[Any]]:
+        return self._manager.dispatch
+
+    async def open(self, users: Sequence[str]) -> None:
+        await self._manager.start()
+
+    async def flush(self) -> None:
+        await self._manager.flush()
+
+    async def close(self) -> None:
+        await self._manager.close()
+        self._remove_folder()
+
+
+class ThreadActorbot(Actorbot):
+    @property
+    def dispatch(self) -> Callable[[str, str], Any]:
+        return self._manager.dispatch_sync
+
+    def open(self, users: Sequence[str]) -> None:
+        self._manager.start_sync()
+
+    def flush(self) -> None:
+        self._manager.flush_sync()
+
+    def close(self) -> None:
+        self._manager.close_sync()
+        self._remove_folder()

@@ -1,0 +1,46 @@
+"""What every test gets: its own event loop where it is `async def`, and a look at the threads it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+# In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the one that fails.
+settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Wrap an `async def` test in `asyncio.run`; pytest then calls it like any other."""
+    test = pyfuncitem.obj
+    if inspect.iscoroutinefunction(test):
+
+        @functools.wraps(test)
+        def run(**arguments: object) -> None:
+            asyncio.run(test(**arguments))
+
+        pyfuncitem.obj = run
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays_behind() -> Iterator[None]:
+    """Fail a test that leaves one of our threads running, or any thread that would keep the process from ending."""
+    before = set(threading.enumerate())
+
+    def left() -> list[threading.Thread]:
+        started = [thread for thread in threading.enumerate() if thread not in before]
+        return [thread for thread in started if not thread.daemon or thread.name.startswith("actorbot-")]
+
+    yield
+    for thread in left():
+        thread.join(timeout=3.0)
+    assert not left(), f"threads left behind: {', '.join(thread.name for thread in left())}"

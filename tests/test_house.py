@@ -1,0 +1,27 @@
+"""The house rules that no tool checks: pyproject.toml and setup.cfg do not say the same thing twice."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def test_setup_cfg_says_nothing_about_the_project():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+
+    assert not setup.has_section("metadata")
+    assert not setup.has_option("options", "install_requires")
+
+
+def test_pyproject_says_nothing_about_the_build():
+    assert "setuptools" not in PYPROJECT["tool"]
+
+
+def test_the_installed_version_is_the_one_in_pyproject():
+    assert importlib.metadata.version("actorbot") == PYPROJECT["project"]["version"]
