@@ -105,8 +105,21 @@ class PooledActor(pykka.Actor):
 class ServiceActor(pykka.ThreadingActor):
     """An actor with a thread of its own: the registry and the flusher, one of each per manager.
 
-    The thread is a daemon: a process that forgets to close its manager must still be able to end. Messages are callables of no
-    arguments run on the actor's thread, so that the vocabulary is the actor's own methods.
+    The thread is a daemon: a process that forgets to close its manager must still be able to end. It is not in pykka's global
+    registry: a `stop_all()` of the embedding program must not take the flusher from its sessions.
     """
 
     use_daemon_thread: ClassVar[bool] = True
+
+    def begin(self) -> None:
+        """Start the thread; the actor was made by its constructor."""
+        self._start_actor_loop()
+
+    def end(self) -> None:
+        """Stop the thread after what it has been told so far; does not wait."""
+        if not self.actor_stopped.is_set():
+            self.actor_ref.stop(block=False)
+
+    def is_running(self) -> bool:
+        """Tell whether the actor still takes messages."""
+        return not self.actor_stopped.is_set()

@@ -53,6 +53,7 @@ class Context:
     _timed_out = False
     _destroyed = False
     _left = False
+    _abandoned = False
     _replies: list[Any] | None = None
     _waits_for: list[Any] | None = None
     _event_id: bytes | None = None

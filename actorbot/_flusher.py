@@ -1,0 +1,443 @@
+"""Write-behind: when a session is flushed, in which batch, and what becomes of a write that failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from actorbot._actor import ServiceActor
+from actorbot._clock import Clock
+from actorbot._home import new_future
+from actorbot._policy import FlushPolicy
+from actorbot._record import TOMBSTONE_AGE, Record
+from actorbot._store_calls import StoreThread
+from actorbot.errors import ConflictError, StoreUnavailableError
+from actorbot.stores.base import RecordStore, Write
+
+__all__ = ["Committed", "Flushable", "Flusher"]
+
+logger = logging.getLogger("actorbot")
+
+RING: Final = 16 * 8  # bytes of write ids that a record remembers
+
+Committed = tuple[int, "bytes | None", bytes, float]
+"""What a turn leaves behind, as one immutable value: version, encoded state (`None`: destroyed, or never there), digests of event ids,
+wall-clock seconds of the last event. The flusher may read it from its own thread while the next turn runs."""
+
+
+class Flushable(Protocol):
+    """What the flusher keeps about a session, on the session's actor."""
+
+    session_id: str
+    committed: Committed | None
+    flushed: int
+    """The version that the store has confirmed. Written by the flusher while a write of the session is out."""
+    write_ids: bytes
+    """The write ids of the record in the store, newest first."""
+    dirty: bool
+    """Whether the flusher has been told of it and has not yet begun to write it."""
+    charged: int
+    """How many bytes of the bound on unflushed state it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlushDue:
+    """`max_delay` has run out for some session."""
+
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Write these sessions now; *done* when the store has what they have committed so far."""
+
+    sessions: list[Flushable]
+    done: Future[None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteThrough:
+    """Write what a turn wants to commit, and nothing if that fails."""
+
+    session: Flushable
+    committed: Committed
+    forced: bool
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One session's write on its way."""
+
+    session: Flushable
+    write: Write
+    through: WriteThrough | None  # None: a flush
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The store has answered, or has not in time."""
+
+    jobs: list[_Job]
+    outcome: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The driver has returned, so that nothing of the call is still to come; told before `Written` unless the call was late."""
+
+    jobs: list[_Job]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The pause after a failure is over."""
+
+    jobs: list[_Job]
+    done: Future[None]
+
+
+class Flusher(ServiceActor):
+    """Takes committed sessions to the store, in batches, at most one write of a session at a time.
+
+    An actor: what begins with an underscore is touched on its thread only, unless said otherwise. `mark`, `flush`, `write` and
+    the figures may be used from any thread.
+    """
+
+    def __init__(
+        self,
+        store: RecordStore,
+        thread: StoreThread,
+        policy: FlushPolicy,
+        clock: Clock,
+        on_conflict: Callable[[Flushable, Record], None],
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._thread = thread
+        self._policy = policy
+        self._clock = clock
+        self._on_conflict = on_conflict
+        self.outage_since: float | None = None
+        self.dirty_bytes = 0
+        self.full = False
+        self.writes = self.retries = self.conflicts = 0
+        self._lock = threading.Lock()  # guards dirty, charged and dirty_bytes
+        self._marked: deque[tuple[float, Flushable]] = deque()  # due time, session; appended to from any thread
+        self._armed = False  # whether a timer for the head of _marked runs; set from any thread
+        self._wanted: dict[Flushable, WriteThrough | None] = {}
+        self._again: dict[Flushable, Write] = {}  # failed writes: sent again with the same id before anything newer
+        self._attempts: dict[Flushable, int] = {}
+        self._out: set[Flushable] = set()
+        self._flying: list[_Job] | None = None
+        self._listeners: dict[Flushable, list[tuple[int, Future[None]]]] = {}
+        self._quiet: list[Future[None]] = []  # done when nothing is wanted and nothing is out
+        self._room: list[Future[None]] = []
+        self._failures = 0  # calls in a row that failed as a whole
+        self._paused = False
+
+    # --- from any thread ----------------------------------------------------------------------------------------------
+
+    def mark(self, session: Flushable, now: float) -> None:
+        """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
+        size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
+        with self._lock:
+            charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
+            if charge > session.charged:
+                self.dirty_bytes += charge - session.charged
+                session.charged = charge
+                self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
+            if session.dirty:
+                return
+            session.dirty = True
+        due = now + self._policy.max_delay
+        self._marked.append((due, session))
+        if not self._armed:
+            self._armed = True
+            self._clock.call_at(due, self._announce_due)
+        if self.full:
+            self.hurry(session)
+
+    def hurry(self, session: Flushable) -> None:
+        """Flush *session* without waiting for `max_delay`."""
+        self.actor_ref.tell(Flush([session], None))
+
+    def flush(self, sessions: Iterable[Flushable]) -> Future[None]:
+        """Flush what *sessions* have committed so far. The future fails with the store's error once `retry.attempts` have failed."""
+        done = new_future()
+        self.actor_ref.tell(Flush(list(sessions), done))
+        return done
+
+    def write(self, session: Flushable, committed: Committed, *, forced: bool = False) -> Future[None]:
+        """Write *committed* before it is committed. The caller holds the session's turn until the future is done."""
+        done = new_future()
+        self.actor_ref.tell(WriteThrough(session, committed, forced, done))
+        return done
+
+    def room(self) -> Future[None]:
+        """Return a future that is done when unflushed state is below its bound again."""
+        done = new_future()
+        with self._lock:
+            if self.full:
+                self._room.append(done)
+                return done
+        done.set_result(None)
+        return done
+
+    def oldest_dirty(self) -> float:
+        """Return how many seconds ago the longest waiting session had its first unflushed event."""
+        try:
+            return max(0.0, self._clock.monotonic() - (self._marked[0][0] - self._policy.max_delay))
+        except IndexError:
+            return 0.0
+
+    def _announce_due(self) -> Future[None]:
+        done = new_future()
+        self.actor_ref.tell(FlushDue(done))
+        return done
+
+    # --- on the flusher's thread --------------------------------------------------------------------------------------
+
+    def on_receive(self, message: Any) -> None:
+        try:
+            match message:
+                case FlushDue(done):
+                    self._want_due()
+                    self._quiet.append(done)
+                case Flush(sessions, done):
+                    self._want_now(sessions, done)
+                case WriteThrough(session, _, _, _):
+                    self._wanted[session] = message
+                case Written(jobs, outcome):
+                    self._land(jobs, outcome)
+                case Returned(jobs):
+                    self._out.difference_update(job.session for job in jobs)
+                case Retry(jobs, done):
+                    self._paused = False
+                    for job in jobs:
+                        if job.through is not None or job.session not in self._wanted:
+                            self._wanted[job.session] = job.through
+                    self._quiet.append(done)
+            self._fly()
+        except Exception:  # pykka would end the actor, and with it every flush
+            logger.exception("the flusher met an error of its own while handling %s", type(message).__name__)
+
+    def _want_due(self) -> None:
+        self._armed = False
+        now = self._clock.monotonic()
+        while self._marked and self._marked[0][0] <= now:
+            self._wanted.setdefault(self._marked.popleft()[1], None)
+        if self._marked and not self._armed:
+            self._armed = True
+            self._clock.call_at(self._marked[0][0], self._announce_due)
+
+    def _want_now(self, sessions: list[Flushable], done: Future[None] | None) -> None:
+        behind = []
+        for session in sessions:
+            committed = session.committed
+            if committed is not None and committed[0] > session.flushed:
+                behind.append((session, committed[0]))
+                self._wanted.setdefault(session, None)
+        if done is None:
+            return
+        if not behind:
+            done.set_result(None)
+            return
+        left = len(behind)
+
+        def one_done(part: Future[None]) -> None:
+            nonlocal left
+            left -= 1
+            if done.done():
+                return
+            if (error := part.exception()) is not None:
+                done.set_exception(error)
+            elif not left:
+                done.set_result(None)
+
+        for session, version in behind:
+            part = new_future()
+            part.add_done_callback(one_done)
+            self._listeners.setdefault(session, []).append((version, part))
+
+    def _fly(self) -> None:
+        if self._flying is not None or self._paused:
+            return
+        jobs: list[_Job] = []
+        for session in list(self._wanted):
+            if session in self._out:
+                continue
+            job = self._make_job(session, self._wanted.pop(session))
+            if job is not None:
+                jobs.append(job)
+                if len(jobs) >= self._policy.batch_size:
+                    break
+        if not jobs:
+            self._be_quiet()
+            return
+        self._flying = jobs
+        self._out.update(job.session for job in jobs)
+        call = self._thread.call(self._store.write_many, [job.write for job in jobs])
+        call.returned.add_done_callback(lambda _: self.actor_ref.tell(Returned(jobs)))
+        call.outcome.add_done_callback(lambda outcome: self.actor_ref.tell(Written(jobs, outcome)))
+
+    def _be_quiet(self) -> None:
+        quiet, self._quiet = self._quiet, []
+        for done in quiet:
+            done.set_result(None)
+
+    def _make_job(self, session: Flushable, through: WriteThrough | None) -> _Job | None:
+        # A write-through always comes from who holds the turn, so nothing newer can be committed meanwhile.
+        if through is not None:
+            write = self._again.get(session) or self._make_write(session, through.committed, through.forced)
+            return _Job(session, write, through)
+        with self._lock:
+            session.dirty = False  # before committed is read: whoever commits from here on marks the session again
+        if (again := self._again.get(session)) is not None:
+            return _Job(session, again, None)
+        committed = session.committed
+        if committed is None or committed[0] <= session.flushed:
+            self._listen(session, session.flushed if committed is not None else None)
+            return None
+        return _Job(session, self._make_write(session, committed, False), None)
+
+    def _make_write(self, session: Flushable, committed: Committed, forced: bool) -> Write:
+        version, state, event_ids, last_activity = committed
+        age = TOMBSTONE_AGE if state is None else self._store.expires_in
+        base = None if forced else session.write_ids[:8]
+        write_ids = (os.urandom(8) + session.write_ids)[:RING]
+        return Write(
+            Record(session.session_id, version, state, write_ids, event_ids, last_activity, last_activity + age), base
+        )
+
+    def _land(self, jobs: list[_Job], outcome: Future[Any]) -> None:
+        self._flying = None
+        error = outcome.exception()
+        results = [error] * len(jobs) if error is not None else list(outcome.result())
+        down = all(isinstance(result, StoreUnavailableError) for result in results)
+        self._note_outage(results[0] if down else None)
+        failed: list[_Job] = []
+        for job, result in zip(jobs, results, strict=True):
+            if result is None:
+                self._confirm(job)
+            elif isinstance(result, ConflictError):
+                self._conflict(job, result)
+            elif not self._give_up(job, result):
+                failed.append(job)
+        if failed or down:
+            self._try_later(failed, pause=down)
+
+    def _note_outage(self, error: BaseException | None) -> None:
+        if error is None:
+            if self.outage_since is not None:
+                logger.info("%s answers again", self._store.name)
+            self.outage_since = None
+            self._failures = 0
+            return
+        self._failures += 1
+        if self.outage_since is None:
+            self.outage_since = self._clock.monotonic()
+            logger.warning("%s does not take writes; sessions stay in memory until it does: %s", self._store.name, error)
+        if self._failures >= self._policy.retry.attempts:
+            self._release_all(error)
+
+    def _release_all(self, error: BaseException) -> None:
+        """Let nobody wait longer for a store that is down: not even those whose write was never sent."""
+        for session, through in list(self._wanted.items()):
+            if through is not None:
+                del self._wanted[session]
+                through.done.set_exception(error)
+        for session in list(self._listeners):
+            self._listen(session, error)
+
+    def _confirm(self, job: _Job) -> None:
+        session, record = job.session, job.write.record
+        self.writes += 1
+        session.write_ids = record.write_ids
+        session.flushed = record.version
+        self._forget(session)
+        with self._lock:
+            if not session.dirty:
+                self.dirty_bytes -= session.charged
+                session.charged = 0
+            self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
+            room, self._room = ([], self._room) if self.full else (self._room, [])
+        for future in room:
+            future.set_result(None)
+        if job.through is not None:
+            job.through.done.set_result(None)
+        self._listen(session, record.version)
+        if session in self._listeners:
+            self._wanted.setdefault(session, None)
+
+    def _conflict(self, job: _Job, error: ConflictError) -> None:
+        self.conflicts += 1
+        session = job.session
+        self._forget(session)
+        if job.through is not None:
+            job.through.done.set_exception(error)
+            return
+        session.committed = None  # read again before the next turn; a turn that runs meanwhile fails at its commit
+        self._uncharge(session)
+        self._listen(session, error)
+        self._on_conflict(session, job.write.record)
+
+    def _give_up(self, job: _Job, error: BaseException) -> bool:
+        """Count a failure; `True` if nobody will try this write again."""
+        session = job.session
+        attempts = self._attempts[session] = self._attempts.get(session, 0) + 1
+        self._again[session] = job.write
+        if attempts < self._policy.retry.attempts:
+            return False
+        self._listen(session, error)
+        if job.through is None:
+            return False
+        self._forget(session)
+        job.through.done.set_exception(error)
+        return True
+
+    def _try_later(self, jobs: list[_Job], *, pause: bool) -> None:
+        self.retries += len(jobs)
+        self._paused = self._paused or pause
+        attempt = self._failures if pause else max(self._attempts.get(job.session, 1) for job in jobs)
+
+        def again() -> Future[None]:
+            done = new_future()
+            self.actor_ref.tell(Retry(jobs, done))
+            return done
+
+        self._clock.call_at(self._clock.monotonic() + self._policy.retry.delay(attempt), again)
+
+    def _listen(self, session: Flushable, reached: int | BaseException | None) -> None:
+        """Tell who waits for *session*: that a version is in the store, or an error; `None`: that its state is gone."""
+        listeners = self._listeners.pop(session, None)
+        if listeners is None:
+            return
+        rest = []
+        for version, future in listeners:
+            if isinstance(reached, BaseException):
+                future.set_exception(reached)
+            elif reached is None or version <= reached:
+                future.set_result(None)
+            else:
+                rest.append((version, future))
+        if rest:
+            self._listeners[session] = rest
+
+    def _forget(self, session: Flushable) -> None:
+        self._again.pop(session, None)
+        self._attempts.pop(session, None)
+
+    def _uncharge(self, session: Flushable) -> None:
+        with self._lock:
+            self.dirty_bytes -= session.charged
+            session.charged = 0
+            session.dirty = False
+            self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
+

@@ -1,0 +1,845 @@
+"""`SessionManager`: what a bot embeds. Every verb stands here once, as a coroutine, and serves both homes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import threading
+import unicodedata
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from math import isfinite
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from actorbot._clock import Clock, SystemClock
+from actorbot._codec import UndecodableError, decode_state
+from actorbot._context import Context, current
+from actorbot._flusher import Flushable, Flusher
+from actorbot._home import Home, LoopHome, ThreadHome, new_future, run_inline
+from actorbot._messages import DUPLICATE, Duplicate, Handle
+from actorbot._outbox import Outbox
+from actorbot._policy import FlushPolicy
+from actorbot._record import Record
+from actorbot._registry import Registry, refuse_circle
+from actorbot._session import SessionShape
+from actorbot._session_actor import SessionActor, Turns
+from actorbot._store_calls import Loader, StoreThread
+from actorbot.errors import (
+    ActorbotError,
+    ConfigError,
+    CorruptSessionError,
+    DuplicateEventError,
+    ForkedError,
+    InvalidSessionIdError,
+    ManagerClosedError,
+    StoreUnavailableError,
+    TurnTimeoutError,
+    WrongLoopError,
+)
+from actorbot.stores.base import RecordStore
+from actorbot.stores.driver import DriverStore
+from actorbot.stores.memory import MemorySessionStore
+
+__all__ = ["Health", "Receipt", "SessionInfo", "SessionManager", "ShutdownReport", "Stats"]
+
+logger = logging.getLogger("actorbot")
+
+MAX_ID_BYTES: Final = 512
+Hook = Callable[..., Any]
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the start, and gauges of now."""
+
+    handled: int
+    """Events (and borrowed turns) that were committed."""
+    failed: int
+    """Events that were rolled back."""
+    duplicates: int
+    activations: int
+    passivations: int
+    resident: int
+    running: int
+    """Turns under way."""
+    dirty_bytes: int
+    """Bytes of unflushed state, rounded up per session."""
+    oldest_dirty: float
+    """Seconds since the first unflushed event of the session that has waited longest; 0.0 if all is flushed."""
+    store_reads: int
+    store_writes: int
+    store_retries: int
+    conflicts: int
+    dead_letters: int
+    replies_waiting: int
+    """Sessions with replies on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the manager is: `ready`, `degraded` (it answers, the store does not) or `failing`, and why."""
+
+    status: Literal["ready", "degraded", "failing"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What can be told of a resident session without touching it."""
+
+    version: int
+    flushed: int
+    """The version in the store; smaller than `version` while something waits to be flushed."""
+    idle: float
+    """Seconds since its last event."""
+    waiting: int
+    """Events in line."""
+    busy: bool
+    bytes: int
+    """The size of its encoded state."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownReport:
+    """How a close went."""
+
+    unflushed: tuple[str, ...]
+    """Ids of sessions whose last events are not in the store."""
+    unfinished: int
+    """Sessions whose handler was still running when the time was up."""
+    undelivered: int
+    """Sessions whose replies were still on their way."""
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was left behind."""
+        return not (self.unflushed or self.unfinished or self.undelivered)
+
+
+class Receipt:
+    """For an event that was accepted and is handled behind the caller's back."""
+
+    def __init__(self, manager: SessionManager, actor: SessionActor, outcome: Future[Any]) -> None:
+        self._manager = manager
+        self._actor = actor
+        self._outcome = outcome
+        self.awaited = False
+        self._version: int | None = None
+        outcome.add_done_callback(self._note_version)
+
+    def _note_version(self, outcome: Future[Any]) -> None:
+        committed = self._actor.committed
+        if outcome.exception() is None and committed is not None:
+            self._version = committed[0]
+
+    @property
+    def session_id(self) -> str:
+        """The session that the event belongs to."""
+        return self._actor.session_id
+
+    @property
+    def version(self) -> int | None:
+        """The version of the session that contains the event (perhaps with later ones); `None` until it was handled."""
+        return self._version
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the handler's value, or raise what it raised. Raises: DeadlockError inside a turn that this would wait for."""
+        self._manager._check_here()
+        return await self._result(timeout)
+
+    async def durable(self, timeout: float | None = None) -> None:
+        """Wait until the store has what the event changed. Raises: TurnTimeoutError, StoreUnavailableError."""
+        self._manager._check_here()
+        await self._durable(timeout)
+
+    def result_sync(self, timeout: float | None = None) -> Any:
+        """The same as `result`, for threads."""
+        return self._manager._run_sync(lambda: self._result(timeout), None)
+
+    def durable_sync(self, timeout: float | None = None) -> None:
+        """The same as `durable`, for threads."""
+        self._manager._run_sync(lambda: self._durable(timeout), None)
+
+    async def _result(self, timeout: float | None) -> Any:
+        self.awaited = True
+        context = current.get()
+        if context is not None and context._open and not self._outcome.done():
+            refuse_circle(self._actor, {context._actor})
+        return await self._manager._wait(self._outcome, timeout, self.session_id)
+
+    async def _durable(self, timeout: float | None) -> None:
+        await self._result(timeout)
+        await self._manager._wait(self._manager._turns.flusher.flush([self._actor]), timeout, self.session_id)
+
+
+class SessionManager:
+    """Keeps the sessions of a bot's users: each in an actor of its own, one event at a time, in memory while the user is there.
+
+    `store` is a store of actorbot's or any object with the seed's four methods. `handler(context)` handles dispatched events;
+    `deliver(session_id, message)` sends replies; each may be `def` or `async def`, like every `on_…` hook.
+
+    Started by `async with` (or `start()`) it is at home on the running event loop: `async def` code runs there, `def` code on a pool of
+    threads. Started by `with` (or `start_sync()`) it is at home on threads: `def` handlers run in the thread that calls
+    `dispatch_sync`, `async def` ones on a private loop. The `_sync` verbs work in both homes, from any thread but the home loop's.
+    """
+
+    def __init__(
+        self,
+        store: Any = None,
+        *,
+        handler: Hook | None = None,
+        deliver: Hook | None = None,
+        flush: FlushPolicy | None = None,
+        idle_timeout: float = 900.0,
+        handler_timeout: float = 300.0,
+        max_resident: int = 100_000,
+        max_mailbox: int = 100,
+        max_session_bytes: int = 262_144,
+        close_timeout: float = 10.0,
+        on_error: Hook | None = None,
+        on_session_start: Hook | None = None,
+        on_session_expire: Hook | None = None,
+        on_dead_letter: Hook | None = None,
+        on_conflict: Hook | None = None,
+        session_type: type = dict,
+        clock: Clock | None = None,
+    ) -> None:
+        self._given_store = MemorySessionStore() if store is None else store
+        if not isinstance(self._given_store, RecordStore):
+            DriverStore(self._given_store, run=_no_home)  # has it the four methods? says so here rather than at the start
+        self._policy = FlushPolicy.write_behind() if flush is None else flush
+        if not isinstance(self._policy, FlushPolicy):
+            raise ConfigError("flush", flush, "a FlushPolicy; FlushPolicy.parse() reads one from text")
+        self._idle_timeout = _seconds("idle_timeout", idle_timeout, least=0.0)
+        self._handler_timeout = _seconds("handler_timeout", handler_timeout)
+        self._close_timeout = _seconds("close_timeout", close_timeout)
+        self._max_resident = _count("max_resident", max_resident)
+        self._max_mailbox = _count("max_mailbox", max_mailbox)
+        self._max_session_bytes = _count("max_session_bytes", max_session_bytes)
+        self._shape = SessionShape(session_type)
+        self._hooks = {
+            "handler": handler,
+            "deliver": deliver,
+            "on_error": on_error,
+            "on_session_start": on_session_start,
+            "on_session_expire": on_session_expire,
+            "on_dead_letter": on_dead_letter,
+            "on_conflict": on_conflict,
+        }
+        for name, hook in self._hooks.items():
+            if hook is not None and not callable(hook):
+                raise ConfigError(name, hook, "a function, def or async def")
+        self._own_clock = clock is None
+        self._clock = SystemClock() if clock is None else clock
+        self._state: Literal["new", "open", "closing", "closed", "forked"] = "new"
+        self._dead_letters = 0
+        self._report: ShutdownReport | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Open the store and come to life on the running loop. Raises: StoreUnavailableError and other store errors, ConfigError."""
+        self._begin()
+        await self._open(LoopHome(f"{next(_numbers)}"))
+        return self
+
+    def start_sync(self) -> Self:
+        """Open the store and come to life on threads. Raises: as `start`."""
+        self._begin()
+        run_inline(self._open(ThreadHome(f"{next(_numbers)}")))
+        return self
+
+    async def close(self, timeout: float | None = None) -> ShutdownReport:
+        """Stop intake, finish accepted events, flush, and close the store, in at most *timeout* (else `close_timeout`) seconds.
+
+        Calling it again returns the first report.
+        """
+        if self._report is not None:
+            return self._report
+        if self._state == "new":
+            return self._never_opened()
+        self._check_here(closing=True)
+        return await self._close(timeout)
+
+    def close_sync(self, timeout: float | None = None) -> ShutdownReport:
+        """The same as `close`, for threads."""
+        if self._report is not None:
+            return self._report
+        if self._state == "new":
+            return self._never_opened()
+        return self._run_sync(lambda: self._close(timeout), None, closing=True)  # type: ignore[no-any-return]
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __enter__(self) -> Self:
+        return self.start_sync()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close_sync()
+
+    def _begin(self) -> None:
+        if self._state != "new":
+            raise ManagerClosedError(f"the manager is {self._state}: a manager is started once; make a new one")
+        self._state = "open"
+
+    def _never_opened(self) -> ShutdownReport:
+        self._state = "closed"
+        self._report = ShutdownReport((), 0, 0, 0.0)
+        return self._report
+
+    async def _open(self, home: Home) -> None:
+        self._home = home
+        given = self._given_store
+        self._store: RecordStore = given if isinstance(given, RecordStore) else DriverStore(given, run=home.run_awaitable)
+        deadline = self._policy.store_deadline
+        self._writer = StoreThread("actorbot-store", self._store.name, self._clock, deadline)
+        one_thread = isinstance(self._store, DriverStore)
+        self._reader = self._writer if one_thread else StoreThread("actorbot-reads", self._store.name, self._clock, deadline)
+        try:
+            await home.wait(self._writer.call(self._store.init).outcome)
+        except BaseException:
+            self._state = "closed"
+            self._release()
+            raise
+        self._make_actors()
+        _open_managers.add(self)
+        self._sweep_store_later()
+
+    def _make_actors(self) -> None:
+        home, hooks = self._home, self._hooks
+
+        def bound(name: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
+            hook = hooks[name]
+            return None if hook is None else home.bind(hook)
+
+        self._bound = {name: bound(name) for name in hooks}
+        flusher = Flusher(self._store, self._writer, self._policy, self._clock, self._tell_conflict)
+        turns = self._turns = Turns(
+            home=home,
+            clock=self._clock,
+            policy=self._policy,
+            store=self._store.name,
+            expires_in=self._store.expires_in,
+            shape=self._shape,
+            max_session_bytes=self._max_session_bytes,
+            max_mailbox=self._max_mailbox,
+            flusher=flusher,
+            outbox=Outbox(home, hooks["deliver"], self._tell_error),
+            household=None,  # type: ignore[arg-type]  # the registry, which is made of these
+            handle=self._bound["handler"],
+            on_start=self._bound["on_session_start"],
+            on_error=self._tell_error,
+            on_expire=self._tell_expired,
+        )
+        self._loader = Loader(self._store, self._reader, 500)
+        self._registry = turns.household = Registry(
+            turns,
+            self._loader,
+            max_resident=self._max_resident,
+            idle_timeout=self._idle_timeout,
+            handler_timeout=self._handler_timeout,
+        )
+        for actor in (flusher, self._registry):
+            actor.begin()
+        self._registry.start_sweeping()
+
+    async def _close(self, timeout: float | None) -> ShutdownReport:
+        if self._state != "open":
+            raise ManagerClosedError("the manager is being closed by somebody else")
+        self._state = "closing"
+        seconds = self._close_timeout if timeout is None else timeout
+        began = asyncio.get_running_loop().time() if isinstance(self._home, LoopHome) else None
+        clock = SystemClock.monotonic
+        start = clock()
+        until = start + seconds
+        self._registry.close_intake()
+        await self._settle(until)
+        unfinished = self._registry.dismiss_all()
+        for context in list(self._turns.running):
+            if self._turns.running.pop(context, None) is not None:
+                self._registry.end(context)
+        await self._try(self._turns.flusher.flush(self._registry.resident()), until)
+        await self._try(self._turns.outbox.emptied(), until)
+        unflushed = tuple(
+            actor.session_id
+            for actor in self._registry.resident()
+            if actor.committed is not None and actor.committed[0] > actor.flushed
+        )
+        await self._try(self._writer.call(self._store.close).outcome, max(until, clock() + 1.0))
+        self._report = ShutdownReport(unflushed, unfinished, len(self._turns.outbox), clock() - start)
+        del began
+        if not self._report.clean:
+            logger.error(
+                "closed with %d sessions not flushed, %d unfinished, %d with replies undelivered: %s",
+                len(unflushed), unfinished, self._report.undelivered, ", ".join(map(repr, unflushed[:20])) or "-",
+            )  # fmt: skip
+        self._state = "closed"
+        for actor in (self._turns.flusher, self._registry):
+            actor.end()
+        self._release()
+        return self._report
+
+    async def _settle(self, until: float) -> None:
+        """Wait until every accepted event has had its turn: pass through each line that is not empty."""
+        for actor in self._registry.resident():
+            while (actor.holder is not None or actor.mailbox.line) and not actor.mailbox.closed:
+                left = until - SystemClock.monotonic()
+                waiter = self._home.waiter(actor, max(left, 0.0))
+                try:
+                    if left <= 0 or not actor.join(waiter):
+                        break
+                    if isinstance(self._home, LoopHome):
+                        async with asyncio.timeout(left):
+                            await waiter
+                    else:
+                        await waiter
+                except (ActorbotError, TimeoutError):
+                    break
+                actor.leave()
+
+    async def _try(self, future: Future[Any], until: float) -> None:
+        try:
+            await self._home.wait(future, max(until - SystemClock.monotonic(), 0.0))
+        except (TimeoutError, ActorbotError) as error:
+            logger.debug("while closing: %r", error)
+
+    def _release(self) -> None:
+        _open_managers.discard(self)
+        self._writer.close()
+        self._reader.close()
+        self._home.close()
+        if self._own_clock:
+            self._clock.close()
+
+    # --- verbs --------------------------------------------------------------------------------------------------------
+
+    async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False) -> Any:
+        """Handle *event* in its session's turn and return what the handler returned, or `DUPLICATE` for an *event_id* seen before.
+
+        Raises what the handler raised; OverloadedError, DeadlockError, HandlerTimeoutError, store errors.
+        """
+        self._check_here()
+        return await self._dispatch(session_id, event, event_id, durable, None)
+
+    def dispatch_sync(
+        self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False, timeout: float | None = None
+    ) -> Any:
+        """The same as `dispatch`, for threads.
+
+        *timeout* bounds the wait for the turn. A `def` handler of a threaded manager runs in the calling thread: it is
+        `handler_timeout` that ends its turn, and nothing can end its run.
+        """
+        return self._run_sync(lambda: self._dispatch(session_id, event, event_id, durable, timeout), timeout)
+
+    async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
+        """Accept *event* and return at once; it is handled in its turn. Raises: OverloadedError."""
+        self._check_here()
+        return self._submit(session_id, event, event_id)
+
+    def submit_sync(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
+        """The same as `submit`, for threads."""
+        self._check_away()
+        return self._submit(session_id, event, event_id)
+
+    @asynccontextmanager
+    async def turn(self, session_id: str, *, event_id: str | None = None) -> AsyncIterator[Context]:
+        """Borrow the session's turn: what the block changes is committed at its end, or rolled back if it raises.
+
+        Raises: DuplicateEventError on entry, ConflictError at the exit.
+        """
+        self._check_here()
+        actor, context = await self._borrow(session_id, event_id, None)
+        try:
+            yield context
+        except BaseException as error:
+            raise await self._give_back_badly(actor, context, error) from error.__cause__
+        await self._give_back(actor, context)
+
+    @contextmanager
+    def turn_sync(self, session_id: str, *, event_id: str | None = None, timeout: float | None = None) -> Iterator[Context]:
+        """The same as `turn`, for threads."""
+        actor, context = self._run_sync(lambda: self._borrow(session_id, event_id, timeout), timeout)
+        current.set(context)
+        try:
+            yield context
+        except BaseException as error:
+            current.set(context._parent)
+            raise self._run_sync(lambda: self._give_back_badly(actor, context, error), None) from error.__cause__
+        current.set(context._parent)
+        self._run_sync(lambda: self._give_back(actor, context), None)
+
+    async def flush(self, session_id: str | None = None) -> None:
+        """Return when what was committed, of one session or of all, is in the store. Raises: StoreUnavailableError."""
+        self._check_here()
+        await self._flush(session_id)
+
+    def flush_sync(self, session_id: str | None = None) -> None:
+        """The same as `flush`, for threads."""
+        self._run_sync(lambda: self._flush(session_id), None)
+
+    async def peek(self, session_id: str) -> dict[str, Any] | None:
+        """Return a copy of the session's values, or `None`; takes no turn, activates nothing, slides no expiry."""
+        self._check_here()
+        return await self._peek(session_id)
+
+    def peek_sync(self, session_id: str) -> dict[str, Any] | None:
+        """The same as `peek`, for threads."""
+        return self._run_sync(lambda: self._peek(session_id), None)  # type: ignore[no-any-return]
+
+    async def destroy(self, session_id: str) -> None:
+        """Remove the session for every reader; no older write brings it back. Raises: StoreUnavailableError, OutcomeUnknownError."""
+        self._check_here()
+        await self._destroy(session_id)
+
+    def destroy_sync(self, session_id: str) -> None:
+        """The same as `destroy`, for threads."""
+        self._run_sync(lambda: self._destroy(session_id), None)
+
+    def stats(self) -> Stats:
+        """Return counters and gauges. Any thread."""
+        self._check_open()
+        turns, flusher, registry = self._turns, self._turns.flusher, self._registry
+        return Stats(
+            handled=turns.handled,
+            failed=turns.failed,
+            duplicates=turns.duplicates,
+            activations=registry.activations,
+            passivations=registry.passivations,
+            resident=len(registry.entries),
+            running=len(turns.running),
+            dirty_bytes=flusher.dirty_bytes,
+            oldest_dirty=flusher.oldest_dirty(),
+            store_reads=self._loader.reads,
+            store_writes=flusher.writes,
+            store_retries=flusher.retries,
+            conflicts=flusher.conflicts,
+            dead_letters=self._dead_letters,
+            replies_waiting=len(turns.outbox),
+        )
+
+    def health(self) -> Health:
+        """Say whether the manager does its work. Any thread."""
+        if self._state != "open":
+            return Health("failing", f"the manager is {self._state}")
+        flusher = self._turns.flusher
+        if not (flusher.is_running() and self._registry.is_running()):
+            return Health("failing", "an actor of the manager has ended; restart the process")
+        if flusher.full:
+            return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
+        if flusher.outage_since is not None:
+            seconds = self._clock.monotonic() - flusher.outage_since
+            return Health("degraded", f"{self._store.name} has not taken writes for {seconds:.1f} s")
+        return Health("ready", "")
+
+    def resident(self) -> Iterator[tuple[str, SessionInfo]]:
+        """Iterate over the sessions in memory. Any thread."""
+        self._check_open()
+        now = self._clock.monotonic()
+        for actor in self._registry.resident():
+            version, state = (0, None) if actor.committed is None else actor.committed[:2]
+            yield (
+                actor.session_id,
+                SessionInfo(
+                    version=version,
+                    flushed=actor.flushed,
+                    idle=now - actor.touched,
+                    waiting=len(actor.mailbox),
+                    busy=actor.holder is not None,
+                    bytes=0 if state is None else len(state),
+                ),
+            )
+
+    # --- the verbs, once for both homes ---------------------------------------------------------------------------------
+
+    async def _dispatch(
+        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+    ) -> Any:
+        if self._turns.handle is None:
+            raise ConfigError("handler", None, "a function of (context): dispatch needs one; turn() does not")
+        check_session_id(session_id)
+        actor = await self._registry.enter(session_id, timeout)
+        return await actor.take_turn(event, event_id, durable)
+
+    def _submit(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
+        if self._turns.handle is None:
+            raise ConfigError("handler", None, "a function of (context): submit needs one")
+        check_session_id(session_id)
+        outcome = new_future()
+        actor = self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context()))
+        receipt = Receipt(self, actor, outcome)
+        outcome.add_done_callback(lambda outcome: self._bury_unless_awaited(receipt, event, outcome))
+        return receipt
+
+    def _bury_unless_awaited(self, receipt: Receipt, event: Any, outcome: Future[Any]) -> None:
+        error = outcome.exception()
+        if error is not None and not receipt.awaited:
+            self._dead_letters += 1
+            logger.warning("dead letter of session %r: %r", receipt.session_id, error)
+            self._call_later("on_dead_letter", receipt.session_id, event, f"{type(error).__name__}: {error}")
+
+    async def _borrow(self, session_id: str, event_id: str | None, timeout: float | None) -> tuple[SessionActor, Context]:
+        check_session_id(session_id)
+        actor = await self._registry.enter(session_id, timeout)
+        try:
+            await actor.make_ready()
+            context = actor.open(None, event_id)
+        except BaseException:
+            actor.leave()
+            raise
+        if isinstance(context, Duplicate):
+            actor.leave()
+            raise DuplicateEventError(session_id, f"event id {event_id!r} was counted before")
+        context._task = None  # the task is the borrower's: a time-out takes the session from it, not its life
+        try:
+            if context.is_new and self._turns.on_start is not None:
+                await self._turns.on_start(context)
+        except BaseException as error:
+            raise await actor.fail(context, error) from error
+        return actor, context
+
+    async def _give_back(self, actor: SessionActor, context: Context) -> None:
+        try:
+            done = actor.commit(context)
+            if done is not None:
+                await self._home.wait(done)
+        except BaseException as error:
+            raise await actor.fail(context, error) from error
+        if not context._left:
+            actor.leave()
+
+    async def _give_back_badly(self, actor: SessionActor, context: Context, error: BaseException) -> BaseException:
+        return await actor.fail(context, error)
+
+    async def _flush(self, session_id: str | None) -> None:
+        if session_id is None:
+            actors = list(self._registry.resident())
+        else:
+            check_session_id(session_id)
+            actor = self._registry.entries.get(session_id)
+            actors = [] if actor is None else [actor]
+        await self._home.wait(self._turns.flusher.flush(actors))
+
+    async def _peek(self, session_id: str) -> dict[str, Any] | None:
+        check_session_id(session_id)
+        actor = self._registry.entries.get(session_id)
+        committed = None if actor is None else actor.committed
+        if committed is not None:
+            state, last_activity = committed[1], committed[3]
+            ended = self._clock.wall() - last_activity >= self._store.expires_in
+        else:
+            record = await self._home.wait(self._loader.read(session_id))
+            state = None if record is None else record.state
+            ended = record is not None and self._clock.wall() >= record.expires_at
+        if state is None or ended:
+            return None
+        try:
+            return decode_state(state)
+        except UndecodableError as error:
+            raise CorruptSessionError(self._store.name, session_id, str(error)) from error
+
+    async def _destroy(self, session_id: str) -> None:
+        check_session_id(session_id)
+        actor = await self._registry.enter(session_id)
+        committed = actor.committed or (actor.flushed, None, b"", 0.0)
+        gone = (committed[0] + 1, None, b"", self._clock.wall())
+        written = self._turns.flusher.write(actor, gone, forced=True)
+
+        def settle(written: Future[None]) -> None:
+            # Whatever has become of the caller: what comes next reads the store.
+            if written.exception() is None:
+                actor.committed = gone
+            elif actor.committed is not None and actor.committed[0] == actor.flushed:
+                actor.committed = None
+            actor.leave()
+
+        written.add_done_callback(lambda done: self._home.post(settle, done))
+        await self._home.wait(written)
+
+    async def _wait(self, future: Future[Any], timeout: float | None, session_id: str) -> Any:
+        try:
+            return await self._home.wait(future, timeout)
+        except TimeoutError as error:
+            if future.done() and future.exception() is error:
+                raise
+            raise TurnTimeoutError(session_id, f"not within {timeout:g} s; it goes on") from None
+
+    # --- homes --------------------------------------------------------------------------------------------------------
+
+    def _check_open(self, closing: bool = False) -> None:
+        if self._state == "open" or (closing and self._state == "closing"):
+            return
+        if self._state == "forked":
+            raise ForkedError("the process was forked: this manager's threads are the parent's; start a new manager after the fork")
+        raise ManagerClosedError(
+            "the manager was not started: use `async with`, `with`, start() or start_sync()"
+            if self._state == "new"
+            else f"the manager is {self._state}"
+        )
+
+    def _check_here(self, closing: bool = False) -> None:
+        """Raise unless the caller runs on the home loop."""
+        if self._state != "open":
+            self._check_open(closing)
+        loop = asyncio.get_running_loop()
+        if loop is not getattr(self._home, "_loop" if isinstance(self._home, ThreadHome) else "loop"):
+            raise WrongLoopError("this verb belongs to the manager's own event loop; from anywhere else use its _sync twin")
+        if isinstance(self._home, ThreadHome):
+            raise WrongLoopError("a manager started with `with` or start_sync() is at home on threads: use the _sync verbs")
+
+    def _check_away(self, closing: bool = False) -> None:
+        """Raise if the caller runs on the home loop, which a _sync verb would block."""
+        if self._state != "open":
+            self._check_open(closing)
+        if threading.get_ident() == getattr(self._home, "thread_id", None):
+            raise WrongLoopError("a _sync verb on the manager's event loop would block it for ever: await the async verb")
+
+    def _run_sync(
+        self, make: Callable[[], Coroutine[Any, Any, Any]], timeout: float | None, *, closing: bool = False
+    ) -> Any:
+        self._check_away(closing)
+        if isinstance(self._home, ThreadHome):
+            return run_inline(make())
+        assert isinstance(self._home, LoopHome)
+        future = asyncio.run_coroutine_threadsafe(_run(make), self._home.loop)
+        try:
+            with self._home.pool.blocking():
+                return future.result(timeout)
+        except TimeoutError:
+            if future.done():
+                raise
+            future.cancel()
+            raise TurnTimeoutError("?", f"not within {timeout:g} s; withdrawn") from None
+
+    # --- news from below: any thread ----------------------------------------------------------------------------------
+
+    async def _tell_error(self, context: Context, error: BaseException) -> None:
+        hook = self._bound["on_error"]
+        if hook is None:
+            return
+        context._sends_at_once = True  # the turn is over; an apology need not wait for it
+        try:
+            await hook(context, error)
+        except Exception:
+            logger.exception("on_error failed for session %r", context.session_id, extra={"session_id": context.session_id})
+
+    def _tell_expired(self, session_id: str, state: bytes) -> None:
+        if self._bound["on_session_expire"] is None:
+            return
+        try:
+            values = decode_state(state)
+        except UndecodableError:
+            logger.exception("an expired session cannot be decoded", extra={"session_id": session_id})
+            return
+        self._call_later("on_session_expire", session_id, values)
+
+    def _tell_conflict(self, session: Flushable, record: Record) -> None:
+        logger.error(
+            "session %r was written by another process; what this one had not flushed goes to on_conflict",
+            session.session_id,
+            extra={"session_id": session.session_id},
+        )
+        self._call_later("on_conflict", session.session_id, None if record.state is None else decode_state(record.state))
+
+    def _call_later(self, name: str, *args: Any) -> None:
+        hook = self._bound[name]
+        if hook is None:
+            return
+
+        async def call() -> None:
+            try:
+                await hook(*args)
+            except Exception:
+                logger.exception("%s failed for session %r", name, args[0], extra={"session_id": args[0]})
+
+        self._home.spawn(call)
+
+    def _sweep_store_later(self) -> None:
+        seconds = min(600.0, max(1.0, self._store.expires_in / 10))
+
+        def sweep() -> Future[None] | None:
+            if self._state != "open":
+                return None
+            done = new_future()
+            call = self._writer.call(lambda: list(self._store.sweep(self._clock.wall())), deadline=600.0)
+            call.outcome.add_done_callback(lambda outcome: self._swept(outcome, done))
+            return done
+
+        self._clock.call_at(self._clock.monotonic() + seconds, sweep)
+
+    def _swept(self, outcome: Future[Any], done: Future[None]) -> None:
+        try:
+            if (error := outcome.exception()) is not None:
+                logger.warning("sweeping expired records failed: %s", error)
+            else:
+                for record in outcome.result():
+                    if record.session_id not in self._registry.entries:
+                        self._tell_expired(record.session_id, record.state)
+            self._sweep_store_later()
+        finally:
+            done.set_result(None)
+
+
+async def _run(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    return await make()
+
+
+def _no_home(_: Any) -> Any:
+    raise StoreUnavailableError("driver", "the manager has not been started")
+
+
+def check_session_id(session_id: str) -> None:
+    """Raises: InvalidSessionIdError."""
+    if type(session_id) is str and session_id.isascii() and session_id.isprintable() and 0 < len(session_id) <= MAX_ID_BYTES:
+        return
+    if not isinstance(session_id, str):
+        raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")
+    if not session_id:
+        raise InvalidSessionIdError("it is empty")
+    try:
+        size = len(session_id.encode())
+    except UnicodeEncodeError:
+        raise InvalidSessionIdError("it holds a lone surrogate") from None
+    if size > MAX_ID_BYTES:
+        raise InvalidSessionIdError(f"it has {size} UTF-8 bytes; at most {MAX_ID_BYTES} are allowed")
+    if any(unicodedata.category(character) == "Cc" for character in session_id):
+        raise InvalidSessionIdError("it holds a control character")
+
+
+def _seconds(field: str, value: Any, *, least: float | None = None) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not good or not (value >= least if least is not None else value > 0) or value > 1e9:
+        raise ConfigError(field, value, f"seconds, {'at least 0' if least is not None else 'above 0'}, up to 1e9")
+    return float(value)
+
+
+def _count(field: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 40:
+        raise ConfigError(field, value, "a whole number, at least 1")
+    return value
+
+
+_open_managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for manager in list(_open_managers):
+        manager._state = "forked"
+    _open_managers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,382 @@
+"""Which sessions are in memory: how they come, how long they stay, how they leave. The life cycle of an entry stands here alone.
+
+absent ──enter──► resident, its first turn held ──load──► resident ──passivate (idle, clean, nobody in line)──► absent
+                                    └─load failed─► absent; everybody in its line is told, a broken record is backed off
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from typing import Any, Final
+
+from actorbot._actor import Envelope, ServiceActor
+from actorbot._context import Context, chain
+from actorbot._flusher import Flusher
+from actorbot._home import new_future
+from actorbot._messages import Handle, Sweep
+from actorbot._session_actor import SessionActor, Turns
+from actorbot._store_calls import Loader
+from actorbot.errors import (
+    ActorbotError,
+    CorruptSessionError,
+    DeadlockError,
+    ManagerClosedError,
+    OverloadedError,
+    StoreUnavailableError,
+    OutcomeUnknownError,
+)
+
+__all__ = ["Registry"]
+
+logger = logging.getLogger("actorbot")
+
+CHUNK: Final = 500  # sessions that a sweep looks at before it lets other threads run
+BACK_OFF_BASE: Final = 1.0  # seconds that a session with a broken record is left alone at first, doubled each time
+BACK_OFF_CAP: Final = 60.0
+STORE_SWEEPS: Final = 600.0  # the longest time in seconds between two sweeps of the store's expired records
+
+
+class Registry(ServiceActor):
+    """The entries, by session id; supervises and sweeps on its own thread. Methods may be called from any thread."""
+
+    def __init__(self, turns: Turns, loader: Loader, *, max_resident: int, idle_timeout: float, handler_timeout: float) -> None:
+        super().__init__()
+        self.entries: dict[str, SessionActor] = {}
+        self.turns = turns
+        self._loader = loader
+        self._max_resident = max_resident
+        self._idle_timeout = idle_timeout
+        self._handler_timeout = handler_timeout
+        self._quantum = max(idle_timeout / 16, 0.001)
+        self._lock = threading.Lock()  # guards that an entry and its actor's `closed` change together
+        self._buckets: dict[int, list[SessionActor]] = {}  # by the quantum in which a session may be due
+        self._backed_off: dict[str, tuple[int, float, ActorbotError]] = {}  # failures, until when, what was wrong
+        self._ticking = False
+        self._closed = False
+        self.activations = self.passivations = 0
+
+    # --- taking a turn ------------------------------------------------------------------------------------------------
+
+    async def enter(self, session_id: str, timeout: float | None = None) -> SessionActor:
+        """Wait for the turn of *session_id*, making its entry if there is none; the caller must leave it.
+
+        Raises: OverloadedError, DeadlockError, TurnTimeoutError.
+        """
+        while True:
+            actor = self.entries.get(session_id)
+            if actor is None:
+                actor = await self._make_entry(session_id)
+                if actor is not None:
+                    return actor
+                continue
+            if not actor.mailbox.line and actor.mailbox.turn.acquire(False):
+                return actor
+            if await self._wait_in_line(actor, timeout):
+                return actor
+            with self._lock:  # who closes an entry holds it until the entry is gone
+                continue
+
+    async def _wait_in_line(self, actor: SessionActor, timeout: float | None) -> bool:
+        mine = list(chain())
+        for context in mine:
+            context._waits_for = [*(context._waits_for or ()), actor]
+        try:
+            if mine:
+                refuse_circle(actor, {context._actor for context in mine})
+            waiter = self.turns.home.waiter(actor, timeout)
+            if not actor.join(waiter):
+                return False
+            await waiter
+            return True
+        finally:
+            for context in mine:
+                if context._waits_for is not None:
+                    context._waits_for = [other for other in context._waits_for if other is not actor]
+
+    async def _make_entry(self, session_id: str) -> SessionActor | None:
+        """Make the entry, its turn held by the caller; `None` if somebody else was faster."""
+        failures = self._backed_off.get(session_id)
+        if failures is not None and self.turns.clock.monotonic() < failures[1]:
+            raise failures[2]
+        while len(self.entries) >= self._max_resident:
+            await self._make_room()
+        actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
+        if self.entries.setdefault(session_id, actor) is not actor:
+            return None
+        self.activations += 1
+        self._watch(actor, actor.touched + self._idle_timeout)
+        return actor
+
+    def tell(self, session_id: str, message: Handle) -> SessionActor:
+        """Put an event in line for which nobody waits. Raises: OverloadedError."""
+        envelope = Envelope(message)
+        while True:
+            actor = self.entries.get(session_id)
+            if actor is None:
+                if len(self.entries) >= self._max_resident and not self._passivate_some(64):
+                    raise OverloadedError(f"{self._max_resident} sessions are resident (max_resident) and none can leave")
+                actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
+                if self.entries.setdefault(session_id, actor) is not actor:
+                    continue
+                self.activations += 1
+                self._watch(actor, actor.touched + self._idle_timeout)
+                actor.join(envelope)
+                actor.leave()
+                return actor
+            if actor.join(envelope):
+                return actor
+            with self._lock:
+                continue
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def load(self, actor: SessionActor) -> None:
+        """Read the record of *actor*, whose turn the caller holds; if that fails, everybody in its line gets the error."""
+        try:
+            record = await self.turns.home.wait(self._loader.read(actor.session_id))
+        except asyncio.CancelledError:
+            raise  # only this caller has gone: the next in line reads for itself
+        except OutcomeUnknownError as error:
+            unavailable = StoreUnavailableError(error.store, f"reading failed: {error}", session_id=actor.session_id)
+            self._load_failed(actor, unavailable)
+            raise unavailable from error
+        except ActorbotError as error:
+            self._load_failed(actor, error)
+            raise
+        self._backed_off.pop(actor.session_id, None)
+        actor.adopt(record)
+
+    def _load_failed(self, actor: SessionActor, error: ActorbotError) -> None:
+        if isinstance(error, CorruptSessionError):
+            failures = self._backed_off.get(actor.session_id, (0, 0.0, error))[0] + 1
+            pause = min(BACK_OFF_CAP, BACK_OFF_BASE * 2.0 ** (failures - 1))
+            self._backed_off[actor.session_id] = (failures, self.turns.clock.monotonic() + pause, error)
+            logger.error("a session cannot be read and is left alone for %g s: %s", pause, error)
+        self.discard(actor)
+        self.dismiss(actor, error)
+
+    def discard(self, actor: SessionActor) -> None:
+        """Take *actor*, whose turn the caller holds, out of memory; nothing is flushed. Its turn is never free again."""
+        with self._lock:
+            actor.mailbox.closed = True
+            if self.entries.get(actor.session_id) is actor:
+                del self.entries[actor.session_id]
+
+    def dismiss(self, actor: SessionActor, error: ActorbotError) -> None:
+        """Tell everybody in line that their turn will not come."""
+        for item in actor.mailbox.drain():
+            if isinstance(item, Envelope):
+                item.message.outcome.set_exception(error)
+            else:
+                item.fail(error)
+
+    # --- leaving memory -----------------------------------------------------------------------------------------------
+
+    def passivate(self, actor: SessionActor) -> bool:
+        """Let *actor* leave memory if it is idle, clean and nobody is in line; never waits and never parks an event."""
+        with self._lock:
+            mailbox = actor.mailbox
+            if mailbox.line or not mailbox.turn.acquire(False):
+                return False
+            committed = actor.committed
+            clean = committed is None or (committed[0] == actor.flushed and not actor.dirty)
+            if not clean or not mailbox.close_if_nobody_waits():
+                pass
+            else:
+                del self.entries[actor.session_id]
+                self.passivations += 1
+                return True
+        actor.leave()
+        return False
+
+    def on_receive(self, message: Any) -> None:
+        try:
+            if isinstance(message, Sweep):
+                self._sweep()
+                message.done.set_result(None)
+        except Exception as error:  # pykka would end the actor, and nothing would leave memory any more
+            logger.exception("the registry met an error of its own")
+            message.done.set_exception(error)
+
+    def _watch(self, actor: SessionActor, due: float) -> None:
+        self._buckets.setdefault(int(due / self._quantum) + 1, []).append(actor)
+
+    def start_sweeping(self) -> None:
+        """Sweep from now on, every sixteenth of the idle time-out."""
+        self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        if self._closed:
+            return
+        clock = self.turns.clock
+
+        def sweep() -> Future[None]:
+            done = new_future()
+            self.actor_ref.tell(Sweep(done))
+            self._sweep_later()
+            return done
+
+        # Under a virtual clock that takes long strides, sweeping in steps of the quantum would be all it does.
+        clock.call_at(clock.monotonic() + max(self._quantum, 0.005), sweep)
+
+    def _sweep(self) -> None:
+        now = self.turns.clock.monotonic()
+        wall = self.turns.clock.wall()
+        seen = 0
+        for key in sorted(key for key in list(self._buckets) if key * self._quantum <= now):
+            for actor in self._buckets.pop(key):
+                self._look_at(actor, now, wall)
+                seen += 1
+                if seen % CHUNK == 0:
+                    threading.Event().wait(0)  # lets a thread that waits for the interpreter have it
+
+    def _look_at(self, actor: SessionActor, now: float, wall: float) -> None:
+        if self.entries.get(actor.session_id) is not actor:
+            return
+        due = actor.touched + self._idle_timeout
+        committed = actor.committed
+        if committed is not None and committed[1] is not None:
+            ends_in = committed[3] + self.turns.expires_in - wall
+            if ends_in <= 0 and self._expire(actor):
+                return
+            due = min(due, now + max(ends_in, 0.0))
+        if due > now:
+            self._watch(actor, due)
+            return
+        if self.passivate(actor):
+            return
+        if committed is not None and committed[0] > actor.flushed:
+            self.turns.flusher.hurry(actor)
+        self._watch(actor, now)
+
+    def _expire(self, actor: SessionActor) -> bool:
+        with self._lock:
+            if actor.mailbox.line or not actor.mailbox.turn.acquire(False):
+                return False
+            committed = actor.committed
+            ended = (
+                committed is not None
+                and committed[1] is not None
+                and self.turns.clock.wall() - committed[3] >= self.turns.expires_in
+                and not actor.dirty
+            )
+            if ended and actor.mailbox.close_if_nobody_waits():
+                del self.entries[actor.session_id]
+                self.passivations += 1
+                assert committed is not None and committed[1] is not None
+                self.turns.on_expire(actor.session_id, committed[1])
+                return True
+        actor.leave()
+        return False
+
+    def _passivate_some(self, most: int) -> bool:
+        """Try the sessions that have been idle longest; `True` if one left."""
+        for key in sorted(self._buckets):
+            for actor in self._buckets.get(key, ())[:most]:
+                if self.entries.get(actor.session_id) is actor and self.passivate(actor):
+                    return True
+                most -= 1
+            if most <= 0:
+                break
+        return False
+
+    async def _make_room(self) -> None:
+        if self._passivate_some(64):
+            return
+        oldest = sorted(self.resident(), key=lambda actor: actor.touched)[:64]
+        try:
+            await self.turns.home.wait(self.turns.flusher.flush(oldest), self.turns.policy.store_deadline)
+        except (TimeoutError, ActorbotError):
+            logger.debug("no session could be flushed to make room")
+        if not any(self.passivate(actor) for actor in oldest):
+            raise OverloadedError(f"{self._max_resident} sessions are resident (max_resident) and none can leave")
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def give_time(self, context: Context) -> None:
+        """Watch a turn: it ends by `handler_timeout`. One ticker serves all turns, since all have the same time."""
+        deadline = self.turns.clock.monotonic() + self._handler_timeout
+        self.turns.running[context] = deadline
+        if not self._ticking:
+            self._ticking = True
+            self.turns.clock.call_at(deadline, self._tick)
+
+    def _tick(self) -> Future[None]:
+        done = new_future()
+
+        def at_home() -> None:
+            try:
+                self._end_overdue()
+            finally:
+                done.set_result(None)
+
+        self.turns.home.post(at_home)
+        return done
+
+    def _end_overdue(self) -> None:
+        self._ticking = False
+        now = self.turns.clock.monotonic()
+        for context, deadline in list(self.turns.running.items()):
+            if deadline > now:
+                if not self._ticking:
+                    self._ticking = True
+                    self.turns.clock.call_at(deadline, self._tick)
+                return
+            if self.turns.running.pop(context, None) is not None:
+                self.end(context)
+
+    def end(self, context: Context) -> None:
+        """Revoke a turn whose time is up; the caller took it out of `running`."""
+        context._timed_out = True
+        context._open = False
+        if context._task is not None:
+            context._task.cancel()  # the turn is left when the handler has ended
+            return
+        if context._interrupt is not None:
+            context._interrupt()
+        context._left = True
+        context._actor.leave()  # a `def` handler cannot be stopped: it goes on without its session
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def resident(self) -> Iterator[SessionActor]:
+        """Iterate over a copy of the entries."""
+        return iter(list(self.entries.values()))
+
+    def close_intake(self) -> None:
+        """Stop sweeping."""
+        self._closed = True
+
+    def dismiss_all(self) -> int:
+        """Fail everybody who still waits in some line; return how many sessions had a turn under way."""
+        busy = 0
+        for actor in self.resident():
+            if actor.holder is not None:
+                busy += 1
+            self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
+        return busy
+
+
+def refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
+    """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
+    seen: set[SessionActor] = set()
+    ahead = [target]
+    while ahead:
+        actor = ahead.pop()
+        if actor in mine:
+            raise DeadlockError(
+                target.session_id,
+                "waiting for its turn would wait for the turn that asks; dispatch after the handler, or use submit()",
+            )
+        if actor in seen:
+            continue
+        seen.add(actor)
+        holder = actor.holder
+        if holder is not None and holder._open:
+            ahead.extend(holder._waits_for or ())
+
+

@@ -1,0 +1,369 @@
+"""One session: its turns, and between them its committed bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Final, Protocol
+
+from actorbot._actor import Envelope, Inbox, PooledActor
+from actorbot._clock import Clock
+from actorbot._codec import UndecodableError, decode_state, encode_state
+from actorbot._context import Context, current
+from actorbot._flusher import Committed, Flusher
+from actorbot._home import Home, new_future
+from actorbot._mailbox import Mailbox, Waiter
+from actorbot._messages import DUPLICATE, Duplicate, Handle
+from actorbot._outbox import Outbox
+from actorbot._policy import FlushPolicy
+from actorbot._record import Record
+from actorbot._session import SessionShape
+from actorbot.errors import (
+    ActorbotError,
+    ConflictError,
+    CorruptSessionError,
+    HandlerExitError,
+    HandlerTimeoutError,
+    OutcomeUnknownError,
+    OverloadedError,
+)
+
+__all__ = ["SessionActor", "Turns"]
+
+logger = logging.getLogger("actorbot")
+
+EVENT_IDS: Final = 64 * 8  # bytes of event-id digests that a session remembers
+RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
+
+Bound = Callable[..., Coroutine[Any, Any, Any]]
+
+
+class Household(Protocol):
+    """What a session asks of the registry that it lives in."""
+
+    async def load(self, actor: SessionActor) -> None:
+        """Read the record of *actor*, whose turn the caller holds; on failure everybody in its line is told."""
+
+    def discard(self, actor: SessionActor) -> None:
+        """Take *actor*, whose turn the caller holds, out of memory without a flush."""
+
+    def give_time(self, context: Context) -> None:
+        """Start to watch the time of a turn."""
+
+
+@dataclass(slots=True, eq=False)
+class Turns:
+    """What the turns of one manager have in common."""
+
+    home: Home
+    clock: Clock
+    policy: FlushPolicy
+    store: str
+    expires_in: float
+    shape: SessionShape
+    max_session_bytes: int
+    max_mailbox: int
+    flusher: Flusher
+    outbox: Outbox
+    household: Household
+    handle: Bound | None
+    on_start: Bound | None
+    on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
+    on_expire: Callable[[str, bytes], None]
+    on_dead_letter: Callable[[str, Any, str], None]
+    running: dict[Context, float] = field(default_factory=dict)
+    """The turns that run now and when their time is up. Whoever takes a turn out of here, in one step, decides how it ends."""
+    handled: int = 0
+    failed: int = 0
+    duplicates: int = 0
+
+
+class SessionActor(PooledActor):
+    """A session in memory. Its methods are called by who holds its turn, unless said otherwise."""
+
+    __slots__ = (
+        "charged",
+        "committed",
+        "dirty",
+        "flushed",
+        "holder",
+        "mailbox",
+        "session_id",
+        "touched",
+        "turns",
+        "write_ids",
+    )
+
+    def __init__(self, session_id: str, turns: Turns, now: float) -> None:
+        self.session_id = session_id
+        self.turns = turns
+        self.mailbox = Mailbox()
+        self.committed: Committed | None = None  # None: not read yet, or to be read again
+        self.flushed = 0
+        self.write_ids = b""
+        self.dirty = False
+        self.charged = 0
+        self.touched = now  # monotonic seconds of the last event
+        self.holder: Context | None = None
+
+    @property
+    def actor_inbox(self) -> Inbox:  # type: ignore[override]  # an attribute in pykka
+        return self.mailbox
+
+    def __repr__(self) -> str:
+        return f"<SessionActor {self.session_id!r}>"
+
+    # --- the line: any thread -----------------------------------------------------------------------------------------
+
+    def join(self, item: Waiter | Envelope[Any]) -> bool:
+        """Stand in line; `False` if the session has left memory meanwhile. Raises: OverloadedError."""
+        mailbox = self.mailbox
+        mailbox.join(item, self.turns.max_mailbox)
+        if mailbox.turn.acquire(False):
+            self.leave()
+        elif mailbox.closed and mailbox.withdraw(item):
+            return False
+        return True
+
+    def withdraw(self, item: Any) -> bool:
+        """Step out of the line; `False` if it was no longer there."""
+        return self.mailbox.withdraw(item)
+
+    def leave(self) -> None:
+        """Pass the turn on. The caller holds it, on whatever thread."""
+        self.holder = None
+        if self.mailbox.next():
+            self.turns.home.post(self.run_batch)
+
+    # --- a turn -------------------------------------------------------------------------------------------------------
+
+    def adopt(self, record: Record | None) -> None:
+        """Take what the store holds."""
+        if record is None:
+            self.flushed, self.write_ids, self.committed = 0, b"", (0, None, b"", 0.0)
+        else:
+            self.flushed, self.write_ids = record.version, record.write_ids
+            self.committed = (record.version, record.state, record.event_ids, record.last_activity)
+
+    async def take_turn(self, event: Any, event_id: str | None = None, durable: bool = False) -> Any:
+        """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end."""
+        context: Context | Duplicate | None = None
+        try:
+            reruns = 0
+            while True:
+                await self.make_ready()
+                context = self.open(event, event_id)
+                if isinstance(context, Duplicate):
+                    return DUPLICATE
+                value = await self._handle(context)
+                try:
+                    done = self.commit(context, durable)
+                    if done is not None:
+                        await self.turns.home.wait(done)
+                except ConflictError:
+                    reruns += 1
+                    if self.turns.policy.mode != "write-through" or reruns > RERUNS:
+                        raise
+                    self.close(context)
+                else:
+                    return value
+        except BaseException as error:
+            raised = await self.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
+        finally:
+            if not (isinstance(context, Context) and context._left):
+                self.leave()
+
+    async def fail(self, context: Context | Duplicate | None, error: BaseException) -> BaseException:
+        """Roll a turn back, pass it on and report it; return what its caller gets."""
+        self.turns.failed += 1
+        if not isinstance(context, Context):
+            return error
+        raised = self._translate(error, context)
+        self.close(context)
+        if not context._left:
+            context._left = True
+            self.leave()
+        if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
+            await self.turns.on_error(context, raised)
+        return raised
+
+    async def make_ready(self) -> None:
+        """Wait until the session is read and there is room for what its turn will change."""
+        turns = self.turns
+        flusher = turns.flusher
+        if self.committed is None:
+            await turns.household.load(self)
+            assert self.committed is not None
+        if flusher.full:
+            await self._wait_for_room()
+        behind = self.committed[0] - self.flushed
+        if behind >= turns.policy.max_events and flusher.outage_since is None:
+            try:
+                await turns.home.wait(flusher.flush([self]))
+            except ActorbotError:
+                logger.debug("the bound on unflushed events is suspended: the store does not answer")
+            if self.committed is None:
+                await self.make_ready()
+        elif behind * 2 == turns.policy.max_events:
+            flusher.hurry(self)  # half-way there: with luck its turn never waits
+
+    async def _wait_for_room(self) -> None:
+        policy, flusher = self.turns.policy, self.turns.flusher
+        if policy.when_full == "wait":
+            try:
+                await self.turns.home.wait(flusher.room(), policy.store_deadline)
+            except TimeoutError:
+                pass  # what is said below
+            else:
+                return
+        raise OverloadedError(f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay)
+
+    def open(self, event: Any, event_id: str | None) -> Context | Duplicate:
+        """Begin a turn on the committed state; `DUPLICATE` if the session has counted *event_id*."""
+        turns = self.turns
+        committed = self.committed
+        assert committed is not None
+        _, state, event_ids, last_activity = committed
+        digest = None
+        if event_id is not None:
+            digest = blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            if digest in [event_ids[i : i + 8] for i in range(0, len(event_ids), 8)]:
+                turns.duplicates += 1
+                return DUPLICATE
+        if state is not None and turns.clock.wall() - last_activity >= turns.expires_in:
+            turns.on_expire(self.session_id, state)
+            state = None
+        if state is None:
+            session = turns.shape.load({})
+        else:
+            try:
+                session = turns.shape.load(decode_state(state))
+            except UndecodableError as error:
+                raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
+        parent = current.get()
+        context = Context(self, session, event, state is None, None if state is None else last_activity, committed, parent)
+        if digest is not None:
+            context._event_id = digest
+        self.holder = context
+        current.set(context)
+        context._task = turns.home.current_task()
+        turns.household.give_time(context)
+        return context
+
+    async def _handle(self, context: Context) -> Any:
+        turns = self.turns
+        if context.is_new and turns.on_start is not None:
+            await turns.on_start(context)
+        assert turns.handle is not None
+        return await turns.handle(context)
+
+    def commit(self, context: Context, durable: bool = False) -> Future[None] | None:
+        """End the turn well: its changes become the session's. Returns a future if the acknowledgement must wait for the store.
+
+        With write-through the turn then belongs to the write, and is left when that has ended (`context._left`).
+        """
+        turns = self.turns
+        encoded = None
+        if not context._destroyed:
+            encoded = encode_state(turns.shape.dump(context._session), turns.max_session_bytes)
+        base = context._base
+        event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
+        committed = (base[0] + 1, encoded, event_ids, turns.clock.wall())
+        if turns.running.pop(context, None) is None:
+            raise HandlerTimeoutError(self.session_id, "the handler ran longer than handler_timeout; its changes were discarded")
+        if self.committed is not base:
+            raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
+        context._open = False
+        current.set(context._parent)
+        if turns.policy.mode == "write-through":
+            context._left = True
+            return self._write_through(context, committed)
+        self.settle(context, committed)
+        if durable:
+            done = turns.flusher.flush([self])
+            self.send(context, done)
+            return done
+        self.send(context)
+        return None
+
+    def settle(self, context: Context, committed: Committed) -> None:
+        """Make *committed* the session's state, to be flushed behind the conversation."""
+        turns = self.turns
+        self.committed = committed
+        self.touched = now = turns.clock.monotonic()
+        turns.handled += 1
+        state = committed[1]
+        if not self.dirty or (state is not None and len(state) > self.charged):
+            turns.flusher.mark(self, now)
+
+    def send(self, context: Context, gate: Future[Any] | None = None) -> None:
+        """Let the replies of an acknowledged turn go."""
+        if context._replies is not None:
+            self.turns.outbox.put(context, context._replies, gate)
+
+    def _write_through(self, context: Context, committed: Committed) -> Future[None]:
+        acknowledged = new_future()
+        written = self.turns.flusher.write(self, committed)
+
+        def settle(written: Future[None]) -> None:
+            # At home, whatever has become of the caller: a commit is never interrupted.
+            error = written.exception()
+            if error is None:
+                self.committed = committed
+                self.touched = self.turns.clock.monotonic()
+                self.turns.handled += 1
+                self.send(context)
+            elif isinstance(error, OutcomeUnknownError | ConflictError):
+                self.committed = None  # read again before the next turn
+            if isinstance(error, ConflictError) and not context._abandoned:
+                context._left = False  # the caller has the turn back and runs the handler again
+            else:
+                self.leave()
+            if error is None:
+                acknowledged.set_result(None)
+            else:
+                acknowledged.set_exception(error)
+
+        written.add_done_callback(lambda written: self.turns.home.post(settle, written))
+        return acknowledged
+
+    def close(self, context: Context) -> None:
+        """End the turn badly: nothing of it stays."""
+        self.turns.running.pop(context, None)
+        if current.get() is context:
+            current.set(context._parent)
+        context._open = False
+        context._replies = None
+        context._abandoned = True
+
+    def _translate(self, error: BaseException, context: Context | Duplicate | None) -> BaseException:
+        if isinstance(context, Context) and context._timed_out and not isinstance(error, HandlerTimeoutError):
+            if isinstance(error, asyncio.CancelledError) and context._task is not None:
+                context._task.uncancel()
+            return HandlerTimeoutError(self.session_id, "the handler ran longer than handler_timeout; its changes were discarded")
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
+        return error
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+
+    def on_receive(self, message: Any) -> None:
+        """Start the turn of a told event; pykka's loop calls this while the turn is held."""
+        assert isinstance(message, Handle)
+        self.turns.home.spawn(lambda: self._take_told_turn(message), message.variables)
+
+    async def _take_told_turn(self, message: Handle) -> None:
+        current.set(None)  # nobody's turn waits for this one
+        try:
+            value = await self.take_turn(message.event, message.event_id)
+        except BaseException as error:
+            message.outcome.set_exception(error)
+        else:
+            message.outcome.set_result(value)
