@@ -510,6 +510,11 @@ class SessionManager:
         """The same as `destroy`, for threads."""
         self._run_sync(lambda: self._destroy(session_id), None)
 
+    async def delivered(self, session_id: str) -> None:
+        """Return when the replies that the session has sent so far have been handed to `deliver`, or have failed."""
+        self._check_here()
+        await self._home.wait(self._turns.outbox.emptied(session_id))
+
     def stats(self) -> Stats:
         """Return counters and gauges. Any thread."""
         self._check_open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from math import isfinite
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from actorbot._record import Record
-from actorbot.errors import ActorbotError, ConfigError, ConflictError, CorruptSessionError
+from actorbot.errors import ActorbotError, ConfigError, ConflictError
 
 __all__ = ["ONE_YEAR", "Record", "RecordStore", "SessionStore", "Write", "check_expires_in", "judge"]
 
@@ -84,7 +85,7 @@ class RecordStore(ABC):
         """
 
     @abstractmethod
-    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | CorruptSessionError | None]:
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         """Return, for each id and in their order, its record (expired and tombstones too), the error of one that cannot be decoded, or `None`.
 
         Raises: StoreUnavailableError.
@@ -122,7 +123,7 @@ class RecordStore(ABC):
 
     def destroy(self, session_id: str) -> None:
         """Replace *session_id* by a tombstone, which reads as absent; nothing to remove is no error."""
-        self._write_over(Record.tombstone(session_id))
+        self._write_over(Record.tombstone(session_id, now=time.time()))
 
     def _write_over(self, record: Record) -> None:
         error = self.write_many([Write(record, base=None)])[0]

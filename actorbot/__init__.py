@@ -1,0 +1,40 @@
+"""Conversation sessions for bots: one actor per user, events in order, turns atomic, state flushed behind the conversation.
+
+How an event flows: `SessionManager.dispatch` finds the session's actor in the `Registry` (or makes it, and reads its record), takes
+its turn or waits in its `Mailbox`, decodes the committed state into a `Session`, calls the handler with a `Context`, encodes what
+the handler left, commits it, and lets the `Outbox` deliver the replies. The `Flusher` takes what was committed to the
+`SessionStore`, in batches. A session that is idle, clean and unwanted leaves memory.
+"""
+
+import logging
+
+from actorbot import errors
+from actorbot._bot import Bot, ConsoleBot
+from actorbot._context import Context
+from actorbot._manager import Receipt, SessionManager, ShutdownReport
+from actorbot._messages import DUPLICATE, Event
+from actorbot._policy import FlushPolicy
+from actorbot._session import Session
+from actorbot.stores.base import ONE_YEAR, SessionStore
+from actorbot.stores.file import FileSessionStore
+from actorbot.stores.memory import MemorySessionStore
+
+__all__ = [
+    "DUPLICATE",
+    "ONE_YEAR",
+    "Bot",
+    "ConsoleBot",
+    "Context",
+    "Event",
+    "FileSessionStore",
+    "FlushPolicy",
+    "MemorySessionStore",
+    "Receipt",
+    "Session",
+    "SessionManager",
+    "SessionStore",
+    "ShutdownReport",
+    "errors",
+]
+
+logging.getLogger("actorbot").addHandler(logging.NullHandler())

@@ -1,0 +1,7 @@
+"""Where sessions are kept. The rest of actorbot knows a store by `base.RecordStore` and your own driver by `SessionStore`."""
+
+from actorbot.stores.base import ONE_YEAR, Record, RecordStore, SessionStore, Write
+from actorbot.stores.file import FileSessionStore
+from actorbot.stores.memory import MemorySessionStore
+
+__all__ = ["ONE_YEAR", "FileSessionStore", "MemorySessionStore", "Record", "RecordStore", "SessionStore", "Write"]

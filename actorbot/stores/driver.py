@@ -1,0 +1,172 @@
+"""Your own driver of four methods, seen as a store of records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from inspect import isawaitable
+from typing import Any, Self
+
+from actorbot._record import Record
+from actorbot.errors import (
+    ActorbotError,
+    ConfigError,
+    ConflictError,
+    CorruptSessionError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
+
+__all__ = ["DriverStore"]
+
+AT_ONCE = 32  # calls of an async driver that are under way at the same time
+
+Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+class DriverStore(RecordStore):
+    """Wraps a driver; *run* runs what an `async def` method makes on the loop where it belongs, and blocks for it."""
+
+    name: str  # type: ignore[misc]  # the driver's class, so not the same for all
+
+    def __init__(self, driver: Any, run: Runner) -> None:
+        missing = [verb for verb in ("init", "read", "write", "destroy") if not callable(getattr(driver, verb, None))]
+        if missing:
+            raise ConfigError("store", driver, f"a store, or a driver with the methods init, read, write, destroy: no {', '.join(missing)}")
+        self.name = type(driver).__name__
+        self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
+        self.compares = callable(getattr(driver, "compare_and_write", None))
+        self._driver = driver
+        self._run = run
+
+    def init(self) -> Self:
+        try:
+            self._call(self._driver.init)
+        except ActorbotError:
+            raise
+        except BaseException as error:
+            raise StoreUnavailableError(self.name, f"init failed: {type(error).__name__}: {error}") from error
+        return self
+
+    def close(self) -> None:
+        if callable(close := getattr(self._driver, "close", None)):
+            self._call(close)
+
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        if callable(read_many := getattr(self._driver, "read_many", None)):
+            try:
+                found = self._call(read_many, list(session_ids))
+            except BaseException as error:
+                raise StoreUnavailableError(self.name, f"read_many failed: {type(error).__name__}: {error}") from error
+            return [self._to_record(session_id, found.get(session_id)) for session_id in session_ids]
+        answers = self._call_each(self._driver.read, [(session_id,) for session_id in session_ids])
+        return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        guarded = self.compares
+        if not guarded and callable(write_many := getattr(self._driver, "write_many", None)):
+            kept = [write.record for write in writes if write.record.state is not None]
+            try:
+                self._call(write_many, [(record.session_id, record.to_document()) for record in kept])
+                failure = None
+            except BaseException as error:
+                failure = error
+            gone = [write for write in writes if write.record.state is None]
+            outcomes = dict.fromkeys([record.session_id for record in kept], self._failed("write_many", failure))
+            outcomes |= zip([w.record.session_id for w in gone], self._write_each(gone, False), strict=True)
+            return [outcomes[write.record.session_id] for write in writes]
+        return self._write_each(writes, guarded)
+
+    def _write_each(self, writes: Sequence[Write], guarded: bool) -> list[ActorbotError | None]:
+        outcomes: list[ActorbotError | None] = []
+        calls: list[tuple[Any, ...]] = []
+        for write in writes:
+            record = write.record
+            if record.state is None:
+                calls.append((self._driver.destroy, record.session_id))
+            elif guarded and write.base is not None:
+                base = write.base.hex() or None
+                calls.append((self._driver.compare_and_write, record.session_id, record.to_document(), base))
+            else:
+                calls.append((self._driver.write, record.session_id, record.to_document()))
+        answers = self._call_each(lambda method, *args: method(*args), calls)
+        for write, call, answer in zip(writes, calls, answers, strict=True):
+            if isinstance(answer, BaseException):
+                outcomes.append(self._failed("writing", answer, write.record.session_id))
+            elif len(call) == 4 and not answer:
+                outcomes.append(self._look_back(write))
+            else:
+                outcomes.append(None)
+        return outcomes
+
+    def _look_back(self, write: Write) -> ActorbotError | None:
+        """Tell a write that was refused because it had been applied before from a conflict."""
+        found = self.read_many([write.record.session_id])[0]
+        if isinstance(found, ActorbotError):
+            return found
+        ids = b"" if found is None else found.write_ids
+        if write.record.write_id in [ids[i : i + 8] for i in range(0, len(ids), 8)]:
+            return None
+        return ConflictError(self.name, "written by someone else since it was read", session_id=write.record.session_id)
+
+    def _to_record(self, session_id: str, answer: Any) -> Record | ActorbotError | None:
+        if answer is None:
+            return None
+        if isinstance(answer, BaseException):
+            error = StoreUnavailableError(
+                self.name, f"reading failed: {type(answer).__name__}: {answer}", session_id=session_id
+            )
+            error.__cause__ = answer
+            return error
+        if not isinstance(answer, Mapping):
+            return CorruptSessionError(self.name, session_id, f"read returned a {type(answer).__name__}, not a dict")
+        try:
+            return Record.from_document(answer, session_id=session_id, store=self.name, expires_in=self.expires_in)
+        except CorruptSessionError as error:
+            return error
+
+    def _failed(self, what: str, error: BaseException | None, session_id: str | None = None) -> ActorbotError | None:
+        if error is None or isinstance(error, ActorbotError):
+            return error
+        kind = StoreUnavailableError if isinstance(error, ConnectionRefusedError) else OutcomeUnknownError
+        ours = kind(self.name, f"{what} failed: {type(error).__name__}: {error}", session_id=session_id)
+        ours.__cause__ = error
+        return ours
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        answer = method(*args)
+        if not isawaitable(answer):
+            return answer
+
+        async def finish() -> Any:
+            return await answer
+
+        return self._run(finish)
+
+    def _call_each(self, method: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call once per tuple of arguments; an error is its answer. What turns out to be awaitable runs side by side."""
+        answers: list[Any] = []
+        for args in calls:
+            try:
+                answers.append(method(*args))
+            except BaseException as error:
+                answers.append(error)
+        if any(isawaitable(answer) for answer in answers):
+            return list(self._run(lambda: _gather(answers)))
+        return answers
+
+
+async def _gather(answers: list[Any]) -> list[Any]:
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def finish(answer: Any) -> Any:
+        if not isawaitable(answer):
+            return answer
+        async with limit:
+            try:
+                return await answer
+            except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+                return error
+
+    return await asyncio.gather(*map(finish, answers))

@@ -1,0 +1,95 @@
+"""Sessions in this process's memory: the default, for trying things out and for sessions that may be lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Self
+
+from cachetools import LRUCache
+
+from actorbot._codec import decode_state
+from actorbot._record import Record
+from actorbot.errors import ActorbotError, ConfigError
+from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
+
+__all__ = ["MemorySessionStore"]
+
+logger = logging.getLogger("actorbot")
+
+
+class _Lru(LRUCache[str, Record]):
+    """Hands out what it evicts."""
+
+    def __init__(self, maxsize: int) -> None:
+        super().__init__(maxsize)
+        self.evicted: list[Record] = []
+
+    def popitem(self) -> tuple[str, Record]:
+        session_id, record = super().popitem()
+        self.evicted.append(record)
+        return session_id, record
+
+
+class MemorySessionStore(RecordStore):
+    """Keeps the *max_sessions* most recently used sessions; nothing outlives the process.
+
+    A session that is evicted to make room is reported: `on_evict(session_id, state)` on the writing thread, and a warning in the log.
+    """
+
+    name: ClassVar[str] = "memory"
+
+    def __init__(
+        self,
+        max_sessions: int = 10_000,
+        expires_in: float = ONE_YEAR,
+        on_evict: Callable[[str, dict[str, Any]], object] | None = None,
+    ) -> None:
+        if isinstance(max_sessions, bool) or not isinstance(max_sessions, int) or max_sessions < 1:
+            raise ConfigError("max_sessions", max_sessions, "a whole number, at least 1")
+        self.expires_in = check_expires_in(expires_in)
+        self._on_evict = on_evict
+        self._lock = threading.Lock()  # guards the cache, which even a read changes
+        self._cache = _Lru(max_sessions)
+
+    def init(self) -> Self:
+        return self
+
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        with self._lock:
+            return [self._cache.get(session_id) for session_id in session_ids]
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        with self._lock:
+            outcomes = [self._write(write) for write in writes]
+            evicted, self._cache.evicted = self._cache.evicted, []
+        for record in evicted:
+            if record.state is not None:
+                self._report(record.session_id, record.state)
+        return outcomes
+
+    def _write(self, write: Write) -> ActorbotError | None:
+        session_id = write.record.session_id
+        stored = self._cache.get(session_id)
+        verdict = judge(self.name, write, None if stored is None else stored.write_ids)
+        if isinstance(verdict, ActorbotError):
+            return verdict
+        if verdict:
+            self._cache[session_id] = write.record
+        return None
+
+    def _report(self, session_id: str, state: bytes) -> None:
+        logger.warning("memory store: a session was evicted to make room", extra={"session_id": session_id})
+        if self._on_evict is not None:
+            try:
+                self._on_evict(session_id, decode_state(state))
+            except Exception:
+                logger.exception("on_evict failed", extra={"session_id": session_id})
+
+    def sweep(self, now: float) -> Iterable[Record]:
+        with self._lock:
+            ended = [record for record in self._cache.values() if record.expires_at <= now]
+            for record in ended:
+                del self._cache[record.session_id]
+        return [record for record in ended if record.state is not None]

@@ -1,0 +1,135 @@
+"""Stores for tests, each around another store: one that writes down what it is asked, one that fails when told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from actorbot.errors import ActorbotError, CorruptSessionError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.stores.base import Record, RecordStore, Write
+from actorbot.stores.memory import MemorySessionStore
+
+__all__ = ["FaultyStore", "RecordingStore"]
+
+PATIENCE = 60.0  # real seconds after which a held call goes on, so that no test hangs
+
+
+class _Around(RecordStore):
+    name: str  # type: ignore[misc]  # the inner store's
+
+    def __init__(self, inner: RecordStore | None = None) -> None:
+        self.inner = MemorySessionStore() if inner is None else inner
+        self.name = self.inner.name
+        self.expires_in = self.inner.expires_in
+
+    def init(self) -> Self:
+        self.inner.init()
+        return self
+
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        return self.inner.read_many(session_ids)
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        return self.inner.write_many(writes)
+
+    def sweep(self, now: float) -> Iterable[Record]:
+        return self.inner.sweep(now)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class RecordingStore(_Around):
+    """Writes down what it is asked: `reads` (ids) and `writes` (records), each in order, and the same in batches."""
+
+    def __init__(self, inner: RecordStore | None = None) -> None:
+        super().__init__(inner)
+        self.read_batches: list[list[str]] = []
+        self.write_batches: list[list[Record]] = []
+
+    @property
+    def reads(self) -> list[str]:
+        return [session_id for batch in self.read_batches for session_id in batch]
+
+    @property
+    def writes(self) -> list[Record]:
+        return [record for batch in self.write_batches for record in batch]
+
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        self.read_batches.append(list(session_ids))
+        return super().read_many(session_ids)
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self.write_batches.append([write.record for write in writes])
+        return super().write_many(writes)
+
+
+class FaultyStore(_Around):
+    """Fails when told to; may be told from any thread."""
+
+    def __init__(self, inner: RecordStore | None = None) -> None:
+        super().__init__(inner)
+        self._down = False
+        self._failing_reads = self._failing_writes = self._lost_replies = 0
+        self._corrupt: set[str] = set()
+        self._open = threading.Event()
+        self._open.set()
+
+    def outage(self) -> None:
+        """Refuse every call until `restore`."""
+        self._down = True
+
+    def restore(self) -> None:
+        """Answer again."""
+        self._down = False
+
+    def fail_reads(self, calls: int) -> None:
+        """Refuse the next *calls* reads."""
+        self._failing_reads = calls
+
+    def fail_writes(self, calls: int) -> None:
+        """Refuse the next *calls* writes."""
+        self._failing_writes = calls
+
+    def lose_replies(self, calls: int) -> None:
+        """Apply the next *calls* writes, and say that the outcome is unknown."""
+        self._lost_replies = calls
+
+    def corrupt(self, session_id: str) -> None:
+        """Give out the record of *session_id* as damaged until `mend`."""
+        self._corrupt.add(session_id)
+
+    def mend(self, session_id: str) -> None:
+        """Undo `corrupt`."""
+        self._corrupt.discard(session_id)
+
+    def hold(self) -> None:
+        """Let calls wait until `release`."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Let held calls go on."""
+        self._open.set()
+
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        self._open.wait(PATIENCE)
+        if self._down or self._failing_reads > 0:
+            self._failing_reads -= 1
+            raise StoreUnavailableError(self.name, "told to fail")
+        found = super().read_many(session_ids)
+        return [
+            CorruptSessionError(self.name, session_id, "told to be damaged") if session_id in self._corrupt else record
+            for session_id, record in zip(session_ids, found, strict=True)
+        ]
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self._open.wait(PATIENCE)
+        if self._down or self._failing_writes > 0:
+            self._failing_writes -= 1
+            raise StoreUnavailableError(self.name, "told to fail")
+        outcomes = super().write_many(writes)
+        if self._lost_replies > 0:
+            self._lost_replies -= 1
+            raise OutcomeUnknownError(self.name, "told to lose the reply")
+        return outcomes
