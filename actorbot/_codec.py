@@ -1,9 +1,9 @@
 """A session's values as bytes and as a JSON-safe document: each comes back equal and of the same type, or is refused.
 
-*Bytes* are one msgpack map. msgpack has no tuples, sets, dates and so on; a state that holds one is *extended*: the byte 0xC1,
-which msgpack never uses, stands in front, a tuple or a set is an array whose first element is a marker, and the rest are
-extension types that hold text. (Markers, because nested extensions would need one `unpackb`, and its 40 KB of C stack, inside
-the other.) *Documents* tag the same values: `{"$tuple": [...]}`, `{"$date": "2017-05-01"}`.
+*Bytes* are one msgpack map. msgpack has no tuples, sets, dates and so on; a state that holds one is *extended*: the byte
+0xC1, which msgpack never uses, stands in front, a tuple or a set is an array whose first element is a marker, and the rest
+are extension types that hold text. (Markers, because nested extensions would need one `unpackb`, with 40 KB of C stack,
+inside the other.) *Documents* tag the same values: `{"$tuple": [...]}`, `{"$date": "2017-05-01"}`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
     """
     try:
         if _scan(state, max_bytes):
-            data = _EXTENDED + packb({**state}, default=_pack_extension, strict_types=True)
+            data: bytes = _EXTENDED + packb({**state}, default=_pack_extension, strict_types=True)
         else:
             data = _packers.pack({**state})
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -160,7 +160,7 @@ def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
 def decode_state(data: bytes, *, trusted: bool = False) -> dict[str, Any]:
     """Return the values that *data* holds, which are such that `encode_state` takes them.
 
-    *trusted* skips the proof of that: for bytes that `encode_state` made in this process, or that were decoded once before.
+    *trusted* skips the proof of that, half of the time: for bytes that this process encoded, or decoded once before.
     A key that stands twice in a map goes unnoticed, the last one counts: noticing would cost a Python call per map.
 
     Raises: UndecodableError, and for untrusted bytes nothing else.
@@ -171,7 +171,7 @@ def decode_state(data: bytes, *, trusted: bool = False) -> dict[str, Any]:
         else:
             state = unpackb(data)
     except _MALFORMED as error:
-        raise UndecodableError(f"malformed: {error or type(error).__name__}") from None
+        raise UndecodableError(f"malformed: {_text(error)}") from None
     if trusted:
         return state  # type: ignore[no-any-return]
     if type(state) is not dict:
@@ -183,17 +183,21 @@ def decode_state(data: bytes, *, trusted: bool = False) -> dict[str, Any]:
     return state
 
 
-def pack_fields(fields: list[Any]) -> bytes:
-    """Return *fields* as msgpack; they are plain values, and are not checked."""
-    return _packers.pack(fields)
+def pack_fields(value: object) -> bytes:
+    """Return *value*, which is made of plain values and not checked, as msgpack: for the frame of a record."""
+    return _packers.pack(value)
 
 
-def unpack_fields(data: bytes) -> object:
+def unpack_fields(data: bytes) -> Any:
     """Return what `pack_fields` packed, or whatever else *data* holds. Raises: UndecodableError."""
     try:
         return unpackb(data)
     except ValueError as error:
-        raise UndecodableError(f"malformed: {error or type(error).__name__}") from None
+        raise UndecodableError(f"malformed: {_text(error)}") from None
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _pack_extension(value: object) -> object:
@@ -320,7 +324,7 @@ class _Step(NamedTuple):
 
 
 def _explain(state: dict[str, Any], limit: int, error: Exception) -> NotEncodableError | SessionTooLargeError:
-    """Return the first thing wrong in *state* with its path, or *error* if none is found. Depth first, each box once."""
+    """Return the first thing wrong in *state* with its path, or else *error*. Depth first, each box once."""
     steps = [_Step("session", state, _parts(state))]
     is_open = {id(state): True}
     deep: SessionTooLargeError | None = None
@@ -404,7 +408,8 @@ def from_document(document: dict[str, Any]) -> dict[str, Any]:
     Values that a session cannot hold are passed on, for `encode_state` to refuse. Raises: UndecodableError.
     """
     count_up = count().__next__
-    return {_unescape(key, {RESERVED}): _untag(value, 2, count_up) for key, value in document.items()}
+    items = document.items()
+    return {_unescape(key, {RESERVED}): _untag(value, 2, count_up) for key, value in items if key != RESERVED}
 
 
 def _escape(key: str, names: Set[str]) -> str:
@@ -435,7 +440,7 @@ def _tag(value: Any) -> Any:
 
 
 def _untag(value: Any, depth: int, count_up: Callable[[], int]) -> Any:
-    """Return what *value* stands for. Depth and number of values are bounded: a driver may hand out aliases, as YAML does."""
+    """Return what *value* stands for. Bounded in depth and number: a driver may hand out aliases, as YAML does."""
     if not isinstance(value, dict | list):
         return value
     if depth > MAX_DEPTH or count_up() > MAX_DOCUMENT_BOXES:

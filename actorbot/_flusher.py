@@ -192,6 +192,8 @@ class Flusher(ServiceActor):
 
     def oldest_dirty(self) -> float:
         """Return how many seconds ago the longest waiting session had its first unflushed event."""
+        if not self.dirty_bytes:
+            return 0.0
         try:
             return max(0.0, self._clock.monotonic() - (self._marked[0][0] - self._policy.max_delay))
         except IndexError:

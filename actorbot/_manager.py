@@ -372,7 +372,7 @@ class SessionManager:
         unfinished = self._registry.dismiss_all()
         for context in list(self._turns.running):
             if self._turns.running.pop(context, None) is not None:
-                self._registry.end(context)
+                self._registry.revoke(context)
         await self._try(self._turns.flusher.flush(self._registry.resident()), until)
         await self._try(self._turns.outbox.emptied(), until)
         unflushed = tuple(

@@ -15,9 +15,9 @@ from actorbot._codec import (
     decode_state,
     encode_state,
     from_document,
-    pack,
+    pack_fields,
     to_document,
-    unpack,
+    unpack_fields,
 )
 from actorbot.errors import ActorbotError, CorruptSessionError
 
@@ -71,8 +71,8 @@ class Record:
 
         The checksum is against accidents (torn writes, flipped bits), for which 32 bits at 1 GB/s will do; it is no signature.
         """
-        body = pack(
-            (self.session_id, self.version, self.state, self.write_ids, self.event_ids, self.last_activity, self.expires_at)
+        body = pack_fields(
+            [self.session_id, self.version, self.state, self.write_ids, self.event_ids, self.last_activity, self.expires_at]
         )
         return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
 
@@ -88,7 +88,7 @@ class Record:
             reason = "its checksum does not fit: it is truncated or damaged"
         if reason is None:
             try:
-                record = cls(*unpack(data[8:]))
+                record = cls(*unpack_fields(data[8:]))  # type: ignore[misc]
             except (UndecodableError, TypeError) as error:
                 reason = f"its frame is damaged ({error})"
             else:
@@ -101,7 +101,7 @@ class Record:
     def peek_id(data: bytes) -> str:
         """Return the session id inside *data*, or `""`, vouching for nothing."""
         try:
-            return str(unpack(data[8:])[0])
+            return str(unpack_fields(data[8:])[0])  # type: ignore[index]
         except (UndecodableError, TypeError, LookupError):
             return ""
 
@@ -130,7 +130,7 @@ class Record:
         """Read a document; one without `"$actorbot"` is adopted as a session that was active just now. Raises: CorruptSessionError."""
         try:
             rest = document.get(RESERVED)
-            state = encode_state(from_document(dict(document)), MAX_ADOPTED_BYTES)
+            state = encode_state(from_document({k: v for k, v in document.items() if k != RESERVED}), MAX_ADOPTED_BYTES)
             if rest is None:
                 now = time.time() if now is None else now
                 return cls(session_id, 0, state, b"", b"", now, now + expires_in)

@@ -327,9 +327,9 @@ class Registry(ServiceActor):
                     self.turns.clock.call_at(deadline, self._tick)
                 return
             if self.turns.running.pop(context, None) is not None:
-                self.end(context)
+                self.revoke(context)
 
-    def end(self, context: Context) -> None:
+    def revoke(self, context: Context) -> None:
         """Revoke a turn whose time is up; the caller took it out of `running`."""
         context._timed_out = True
         context._open = False

@@ -74,7 +74,6 @@ class Turns:
     on_start: Bound | None
     on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
     on_expire: Callable[[str, bytes], None]
-    on_dead_letter: Callable[[str, Any, str], None]
     running: dict[Context, float] = field(default_factory=dict)
     """The turns that run now and when their time is up. Whoever takes a turn out of here, in one step, decides how it ends."""
     handled: int = 0
