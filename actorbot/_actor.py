@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from importlib.metadata import version
 from typing import Any, ClassVar, Protocol
 
 import pykka
@@ -10,7 +10,14 @@ from pykka._envelope import Envelope
 
 __all__ = ["EndOfBatch", "Envelope", "Inbox", "PooledActor", "ServiceActor", "check_pykka"]
 
-RELIED_ON = ("_actor_loop_running", "_create_actor_inbox", "_create_future", "_handle_receive", "_start_actor_loop", "on_receive")
+RELIED_ON = (
+    "_actor_loop_running",
+    "_create_actor_inbox",
+    "_create_future",
+    "_handle_receive",
+    "_start_actor_loop",
+    "on_receive",
+)
 
 
 def check_pykka() -> None:
@@ -18,7 +25,7 @@ def check_pykka() -> None:
     missing = [name for name in RELIED_ON if not hasattr(pykka.Actor, name)]
     if missing:
         raise ImportError(
-            f"actorbot needs pykka>=4.5,<5; the installed pykka {pykka.__version__} has no Actor.{', Actor.'.join(missing)}"
+            f"actorbot needs pykka>=4.5,<5; the installed pykka {version('pykka')} has no Actor.{', Actor.'.join(missing)}"
         )
 
 
@@ -76,7 +83,7 @@ class PooledActor(pykka.Actor):
         return _NEVER_STOPPED
 
     @property
-    def actor_ref(self) -> pykka.ActorRef[Any]:  # type: ignore[override]  # made on demand
+    def actor_ref(self) -> pykka.ActorRef[Any]:  # made on demand
         return pykka.ActorRef(self)
 
     def run_batch(self) -> None:

@@ -30,9 +30,7 @@ class Bot:
     `manager_options` are those of `SessionManager`. Memory store when none is given.
     """
 
-    def __init__(
-        self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any
-    ) -> None:
+    def __init__(self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any) -> None:
         self._store = session_store
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
         self._manager: SessionManager | None = None
@@ -161,5 +159,3 @@ class ConsoleBot(Bot):
                 logger.exception("the handler failed")
             print(f"({type(error).__name__}: {error})", file=sys.stderr, flush=True)
         await self.manager.delivered(self.session_id)
-
-

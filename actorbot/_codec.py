@@ -1,16 +1,16 @@
 """A session's values as bytes and as a JSON-safe document: each comes back equal and of the same type, or is refused.
 
-*Bytes* are one msgpack map. msgpack has no tuples, sets, dates and so on; a state that holds one is *extended*: the byte
-0xC1, which msgpack never uses, stands in front, a tuple or a set is an array whose first element is a marker, and the rest
-are extension types that hold text. (Markers, because nested extensions would need one `unpackb`, with 40 KB of C stack,
-inside the other.) *Documents* tag the same values: `{"$tuple": [...]}`, `{"$date": "2017-05-01"}`.
+*Bytes* are one msgpack map. msgpack has no tuples, sets, dates and so on; a state that holds one is *extended*: the
+byte 0xC1, which msgpack never uses, stands in front, a tuple or a set is an array whose first element is a marker, and the
+rest are extension types that hold text. (Markers, because nested extensions would need one `unpackb`, with 40 KB of
+C stack, inside the other.) *Documents* tag the same values: `{"$tuple": [...]}`, `{"$date": "2017-05-01"}`.
 """
 
 from __future__ import annotations
 
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from itertools import count
@@ -402,7 +402,7 @@ def to_document(state: dict[str, Any]) -> dict[str, Any]:
     return {_escape(key, {RESERVED}): _tag(value) for key, value in state.items()}
 
 
-def from_document(document: dict[str, Any]) -> dict[str, Any]:
+def from_document(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a fresh dict of the values of *document*; a JSON-like dict that has no tags comes back as it is.
 
     Values that a session cannot hold are passed on, for `encode_state` to refuse. Raises: UndecodableError.
@@ -442,7 +442,7 @@ def _tag(value: Any) -> Any:
 def _untag(value: Any, depth: int, count_up: Callable[[], int]) -> Any:
     """Return what *value* stands for. Bounded in depth and number: a driver may hand out aliases, as YAML does."""
     if not isinstance(value, dict | list):
-        return value
+        return _to_exact(value)
     if depth > MAX_DEPTH or count_up() > MAX_DOCUMENT_BOXES:
         raise UndecodableError(f"the document is nested deeper than {MAX_DEPTH} levels, or endless")
     if isinstance(value, list):
@@ -453,6 +453,16 @@ def _untag(value: Any, depth: int, count_up: Callable[[], int]) -> Any:
             return _untag_one(key, only, depth, count_up)
         return {_unescape(key, _TAGS): _untag(only, depth + 1, count_up)}
     return {key: _untag(part, depth + 1, count_up) for key, part in value.items()}
+
+
+def _to_exact(value: Any) -> Any:
+    """Return a number or string of a driver's own type, such as pymongo's `Int64`, as what it stands for."""
+    if isinstance(value, bool):
+        return value
+    for kind, convert in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
+        if isinstance(value, kind):
+            return convert(value)  # type: ignore[operator]
+    return value
 
 
 def _untag_one(tag: str, payload: Any, depth: int, count_up: Callable[[], int]) -> Any:

@@ -61,7 +61,14 @@ class Context:
     _interrupt: Callable[[], None] | None = None
 
     def __init__(
-        self, actor: Any, session: Any, event: Any, is_new: bool, last_activity: float | None, base: Any, parent: Context | None
+        self,
+        actor: Any,
+        session: Any,
+        event: Any,
+        is_new: bool,
+        last_activity: float | None,
+        base: Any,
+        parent: Context | None,
     ) -> None:
         self._actor = actor
         self._session = session

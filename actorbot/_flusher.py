@@ -345,7 +345,9 @@ class Flusher(ServiceActor):
         self._failures += 1
         if self.outage_since is None:
             self.outage_since = self._clock.monotonic()
-            logger.warning("%s does not take writes; sessions stay in memory until it does: %s", self._store.name, error)
+            logger.warning(
+                "%s does not take writes; sessions stay in memory until it does: %s", self._store.name, error
+            )
         if self._failures >= self._policy.retry.attempts:
             self._release_all(error)
 
@@ -442,4 +444,3 @@ class Flusher(ServiceActor):
             session.charged = 0
             session.dirty = False
             self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
-

@@ -330,13 +330,14 @@ class ThreadWaiter:
             got = self._granted.acquire(timeout=-1 if self._timeout is None else max(0.0, self._timeout))
         if not got and self._decide():
             self._actor.withdraw(self)
-            raise TurnTimeoutError(self._actor.session_id, f"its turn did not come within {self._timeout:g} s; withdrawn")
+            raise TurnTimeoutError(
+                self._actor.session_id, f"its turn did not come within {self._timeout:g} s; withdrawn"
+            )
         if not got:
             self._granted.acquire()  # decided in the same breath: the release is on its way
         if self._error is not None:
             raise self._error
-        return
-        yield  # what makes this a generator: it never suspends
+        yield from ()  # what makes this a generator: it never suspends
 
 
 class _Answer:

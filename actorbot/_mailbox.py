@@ -54,7 +54,9 @@ class Mailbox:
                     self.line = deque()
                 line = self.line
         if len(line) >= limit:
-            raise OverloadedError(f"the mailbox of the session is full ({limit} events wait for their turn)", retry_after=0.5)
+            raise OverloadedError(
+                f"the mailbox of the session is full ({limit} events wait for their turn)", retry_after=0.5
+            )
         line.append(item)
 
     def withdraw(self, item: Waiter | Envelope[Any]) -> bool:

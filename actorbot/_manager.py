@@ -23,7 +23,7 @@ from actorbot._codec import UndecodableError, decode_state
 from actorbot._context import Context, current
 from actorbot._flusher import Flushable, Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, new_future, run_inline
-from actorbot._messages import DUPLICATE, Duplicate, Handle
+from actorbot._messages import Duplicate, Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import Record
@@ -215,7 +215,9 @@ class SessionManager:
     ) -> None:
         self._given_store = MemorySessionStore() if store is None else store
         if not isinstance(self._given_store, RecordStore):
-            DriverStore(self._given_store, run=_no_home)  # has it the four methods? says so here rather than at the start
+            DriverStore(
+                self._given_store, run=_no_home
+            )  # has it the four methods? says so here rather than at the start
         self._policy = FlushPolicy.write_behind() if flush is None else flush
         if not isinstance(self._policy, FlushPolicy):
             raise ConfigError("flush", flush, "a FlushPolicy; FlushPolicy.parse() reads one from text")
@@ -305,11 +307,15 @@ class SessionManager:
     async def _open(self, home: Home) -> None:
         self._home = home
         given = self._given_store
-        self._store: RecordStore = given if isinstance(given, RecordStore) else DriverStore(given, run=home.run_awaitable)
+        self._store: RecordStore = (
+            given if isinstance(given, RecordStore) else DriverStore(given, run=home.run_awaitable)
+        )
         deadline = self._policy.store_deadline
         self._writer = StoreThread("actorbot-store", self._store.name, self._clock, deadline)
         one_thread = isinstance(self._store, DriverStore)
-        self._reader = self._writer if one_thread else StoreThread("actorbot-reads", self._store.name, self._clock, deadline)
+        self._reader = (
+            self._writer if one_thread else StoreThread("actorbot-reads", self._store.name, self._clock, deadline)
+        )
         try:
             await home.wait(self._writer.call(self._store.init).outcome)
         except BaseException:
@@ -437,7 +443,13 @@ class SessionManager:
         return await self._dispatch(session_id, event, event_id, durable, None)
 
     def dispatch_sync(
-        self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False, timeout: float | None = None
+        self,
+        session_id: str,
+        event: Any,
+        *,
+        event_id: str | None = None,
+        durable: bool = False,
+        timeout: float | None = None,
     ) -> Any:
         """The same as `dispatch`, for threads.
 
@@ -471,7 +483,9 @@ class SessionManager:
         await self._give_back(actor, context)
 
     @contextmanager
-    def turn_sync(self, session_id: str, *, event_id: str | None = None, timeout: float | None = None) -> Iterator[Context]:
+    def turn_sync(
+        self, session_id: str, *, event_id: str | None = None, timeout: float | None = None
+    ) -> Iterator[Context]:
         """The same as `turn`, for threads."""
         actor, context = self._run_sync(lambda: self._borrow(session_id, event_id, timeout), timeout)
         current.set(context)
@@ -597,7 +611,9 @@ class SessionManager:
             logger.warning("dead letter of session %r: %r", receipt.session_id, error)
             self._call_later("on_dead_letter", receipt.session_id, event, f"{type(error).__name__}: {error}")
 
-    async def _borrow(self, session_id: str, event_id: str | None, timeout: float | None) -> tuple[SessionActor, Context]:
+    async def _borrow(
+        self, session_id: str, event_id: str | None, timeout: float | None
+    ) -> tuple[SessionActor, Context]:
         check_session_id(session_id)
         actor = await self._registry.enter(session_id, timeout)
         try:
@@ -689,7 +705,9 @@ class SessionManager:
         if self._state == "open" or (closing and self._state == "closing"):
             return
         if self._state == "forked":
-            raise ForkedError("the process was forked: this manager's threads are the parent's; start a new manager after the fork")
+            raise ForkedError(
+                "the process was forked: this manager's threads are the parent's; start a new manager after the fork"
+            )
         raise ManagerClosedError(
             "the manager was not started: use `async with`, `with`, start() or start_sync()"
             if self._state == "new"
@@ -702,16 +720,22 @@ class SessionManager:
             self._check_open(closing)
         loop = asyncio.get_running_loop()
         if loop is not getattr(self._home, "_loop" if isinstance(self._home, ThreadHome) else "loop"):
-            raise WrongLoopError("this verb belongs to the manager's own event loop; from anywhere else use its _sync twin")
+            raise WrongLoopError(
+                "this verb belongs to the manager's own event loop; from anywhere else use its _sync twin"
+            )
         if isinstance(self._home, ThreadHome):
-            raise WrongLoopError("a manager started with `with` or start_sync() is at home on threads: use the _sync verbs")
+            raise WrongLoopError(
+                "a manager started with `with` or start_sync() is at home on threads: use the _sync verbs"
+            )
 
     def _check_away(self, closing: bool = False) -> None:
         """Raise if the caller runs on the home loop, which a _sync verb would block."""
         if self._state != "open":
             self._check_open(closing)
         if threading.get_ident() == getattr(self._home, "thread_id", None):
-            raise WrongLoopError("a _sync verb on the manager's event loop would block it for ever: await the async verb")
+            raise WrongLoopError(
+                "a _sync verb on the manager's event loop would block it for ever: await the async verb"
+            )
 
     def _run_sync(
         self, make: Callable[[], Coroutine[Any, Any, Any]], timeout: float | None, *, closing: bool = False
@@ -740,7 +764,9 @@ class SessionManager:
         try:
             await hook(context, error)
         except Exception:
-            logger.exception("on_error failed for session %r", context.session_id, extra={"session_id": context.session_id})
+            logger.exception(
+                "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
+            )
 
     def _tell_expired(self, session_id: str, state: bytes) -> None:
         if self._bound["on_session_expire"] is None:
@@ -758,7 +784,9 @@ class SessionManager:
             session.session_id,
             extra={"session_id": session.session_id},
         )
-        self._call_later("on_conflict", session.session_id, None if record.state is None else decode_state(record.state))
+        self._call_later(
+            "on_conflict", session.session_id, None if record.state is None else decode_state(record.state)
+        )
 
     def _call_later(self, name: str, *args: Any) -> None:
         hook = self._bound[name]
@@ -809,7 +837,12 @@ def _no_home(_: Any) -> Any:
 
 def check_session_id(session_id: str) -> None:
     """Raises: InvalidSessionIdError."""
-    if type(session_id) is str and session_id.isascii() and session_id.isprintable() and 0 < len(session_id) <= MAX_ID_BYTES:
+    if (
+        type(session_id) is str
+        and session_id.isascii()
+        and session_id.isprintable()
+        and 0 < len(session_id) <= MAX_ID_BYTES
+    ):
         return
     if not isinstance(session_id, str):
         raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")

@@ -50,7 +50,9 @@ class Outbox:
     def check(self) -> None:
         """Raises: ConfigError if there is nowhere to send to."""
         if self._deliver is None:
-            raise ConfigError("deliver", None, "a function of (session_id, message); without one a reply has nowhere to go")
+            raise ConfigError(
+                "deliver", None, "a function of (session_id, message); without one a reply has nowhere to go"
+            )
 
     def put(self, context: Context, messages: list[Any], gate: Future[Any] | None = None) -> None:
         """Deliver *messages* after what the session sent before, once *gate* has succeeded; if it fails they are never sent."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Final
 
 from actorbot._actor import Envelope, ServiceActor
 from actorbot._context import Context, chain
-from actorbot._flusher import Flusher
 from actorbot._home import new_future
 from actorbot._messages import Handle, Sweep
 from actorbot._session_actor import SessionActor, Turns
@@ -25,9 +24,9 @@ from actorbot.errors import (
     CorruptSessionError,
     DeadlockError,
     ManagerClosedError,
+    OutcomeUnknownError,
     OverloadedError,
     StoreUnavailableError,
-    OutcomeUnknownError,
 )
 
 __all__ = ["Registry"]
@@ -43,7 +42,9 @@ STORE_SWEEPS: Final = 600.0  # the longest time in seconds between two sweeps of
 class Registry(ServiceActor):
     """The entries, by session id; supervises and sweeps on its own thread. Methods may be called from any thread."""
 
-    def __init__(self, turns: Turns, loader: Loader, *, max_resident: int, idle_timeout: float, handler_timeout: float) -> None:
+    def __init__(
+        self, turns: Turns, loader: Loader, *, max_resident: int, idle_timeout: float, handler_timeout: float
+    ) -> None:
         super().__init__()
         self.entries: dict[str, SessionActor] = {}
         self.turns = turns
@@ -118,7 +119,9 @@ class Registry(ServiceActor):
             actor = self.entries.get(session_id)
             if actor is None:
                 if len(self.entries) >= self._max_resident and not self._passivate_some(64):
-                    raise OverloadedError(f"{self._max_resident} sessions are resident (max_resident) and none can leave")
+                    raise OverloadedError(
+                        f"{self._max_resident} sessions are resident (max_resident) and none can leave"
+                    )
                 actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
                 if self.entries.setdefault(session_id, actor) is not actor:
                     continue
@@ -378,5 +381,3 @@ def refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
         holder = actor.holder
         if holder is not None and holder._open:
             ahead.extend(holder._waits_for or ())
-
-

@@ -32,7 +32,7 @@ class SessionShape:
         if session_type is dict:
             self.load, self.dump = Session, _same
             return
-        if not (isinstance(session_type, type) and dataclasses.is_dataclass(session_type)):
+        if not (dataclasses.is_dataclass(session_type)):
             raise ConfigError("session_type", session_type, "dict or a dataclass")
         try:
             session_type()
@@ -67,7 +67,8 @@ def _fit(hint: Any, value: Any, where: str) -> Any:
     """Return *value* if it is what *hint* says, a dataclass where that is wanted. Raises: UndecodableError."""
     if hint is Any:
         return value
-    origin, args = get_origin(hint), get_args(hint)
+    origin: Any = get_origin(hint)
+    args = get_args(hint)
     if origin is Union or origin is types.UnionType:
         for option in args:
             try:
@@ -81,7 +82,7 @@ def _fit(hint: Any, value: Any, where: str) -> Any:
         raise UndecodableError(f"{where}: expected one of {args}, found {value!r}")
     if hint is None:
         hint = type(None)
-    kind = origin or hint
+    kind: Any = origin or hint
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _load(kind, value, where)
     if not isinstance(kind, type) or type(value) is not kind:

@@ -222,7 +222,9 @@ class SessionActor(PooledActor):
                 pass  # what is said below
             else:
                 return
-        raise OverloadedError(f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay)
+        raise OverloadedError(
+            f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay
+        )
 
     def open(self, event: Any, event_id: str | None) -> Context | Duplicate:
         """Begin a turn on the committed state; `DUPLICATE` if the session has counted *event_id*."""
@@ -247,7 +249,9 @@ class SessionActor(PooledActor):
             except UndecodableError as error:
                 raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
         parent = current.get()
-        context = Context(self, session, event, state is None, None if state is None else last_activity, committed, parent)
+        context = Context(
+            self, session, event, state is None, None if state is None else last_activity, committed, parent
+        )
         if digest is not None:
             context._event_id = digest
         self.holder = context
@@ -276,7 +280,9 @@ class SessionActor(PooledActor):
         event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
         committed = (base[0] + 1, encoded, event_ids, turns.clock.wall())
         if turns.running.pop(context, None) is None:
-            raise HandlerTimeoutError(self.session_id, "the handler ran longer than handler_timeout; its changes were discarded")
+            raise HandlerTimeoutError(
+                self.session_id, "the handler ran longer than handler_timeout; its changes were discarded"
+            )
         if self.committed is not base:
             raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
         context._open = False
@@ -346,7 +352,9 @@ class SessionActor(PooledActor):
         if isinstance(context, Context) and context._timed_out and not isinstance(error, HandlerTimeoutError):
             if isinstance(error, asyncio.CancelledError) and context._task is not None:
                 context._task.uncancel()
-            return HandlerTimeoutError(self.session_id, "the handler ran longer than handler_timeout; its changes were discarded")
+            return HandlerTimeoutError(
+                self.session_id, "the handler ran longer than handler_timeout; its changes were discarded"
+            )
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error

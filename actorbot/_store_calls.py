@@ -51,7 +51,9 @@ class StoreThread:
             if self._stuck >= MAX_STUCK:
                 call.returned.set_result(None)
                 call.outcome.set_exception(
-                    StoreUnavailableError(self._store, f"{MAX_STUCK} calls have not come back; no more are made until one does")
+                    StoreUnavailableError(
+                        self._store, f"{MAX_STUCK} calls have not come back; no more are made until one does"
+                    )
                 )
                 return call
             lane = self._lane
@@ -137,9 +139,7 @@ class Loader:
         call = self._thread.call(self._store.read_many, ids)
         call.outcome.add_done_callback(lambda outcome: self._land(ids, batch, outcome))
 
-    def _land(
-        self, ids: Sequence[str], batch: list[tuple[str, Future[Record | None]]], outcome: Future[Any]
-    ) -> None:
+    def _land(self, ids: Sequence[str], batch: list[tuple[str, Future[Record | None]]], outcome: Future[Any]) -> None:
         error = outcome.exception()
         found = dict.fromkeys(ids, error) if error is not None else dict(zip(ids, outcome.result(), strict=True))
         for session_id, answer in batch:

@@ -12,7 +12,9 @@ QUESTIONS = {"session": session, "residents": residents}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure actorbot; benchmarks/README.md says how.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure actorbot; benchmarks/README.md says how."
+    )
     questions = parser.add_subparsers(required=True, metavar="{" + ",".join(QUESTIONS) + "}")
     for name, module in QUESTIONS.items():
         question = questions.add_parser(name, help=module.__doc__, description=module.__doc__)

@@ -60,7 +60,9 @@ class Actorbot:
 
     def __init__(self, store: StoreName, policy: str, handler: HandlerName, users: int) -> None:
         self._folder = tempfile.mkdtemp(prefix="actorbot-benchmark-") if store == "file" else None
-        self._store = CountingMemoryStore(max_sessions=users) if self._folder is None else CountingFileStore(self._folder)
+        self._store = (
+            CountingMemoryStore(max_sessions=users) if self._folder is None else CountingFileStore(self._folder)
+        )
         self._manager = SessionManager(
             self._store, handler=HANDLERS[handler], flush=FlushPolicy.parse(policy), max_resident=users
         )

@@ -162,7 +162,9 @@ def time_in_threads(contender: ThreadContender, workload: Workload) -> list[int]
         with ThreadPoolExecutor(workload.in_flight) as pool:
             _thread_round(pool, contender, workload)
             events = iter(workload.events)
-            timers = [pool.submit(_thread_timer, events, contender.dispatch, durations) for _ in range(workload.in_flight)]
+            timers = [
+                pool.submit(_thread_timer, events, contender.dispatch, durations) for _ in range(workload.in_flight)
+            ]
             for timer in timers:
                 timer.result()
     finally:

@@ -37,11 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--store", choices=("memory", "file"), default="memory")
     add("--policy", type=_policy, default="write-behind:max_delay=0.5", help="actorbot's flush policy (%(default)s)")
     add("--home", choices=("loop", "threads"), default="loop", help="who calls: tasks, or threads (%(default)s)")
-    add("--handler", choices=("async", "awaits", "sync"), help="async in the loop, sync in threads; awaits: awaits once")
+    add(
+        "--handler", choices=("async", "awaits", "sync"), help="async in the loop, sync in threads; awaits: awaits once"
+    )
     add("--users", type=_positive, default=1000, metavar="N", help="(%(default)s)")
     add("--events", type=_positive, default=100_000, metavar="N", help="repeated until the time is over (%(default)s)")
     add("--in-flight", type=_positive, default=64, metavar="N", help="tasks or threads (%(default)s)")
-    add("--distribution", choices=("uniform", "zipf"), default="uniform", help="of the events over the users (%(default)s)")
+    add(
+        "--distribution",
+        choices=("uniform", "zipf"),
+        default="uniform",
+        help="of the events over the users (%(default)s)",
+    )
     add("--repeats", type=_positive, default=3, metavar="N", help="(%(default)s)")
     add("--seconds", type=float, default=5.0, help="the least that a measured run lasts (%(default)s)")
     add("--json", metavar="FILE", help="write all figures there, too")

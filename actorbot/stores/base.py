@@ -149,8 +149,10 @@ def judge(store: str, write: Write, stored: bytes | None) -> ConflictError | boo
 
 def check_expires_in(expires_in: float) -> float:
     """Return *expires_in* as `float` seconds. Raises: ConfigError."""
-    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float) or not isfinite(expires_in):
+    if type(expires_in) not in (int, float) or not isfinite(expires_in):
         raise ConfigError("expires_in", expires_in, "a number of seconds")
     if not 0 < expires_in <= MAX_EXPIRES_IN:
-        raise ConfigError("expires_in", expires_in, f"seconds, more than 0 and at most {MAX_EXPIRES_IN:.0f} (a thousand years)")
+        raise ConfigError(
+            "expires_in", expires_in, f"seconds, more than 0 and at most {MAX_EXPIRES_IN:.0f} (a thousand years)"
+        )
     return float(expires_in)

@@ -33,7 +33,11 @@ class DriverStore(RecordStore):
     def __init__(self, driver: Any, run: Runner) -> None:
         missing = [verb for verb in ("init", "read", "write", "destroy") if not callable(getattr(driver, verb, None))]
         if missing:
-            raise ConfigError("store", driver, f"a store, or a driver with the methods init, read, write, destroy: no {', '.join(missing)}")
+            raise ConfigError(
+                "store",
+                driver,
+                f"a store, or a driver with the methods init, read, write, destroy: no {', '.join(missing)}",
+            )
         self.name = type(driver).__name__
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self.compares = callable(getattr(driver, "compare_and_write", None))
@@ -73,8 +77,10 @@ class DriverStore(RecordStore):
             except BaseException as error:
                 failure = error
             gone = [write for write in writes if write.record.state is None]
-            outcomes = dict.fromkeys([record.session_id for record in kept], self._failed("write_many", failure))
-            outcomes |= zip([w.record.session_id for w in gone], self._write_each(gone, False), strict=True)
+            failed = self._failed("write_many", failure)
+            outcomes: dict[str, ActorbotError | None] = {record.session_id: failed for record in kept}
+            destroyed = self._write_each(gone, False)
+            outcomes.update((write.record.session_id, each) for write, each in zip(gone, destroyed, strict=True))
             return [outcomes[write.record.session_id] for write in writes]
         return self._write_each(writes, guarded)
 

@@ -72,7 +72,9 @@ class FileSessionStore(RecordStore):
         if status.st_uid != os.geteuid():
             raise InsecureStorageError(self.name, f"{self.directory} belongs to another user (uid {status.st_uid})")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise InsecureStorageError(self.name, f"{self.directory} may be written by others; run: chmod 700 {self.directory}")
+            raise InsecureStorageError(
+                self.name, f"{self.directory} may be written by others; run: chmod 700 {self.directory}"
+            )
 
     def _take_lock(self, folder: int) -> int:
         try:

@@ -46,7 +46,7 @@ class MemorySessionStore(RecordStore):
         expires_in: float = ONE_YEAR,
         on_evict: Callable[[str, dict[str, Any]], object] | None = None,
     ) -> None:
-        if isinstance(max_sessions, bool) or not isinstance(max_sessions, int) or max_sessions < 1:
+        if type(max_sessions) is not int or max_sessions < 1:
             raise ConfigError("max_sessions", max_sessions, "a whole number, at least 1")
         self.expires_in = check_expires_in(expires_in)
         self._on_evict = on_evict

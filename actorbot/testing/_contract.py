@@ -48,7 +48,9 @@ class StoreContract:
             state = _get(store, "ann")
 
             assert state == VALUES
-            assert {key: type(value) for key, value in state.items()} == {key: type(value) for key, value in VALUES.items()}
+            assert {key: type(value) for key, value in state.items()} == {
+                key: type(value) for key, value in VALUES.items()
+            }
 
     def test_an_absent_session_reads_as_none(self) -> None:
         with _opened(self.make_store()) as store:
@@ -108,7 +110,9 @@ class StoreContract:
 
     def test_odd_ids_stay_apart_and_exact(self) -> None:
         with _opened(self.make_store()) as store:
-            assert list(store.write_many([Write(_record(each, {"id": each}), b"") for each in IDS])) == [None] * len(IDS)
+            assert list(store.write_many([Write(_record(each, {"id": each}), b"") for each in IDS])) == [None] * len(
+                IDS
+            )
 
             found = store.read_many(list(reversed(IDS)))
             assert [record.session_id for record in found if isinstance(record, Record)] == list(reversed(IDS))

@@ -1,0 +1,45 @@
+"""A long-running process that takes events from an asyncio source, and ends well on SIGTERM.
+
+The source here is standard input, a line per event: `<user> <text>`. In your process it is a queue, a socket or a webhook.
+"""
+
+import asyncio
+import signal
+import sys
+
+from actorbot import Context, FileSessionStore, SessionManager
+
+
+async def handle(context: Context) -> int:
+    context.session["n"] = context.session.get("n", 0) + 1
+    context.send_text(f"{context.event!r} is your event number {context.session['n']}")
+    return int(context.session["n"])
+
+
+async def deliver(session_id: str, message: str) -> None:
+    print(f"{session_id}: {message}", flush=True)
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    source = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
+    consumer = asyncio.current_task()
+    assert consumer is not None
+    loop.add_signal_handler(signal.SIGTERM, consumer.cancel)
+
+    manager = SessionManager(FileSessionStore(".sessions"), handler=handle, deliver=deliver)
+    await manager.start()
+    try:
+        async for line in source:
+            user, _, text = line.decode().strip().partition(" ")
+            await manager.submit(f"demo:{user}", text)  # users side by side, each user's events in order
+    except asyncio.CancelledError:
+        print("SIGTERM: finishing what was accepted", flush=True)
+    finally:
+        report = await manager.close()
+    print("everything is in the store" if report.clean else f"left behind: {report}", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
