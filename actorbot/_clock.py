@@ -49,7 +49,7 @@ class Clock(ABC):
     def call_at(self, when: float, action: Action) -> Timer:
         """Call *action* once `monotonic()` has reached *when*, on a thread of the clock's choosing."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most clocks have nothing to stop
         """Stop calling; pending actions are forgotten."""
 
 

@@ -1,8 +1,8 @@
 """A session's values as bytes and as a JSON-safe document: each comes back equal and of the same type, or is refused.
 
 *Bytes* are one msgpack map. msgpack has no tuples, sets, dates and so on; a state that holds one is *extended*: the
-byte 0xC1, which msgpack never uses, stands in front, a tuple or a set is an array whose first element is a marker, and the
-rest are extension types that hold text. (Markers, because nested extensions would need one `unpackb`, with 40 KB of
+byte 0xC1, which msgpack never uses, stands in front, a tuple or set is an array whose first element is a marker, and
+the rest are extension types that hold text. (Markers, because nested extensions would need one `unpackb`, with 40 KB of
 C stack, inside the other.) *Documents* tag the same values: `{"$tuple": [...]}`, `{"$date": "2017-05-01"}`.
 """
 
@@ -34,6 +34,7 @@ MAX_DOCUMENT_BOXES: Final = 1_000_000
 _MAX_INT: Final = 2**63 - 1
 _EXTENDED: Final = b"\xc1"
 _JOINED: Final = 64
+_BUFFER: Final = 4096  # of a packer, which lets it grow; its default of 256 KB takes longer to get than a state to pack
 
 # All that unpacking, `fromisoformat`, ZoneInfo, UUID and Decimal raise for malformed input.
 _MALFORMED: Final = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
@@ -48,11 +49,12 @@ class UndecodableError(ValueError):
 
 def _datetime_text(value: datetime) -> str:
     """Return ISO 8601, with the zone behind it as in RFC 9557: `2024-10-27T02:30:00[Europe/Paris][_fold=1]`."""
-    if value.tzinfo is None or type(value.tzinfo) is timezone:
+    zone = value.tzinfo
+    if zone is None or zone is timezone.utc:
         text = value.isoformat()
     else:
         try:
-            text = _zoned_text(value, value.tzinfo)
+            text = _zoned_text(value, zone)
         except Exception as error:  # a tzinfo may be anyone's code
             raise ValueError("its time zone is neither a ZoneInfo nor a fixed offset") from error
     return f"{text}[_fold=1]" if value.fold else text
@@ -68,6 +70,8 @@ def _zoned_text(value: datetime, zone: tzinfo) -> str:
     offset = zone.utcoffset(value)
     if offset is None or value.replace(tzinfo=timezone(offset)) != value:
         raise ValueError("unequal")  # in a fold always: https://peps.python.org/pep-0495/#inter-zone-comparison
+    if offset.microseconds:  # `fromisoformat` takes offsets below a second for UTC
+        return f"{value.replace(tzinfo=None).isoformat()}[_offset={_timedelta_text(offset)}]"
     return value.replace(tzinfo=timezone(offset)).isoformat()
 
 
@@ -78,8 +82,18 @@ def _read_datetime(text: str) -> datetime:
     if bracket:
         if value.tzinfo is not None or not key.endswith("]"):
             raise ValueError("malformed time zone")
-        value = value.replace(tzinfo=ZoneInfo(key[:-1]))
+        name, _, offset = key[:-1].partition("_offset=")
+        value = value.replace(tzinfo=timezone(_read_timedelta(offset)) if offset else ZoneInfo(name))
     return value if rest == text else value.replace(fold=1)
+
+
+def _timedelta_text(value: timedelta) -> str:
+    return f"{value.days} {value.seconds} {value.microseconds}"
+
+
+def _read_timedelta(text: str) -> timedelta:
+    days, seconds, microseconds = map(int, text.split())
+    return timedelta(days, seconds, microseconds)
 
 
 def _decimal_text(value: Decimal) -> str:
@@ -106,12 +120,7 @@ class _Scalar(NamedTuple):
 _SCALARS: Final[dict[type, _Scalar]] = {
     datetime: _Scalar("datetime", 16, _datetime_text, _read_datetime),
     date: _Scalar("date", 17, date.isoformat, date.fromisoformat),
-    timedelta: _Scalar(
-        "timedelta",
-        18,
-        lambda value: f"{value.days} {value.seconds} {value.microseconds}",
-        lambda text: timedelta(*map(int, text.split())),
-    ),
+    timedelta: _Scalar("timedelta", 18, _timedelta_text, _read_timedelta),
     UUID: _Scalar("uuid", 19, str, UUID),
     Decimal: _Scalar("decimal", 20, _decimal_text, _read_decimal),
 }
@@ -132,7 +141,7 @@ class _Packers(threading.local):
     """One packer per thread: shared between threads it mixes their bytes. Kept, it costs half of `packb`."""
 
     def __init__(self) -> None:
-        self.pack: Callable[[object], bytes] = Packer(strict_types=True, buf_size=16 * 1024).pack
+        self.pack: Callable[[object], bytes] = Packer(strict_types=True, buf_size=_BUFFER).pack
 
 
 _packers: Final = _Packers()
@@ -145,7 +154,7 @@ def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
     """
     try:
         if _scan(state, max_bytes):
-            data: bytes = _EXTENDED + packb({**state}, default=_pack_extension, strict_types=True)
+            data: bytes = _EXTENDED + packb({**state}, default=_pack_extension, strict_types=True, buf_size=_BUFFER)
         else:
             data = _packers.pack({**state})
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -166,10 +175,8 @@ def decode_state(data: bytes, *, trusted: bool = False) -> dict[str, Any]:
     Raises: UndecodableError, and for untrusted bytes nothing else.
     """
     try:
-        if data[:1] == _EXTENDED:
-            state = unpackb(data[1:], ext_hook=_unpack_extension, list_hook=_regroup)
-        else:
-            state = unpackb(data)
+        extended = data[:1] == _EXTENDED
+        state = unpackb(data[1:], ext_hook=_unpack_extension, list_hook=_regroup) if extended else unpackb(data)
     except _MALFORMED as error:
         raise UndecodableError(f"malformed: {_text(error)}") from None
     if trusted:
@@ -441,7 +448,10 @@ def _tag(value: Any) -> Any:
 
 def _untag(value: Any, depth: int, count_up: Callable[[], int]) -> Any:
     """Return what *value* stands for. Bounded in depth and number: a driver may hand out aliases, as YAML does."""
-    if not isinstance(value, dict | list):
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is not dict and kind is not list and not isinstance(value, dict | list):
         return _to_exact(value)
     if depth > MAX_DEPTH or count_up() > MAX_DOCUMENT_BOXES:
         raise UndecodableError(f"the document is nested deeper than {MAX_DEPTH} levels, or endless")
@@ -455,14 +465,13 @@ def _untag(value: Any, depth: int, count_up: Callable[[], int]) -> Any:
     return {key: _untag(part, depth + 1, count_up) for key, part in value.items()}
 
 
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+_EXACT: Final[dict[type, Callable[[Any], Any]]] = {int: int.__int__, float: float.__float__, str: str.__str__}
+
+
 def _to_exact(value: Any) -> Any:
     """Return a number or string of a driver's own type, such as pymongo's `Int64`, as what it stands for."""
-    if isinstance(value, bool):
-        return value
-    for kind, convert in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
-        if isinstance(value, kind):
-            return convert(value)  # type: ignore[operator]
-    return value
+    return next((convert(value) for kind, convert in _EXACT.items() if isinstance(value, kind)), value)
 
 
 def _untag_one(tag: str, payload: Any, depth: int, count_up: Callable[[], int]) -> Any:

@@ -62,6 +62,14 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class Relieve:
+    """Write this session now; *done* when that is done, or when it turns out that it cannot be."""
+
+    session: Flushable
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class WriteThrough:
     """Write what a turn wants to commit, and nothing if that fails."""
 
@@ -137,6 +145,7 @@ class Flusher(ServiceActor):
         self._out: set[Flushable] = set()
         self._flying: list[_Job] | None = None
         self._listeners: dict[Flushable, list[tuple[int, Future[None]]]] = {}
+        self._relief: dict[Flushable, list[Future[None]]] = {}
         self._quiet: list[Future[None]] = []  # done when nothing is wanted and nothing is out
         self._room: list[Future[None]] = []
         self._failures = 0  # calls in a row that failed as a whole
@@ -180,6 +189,12 @@ class Flusher(ServiceActor):
         self.actor_ref.tell(WriteThrough(session, committed, forced, done))
         return done
 
+    def relieve(self, session: Flushable) -> Future[None]:
+        """Flush *session*, which has come to `max_events`. The future never fails, and does not outlast the news of an outage."""
+        done = new_future()
+        self.actor_ref.tell(Relieve(session, done))
+        return done
+
     def room(self) -> Future[None]:
         """Return a future that is done when unflushed state is below its bound again."""
         done = new_future()
@@ -214,6 +229,11 @@ class Flusher(ServiceActor):
                     self._quiet.append(done)
                 case Flush(sessions, done):
                     self._want_now(sessions, done)
+                case Relieve(session, done):
+                    self._relief.setdefault(session, []).append(done)
+                    self._want_now([session], None)
+                    if self.outage_since is not None or session not in self._wanted:
+                        self._relieve(session)
                 case WriteThrough(session, _, _, _):
                     self._wanted[session] = message
                 case Written(jobs, outcome):
@@ -269,7 +289,10 @@ class Flusher(ServiceActor):
             self._listeners.setdefault(session, []).append((version, part))
 
     def _fly(self) -> None:
-        if self._flying is not None or self._paused:
+        if self._flying is not None:
+            return
+        if self._paused:
+            self._be_quiet()  # nothing happens until the pause is over
             return
         jobs: list[_Job] = []
         for session in list(self._wanted):
@@ -325,7 +348,10 @@ class Flusher(ServiceActor):
         down = all(isinstance(result, StoreUnavailableError) for result in results)
         self._note_outage(results[0] if down else None)
         failed: list[_Job] = []
+        relieved: list[Flushable] = []
         for job, result in zip(jobs, results, strict=True):
+            if job.session in self._relief:
+                relieved.append(job.session)
             if result is None:
                 self._confirm(job)
             elif isinstance(result, ConflictError):
@@ -334,6 +360,8 @@ class Flusher(ServiceActor):
                 failed.append(job)
         if failed or down:
             self._try_later(failed, pause=down)
+        for session in relieved:
+            self._relieve(session)
 
     def _note_outage(self, error: BaseException | None) -> None:
         if error is None:
@@ -348,6 +376,8 @@ class Flusher(ServiceActor):
             logger.warning(
                 "%s does not take writes; sessions stay in memory until it does: %s", self._store.name, error
             )
+        for session in list(self._relief):
+            self._relieve(session)
         if self._failures >= self._policy.retry.attempts:
             self._release_all(error)
 
@@ -433,6 +463,10 @@ class Flusher(ServiceActor):
                 rest.append((version, future))
         if rest:
             self._listeners[session] = rest
+
+    def _relieve(self, session: Flushable) -> None:
+        for done in self._relief.pop(session, ()):
+            done.set_result(None)
 
     def _forget(self, session: Flushable) -> None:
         self._again.pop(session, None)

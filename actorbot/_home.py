@@ -46,7 +46,7 @@ def is_async(function: Callable[..., Any]) -> bool:
     """Tell whether calling *function* gives a coroutine."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
 
 
 def new_future() -> Future[Any]:

@@ -369,8 +369,7 @@ class SessionManager:
             raise ManagerClosedError("the manager is being closed by somebody else")
         self._state = "closing"
         seconds = self._close_timeout if timeout is None else timeout
-        began = asyncio.get_running_loop().time() if isinstance(self._home, LoopHome) else None
-        clock = SystemClock.monotonic
+        clock = SystemClock.monotonic  # real time, also under a virtual clock: a close must end
         start = clock()
         until = start + seconds
         self._registry.close_intake()
@@ -388,7 +387,6 @@ class SessionManager:
         )
         await self._try(self._writer.call(self._store.close).outcome, max(until, clock() + 1.0))
         self._report = ShutdownReport(unflushed, unfinished, len(self._turns.outbox), clock() - start)
-        del began
         if not self._report.clean:
             logger.error(
                 "closed with %d sessions not flushed, %d unfinished, %d with replies undelivered: %s",
@@ -479,7 +477,7 @@ class SessionManager:
         try:
             yield context
         except BaseException as error:
-            raise await self._give_back_badly(actor, context, error) from error.__cause__
+            raise await actor.fail(context, error) from error.__cause__
         await self._give_back(actor, context)
 
     @contextmanager
@@ -493,7 +491,8 @@ class SessionManager:
             yield context
         except BaseException as error:
             current.set(context._parent)
-            raise self._run_sync(lambda: self._give_back_badly(actor, context, error), None) from error.__cause__
+            failure = error
+            raise self._run_sync(lambda: actor.fail(context, failure), None) from error.__cause__
         current.set(context._parent)
         self._run_sync(lambda: self._give_back(actor, context), None)
 
@@ -642,9 +641,6 @@ class SessionManager:
             raise await actor.fail(context, error) from error
         if not context._left:
             actor.leave()
-
-    async def _give_back_badly(self, actor: SessionActor, context: Context, error: BaseException) -> BaseException:
-        return await actor.fail(context, error)
 
     async def _flush(self, session_id: str | None) -> None:
         if session_id is None:

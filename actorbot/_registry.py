@@ -270,7 +270,8 @@ class Registry(ServiceActor):
             if ended and actor.mailbox.close_if_nobody_waits():
                 del self.entries[actor.session_id]
                 self.passivations += 1
-                assert committed is not None and committed[1] is not None
+                assert committed is not None
+                assert committed[1] is not None
                 self.turns.on_expire(actor.session_id, committed[1])
                 return True
         actor.leave()

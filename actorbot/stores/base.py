@@ -86,7 +86,7 @@ class RecordStore(ABC):
 
     @abstractmethod
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        """Return, for each id and in their order, its record (expired and tombstones too), the error of one that cannot be decoded, or `None`.
+        """Return, for each id, in their order, its record (expired ones and tombstones too), an error, or `None`.
 
         Raises: StoreUnavailableError.
         """
@@ -106,7 +106,7 @@ class RecordStore(ABC):
         """
         return ()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # not every store holds something
         """Release what `init` acquired. Calling it twice is no error."""
 
     def read(self, session_id: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ __all__ = ["StoreContract"]
 VALUES: dict[str, Any] = {
     "nothing": None, "truth": True, "text": "héllo \N{ROCKET}", "empty": "", "least": -(2**63), "most": 2**63 - 1, "half": 0.5,
     "raw": b"\x00\xff", "pair": (1, "two", (3,)), "bag": {1, 2}, "ice": frozenset({"a"}), "amount": Decimal("1.10"),
-    "id": UUID(int=7), "day": date(2024, 2, 29), "span": timedelta(days=-1, microseconds=1), "naive": datetime(2024, 1, 1, 1, 2, 3, 4),
+    "id": UUID(int=7), "day": date(2024, 2, 29), "span": timedelta(days=-1, microseconds=1), "naive": datetime.fromisoformat("2024-01-01T01:02:03.000004"),
     "aware": datetime(2024, 1, 1, tzinfo=UTC), "deep": {"a.b": {"$c": [{"d": ()}]}}, "list": [1, [2, [3]]], "$x": {"$set": [1]},
 }  # fmt: skip
 IDS = [
@@ -43,7 +43,7 @@ class StoreContract:
         raise NotImplementedError
 
     def test_every_type_of_value_comes_back_equal_and_of_the_same_type(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             _put(store, "ann", VALUES)
             state = _get(store, "ann")
 
@@ -53,24 +53,24 @@ class StoreContract:
             }
 
     def test_an_absent_session_reads_as_none(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             assert store.read_many(["nobody"]) == [None]
 
     def test_a_write_replaces_the_whole_session(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             first = _put(store, "ann", {"old": 1, "both": 1})
             _put(store, "ann", {"both": 2}, base=first)
 
             assert _get(store, "ann") == {"both": 2}
 
     def test_what_belongs_to_the_record_comes_back_too(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             written = _put(store, "ann", {"n": 1})
 
             assert store.read_many(["ann"]) == [written]
 
     def test_a_destroyed_session_reads_as_absent(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             _put(store, "ann", {"n": 1})
             _destroy(store, "ann")
             _destroy(store, "nobody")
@@ -79,7 +79,7 @@ class StoreContract:
             assert _get(store, "nobody") is None
 
     def test_a_destroyed_session_does_not_come_back_by_an_older_write(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             if not _compares(store):
                 return
             first = _put(store, "ann", {"n": 1})
@@ -89,7 +89,7 @@ class StoreContract:
             assert isinstance(outcome, ConflictError) or isinstance(store, DriverStore)
 
     def test_a_write_on_a_stale_base_is_a_conflict_and_changes_nothing(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             if not _compares(store):
                 return
             first = _put(store, "ann", {"n": 1})
@@ -100,7 +100,7 @@ class StoreContract:
             assert _get(store, "ann") == {"n": 2}
 
     def test_the_same_write_sent_again_is_recognised_as_done(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             first = _put(store, "ann", {"n": 1})
             second = _put(store, "ann", {"n": 2}, base=first)
             outcome = store.write_many([Write(second, first.write_id)])[0]
@@ -109,7 +109,7 @@ class StoreContract:
             assert _get(store, "ann") == {"n": 2}
 
     def test_odd_ids_stay_apart_and_exact(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             assert list(store.write_many([Write(_record(each, {"id": each}), b"") for each in IDS])) == [None] * len(
                 IDS
             )
@@ -119,7 +119,7 @@ class StoreContract:
             assert [_get(store, each) for each in IDS] == [{"id": each} for each in IDS]
 
     def test_an_expired_record_is_still_returned(self) -> None:
-        with _opened(self.make_store()) as store:
+        with _Opened(self.make_store()) as store:
             record = _record("ann", {"n": 1}, expires_at=1_600_000_000.0)
             store.write_many([Write(record, b"")])
 
@@ -154,7 +154,7 @@ def _compares(store: RecordStore) -> bool:
     return not isinstance(store, DriverStore) or store.compares
 
 
-class _opened:
+class _Opened:
     def __init__(self, given: Any) -> None:
         self._loop = asyncio.new_event_loop()
         self._store = given if isinstance(given, RecordStore) else DriverStore(given, run=self._run)

@@ -1,0 +1,73 @@
+"""The one table of stores that the tests run over."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actorbot import FileSessionStore, MemorySessionStore
+
+
+class DictStore:
+    """A driver of four plain methods."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, dict[str, Any]] = {}
+
+    def init(self) -> None:
+        pass
+
+    def read(self, session_id: str) -> dict[str, Any] | None:
+        return copy.deepcopy(self.data.get(session_id))
+
+    def write(self, session_id: str, data: dict[str, Any]) -> None:
+        self.data[session_id] = data
+
+    def destroy(self, session_id: str) -> None:
+        self.data.pop(session_id, None)
+
+
+class AsyncDictStore:
+    """A driver of four `async def` methods."""
+
+    def __init__(self) -> None:
+        self.inner = DictStore()
+
+    async def init(self) -> None:
+        pass
+
+    async def read(self, session_id: str) -> dict[str, Any] | None:
+        return self.inner.read(session_id)
+
+    async def write(self, session_id: str, data: dict[str, Any]) -> None:
+        self.inner.write(session_id, data)
+
+    async def destroy(self, session_id: str) -> None:
+        self.inner.destroy(session_id)
+
+
+class ComparingStore(DictStore):
+    """A driver that compares before it writes."""
+
+    def compare_and_write(self, session_id: str, data: dict[str, Any], base: str | None) -> bool:
+        stored = self.data.get(session_id)
+        ids = [None] if stored is None else (stored["$actorbot"]["write_ids"] or [None])
+        if stored is not None and ids[0] != base:
+            return False
+        self.write(session_id, data)
+        return True
+
+
+STORES: dict[str, Callable[[Path], Any]] = {
+    "memory": lambda _: MemorySessionStore(),
+    "file": lambda folder: FileSessionStore(folder / "sessions"),
+    "driver": lambda _: DictStore(),
+    "async driver": lambda _: AsyncDictStore(),
+    "comparing driver": lambda _: ComparingStore(),
+}
+
+each_store = pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
