@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Set
-from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from itertools import count
 from math import isfinite
@@ -50,7 +50,7 @@ class UndecodableError(ValueError):
 def _datetime_text(value: datetime) -> str:
     """Return ISO 8601, with the zone behind it as in RFC 9557: `2024-10-27T02:30:00[Europe/Paris][_fold=1]`."""
     zone = value.tzinfo
-    if zone is None or zone is timezone.utc:
+    if zone is None or zone is UTC:
         text = value.isoformat()
     else:
         try:

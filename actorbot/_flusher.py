@@ -407,7 +407,10 @@ class Flusher(ServiceActor):
         if job.through is not None:
             job.through.done.set_result(None)
         self._listen(session, record.version)
-        if session in self._listeners:
+        # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
+        committed = session.committed
+        behind = committed is not None and committed[0] > record.version
+        if session in self._listeners or (behind and not session.dirty):
             self._wanted.setdefault(session, None)
 
     def _conflict(self, job: _Job, error: ConflictError) -> None:

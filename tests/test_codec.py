@@ -71,17 +71,17 @@ values = st.recursive(
     max_leaves=12,
 )
 states = st.dictionaries(keys, values, max_size=4)
-few = settings(max_examples=300, deadline=None)
+few = settings(max_examples=200, deadline=None)
 
 
 def typed(value: Any) -> Any:
     """Return *value* with the type of each part beside it, comparable with `==`."""
     if isinstance(value, dict):
-        return type(value), {key: typed(part) for key, part in value.items()}
+        return type(value), frozenset((key, typed(part)) for key, part in value.items())
     if isinstance(value, list | tuple):
-        return type(value), [typed(part) for part in value]
+        return type(value), tuple(typed(part) for part in value)
     if isinstance(value, set | frozenset):
-        return type(value), frozenset((type(part), repr(part)) for part in value)
+        return type(value), frozenset(typed(part) for part in value)
     if isinstance(value, datetime):
         return datetime, value, value.fold, str(value.utcoffset())
     return type(value), repr(value) if isinstance(value, float | Decimal) else value
