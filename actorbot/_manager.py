@@ -22,7 +22,7 @@ from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
 from actorbot._context import Context, current
 from actorbot._flusher import Flushable, Flusher
-from actorbot._home import Home, LoopHome, ThreadHome, new_future, run_inline
+from actorbot._home import Home, LoopHome, ThreadHome, is_async, new_future, run_inline
 from actorbot._messages import Duplicate, Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
@@ -333,6 +333,7 @@ class SessionManager:
             hook = hooks[name]
             return None if hook is None else home.bind(hook)
 
+        handler = hooks["handler"]
         self._bound = {name: bound(name) for name in hooks}
         flusher = Flusher(self._store, self._writer, self._policy, self._clock, self._tell_conflict)
         turns = self._turns = Turns(
@@ -341,13 +342,16 @@ class SessionManager:
             policy=self._policy,
             store=self._store.name,
             expires_in=self._store.expires_in,
-            shape=self._shape,
+            load=self._shape.load,
+            dump=self._shape.dump,
             max_session_bytes=self._max_session_bytes,
             max_mailbox=self._max_mailbox,
             flusher=flusher,
             outbox=Outbox(home, hooks["deliver"], self._tell_error),
             household=None,  # type: ignore[arg-type]  # the registry, which is made of these
-            handle=self._bound["handler"],
+            handle=self._bound["handler"] or _no_handler,
+            handle_here=handler if isinstance(home, ThreadHome) and handler is not None and not is_async(handler) else None,
+            many_events=max(1, self._policy.max_events // 2),
             on_start=self._bound["on_session_start"],
             on_error=self._tell_error,
             on_expire=self._tell_expired,
@@ -360,6 +364,8 @@ class SessionManager:
             idle_timeout=self._idle_timeout,
             handler_timeout=self._handler_timeout,
         )
+        self._entries = self._registry.entries
+        self._loop = home.loop if isinstance(home, LoopHome) else None
         for actor in (flusher, self._registry):
             actor.begin()
         self._registry.start_sweeping()
@@ -437,8 +443,14 @@ class SessionManager:
 
         Raises what the handler raised; OverloadedError, DeadlockError, HandlerTimeoutError, store errors.
         """
-        self._check_here()
-        return await self._dispatch(session_id, event, event_id, durable, None)
+        if self._state != "open" or asyncio.get_running_loop() is not self._loop:
+            self._check_here()
+        # The usual case, without a detour: the session is here and idle. Anything else is told apart in `enter`.
+        actor = self._entries.get(session_id) if type(session_id) is str else None
+        if actor is None or actor.mailbox.line or not actor.mailbox.turn.acquire(False):
+            check_session_id(session_id)
+            actor = await self._registry.enter(session_id)
+        return await actor.take_turn(event, event_id, durable)
 
     def dispatch_sync(
         self,
@@ -454,6 +466,10 @@ class SessionManager:
         *timeout* bounds the wait for the turn. A `def` handler of a threaded manager runs in the calling thread: it is
         `handler_timeout` that ends its turn, and nothing can end its run.
         """
+        if self._state == "open" and self._loop is None and type(session_id) is str:
+            actor = self._entries.get(session_id)
+            if actor is not None and not actor.mailbox.line and actor.mailbox.turn.acquire(False):
+                return run_inline(actor.take_turn(event, event_id, durable))
         return self._run_sync(lambda: self._dispatch(session_id, event, event_id, durable, timeout), timeout)
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
@@ -587,15 +603,11 @@ class SessionManager:
     async def _dispatch(
         self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
     ) -> Any:
-        if self._turns.handle is None:
-            raise ConfigError("handler", None, "a function of (context): dispatch needs one; turn() does not")
         check_session_id(session_id)
         actor = await self._registry.enter(session_id, timeout)
         return await actor.take_turn(event, event_id, durable)
 
     def _submit(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
-        if self._turns.handle is None:
-            raise ConfigError("handler", None, "a function of (context): submit needs one")
         check_session_id(session_id)
         outcome = new_future()
         actor = self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context()))
@@ -821,6 +833,10 @@ class SessionManager:
             self._sweep_store_later()
         finally:
             done.set_result(None)
+
+
+async def _no_handler(_: Context) -> Any:
+    raise ConfigError("handler", None, "a function of (context): dispatch and submit need one; turn() does not")
 
 
 async def _run(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

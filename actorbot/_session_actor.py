@@ -21,7 +21,6 @@ from actorbot._messages import DUPLICATE, Duplicate, Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import Record
-from actorbot._session import SessionShape
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
@@ -64,18 +63,23 @@ class Turns:
     policy: FlushPolicy
     store: str
     expires_in: float
-    shape: SessionShape
+    load: Callable[[dict[str, Any]], Any]
+    dump: Callable[[Any], dict[str, Any]]
     max_session_bytes: int
     max_mailbox: int
     flusher: Flusher
     outbox: Outbox
     household: Household
-    handle: Bound | None
+    handle: Bound
+    handle_here: Callable[[Context], Any] | None
+    """The handler itself, where it is plain and may run in whatever thread has the turn: it then costs no coroutine."""
     on_start: Bound | None
     on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
     on_expire: Callable[[str, bytes], None]
     running: dict[Context, float] = field(default_factory=dict)
     """The turns that run now and when their time is up. Whoever takes a turn out of here, in one step, decides how it ends."""
+    many_events: int = 0
+    """So many unflushed events of a session are reason to look closer: half of the policy's `max_events`."""
     handled: int = 0
     failed: int = 0
     duplicates: int = 0
@@ -93,6 +97,7 @@ class SessionActor(PooledActor):
         "mailbox",
         "session_id",
         "touched",
+        "trusted",
         "turns",
         "write_ids",
     )
@@ -106,6 +111,7 @@ class SessionActor(PooledActor):
         self.write_ids = b""
         self.dirty = False
         self.charged = 0
+        self.trusted = False  # whether the committed bytes have been decoded, or were encoded, here
         self.touched = now  # monotonic seconds of the last event
         self.holder: Context | None = None
 
@@ -135,13 +141,19 @@ class SessionActor(PooledActor):
     def leave(self) -> None:
         """Pass the turn on. The caller holds it, on whatever thread."""
         self.holder = None
-        if self.mailbox.next():
+        mailbox = self.mailbox
+        if not mailbox.line:  # what `next` does, for the usual case
+            mailbox.turn.release()
+            if not mailbox.line or not mailbox.turn.acquire(False):
+                return
+        if mailbox.next():
             self.turns.home.post(self.run_batch)
 
     # --- a turn -------------------------------------------------------------------------------------------------------
 
     def adopt(self, record: Record | None) -> None:
         """Take what the store holds."""
+        self.trusted = False
         if record is None:
             self.flushed, self.write_ids, self.committed = 0, b"", (0, None, b"", 0.0)
         else:
@@ -150,19 +162,24 @@ class SessionActor(PooledActor):
 
     async def take_turn(self, event: Any, event_id: str | None = None, durable: bool = False) -> Any:
         """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end."""
+        turns = self.turns
         context: Context | Duplicate | None = None
         try:
             reruns = 0
             while True:
-                await self.make_ready()
+                committed = self.committed
+                if committed is None or turns.flusher.full or committed[0] - self.flushed >= turns.many_events:
+                    await self.make_ready()
                 context = self.open(event, event_id)
                 if isinstance(context, Duplicate):
                     return DUPLICATE
-                value = await self._handle(context)
+                if context.is_new and turns.on_start is not None:
+                    await turns.on_start(context)
+                value = turns.handle_here(context) if turns.handle_here is not None else await turns.handle(context)
                 try:
                     done = self.commit(context, durable)
                     if done is not None:
-                        await self.turns.home.wait(done)
+                        await turns.home.wait(done)
                 except ConflictError:
                     reruns += 1
                     if self.turns.policy.mode != "write-through" or reruns > RERUNS:
@@ -207,7 +224,7 @@ class SessionActor(PooledActor):
             await turns.home.wait(flusher.relieve(self))
             if self.committed is None:  # type: ignore[unreachable,unused-ignore]  # that flush met a conflict
                 await self.make_ready()  # type: ignore[unreachable,unused-ignore]
-        elif behind * 2 == turns.policy.max_events:
+        elif behind == turns.many_events:
             flusher.hurry(self)  # half-way there: with luck its turn never waits
 
     async def _wait_for_room(self) -> None:
@@ -239,10 +256,11 @@ class SessionActor(PooledActor):
             turns.on_expire(self.session_id, state)
             state = None
         if state is None:
-            session = turns.shape.load({})
+            session = turns.load({})
         else:
             try:
-                session = turns.shape.load(decode_state(state))
+                session = turns.load(decode_state(state, trusted=self.trusted))
+                self.trusted = True
             except UndecodableError as error:
                 raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
         parent = current.get()
@@ -257,13 +275,6 @@ class SessionActor(PooledActor):
         turns.household.give_time(context)
         return context
 
-    async def _handle(self, context: Context) -> Any:
-        turns = self.turns
-        if context.is_new and turns.on_start is not None:
-            await turns.on_start(context)
-        assert turns.handle is not None
-        return await turns.handle(context)
-
     def commit(self, context: Context, durable: bool = False) -> Future[None] | None:
         """End the turn well: its changes become the session's. Returns a future if the acknowledgement must wait for the store.
 
@@ -272,7 +283,7 @@ class SessionActor(PooledActor):
         turns = self.turns
         encoded = None
         if not context._destroyed:
-            encoded = encode_state(turns.shape.dump(context._session), turns.max_session_bytes)
+            encoded = encode_state(turns.dump(context._session), turns.max_session_bytes)
         base = context._base
         event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
         committed = (base[0] + 1, encoded, event_ids, turns.clock.wall())
@@ -287,23 +298,19 @@ class SessionActor(PooledActor):
         if turns.policy.mode == "write-through":
             context._left = True
             return self._write_through(context, committed)
-        self.settle(context, committed)
+        self.committed = committed
+        self.trusted = True
+        self.touched = now = turns.clock.monotonic()
+        turns.handled += 1
+        if not self.dirty or (encoded is not None and len(encoded) > self.charged):
+            turns.flusher.mark(self, now)
         if durable:
             done = turns.flusher.flush([self])
             self.send(context, done)
             return done
-        self.send(context)
+        if context._replies is not None:
+            self.send(context)
         return None
-
-    def settle(self, context: Context, committed: Committed) -> None:
-        """Make *committed* the session's state, to be flushed behind the conversation."""
-        turns = self.turns
-        self.committed = committed
-        self.touched = now = turns.clock.monotonic()
-        turns.handled += 1
-        state = committed[1]
-        if not self.dirty or (state is not None and len(state) > self.charged):
-            turns.flusher.mark(self, now)
 
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Let the replies of an acknowledged turn go."""

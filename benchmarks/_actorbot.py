@@ -1,4 +1,4 @@
-"""actorbot as a contender, in both homes: the manager as one embeds it, over a store that counts what is written to it."""
+"""actorbot as a contender, in both homes: the manager as one embeds it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from actorbot import Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager
-from actorbot.errors import ActorbotError
-from actorbot.stores.base import RecordStore, Write
 from benchmarks._workload import remember, remember_and_await
 
 StoreName = Literal["memory", "file"]
@@ -35,34 +33,19 @@ HANDLERS: Mapping[HandlerName, Callable[[Context], Any]] = {
 }
 
 
-class Counting(RecordStore):
-    """Counts the records written; one addition for each batch."""
-
-    written = 0
-
-    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        self.written += len(writes)
-        return super().write_many(writes)  # type: ignore[safe-super]  # always mixed into a store
-
-
-class CountingMemoryStore(Counting, MemorySessionStore):
-    pass
-
-
-class CountingFileStore(Counting, FileSessionStore):
-    pass
-
-
 class Actorbot:
     """A fresh manager over a fresh, empty store."""
 
     name = "actorbot"
 
     def __init__(self, store: StoreName, policy: str, handler: HandlerName, users: int) -> None:
-        self._folder = tempfile.mkdtemp(prefix="actorbot-benchmark-") if store == "file" else None
-        self._store = (
-            CountingMemoryStore(max_sessions=users) if self._folder is None else CountingFileStore(self._folder)
-        )
+        self._folder: str | None = None
+        self._store: MemorySessionStore | FileSessionStore
+        if store == "memory":
+            self._store = MemorySessionStore(max_sessions=users)  # evicts nobody
+        else:
+            self._folder = tempfile.mkdtemp(prefix="actorbot-benchmark-")
+            self._store = FileSessionStore(self._folder)
         self._manager = SessionManager(
             self._store, handler=HANDLERS[handler], flush=FlushPolicy.parse(policy), max_resident=users
         )
@@ -72,7 +55,7 @@ class Actorbot:
         return 0 if stored is None else int(stored["n"])
 
     def writes_per_event(self, events: int) -> float:
-        return self._store.written / events
+        return self._manager.stats().store_writes / events
 
     def _remove_folder(self) -> None:
         if self._folder is not None:

@@ -62,10 +62,11 @@ def make_workload(users: int, events: int, in_flight: int, distribution: Distrib
     names = tuple(f"bench:{number}" for number in range(users))
     weights = [1.0 if distribution == "uniform" else 1.0 / rank for rank in range(1, users + 1)]
     senders = draw.choices(names, cum_weights=list(itertools.accumulate(weights)), k=events)
-    texts = make_texts(draw)
+    texts = make_texts(1000)
     return Workload(names, tuple(zip(senders, draw.choices(texts, k=events), strict=True)), in_flight)
 
 
-def make_texts(draw: random.Random, count: int = 1000) -> list[str]:
+def make_texts(count: int) -> list[str]:
     """Make *count* messages of 25 to 90 characters."""
+    draw = random.Random(SEED)
     return ["".join(draw.choices(string.ascii_lowercase + " ", k=draw.randint(25, 90))) for _ in range(count)]

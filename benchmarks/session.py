@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from statistics import median
+from typing import Any, Literal
 
 from actorbot import FlushPolicy
 from actorbot.errors import ConfigError
@@ -15,6 +17,8 @@ from benchmarks._actorbot import HandlerName, LoopActorbot, StoreName, ThreadAct
 from benchmarks._drive import Run, Series, run_in_threads, run_on_loop, time_in_threads, time_on_loop
 from benchmarks._floors import FolderShelf, LockFloor, PykkaFloor, Shelf
 from benchmarks._workload import Workload, make_workload
+
+PERCENTILES = (50.0, 99.0, 99.9)
 
 AnyContender = LockFloor | PykkaFloor | LoopActorbot | ThreadActorbot
 
@@ -33,39 +37,32 @@ class Setting:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--store", choices=("memory", "file"), default="memory")
+    add, count = parser.add_argument, _report.positive
+    add("--store", choices=("memory", "file"), default="memory", help="(%(default)s)")
     add("--policy", type=_policy, default="write-behind:max_delay=0.5", help="actorbot's flush policy (%(default)s)")
     add("--home", choices=("loop", "threads"), default="loop", help="who calls: tasks, or threads (%(default)s)")
-    add(
-        "--handler", choices=("async", "awaits", "sync"), help="async in the loop, sync in threads; awaits: awaits once"
-    )
-    add("--users", type=_positive, default=1000, metavar="N", help="(%(default)s)")
-    add("--events", type=_positive, default=100_000, metavar="N", help="repeated until the time is over (%(default)s)")
-    add("--in-flight", type=_positive, default=64, metavar="N", help="tasks or threads (%(default)s)")
-    add(
-        "--distribution",
-        choices=("uniform", "zipf"),
-        default="uniform",
-        help="of the events over the users (%(default)s)",
-    )
-    add("--repeats", type=_positive, default=3, metavar="N", help="(%(default)s)")
+    add("--handler", choices=("async", "awaits", "sync"), help="(async in the loop, sync in threads; awaits: does so)")
+    add("--users", type=count, default=1_000, metavar="N", help="(%(default)s)")
+    add("--events", type=count, default=100_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
+    add("--in-flight", type=count, default=64, metavar="N", help="tasks or threads (%(default)s)")
+    add("--distribution", choices=("uniform", "zipf"), default="uniform", help="of events over users (%(default)s)")
+    add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")
     add("--seconds", type=float, default=5.0, help="the least that a measured run lasts (%(default)s)")
     add("--json", metavar="FILE", help="write all figures there, too")
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit status: 1 if a counter was wrong."""
-    handler = args.handler or ("async" if args.home == "loop" else "sync")
+    handler: HandlerName = args.handler or ("async" if args.home == "loop" else "sync")
     setting = Setting(args.store, args.policy, args.home, handler, args.repeats, args.seconds)
     workload = make_workload(args.users, args.events, args.in_flight, args.distribution)
     with _report.progress(2 * (setting.repeats + 1)) as begin:
         floor, actorbot = measure(setting, workload, begin)
     title = f"{args.store}, {args.policy}, {args.home}, {handler} handler, {args.users:,} users, {args.distribution}"
-    _report.print_session(title, floor, actorbot)
+    _report.print_table(title, session_rows(floor, actorbot), [floor.name, actorbot.name])
     if args.json:
         options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
-        _report.write_json(args.json, options | {"handler": handler}, _report.session_figures(floor, actorbot))
+        _report.write_json(args.json, options | {"handler": handler}, session_figures(floor, actorbot))
     return int(any(run.wrong_counters for series in (floor, actorbot) for run in series.runs))
 
 
@@ -111,16 +108,52 @@ def _actorbot(setting: Setting, workload: Workload) -> AnyContender:
     return make(setting.store, setting.policy, setting.handler, len(workload.users))
 
 
+def session_rows(floor: Series, actorbot: Series) -> dict[str, list[str]]:
+    """Return the lines of the result table; the ratio is of neighbouring runs."""
+    both = (floor, actorbot)
+    rows = {
+        "events/s": [_report.spread([run.events_per_second for run in series.runs], "{:,.0f}") for series in both],
+        "ratio": ["1", _report.spread(ratios(floor, actorbot), "{:.2f}")],
+    }
+    for percent in PERCENTILES:
+        rows[f"p{percent:g}"] = [f"{percentile(series.durations, percent) / 1000:,.1f} µs" for series in both]
+    rows["lost updates"] = [f"{sum(run.lost for run in series.runs):,}" for series in both]
+    rows["wrong counters"] = [f"{sum(run.wrong_counters for run in series.runs):,}" for series in both]
+    rows["store writes/event"] = [f"{median(run.writes_per_event for run in series.runs):.4f}" for series in both]
+    rows["peak memory"] = [f"{max(run.peak_rss for run in series.runs) / 1e6:,.0f} MB" for series in both]
+    return rows
+
+
+def session_figures(floor: Series, actorbot: Series) -> dict[str, Any]:
+    """Return what the table shows, and every run."""
+    return {
+        "ratio": ratios(floor, actorbot),
+        "contenders": [
+            {
+                "name": series.name,
+                "events_per_second": [run.events_per_second for run in series.runs],
+                "latency_ns": {f"p{percent:g}": percentile(series.durations, percent) for percent in PERCENTILES},
+                "runs": [asdict(run) for run in series.runs],
+            }
+            for series in (floor, actorbot)
+        ],
+    }
+
+
+def ratios(floor: Series, actorbot: Series) -> list[float]:
+    """Return actorbot's events a second over the floor's, of each pair of neighbouring runs."""
+    pairs = zip(floor.runs, actorbot.runs, strict=True)
+    return [ours.events_per_second / theirs.events_per_second for theirs, ours in pairs]
+
+
+def percentile(ordered: Sequence[int], percent: float) -> int:
+    """Return the smallest of the ordered values that *percent* of them do not exceed."""
+    return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)]
+
+
 def _policy(text: str) -> str:
     try:
         FlushPolicy.parse(text)
     except ConfigError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
     return text
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
-    return number

@@ -1,0 +1,171 @@
+"""What an idle session costs in memory while it is resident, and how quickly sessions come and leave."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
+from typing import ClassVar, Self
+
+from actorbot import ONE_YEAR, FlushPolicy, SessionManager
+from actorbot.errors import ActorbotError
+from actorbot.stores.base import Record, RecordStore, Write
+from actorbot.testing import ManualClock
+from benchmarks import _memory, _report
+from benchmarks._actorbot import handle
+from benchmarks._workload import make_texts, remember
+
+IN_FLIGHT = 64
+IDLE_TIMEOUT = 900.0
+MAX_DELAY = 1.0
+WAVE = 5_000  # sessions activated between two flushes: what one second may bring
+WARM_UP = 1_000  # sessions of a manager before the measured one: code, thread stacks and buffers are there by then
+
+
+class FarStore(RecordStore):
+    """Stands for a server: every id has a record of the same ten texts, and what is written leaves the process."""
+
+    name: ClassVar[str] = "far"
+    expires_in = ONE_YEAR
+
+    def __init__(self, now: float) -> None:
+        state: dict[str, object] = {}
+        for text in make_texts(10):
+            remember(state, text)
+        read = Record.from_document(state, session_id="-", store=self.name, expires_in=ONE_YEAR, now=now)
+        self._record = read.next_write()
+
+    def init(self) -> Self:
+        return self
+
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        encoded = ((session_id, self.encode(session_id)) for session_id in session_ids)
+        return [Record.from_bytes(data, session_id=session_id, store=self.name) for session_id, data in encoded]
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        return [None] * len(writes)
+
+    def encode(self, session_id: str) -> bytes:
+        return replace(self._record, session_id=session_id).to_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Residents:
+    """What was measured."""
+
+    sessions: int
+    record_bytes: int
+    """Of one encoded record."""
+    resident_bytes: int
+    """By which the process grew for each resident, idle, flushed session, its encoded state included."""
+    threads_first: int
+    """Threads of the process, 5,000 sessions being resident."""
+    threads_last: int
+    """Threads of the process, all being resident."""
+    activations_per_second: float
+    """Of sessions read from a store that answers at once, each with its first event, 64 in flight."""
+    passivations_per_second: float
+    """Of all sessions, flushed and idle, once their time is up."""
+    left_behind: int
+    """Sessions that should have left memory and have not."""
+
+    @property
+    def overhead_bytes(self) -> int:
+        return self.resident_bytes - self.record_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sessions", type=_report.positive, default=100_000, metavar="N", help="(%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status: 1 if a session would not leave memory."""
+    with _report.progress(3) as begin:
+        result = asyncio.run(measure(args.sessions, begin))
+    figures = {
+        "bytes beyond the encoded record": f"{result.overhead_bytes:,}",
+        "encoded record": f"{result.record_bytes:,}",
+        f"threads, {min(WAVE, args.sessions):,} resident": f"{result.threads_first}",
+        f"threads, {args.sessions:,} resident": f"{result.threads_last}",
+        "activations/s": f"{result.activations_per_second:,.0f}",
+        "passivations/s": f"{result.passivations_per_second:,.0f}",
+        "left behind": f"{result.left_behind:,}",
+    }
+    _report.print_table(f"{args.sessions:,} resident sessions", {name: [value] for name, value in figures.items()})
+    if args.json:
+        measured = asdict(result) | {"overhead_bytes": result.overhead_bytes}
+        _report.write_json(args.json, {"sessions": args.sessions}, measured)
+    return int(result.left_behind > 0)
+
+
+async def measure(sessions: int, begin: Callable[[str], None]) -> Residents:
+    """Activate *sessions* sessions, let them be idle, and let all of them leave; *begin* is told what comes next."""
+    begin("warm-up")
+    await _activate_and_leave(WARM_UP)
+    clock = ManualClock()  # so that idleness, and the flush of each wave, come when they are wanted
+    store = FarStore(clock.wall())
+    async with _manager(store, clock, sessions) as manager:
+        threads, rss_empty = [], _settled_rss()
+        begin("activation")
+        activation = 0.0
+        for first in range(0, sessions, WAVE):
+            activation += await _activate(manager, range(first, min(first + WAVE, sessions)))
+            await clock.advance(MAX_DELAY)  # flushes them
+            threads.append(_memory.threads())
+        resident = manager.stats().resident
+        rss_full = _settled_rss()
+        begin("passivation")
+        started = perf_counter()
+        await clock.advance(IDLE_TIMEOUT * 1.5)
+        passivation = perf_counter() - started
+        left = manager.stats().resident
+    return Residents(
+        sessions=sessions,
+        record_bytes=len(store.encode(f"bench:{sessions - 1}")),
+        resident_bytes=(rss_full - rss_empty) // resident,
+        threads_first=threads[0],
+        threads_last=threads[-1],
+        activations_per_second=sessions / activation,
+        passivations_per_second=(resident - left) / passivation,
+        left_behind=left,
+    )
+
+
+def _manager(store: FarStore, clock: ManualClock, sessions: int) -> SessionManager:
+    policy = FlushPolicy.write_behind(max_delay=MAX_DELAY)
+    return SessionManager(
+        store, handler=handle, flush=policy, idle_timeout=IDLE_TIMEOUT, max_resident=sessions, clock=clock
+    )
+
+
+async def _activate_and_leave(sessions: int) -> None:
+    clock = ManualClock()
+    async with _manager(FarStore(clock.wall()), clock, sessions) as manager:
+        await _activate(manager, range(sessions))
+        await clock.advance(IDLE_TIMEOUT * 1.5)
+
+
+async def _activate(manager: SessionManager, sessions: range) -> float:
+    """Send each session one event; return the seconds that it took."""
+    numbers = iter(sessions)
+    started = perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(IN_FLIGHT):
+            tasks.create_task(_greet(manager, numbers))
+    return perf_counter() - started
+
+
+async def _greet(manager: SessionManager, numbers: Iterator[int]) -> None:
+    for number in numbers:
+        await manager.dispatch(
+            f"bench:{number}", "Hello, it is me again"
+        )  # a new str: its bytes are the session's, too
+
+
+def _settled_rss() -> int:
+    gc.collect()
+    return _memory.rss()

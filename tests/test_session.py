@@ -1,0 +1,257 @@
+"""`context.session` is a dict, or the author's dataclass, checked on its way in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, ClassVar, Literal, Optional
+
+import pytest
+
+from actorbot._codec import UndecodableError, decode_state, encode_state
+from actorbot._session import Session, SessionShape
+from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
+
+
+@dataclass
+class Item:
+    sku: str
+    price: float = 0.0
+
+
+@dataclass
+class Node:
+    name: str = ""
+    next: Node | None = None
+
+
+@dataclass
+class Profile:
+    kind: ClassVar[str] = "profile"
+    nickname: str | None = None
+    visits: int = 0
+    born: Optional[date] = None  # noqa: UP045 - authors write it
+    color: Literal["red", "blue", 3] = "red"
+    cart: list[Item] = field(default_factory=list)
+    by_name: dict[str, Item] = field(default_factory=dict)
+    place: tuple[int, str] = (0, "")
+    path: tuple[int, ...] = ()
+    tags: set[str] = field(default_factory=set)
+    flags: frozenset[int] = frozenset()
+    best: Item | str | None = None
+    head: Node = field(default_factory=Node)
+    anything: Any = None
+    bare: dict = field(default_factory=dict)  # type: ignore[type-arg]
+    rows: list[list[int]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def shape() -> SessionShape:
+    return SessionShape(Profile)
+
+
+FULL = Profile(
+    nickname="Ann",
+    visits=3,
+    born=date(2000, 2, 29),
+    color=3,
+    cart=[Item("a", 1.5), Item("b", 2)],
+    by_name={"a": Item("a")},
+    place=(1, "x"),
+    path=(1, 2, 3),
+    tags={"x"},
+    flags=frozenset({1}),
+    best=Item("c"),
+    head=Node("1", Node("2", Node("3"))),
+    anything=[1, {"a": (2,)}],
+    bare={"a": 1},
+    rows=[[1], []],
+)
+
+
+def test_a_session_is_a_dict():
+    shape = SessionShape(dict)
+
+    session = shape.load({"n": 1})
+    session["texts"] = ["hi"]
+
+    assert type(session) is Session
+    assert isinstance(session, dict)
+    assert session == {"n": 1, "texts": ["hi"]}
+    assert shape.dump(session) is session
+    assert shape.load({}) == {}
+
+
+def test_a_new_session_is_the_dataclass_with_its_defaults(shape):
+    assert shape.load({}) == Profile()
+    assert shape.load({}).cart is not shape.load({}).cart
+
+
+def test_a_dataclass_comes_back_equal_from_the_store(shape):
+    stored = decode_state(encode_state(shape.dump(FULL), 10_000))
+
+    assert stored["cart"] == [{"sku": "a", "price": 1.5}, {"sku": "b", "price": 2}]
+    assert stored["head"]["next"]["next"] == {"name": "3", "next": None}
+    assert shape.load(stored) == FULL
+
+
+def test_fields_that_were_added_since_take_their_defaults(shape):
+    assert shape.load({"nickname": "Ann", "cart": [{"sku": "a"}]}) == Profile(nickname="Ann", cart=[Item("a")])
+
+
+WRONG: list[tuple[str, Any, str, str]] = [
+    ("visits", "3", ".visits", "expected int, found str"),
+    ("visits", True, ".visits", "expected int, found bool"),
+    ("visits", None, ".visits", "expected int, found NoneType"),
+    ("nickname", 5, ".nickname", "found int"),
+    ("born", "2000-02-29", ".born", "found str"),
+    ("color", "green", ".color", "expected one of"),
+    ("color", 3.0, ".color", "found another float"),
+    ("cart", ({"sku": "a"},), ".cart", "expected list, found tuple"),
+    ("by_name", {"x": 1}, ".by_name['x']", "found int"),
+    ("place", (1,), ".place", "expected 2 items, found 1"),
+    ("place", ("x", 1), ".place[0]", "expected int"),
+    ("path", (1, "x"), ".path[1]", "expected int"),
+    ("tags", ["x"], ".tags", "expected set"),
+    ("flags", {1}, ".flags", "expected frozenset"),
+    ("best", 5, ".best", "found int"),
+    ("bare", [], ".bare", "expected dict"),
+    ("rows", [[1], [2, "x"]], ".rows[1][1]", "expected int"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "path", "reason"), WRONG)
+def test_a_stored_value_of_the_wrong_type_is_refused_by_name(shape, name, value, path, reason):
+    with pytest.raises(UndecodableError) as caught:
+        shape.load({name: value})
+
+    assert str(caught.value).startswith(f"session{path}: ")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value", "path", "reason"), [row for row in WRONG if row[0] != "by_name"])
+def test_a_value_that_could_not_be_loaded_again_is_not_stored(shape, name, value, path, reason):
+    with pytest.raises(NotEncodableError) as caught:
+        shape.dump(dataclasses.replace(Profile(), **{name: value}))
+
+    assert caught.value.path == f"session{path}"
+    assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cart": [{"sku": "a"}, {"sku": 5}]}, "session.cart[1].sku: expected str, found int"),
+        ({"head": {"next": {"next": {"name": 5}}}}, "session.head.next.next.name: expected str, found int"),
+        ({"cart": [{"price": 1.0}]}, "session.cart[0]: Item.__init__() missing"),
+        ({"cart": [{"sku": "a", "colour": 1}]}, "session.cart[0]: Item has no field 'colour'"),
+        ({"cart": ["a"]}, "session.cart[0]: expected dict, found str"),
+        ({"nick": "Ann"}, "session: Profile has no field 'nick'"),
+        ({"kind": "x"}, "session: Profile has no field 'kind'"),
+    ],
+)
+def test_what_is_wrong_deep_inside_is_found(shape, values, message):
+    with pytest.raises(UndecodableError) as caught:
+        shape.load(values)
+
+    assert str(caught.value).startswith(message)
+
+
+def test_a_dataclass_in_a_dataclass_must_be_of_its_own_type(shape):
+    with pytest.raises(NotEncodableError, match="expected Item, found dict") as caught:
+        shape.dump(Profile(cart=[{"sku": "a"}]))  # type: ignore[list-item]
+
+    assert caught.value.path == "session.cart[0]"
+
+
+def test_a_handler_cannot_hand_back_something_else(shape):
+    with pytest.raises(NotEncodableError, match="expected Profile, found dict"):
+        shape.dump({})
+
+
+def test_dataclasses_in_a_circle_or_too_deep_are_refused_without_recursion():
+    shape = SessionShape(Node)
+    circle = Node()
+    circle.next = circle
+    deep = Node()
+    for _ in range(100_000):
+        deep = Node("", deep)
+
+    for session in (circle, deep):
+        with pytest.raises(SessionTooLargeError, match="64 levels") as caught:
+            shape.dump(session)
+        assert caught.value.limit == 64
+    while deep.next is not None:  # piece by piece: freeing such a chain at once may overflow the stack
+        deep = deep.next
+
+
+def test_what_a_dataclass_computes_or_forbids_itself_is_respected():
+    @dataclass
+    class Account:
+        balance: int = 0
+        log: list[str] = field(default_factory=list, init=False)
+
+        def __post_init__(self) -> None:
+            if self.balance < 0:
+                raise ValueError("overdrawn")
+
+    shape = SessionShape(Account)
+    account = shape.load({"balance": 1, "log": ["opened"]})
+
+    assert (account.balance, account.log) == (1, ["opened"])
+    with pytest.raises(UndecodableError, match="session: overdrawn"):
+        shape.load({"balance": -1})
+
+
+def test_frozen_and_slotted_dataclasses_can_be_sessions():
+    @dataclass(frozen=True, slots=True)
+    class Point:
+        x: int = 0
+        y: int = field(default=0, init=False)
+
+    shape = SessionShape(Point)
+
+    assert shape.dump(shape.load({"x": 1, "y": 2})) == {"x": 1, "y": 2}
+
+
+def test_a_set_of_dataclasses_is_refused_when_it_is_stored():
+    @dataclass(frozen=True)
+    class Point:
+        x: int = 0
+
+    made = dataclasses.make_dataclass("Made", [("points", set[Point], field(default_factory=set))])
+    shape = SessionShape(made)
+
+    assert shape.dump(shape.load({})) == {"points": set()}
+    with pytest.raises(NotEncodableError, match="unhashable") as caught:
+        shape.dump(made(points={Point(1)}))
+    assert caught.value.path == "session.points"
+
+
+def made_of(annotation: Any) -> type:
+    return dataclasses.make_dataclass("Made", [("value", annotation, None)])
+
+
+@pytest.mark.parametrize(
+    ("session_type", "reason"),
+    [
+        (list, "dict or a dataclass"),
+        (Session, "dict or a dataclass"),
+        (dict[str, int], "dict or a dataclass"),
+        (Profile(), "dict or a dataclass"),
+        (None, "dict or a dataclass"),
+        (Item, "a default for the field 'sku'"),
+        (made_of(object()), "annotations"),
+        (made_of(complex), "annotations"),
+        (made_of(list[complex]), "annotations"),
+        (made_of(int | complex), "annotations"),
+        (made_of(dict[int, str]), "keys of type str"),
+        (made_of("NoSuchName"), "annotations that can be resolved"),
+    ],
+)
+def test_a_session_type_that_cannot_work_is_refused_at_once(session_type, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        SessionShape(session_type)
+
+    assert caught.value.field == "session_type"
