@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import threading
+import types
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -46,7 +47,8 @@ def is_async(function: Callable[..., Any]) -> bool:
     """Tell whether calling *function* gives a coroutine."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
+    call = type(function).__call__ if isinstance(type(function).__call__, types.FunctionType) else None
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def new_future() -> Future[Any]:

@@ -350,7 +350,9 @@ class SessionManager:
             outbox=Outbox(home, hooks["deliver"], self._tell_error),
             household=None,  # type: ignore[arg-type]  # the registry, which is made of these
             handle=self._bound["handler"] or _no_handler,
-            handle_here=handler if isinstance(home, ThreadHome) and handler is not None and not is_async(handler) else None,
+            handle_here=handler
+            if isinstance(home, ThreadHome) and handler is not None and not is_async(handler)
+            else None,
             many_events=max(1, self._policy.max_events // 2),
             on_start=self._bound["on_session_start"],
             on_error=self._tell_error,

@@ -22,7 +22,6 @@ from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import Record
 from actorbot.errors import (
-    ActorbotError,
     ConflictError,
     CorruptSessionError,
     HandlerExitError,

@@ -78,10 +78,9 @@ def test_a_with_block_left_by_an_exception_flushes(tmp_path: Path) -> None:
     def handle(context: Context) -> None:
         context.session["n"] = 1
 
-    with pytest.raises(ZeroDivisionError):
-        with SessionManager(FileSessionStore(tmp_path / "s"), handler=handle) as manager:
-            manager.dispatch_sync("ann", "hi")
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), SessionManager(FileSessionStore(tmp_path / "s"), handler=handle) as manager:
+        manager.dispatch_sync("ann", "hi")
+        raise ZeroDivisionError
     with SessionManager(FileSessionStore(tmp_path / "s")) as manager:
         assert manager.peek_sync("ann") == {"n": 1}
 
@@ -145,5 +144,5 @@ async def test_a_failing_handler_reaches_on_error_which_may_still_reply() -> Non
 
 
 async def test_a_bot_without_a_handler_says_what_to_do() -> None:
-    with pytest.raises(errors.ConfigError, match="@bot.on_event"):
+    with pytest.raises(errors.ConfigError, match=r"@bot\.on_event"):
         await ConsoleBot().start()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from actorbot import FileSessionStore, errors
+from actorbot._record import Record
 from actorbot.stores.base import Write
 from actorbot.stores.file import file_name
-from actorbot._record import Record
 
 
 def record(session_id: str, expires_at: float = 4e9) -> Record:
@@ -119,7 +119,7 @@ def test_a_failing_sync_leaves_the_old_record_in_place(
     assert isinstance(outcome, errors.StoreUnavailableError)
     assert isinstance(outcome.__cause__, OSError)
     assert store.read_many(["ann"]) == [first]
-    assert sorted(os.listdir(store.directory)) == sorted([".lock", file_name("ann")])
+    assert sorted(each.name for each in Path(store.directory).iterdir()) == sorted([".lock", file_name("ann")])
 
 
 def test_what_a_crash_left_half_written_is_removed_at_the_next_start(store: FileSessionStore) -> None:

@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,9 @@ def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with SessionManager(handler=count_plainly, idle_timeout=0.0, flush=FlushPolicy.write_behind(max_delay=0.001)) as manager:
+        with SessionManager(
+            handler=count_plainly, idle_timeout=0.0, flush=FlushPolicy.write_behind(max_delay=0.001)
+        ) as manager:
 
             def caller() -> None:
                 for number in numbers:
@@ -175,7 +179,11 @@ def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -
 
 @pytest.mark.parametrize(
     ("failure", "arrives"),
-    [(ValueError("no"), ValueError), (SystemExit(1), errors.HandlerExitError), (KeyboardInterrupt(), errors.HandlerExitError)],
+    [
+        (ValueError("no"), ValueError),
+        (SystemExit(1), errors.HandlerExitError),
+        (KeyboardInterrupt(), errors.HandlerExitError),
+    ],
 )
 @pytest.mark.parametrize("plain", [False, True])
 async def test_a_failing_handler_leaves_no_trace(failure: BaseException, arrives: type, plain: bool) -> None:
@@ -432,7 +440,7 @@ async def test_the_bot_goes_on_through_an_outage_and_everything_arrives() -> Non
         await clock.advance(10.0)
 
         assert manager.health().status == "ready"
-        assert list(manager.resident())[0][1].flushed == 299
+        assert next(manager.resident())[1].flushed == 299
 
 
 async def test_write_through_acknowledges_only_what_is_stored() -> None:
@@ -477,13 +485,15 @@ async def test_an_unknown_outcome_is_said_and_the_session_is_read_again() -> Non
 async def test_two_managers_on_one_session_lose_nothing_with_write_through() -> None:
     store = MemorySessionStore()
     policy = FlushPolicy.write_through()
-    async with SessionManager(store, handler=count, flush=policy) as a:
-        async with SessionManager(store, handler=count, flush=policy) as b:
-            for _ in range(20):
-                await a.dispatch("ann", "hi")
-                await b.dispatch("ann", "hi")
+    async with (
+        SessionManager(store, handler=count, flush=policy) as a,
+        SessionManager(store, handler=count, flush=policy) as b,
+    ):
+        for _ in range(20):
+            await a.dispatch("ann", "hi")
+            await b.dispatch("ann", "hi")
 
-            assert await b.peek("ann") == {"n": 40}
+        assert await b.peek("ann") == {"n": 40}
 
 
 async def test_a_conflict_behind_the_conversation_overwrites_nothing_and_is_handed_over() -> None:
@@ -495,18 +505,17 @@ async def test_a_conflict_behind_the_conversation_overwrites_nothing_and_is_hand
         handed.append((session_id, state))
         done.set()
 
-    async with SessionManager(store, handler=count) as a:
-        async with SessionManager(store, handler=count, on_conflict=keep) as b:
-            await a.dispatch("ann", "hi")
-            await b.dispatch("ann", "hi")
-            await b.dispatch("ann", "hi")
-            await a.flush()
-            with pytest.raises(errors.ConflictError):
-                await b.flush()
-            await done.wait()
+    async with SessionManager(store, handler=count) as a, SessionManager(store, handler=count, on_conflict=keep) as b:
+        await a.dispatch("ann", "hi")
+        await b.dispatch("ann", "hi")
+        await b.dispatch("ann", "hi")
+        await a.flush()
+        with pytest.raises(errors.ConflictError):
+            await b.flush()
+        await done.wait()
 
-            assert handed == [("ann", {"n": 2})]
-            assert await b.dispatch("ann", "hi") == 2
+        assert handed == [("ann", {"n": 2})]
+        assert await b.dispatch("ann", "hi") == 2
 
 
 @each_store
@@ -532,7 +541,12 @@ async def test_a_handler_may_end_its_session() -> None:
         return context.is_new
 
     async with SessionManager(handler=handle) as manager:
-        assert [await manager.dispatch("ann", each) for each in ("hi", "hi", "/reset", "hi")] == [True, False, False, True]
+        assert [await manager.dispatch("ann", each) for each in ("hi", "hi", "/reset", "hi")] == [
+            True,
+            False,
+            False,
+            True,
+        ]
 
 
 async def test_a_session_expires_by_its_last_event_and_says_goodbye() -> None:
@@ -696,8 +710,6 @@ def test_a_forked_child_is_told_to_start_its_own_manager() -> None:
 
 
 async def test_sessions_may_be_dataclasses() -> None:
-    from dataclasses import dataclass, field
-
     @dataclass
     class Cart:
         owner: str | None = None
@@ -713,8 +725,6 @@ async def test_sessions_may_be_dataclasses() -> None:
 
 
 async def test_the_callers_context_variables_reach_the_handler() -> None:
-    from contextvars import ContextVar
-
     request: ContextVar[str] = ContextVar("request")
 
     def handle(context: Context) -> str:
