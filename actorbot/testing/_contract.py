@@ -19,7 +19,7 @@ __all__ = ["StoreContract"]
 VALUES: dict[str, Any] = {
     "nothing": None, "truth": True, "text": "héllo \N{ROCKET}", "empty": "", "least": -(2**63), "most": 2**63 - 1, "half": 0.5,
     "raw": b"\x00\xff", "pair": (1, "two", (3,)), "bag": {1, 2}, "ice": frozenset({"a"}), "amount": Decimal("1.10"),
-    "id": UUID(int=7), "day": date(2024, 2, 29), "span": timedelta(days=-1, microseconds=1), "naive": datetime.min,
+    "id": UUID(int=7), "day": date(2024, 2, 29), "span": timedelta(days=-1, microseconds=1), "naive": datetime(2024, 1, 1, 1, 2, 3, 4),  # noqa: DTZ001  # naive on purpose
     "aware": datetime(2024, 1, 1, tzinfo=UTC), "deep": {"a.b": {"$c": [{"d": ()}]}}, "list": [1, [2, [3]]], "$x": {"$set": [1]},
 }  # fmt: skip
 IDS = [
