@@ -127,6 +127,14 @@ class ServiceActor(pykka.ThreadingActor):
         if not self.actor_stopped.is_set():
             self.actor_ref.stop(block=False)
 
+    def notify(self, message: Any) -> bool:
+        """Tell the actor something, from any thread; `False` if it has ended, as it may have when a timer or a late call comes."""
+        try:
+            self.actor_ref.tell(message)
+        except pykka.ActorDeadError:
+            return False
+        return True
+
     def is_running(self) -> bool:
         """Tell whether the actor still takes messages."""
         return not self.actor_stopped.is_set()

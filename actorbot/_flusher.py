@@ -175,24 +175,24 @@ class Flusher(ServiceActor):
 
     def hurry(self, session: Flushable) -> None:
         """Flush *session* without waiting for `max_delay`."""
-        self.actor_ref.tell(Flush([session], None))
+        self.notify(Flush([session], None))
 
     def flush(self, sessions: Iterable[Flushable]) -> Future[None]:
         """Flush what *sessions* have committed so far. The future fails with the store's error once `retry.attempts` have failed."""
         done = new_future()
-        self.actor_ref.tell(Flush(list(sessions), done))
+        self.notify(Flush(list(sessions), done))
         return done
 
     def write(self, session: Flushable, committed: Committed, *, forced: bool = False) -> Future[None]:
         """Write *committed* before it is committed. The caller holds the session's turn until the future is done."""
         done = new_future()
-        self.actor_ref.tell(WriteThrough(session, committed, forced, done))
+        self.notify(WriteThrough(session, committed, forced, done))
         return done
 
     def relieve(self, session: Flushable) -> Future[None]:
         """Flush *session*, which has come to `max_events`. The future never fails, and does not outlast the news of an outage."""
         done = new_future()
-        self.actor_ref.tell(Relieve(session, done))
+        self.notify(Relieve(session, done))
         return done
 
     def room(self) -> Future[None]:
@@ -214,10 +214,9 @@ class Flusher(ServiceActor):
         except IndexError:
             return 0.0
 
-    def _announce_due(self) -> Future[None]:
+    def _announce_due(self) -> Future[None] | None:
         done = new_future()
-        self.actor_ref.tell(FlushDue(done))
-        return done
+        return done if self.notify(FlushDue(done)) else None
 
     # --- on the flusher's thread --------------------------------------------------------------------------------------
 
@@ -309,8 +308,8 @@ class Flusher(ServiceActor):
         self._flying = jobs
         self._out.update(job.session for job in jobs)
         call = self._thread.call(self._store.write_many, [job.write for job in jobs])
-        call.returned.add_done_callback(lambda _: self.actor_ref.tell(Returned(jobs)))
-        call.outcome.add_done_callback(lambda outcome: self.actor_ref.tell(Written(jobs, outcome)))
+        call.returned.add_done_callback(lambda _: self.notify(Returned(jobs)))
+        call.outcome.add_done_callback(lambda outcome: self.notify(Written(jobs, outcome)))
 
     def _be_quiet(self) -> None:
         quiet, self._quiet = self._quiet, []
@@ -444,10 +443,9 @@ class Flusher(ServiceActor):
         self._paused = self._paused or pause
         attempt = self._failures if pause else max(self._attempts.get(job.session, 1) for job in jobs)
 
-        def again() -> Future[None]:
+        def again() -> Future[None] | None:
             done = new_future()
-            self.actor_ref.tell(Retry(jobs, done))
-            return done
+            return done if self.notify(Retry(jobs, done)) else None
 
         self._clock.call_at(self._clock.monotonic() + self._policy.retry.delay(attempt), again)
 

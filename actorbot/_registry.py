@@ -217,9 +217,10 @@ class Registry(ServiceActor):
             return
         clock = self.turns.clock
 
-        def sweep() -> Future[None]:
+        def sweep() -> Future[None] | None:
             done = new_future()
-            self.actor_ref.tell(Sweep(done))
+            if not self.notify(Sweep(done)):
+                return None
             self._sweep_later()
             return done
 
