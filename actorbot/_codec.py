@@ -33,7 +33,7 @@ MAX_DOCUMENT_BOXES: Final = 1_000_000
 
 _MAX_INT: Final = 2**63 - 1
 _EXTENDED: Final = b"\xc1"
-_JOINED: Final = 64
+_JOINED: Final = 16
 _BUFFER: Final = 4096  # of a packer, which lets it grow; its default of 256 KB takes longer to get than a state to pack
 
 # All that unpacking, `fromisoformat`, ZoneInfo, UUID and Decimal raise for malformed input.
@@ -279,7 +279,7 @@ def _scan(state: dict[str, Any], budget: int) -> bool:
 def _strings(texts: list[Any], budget: int, boxes: list[Any]) -> int:
     """Return the length of a list of strings at the speed of `join`; hand a list that holds other things to *boxes*.
 
-    In slices: a thousand times the same megabyte is refused before it is joined.
+    In slices: a thousand times the same megabyte is refused when sixteen of them are joined.
     """
     size = len(texts)
     try:

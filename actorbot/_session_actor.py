@@ -244,16 +244,17 @@ class SessionActor(PooledActor):
         turns = self.turns
         committed = self.committed
         assert committed is not None
-        _, state, event_ids, last_activity = committed
+        version, state, event_ids, last_activity = committed
+        if state is not None and turns.clock.wall() - last_activity >= turns.expires_in:
+            turns.on_expire(self.session_id, state)
+            state, event_ids = None, b""  # what the session was ends as a whole
+            self.committed = committed = (version, state, event_ids, last_activity)
         digest = None
         if event_id is not None:
             digest = blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
             if digest in [event_ids[i : i + 8] for i in range(0, len(event_ids), 8)]:
                 turns.duplicates += 1
                 return DUPLICATE
-        if state is not None and turns.clock.wall() - last_activity >= turns.expires_in:
-            turns.on_expire(self.session_id, state)
-            state = None
         if state is None:
             session = turns.load({})
         else:

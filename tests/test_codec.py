@@ -8,6 +8,7 @@ import math
 import random
 import struct
 import threading
+import tracemalloc
 from collections import OrderedDict, namedtuple
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from actorbot._codec import (
     MAX_DEPTH,
     UndecodableError,
+    _packers,
     decode_state,
     encode_state,
     from_document,
@@ -287,22 +289,15 @@ def test_a_refusal_leaves_nothing_behind_for_the_next_session():
         assert encode_state(good, MANY) == expected
 
 
-def test_threads_do_not_mix_the_bytes_of_their_sessions():
-    wrong: list[int] = []
-
-    def work(number: int) -> None:
-        for n in range(500):
-            state = {"who": number, "texts": [f"{number}-{n}"] * 10}
-            if decode_state(encode_state(state, MANY)) != state:
-                wrong.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+def test_every_thread_packs_with_a_packer_of_its_own():
+    packers: list[Any] = []
+    threads = [threading.Thread(target=lambda: packers.append(_packers.pack)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
 
-    assert wrong == []
+    assert len({id(pack.__self__) for pack in [*packers, _packers.pack]}) == 4
 
 
 # --- what is too large ------------------------------------------------------------------------------------------------
@@ -325,6 +320,8 @@ def test_sixty_four_levels_come_back_and_one_more_is_refused(wrap):
 
     with pytest.raises(SessionTooLargeError, match="deeper than 64 levels") as caught:
         encode_state(nested(MAX_DEPTH + 1, wrap), MANY)
+    with pytest.raises(UndecodableError, match="deeper than 64 levels"):
+        through_json(nested(MAX_DEPTH + 1, wrap))
 
     assert caught.value.limit == MAX_DEPTH
     assert caught.value.path.startswith("session['a']")
@@ -412,6 +409,20 @@ def test_what_would_take_more_bytes_than_allowed_is_refused(value):
         encode_state({"a": value}, 100)
 
     assert caught.value.limit == 100
+
+
+@pytest.mark.parametrize(
+    "value", [["x" * MANY] * 90, [b"x" * MANY] * 90, [Decimal("1" * 100_000)] * 90], ids=["texts", "bytes", "decimals"]
+)
+def test_what_is_too_large_is_not_packed_to_find_out(value):
+    tracemalloc.start()
+    try:
+        with pytest.raises(SessionTooLargeError):
+            encode_state({"a": value}, 100)
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < (20 * MANY if isinstance(value[0], str) else 4 * MANY)
+    finally:
+        tracemalloc.stop()
 
 
 @few
@@ -588,6 +599,7 @@ def test_numbers_and_texts_of_a_driver_become_plain_ones():
         {"$tuple": {"a": 1}},
         {"$set": [[]]},
         {"$bytes": "not base 64!"},
+        {"$bytes": "AA==!"},
         {"$bytes": "é"},
         {"$bytes": None},
         {"$date": "yesterday"},
