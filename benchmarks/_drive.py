@@ -7,7 +7,7 @@ import gc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, process_time
 from typing import Any, Protocol
 
 from benchmarks._memory import peak_rss, reset_peak_rss
@@ -55,6 +55,8 @@ class Run:
     events: int
     seconds: float
     """From the first event to the end of the flush."""
+    cpu_seconds: float
+    """That the process, all its threads, was given meanwhile: what a busy neighbour disturbs least."""
     lost: int
     """Events that their sessions' counters miss; negative if some counted twice."""
     wrong_counters: int
@@ -85,12 +87,12 @@ async def run_on_loop(contender: LoopContender, workload: Workload, seconds: flo
     """Handle the workload, again and again until *seconds* have passed, and check every counter."""
     await contender.open(workload.users)
     try:
-        rounds, started = 0, _start()
-        while rounds == 0 or perf_counter() - started < seconds:
+        rounds, watch = 0, Stopwatch()
+        while rounds == 0 or watch.seconds < seconds:
             await _loop_round(contender, workload)
             rounds += 1
         await contender.flush()
-        return _finish(contender, workload, rounds, perf_counter() - started)
+        return watch.stop(contender, workload, rounds)
     finally:
         await contender.close()
 
@@ -142,13 +144,12 @@ def run_in_threads(contender: ThreadContender, workload: Workload, seconds: floa
     contender.open(workload.users)
     try:
         with ThreadPoolExecutor(workload.in_flight) as pool:
-            rounds, started = 0, _start()
-            while rounds == 0 or perf_counter() - started < seconds:
+            rounds, watch = 0, Stopwatch()
+            while rounds == 0 or watch.seconds < seconds:
                 _thread_round(pool, contender, workload)
                 rounds += 1
             contender.flush()
-            elapsed = perf_counter() - started
-        return _finish(contender, workload, rounds, elapsed)
+            return watch.stop(contender, workload, rounds)
     finally:
         contender.close()
 
@@ -194,21 +195,30 @@ def _thread_timer(events: Events, dispatch: Callable[[str, str], Any], durations
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _start() -> float:
-    gc.collect()  # what the run before left behind; during a run the collector keeps its defaults
-    reset_peak_rss()
-    return perf_counter()
+class Stopwatch:
+    """Runs from its making."""
 
+    def __init__(self) -> None:
+        gc.collect()  # what the run before left behind; during a run the collector keeps its defaults
+        reset_peak_rss()
+        self._cpu, self._started = process_time(), perf_counter()
 
-def _finish(contender: Contender, workload: Workload, rounds: int, seconds: float) -> Run:
-    peak, events = peak_rss(), rounds * len(workload.events)
-    wrong = workload.wrong_counters(rounds, contender.counter_of)
-    return Run(
-        contender=contender.name,
-        events=events,
-        seconds=seconds,
-        lost=sum(wrong.values()),
-        wrong_counters=len(wrong),
-        writes_per_event=contender.writes_per_event(events),
-        peak_rss=peak,
-    )
+    @property
+    def seconds(self) -> float:
+        return perf_counter() - self._started
+
+    def stop(self, contender: Contender, workload: Workload, rounds: int) -> Run:
+        """Say how it went, having checked every counter in the store."""
+        seconds, cpu_seconds, peak = self.seconds, process_time() - self._cpu, peak_rss()
+        wrong = workload.wrong_counters(rounds, contender.counter_of)
+        events = rounds * len(workload.events)
+        return Run(
+            contender=contender.name,
+            events=events,
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
+            lost=sum(wrong.values()),
+            wrong_counters=len(wrong),
+            writes_per_event=contender.writes_per_event(events),
+            peak_rss=peak,
+        )

@@ -113,8 +113,10 @@ def session_rows(floor: Series, actorbot: Series) -> dict[str, list[str]]:
     both = (floor, actorbot)
     rows = {
         "events/s": [_report.spread([run.events_per_second for run in series.runs], "{:,.0f}") for series in both],
-        "ratio": ["1", _report.spread(ratios(floor, actorbot), "{:.2f}")],
+        "ratio to the floor": ["1", _report.spread(ratios(floor, actorbot), "{:.2f}")],
     }
+    microseconds = [[run.cpu_seconds / run.events * 1e6 for run in series.runs] for series in both]
+    rows["CPU per event"] = [_report.spread(each, "{:,.1f}") + " µs" for each in microseconds]
     for percent in PERCENTILES:
         rows[f"p{percent:g}"] = [f"{percentile(series.durations, percent) / 1000:,.1f} µs" for series in both]
     rows["lost updates"] = [f"{sum(run.lost for run in series.runs):,}" for series in both]

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from benchmarks import _floors, residents, session
+from benchmarks import residents, session
 from benchmarks.__main__ import main
 from benchmarks._drive import run_in_threads, run_on_loop
 from benchmarks._floors import FolderShelf, LockFloor, PykkaFloor
@@ -170,4 +170,3 @@ def test_a_stock_actor_lives_no_longer_than_its_run() -> None:
     floor.close()
 
     assert not ref.is_alive()
-    assert issubclass(ref.actor_class, _floors.StockActor)

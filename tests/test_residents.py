@@ -1,0 +1,99 @@
+"""A hundred thousand sessions in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pykka
+import pytest
+
+from actorbot import Context, SessionManager
+from actorbot._actor import RELIED_ON, EndOfBatch, Envelope, PooledActor
+
+SESSIONS = 100_000
+
+
+class Nowhere:
+    """A driver that takes everything and keeps nothing, so that what is measured is the manager's."""
+
+    def init(self) -> None:
+        pass
+
+    def read(self, session_id: str) -> None:
+        return None
+
+    def write(self, session_id: str, data: dict[str, Any]) -> None:
+        pass
+
+    def destroy(self, session_id: str) -> None:
+        pass
+
+    def read_many(self, session_ids: Sequence[str]) -> Mapping[str, Any]:
+        return {}
+
+    def write_many(self, items: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        pass
+
+
+@pytest.mark.timeout(300)
+async def test_a_hundred_thousand_residents_are_small_need_no_threads_and_all_can_leave() -> None:
+    async def handle(context: Context) -> None:
+        context.session["texts"] = ["a message of usual length"] * 10
+
+    ids = [f"telegram:{number}" for number in range(SESSIONS)]
+    numbers = iter(ids)
+
+    async def caller(manager: SessionManager) -> None:
+        for each in numbers:
+            await manager.dispatch(each, "hi")
+
+    async with SessionManager(Nowhere(), handler=handle, idle_timeout=3600.0) as manager:
+        threads = threading.active_count()
+        tracemalloc.start()
+        await asyncio.gather(*(caller(manager) for _ in range(64)))
+        await manager.flush()
+        encoded = sum(info.bytes for _, info in manager.resident())
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+
+        assert manager.stats().resident == SESSIONS
+        assert threading.active_count() == threads
+        assert (taken - encoded) / SESSIONS <= 1_500
+        left = sum(manager._registry.passivate(actor) for actor in manager._registry.resident())
+        assert left == SESSIONS
+        assert manager.stats().resident == 0
+
+
+def test_pykka_still_has_what_the_session_actors_are_built_on() -> None:
+
+    class Inbox:
+        def __init__(self) -> None:
+            self.envelopes = [Envelope("one"), Envelope("two")]
+
+        def get(self) -> Any:
+            if not self.envelopes:
+                raise EndOfBatch
+            return self.envelopes.pop(0)
+
+        def put(self, envelope: Any, /) -> None: ...
+
+        def empty(self) -> bool:
+            return not self.envelopes
+
+    seen: list[Any] = []
+
+    class Actor(PooledActor):
+        actor_inbox = Inbox()
+
+        def on_receive(self, message: Any) -> None:
+            seen.append(message)
+
+    actor = Actor.__new__(Actor)
+    actor.run_batch()
+
+    assert all(hasattr(pykka.Actor, name) for name in RELIED_ON)
+    assert seen == ["one", "two"]
