@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Final
@@ -54,7 +55,8 @@ class Registry(ServiceActor):
         self._handler_timeout = handler_timeout
         self._quantum = max(idle_timeout / 16, 0.001)
         self._lock = threading.Lock()  # guards that an entry and its actor's `closed` change together
-        self._buckets: dict[int, list[SessionActor]] = {}  # by the quantum in which a session may be due
+        self._watching = threading.Lock()  # guards the buckets
+        self._buckets: dict[int, deque[SessionActor]] = {}  # by the quantum in which a session may be due
         self._backed_off: dict[str, tuple[int, float, ActorbotError]] = {}  # failures, until when, what was wrong
         self._ticking = False
         self._closed = False
@@ -206,7 +208,12 @@ class Registry(ServiceActor):
             message.done.set_exception(error)
 
     def _watch(self, actor: SessionActor, due: float) -> None:
-        self._buckets.setdefault(int(due / self._quantum) + 1, []).append(actor)
+        key = int(due / self._quantum) + 1
+        with self._watching:
+            bucket = self._buckets.get(key)
+            if bucket is None:
+                bucket = self._buckets[key] = deque()
+            bucket.append(actor)
 
     def start_sweeping(self) -> None:
         """Sweep from now on, every sixteenth of the idle time-out."""
@@ -231,8 +238,10 @@ class Registry(ServiceActor):
         now = self.turns.clock.monotonic()
         wall = self.turns.clock.wall()
         seen = 0
-        for key in sorted(key for key in list(self._buckets) if key * self._quantum <= now):
-            for actor in self._buckets.pop(key):
+        with self._watching:
+            due = [self._buckets.pop(key) for key in sorted(self._buckets) if key * self._quantum <= now]
+        for bucket in due:
+            for actor in bucket:
                 self._look_at(actor, now, wall)
                 seen += 1
                 if seen % CHUNK == 0:
@@ -279,14 +288,20 @@ class Registry(ServiceActor):
         return False
 
     def _passivate_some(self, most: int) -> bool:
-        """Try the sessions that have been idle longest; `True` if one left."""
-        for key in sorted(self._buckets):
-            for actor in self._buckets.get(key, ())[:most]:
-                if self.entries.get(actor.session_id) is actor and self.passivate(actor):
-                    return True
-                most -= 1
-            if most <= 0:
-                break
+        """Try the sessions that have been watched longest; `True` if one left. Those that are gone already are let go of."""
+        for _ in range(most):
+            with self._watching:
+                key = min(self._buckets, default=None)
+                if key is None:
+                    return False
+                actor = self._buckets[key].popleft()
+                if not self._buckets[key]:
+                    del self._buckets[key]
+            if self.entries.get(actor.session_id) is not actor:
+                continue
+            if self.passivate(actor):
+                return True
+            self._watch(actor, self.turns.clock.monotonic() + self._idle_timeout)
         return False
 
     async def _make_room(self) -> None:

@@ -735,3 +735,11 @@ async def test_the_callers_context_variables_reach_the_handler() -> None:
         assert await manager.dispatch("ann", "hi") == "r1"
         receipt = await manager.submit("ann", "hi")
         assert await receipt.result() == "r1"
+
+
+async def test_what_has_left_to_make_room_is_not_remembered() -> None:
+    async with SessionManager(handler=count, max_resident=10) as manager:
+        for user in range(500):
+            await manager.dispatch(f"user:{user}", "hi")
+
+        assert sum(map(len, manager._registry._buckets.values())) <= 200
