@@ -1,0 +1,35 @@
+"""The README's Python runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PROGRAMS = [block for block in BLOCKS if "run(" in block]
+SAID = ["Hello Tim", "telegram:42 That was number 1"]
+
+
+def run(program: str, lines: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=lines, cwd=folder, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize(("program", "says"), list(zip(PROGRAMS, SAID, strict=True)))
+def test_the_readme_s_programs_run(program: str, says: str, tmp_path: Path) -> None:
+    assert says in run(program, "Hi\nTim\n", tmp_path)
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+
+    for name in re.findall(r"`(test_\w+)`", README):
+        assert f"def {name}(" in tests, name
