@@ -78,10 +78,6 @@ class Home(ABC):
     def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
         """Make a coroutine function that calls user code, `def` or `async def`, where it belongs."""
 
-    def current_task(self) -> asyncio.Task[Any] | None:
-        """Return the task that runs the turn, which a time-out cancels; `None` where there is none."""
-        return None
-
     @abstractmethod
     def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
         """Make a place in line. Called where the caller will await it."""
@@ -120,9 +116,6 @@ class LoopHome(Home):
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
         return function if is_async(function) else functools.partial(self._in_pool, function)
-
-    def current_task(self) -> asyncio.Task[Any] | None:
-        return asyncio.current_task()
 
     def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
         return LoopWaiter(self, actor)

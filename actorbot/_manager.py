@@ -357,6 +357,8 @@ class SessionManager:
             on_start=self._bound["on_session_start"],
             on_error=self._tell_error,
             on_expire=self._tell_expired,
+            current_task=asyncio.current_task if isinstance(home, LoopHome) else _no_task,
+            handler_timeout=self._handler_timeout,
         )
         self._loader = Loader(self._store, self._reader, 500)
         self._registry = turns.household = Registry(
@@ -364,7 +366,6 @@ class SessionManager:
             self._loader,
             max_resident=self._max_resident,
             idle_timeout=self._idle_timeout,
-            handler_timeout=self._handler_timeout,
         )
         self._entries = self._registry.entries
         self._loop = home.loop if isinstance(home, LoopHome) else None
@@ -835,6 +836,10 @@ class SessionManager:
             self._sweep_store_later()
         finally:
             done.set_result(None)
+
+
+def _no_task() -> None:
+    """Return what there is to cancel in a threaded home."""
 
 
 async def _no_handler(_: Context) -> Any:

@@ -43,22 +43,18 @@ STORE_SWEEPS: Final = 600.0  # the longest time in seconds between two sweeps of
 class Registry(ServiceActor):
     """The entries, by session id; supervises and sweeps on its own thread. Methods may be called from any thread."""
 
-    def __init__(
-        self, turns: Turns, loader: Loader, *, max_resident: int, idle_timeout: float, handler_timeout: float
-    ) -> None:
+    def __init__(self, turns: Turns, loader: Loader, *, max_resident: int, idle_timeout: float) -> None:
         super().__init__()
         self.entries: dict[str, SessionActor] = {}
         self.turns = turns
         self._loader = loader
         self._max_resident = max_resident
         self._idle_timeout = idle_timeout
-        self._handler_timeout = handler_timeout
         self._quantum = max(idle_timeout / 16, 0.001)
         self._lock = threading.Lock()  # guards that an entry and its actor's `closed` change together
         self._watching = threading.Lock()  # guards the buckets
         self._buckets: dict[int, deque[SessionActor]] = {}  # by the quantum in which a session may be due
         self._backed_off: dict[str, tuple[int, float, ActorbotError]] = {}  # failures, until when, what was wrong
-        self._ticking = False
         self._closed = False
         self.activations = self.passivations = 0
 
@@ -317,13 +313,10 @@ class Registry(ServiceActor):
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def give_time(self, context: Context) -> None:
-        """Watch a turn: it ends by `handler_timeout`. One ticker serves all turns, since all have the same time."""
-        deadline = self.turns.clock.monotonic() + self._handler_timeout
-        self.turns.running[context] = deadline
-        if not self._ticking:
-            self._ticking = True
-            self.turns.clock.call_at(deadline, self._tick)
+    def start_ticking(self, deadline: float) -> None:
+        """Look at the turns' time at *deadline*. One ticker serves all turns, since all have the same time."""
+        self.turns.ticking = True
+        self.turns.clock.call_at(deadline, self._tick)
 
     def _tick(self) -> Future[None]:
         done = new_future()
@@ -338,13 +331,12 @@ class Registry(ServiceActor):
         return done
 
     def _end_overdue(self) -> None:
-        self._ticking = False
+        self.turns.ticking = False
         now = self.turns.clock.monotonic()
         for context, deadline in list(self.turns.running.items()):
             if deadline > now:
-                if not self._ticking:
-                    self._ticking = True
-                    self.turns.clock.call_at(deadline, self._tick)
+                if not self.turns.ticking:
+                    self.start_ticking(deadline)
                 return
             if self.turns.running.pop(context, None) is not None:
                 self.revoke(context)

@@ -49,8 +49,8 @@ class Household(Protocol):
     def discard(self, actor: SessionActor) -> None:
         """Take *actor*, whose turn the caller holds, out of memory without a flush."""
 
-    def give_time(self, context: Context) -> None:
-        """Start to watch the time of a turn."""
+    def start_ticking(self, deadline: float) -> None:
+        """Look after the turns' time from *deadline* on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,8 +75,12 @@ class Turns:
     on_start: Bound | None
     on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
     on_expire: Callable[[str, bytes], None]
+    current_task: Callable[[], asyncio.Task[Any] | None]
+    handler_timeout: float
     running: dict[Context, float] = field(default_factory=dict)
     """The turns that run now and when their time is up. Whoever takes a turn out of here, in one step, decides how it ends."""
+    ticking: bool = False
+    """Whether the household looks after the time of `running`."""
     many_events: int = 0
     """So many unflushed events of a session are reason to look closer: half of the policy's `max_events`."""
     handled: int = 0
@@ -271,8 +275,10 @@ class SessionActor(PooledActor):
             context._event_id = digest
         self.holder = context
         current.set(context)
-        context._task = turns.home.current_task()
-        turns.household.give_time(context)
+        context._task = turns.current_task()
+        turns.running[context] = deadline = turns.clock.monotonic() + turns.handler_timeout
+        if not turns.ticking:
+            turns.household.start_ticking(deadline)
         return context
 
     def commit(self, context: Context, durable: bool = False) -> Future[None] | None:
