@@ -244,6 +244,7 @@ class SessionManager:
         self._clock = SystemClock() if clock is None else clock
         self._state: Literal["new", "open", "closing", "closed", "forked"] = "new"
         self._dead_letters = 0
+        self._hooks_running: set[Future[None]] = set()
         self._report: ShutdownReport | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -389,6 +390,8 @@ class SessionManager:
                 self._registry.revoke(context)
         await self._try(self._turns.flusher.flush(self._registry.resident()), until)
         await self._try(self._turns.outbox.emptied(), until)
+        for running in list(self._hooks_running):
+            await self._try(running, until)
         unflushed = tuple(
             actor.session_id
             for actor in self._registry.resident()
@@ -473,7 +476,9 @@ class SessionManager:
             actor = self._entries.get(session_id)
             if actor is not None and not actor.mailbox.line and actor.mailbox.turn.acquire(False):
                 return run_inline(actor.take_turn(event, event_id, durable))
-        return self._run_sync(lambda: self._dispatch(session_id, event, event_id, durable, timeout), timeout)
+        return self._run_sync(
+            lambda: self._dispatch(session_id, event, event_id, durable, timeout), timeout, session_id=session_id
+        )
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """Accept *event* and return at once; it is handled in its turn. Raises: OverloadedError."""
@@ -504,7 +509,9 @@ class SessionManager:
         self, session_id: str, *, event_id: str | None = None, timeout: float | None = None
     ) -> Iterator[Context]:
         """The same as `turn`, for threads."""
-        actor, context = self._run_sync(lambda: self._borrow(session_id, event_id, timeout), timeout)
+        actor, context = self._run_sync(
+            lambda: self._borrow(session_id, event_id, timeout), timeout, session_id=session_id
+        )
         current.set(context)
         try:
             yield context
@@ -749,7 +756,12 @@ class SessionManager:
             )
 
     def _run_sync(
-        self, make: Callable[[], Coroutine[Any, Any, Any]], timeout: float | None, *, closing: bool = False
+        self,
+        make: Callable[[], Coroutine[Any, Any, Any]],
+        timeout: float | None,
+        *,
+        session_id: str = "",
+        closing: bool = False,
     ) -> Any:
         self._check_away(closing)
         if isinstance(self._home, ThreadHome):
@@ -763,7 +775,7 @@ class SessionManager:
             if future.done():
                 raise
             future.cancel()
-            raise TurnTimeoutError("?", f"not within {timeout:g} s; withdrawn") from None
+            raise TurnTimeoutError(session_id, f"its turn did not end within {timeout:g} s; withdrawn") from None
 
     # --- news from below: any thread ----------------------------------------------------------------------------------
 
@@ -804,11 +816,17 @@ class SessionManager:
         if hook is None:
             return
 
+        done = new_future()
+        self._hooks_running.add(done)
+
         async def call() -> None:
             try:
                 await hook(*args)
             except Exception:
                 logger.exception("%s failed for session %r", name, args[0], extra={"session_id": args[0]})
+            finally:
+                self._hooks_running.discard(done)
+                done.set_result(None)
 
         self._home.spawn(call)
 

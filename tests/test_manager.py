@@ -743,3 +743,68 @@ async def test_what_has_left_to_make_room_is_not_remembered() -> None:
             await manager.dispatch(f"user:{user}", "hi")
 
         assert sum(map(len, manager._registry._buckets.values())) <= 200
+
+
+def test_a_thread_that_waits_too_long_for_a_turn_withdraws_its_event() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def handle(context: Context) -> None:
+        count_plainly(context)
+        if context.event == "stay":
+            entered.set()
+            release.wait(20)
+
+    with SessionManager(handler=handle) as manager:
+        staying = threading.Thread(target=manager.dispatch_sync, args=("ann", "stay"))
+        staying.start()
+        entered.wait(20)
+        with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
+            manager.dispatch_sync("ann", "late", timeout=0.01)
+        release.set()
+        staying.join()
+
+        assert manager.peek_sync("ann") == {"n": 1}
+
+
+async def test_a_foreign_thread_that_waits_too_long_withdraws_its_event() -> None:
+    release = asyncio.Event()
+
+    async def handle(context: Context) -> None:
+        await count(context)
+        if context.event == "stay":
+            await release.wait()
+
+    async with SessionManager(handler=handle) as manager:
+        staying = asyncio.create_task(manager.dispatch("ann", "stay"))
+        await asyncio.sleep(0)
+        with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
+            await asyncio.to_thread(manager.dispatch_sync, "ann", "late", timeout=0.01)
+        release.set()
+        await staying
+
+        assert await manager.peek("ann") == {"n": 1}
+
+
+async def test_a_durable_dispatch_returns_when_the_store_has_it_whatever_the_policy() -> None:
+    store = RecordingStore()
+    async with SessionManager(store, handler=count, flush=FlushPolicy.write_behind(max_delay=600.0)) as manager:
+        await manager.dispatch("ann", "hi", durable=True)
+
+        assert [each.version for each in store.writes] == [1]
+
+
+async def test_a_driver_that_never_answers_releases_its_callers_and_stops_nobody_else() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    async with SessionManager(store, handler=count, clock=clock) as manager:
+        await manager.dispatch("bob", "hi")
+        store.hold()
+        waiting = asyncio.create_task(manager.dispatch("ann", "hi"))
+        await asyncio.sleep(0)
+        while not manager.stats().store_reads > 1:
+            await asyncio.sleep(0)
+        await clock.advance(5.1)
+        with pytest.raises(errors.StoreUnavailableError):
+            await waiting
+
+        assert await manager.dispatch("bob", "hi") == 2
+        store.release()
