@@ -69,7 +69,7 @@ class FlushPolicy:
     max_delay: float = 1.0
     """Seconds from a session's first unflushed event to its flush (above 0, up to a day)."""
     max_events: int = 100
-    """So many unflushed events of a session make its next turn wait for its flush, while the store is up (1 to 1,000,000)."""
+    """At this many unflushed events the session's next turn waits for its flush, while the store is up (1 to 1,000,000)."""
     batch_size: int = 100
     """How many sessions go to the store in one call (1 to 10,000)."""
     max_dirty_bytes: int = 256 * 1024**2
