@@ -8,6 +8,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 ASIDE := </dev/null >&2
 
+# A .venv whose Python has gone, with an upgrade of the system for example, is made anew.
+$(shell test -x $(BIN)/python || rm -rf $(VENV))
+
+.DELETE_ON_ERROR:
 .PHONY: run test lint types imports check clean
 
 run: $(VENV)/run.stamp
@@ -44,8 +48,7 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml setup.cfg
 # Some systems ship `venv` without the pip that it should put inside; then the system's own pip puts it there.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "actorbot needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true);" \
-	    "name another one, for example: make PYTHON=python3.13 run" >&2; exit 1; }
-	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV) $(ASIDE) 2>/dev/null || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  echo "actorbot needs Python 3.11 or newer; $(PYTHON) answers '$$($(PYTHON) --version 2>&1)'." \
+	    "Name another one, for example: make PYTHON=python3.13 run" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null $(ASIDE) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 	  $(PYTHON) -m pip --python $@ install --quiet --disable-pip-version-check pip; } $(ASIDE)

@@ -55,8 +55,13 @@ class ComparingStore(DictStore):
 
     def compare_and_write(self, session_id: str, data: dict[str, Any], base: str | None) -> bool:
         stored = self.data.get(session_id)
-        ids = [None] if stored is None else (stored["$actorbot"]["write_ids"] or [None])
-        if stored is not None and ids[0] != base:
+        if stored is None:
+            newest = None
+        elif "$actorbot" in stored:
+            newest = stored["$actorbot"]["write_ids"][0]
+        else:
+            newest = "adopted"
+        if newest != base:
             return False
         self.write(session_id, data)
         return True

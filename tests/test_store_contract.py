@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,32 @@ class FailsToDestroyTheAbsent(DictStore):
 class HidesTheExpired(DictStore):
     def read(self, session_id: str) -> dict[str, Any] | None:
         found = super().read(session_id)
-        return None if found is None or found["$actorbot"]["expires_at"] < 1.7e9 else found
+        return None if found is None or found["$actorbot"]["expires_at"] < time.time() else found
 
 
 class ComparesNothing(ComparingStore):
     def compare_and_write(self, session_id: str, data: dict[str, Any], base: str | None) -> bool:
         self.write(session_id, data)
         return True
+
+
+class WritesWhatWasDestroyed(ComparingStore):
+    def compare_and_write(self, session_id: str, data: dict[str, Any], base: str | None) -> bool:
+        if session_id not in self.data:
+            base = None
+        return super().compare_and_write(session_id, data, base)
+
+
+class MixesUpItsBatches(DictStore):
+    def read_many(self, session_ids: list[str]) -> dict[str, dict[str, Any]]:
+        known = [session_id for session_id in session_ids if session_id in self.data]
+        return dict(zip(known, [self.data[each] for each in sorted(known)], strict=True))
+
+
+class LosesTheEmpty(DictStore):
+    def write(self, session_id: str, data: dict[str, Any]) -> None:
+        if len(data) > 1:
+            super().write(session_id, data)
 
 
 class RefusesEverything(ComparingStore):
@@ -84,6 +104,9 @@ BROKEN = {
     FailsToDestroyTheAbsent: "test_a_destroyed_session_reads_as_absent",
     HidesTheExpired: "test_an_expired_record_is_still_returned",
     ComparesNothing: "test_a_write_on_a_stale_base_is_a_conflict_and_changes_nothing",
+    WritesWhatWasDestroyed: "test_a_destroyed_session_does_not_come_back_by_an_older_write",
+    MixesUpItsBatches: "test_a_batch_is_answered_in_the_order_of_its_ids",
+    LosesTheEmpty: "test_a_session_without_values_is_not_an_absent_one",
     RefusesEverything: "test_the_same_write_sent_again_is_recognised_as_done",
 }
 

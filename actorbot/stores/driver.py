@@ -32,11 +32,12 @@ class DriverStore(RecordStore):
 
     def __init__(self, driver: Any, run: Runner) -> None:
         missing = [verb for verb in ("init", "read", "write", "destroy") if not callable(getattr(driver, verb, None))]
-        if missing:
+        if missing or isinstance(driver, type):
             raise ConfigError(
                 "store",
-                driver,
-                f"a store, or a driver with the methods init, read, write, destroy: no {', '.join(missing)}",
+                driver if isinstance(driver, type) else type(driver),  # not the value: it may be a URL with a password
+                "a store, or an object with the methods init, read, write, destroy"
+                + (f": no {', '.join(missing)}" if missing else ": this is the class itself"),
             )
         self.name = type(driver).__name__
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
@@ -54,35 +55,41 @@ class DriverStore(RecordStore):
         return self
 
     def close(self) -> None:
-        if callable(close := getattr(self._driver, "close", None)):
+        if not callable(close := getattr(self._driver, "close", None)):
+            return
+        try:
             self._call(close)
+        except BaseException as error:
+            raise StoreUnavailableError(self.name, f"close failed: {type(error).__name__}: {error}") from error
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         if callable(read_many := getattr(self._driver, "read_many", None)):
             try:
                 found = self._call(read_many, list(session_ids))
+                answers = [found.get(session_id) for session_id in session_ids]
             except BaseException as error:
                 raise StoreUnavailableError(self.name, f"read_many failed: {type(error).__name__}: {error}") from error
-            return [self._to_record(session_id, found.get(session_id)) for session_id in session_ids]
-        answers = self._call_each(self._driver.read, [(session_id,) for session_id in session_ids])
+        else:
+            answers = self._call_each(self._driver.read, [(session_id,) for session_id in session_ids])
         return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        guarded = self.compares
-        if not guarded and callable(write_many := getattr(self._driver, "write_many", None)):
-            kept = [write.record for write in writes if write.record.state is not None]
-            try:
-                self._call(write_many, [(record.session_id, record.to_document()) for record in kept])
-                failure = None
-            except BaseException as error:
-                failure = error
-            gone = [write for write in writes if write.record.state is None]
-            failed = self._failed("write_many", failure)
-            outcomes: dict[str, ActorbotError | None] = {record.session_id: failed for record in kept}
-            destroyed = self._write_each(gone, False)
-            outcomes.update((write.record.session_id, each) for write, each in zip(gone, destroyed, strict=True))
-            return [outcomes[write.record.session_id] for write in writes]
-        return self._write_each(writes, guarded)
+        if self.compares or not callable(write_many := getattr(self._driver, "write_many", None)):
+            return self._write_each(writes, self.compares)
+        kept = [write.record for write in writes if write.record.state is not None]
+        gone = [write for write in writes if write.record.state is None]
+        failure = self._write_batch(write_many, kept) if kept else None
+        outcomes: dict[str, ActorbotError | None] = {record.session_id: failure for record in kept}
+        destroyed = self._write_each(gone, False)
+        outcomes.update((write.record.session_id, each) for write, each in zip(gone, destroyed, strict=True))
+        return [outcomes[write.record.session_id] for write in writes]
+
+    def _write_batch(self, write_many: Callable[..., Any], records: Sequence[Record]) -> ActorbotError | None:
+        try:
+            self._call(write_many, [(record.session_id, record.to_document()) for record in records])
+        except BaseException as error:
+            return self._failed("write_many", error)
+        return None
 
     def _write_each(self, writes: Sequence[Write], guarded: bool) -> list[ActorbotError | None]:
         outcomes: list[ActorbotError | None] = []
@@ -111,6 +118,8 @@ class DriverStore(RecordStore):
         found = self.read_many([write.record.session_id])[0]
         if isinstance(found, ActorbotError):
             return found
+        if found is not None and not found.write_ids and not write.base:
+            return self._write_each([write], False)[0]  # an adopted session: there is no id yet that could be compared
         ids = b"" if found is None else found.write_ids
         if write.record.write_id in [ids[i : i + 8] for i in range(0, len(ids), 8)]:
             return None
@@ -119,18 +128,22 @@ class DriverStore(RecordStore):
     def _to_record(self, session_id: str, answer: Any) -> Record | ActorbotError | None:
         if answer is None:
             return None
+        if isinstance(answer, ActorbotError):
+            return answer
         if isinstance(answer, BaseException):
-            error = StoreUnavailableError(
+            failure = StoreUnavailableError(
                 self.name, f"reading failed: {type(answer).__name__}: {answer}", session_id=session_id
             )
-            error.__cause__ = answer
-            return error
+            failure.__cause__ = answer
+            return failure
         if not isinstance(answer, Mapping):
             return CorruptSessionError(self.name, session_id, f"read returned a {type(answer).__name__}, not a dict")
         try:
             return Record.from_document(answer, session_id=session_id, store=self.name, expires_in=self.expires_in)
         except CorruptSessionError as error:
             return error
+        except Exception as error:  # its mapping is of its own making too
+            return self._to_record(session_id, error)
 
     def _failed(self, what: str, error: BaseException | None, session_id: str | None = None) -> ActorbotError | None:
         if error is None or isinstance(error, ActorbotError):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from hashlib import sha256
+from math import floor
+from pathlib import Path
 from typing import ClassVar, Final, Self
 
 from actorbot._record import Record
 from actorbot.errors import (
     ActorbotError,
+    ConfigError,
     CorruptSessionError,
     InsecureStorageError,
     OutcomeUnknownError,
@@ -21,10 +25,16 @@ from actorbot.errors import (
 )
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
 
+try:
+    import fcntl
+except ImportError:  # Windows; the package can be imported there, this store cannot be made
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["FileSessionStore"]
 
 SUFFIX: Final = ".session"
 TEMPORARY: Final = ".tmp"
+LATEST: Final = 2**33  # seconds; the year 2242, which every file system in use can note or clamps
 
 
 class FileSessionStore(RecordStore):
@@ -33,13 +43,25 @@ class FileSessionStore(RecordStore):
     File names are hashes, the id stands inside. A write goes to a temporary file that is synced and then put in place; the folder
     is synced before a batch is reported as written, so a confirmed write survives a power loss. One process at a time: a lock
     is held from `init` to `close`. All work is relative to the open folder, and no symbolic link is followed.
+
+    A file's time of modification is its record's `expires_at`: a sweep opens only the files that may have ended.
+
+    Raises: ConfigError, StoreUnavailableError where the platform has no `flock` (Windows).
     """
 
     name: ClassVar[str] = "file"
 
     def __init__(self, directory: str | os.PathLike[str] = ".sessions", expires_in: float = ONE_YEAR) -> None:
+        if fcntl is None:
+            raise StoreUnavailableError(self.name, "it needs flock, which this platform lacks; Linux and macOS have it")
         self.expires_in = check_expires_in(expires_in)
-        self.directory = os.path.abspath(os.fspath(directory))
+        given: object = directory
+        if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+            raise ConfigError("directory", directory, "the path of a folder")
+        self.directory = os.path.abspath(directory)
+        # Guards the two below, and makes comparing and replacing one step. Held across the read of one record and a rename,
+        # which a file system has no single call for; never across a sync.
+        self._swap = threading.Lock()
         self._folder: int | None = None
         self._lock: int | None = None
 
@@ -49,22 +71,23 @@ class FileSessionStore(RecordStore):
         if self._folder is not None:
             return self
         try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
-            folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with ExitStack() as undo:
+                folder = _open_folder(Path(self.directory))
+                undo.callback(os.close, folder)
+                self._check_owner(folder)
+                lock = os.open(".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+                undo.callback(os.close, lock)
+                self._take(lock)
+                _remove_temporary_files(folder)
+                undo.pop_all()
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise InsecureStorageError(
-                    self.name, f"{self.directory} is a symbolic link or no folder; name the folder itself"
+                    self.name,
+                    f"{self.directory} is no folder, or it or its .lock is a symbolic link; name the folder itself",
                 ) from error
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be opened: {error}") from error
-        try:
-            self._check_owner(folder)
-            self._lock = self._take_lock(folder)
-        except BaseException:
-            os.close(folder)
-            raise
-        self._folder = folder
-        self._remove_temporary_files()
+        self._folder, self._lock = folder, lock
         return self
 
     def _check_owner(self, folder: int) -> None:
@@ -76,25 +99,21 @@ class FileSessionStore(RecordStore):
                 self.name, f"{self.directory} may be written by others; run: chmod 700 {self.directory}"
             )
 
-    def _take_lock(self, folder: int) -> int:
-        try:
-            lock = os.open(".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        except OSError as error:
-            raise InsecureStorageError(self.name, f"{self.directory}/.lock cannot be opened: {error}") from error
+    def _take(self, lock: int) -> None:
+        os.fchmod(lock, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
+        except BlockingIOError as error:
             raise StoreLockedError(
                 self.name, f"{self.directory} is open in another process or store; one at a time can have it"
             ) from error
-        return lock
 
     def close(self) -> None:
-        for descriptor in (self._lock, self._folder):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._lock = self._folder = None
+        with self._swap:
+            for descriptor in (self._lock, self._folder):
+                if descriptor is not None:
+                    os.close(descriptor)
+            self._lock = self._folder = None
 
     @property
     def _dir(self) -> int:
@@ -113,8 +132,9 @@ class FileSessionStore(RecordStore):
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                return CorruptSessionError(self.name, session_id, "its file is a symbolic link, which is not followed")
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                reason = "its file is a folder, or a symbolic link, which is not followed"
+                return CorruptSessionError(self.name, session_id, reason)
             failure = StoreUnavailableError(self.name, f"reading failed: {error}", session_id=session_id)
             failure.__cause__ = error
             return failure
@@ -124,9 +144,12 @@ class FileSessionStore(RecordStore):
             return error
 
     def _read_file(self, name: str) -> bytes:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir)
-        with open(descriptor, "rb") as file:
-            return file.read()
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last so that a pipe does not hold us
+        descriptor = os.open(name, flags, dir_fd=self._dir)
+        try:
+            return b"".join(iter(lambda: os.read(descriptor, 65_536), b""))
+        finally:
+            os.close(descriptor)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -140,64 +163,104 @@ class FileSessionStore(RecordStore):
         return outcomes
 
     def _write(self, write: Write) -> ActorbotError | None:
-        record = write.record
-        if write.base is not None:
-            stored = self._read(record.session_id)
-            if isinstance(stored, ActorbotError):
-                return stored
-            verdict = judge(self.name, write, None if stored is None else stored.write_ids)
-            if isinstance(verdict, ActorbotError):
-                return verdict
-            if not verdict:
-                return None
-        name = file_name(record.session_id)
+        session_id = write.record.session_id
+        name = file_name(session_id)
+        temporary = f"{name}.{os.urandom(8).hex()}{TEMPORARY}"
         try:
-            self._put_in_place(name, record.to_bytes())
+            self._write_file(temporary, write.record)
+            with self._swap:
+                verdict = self._judge(write)
+                if verdict is True:
+                    os.replace(temporary, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         except OSError as error:
-            failure = StoreUnavailableError(self.name, f"writing failed: {error}", session_id=record.session_id)
+            self._discard(temporary)
+            failure = StoreUnavailableError(self.name, f"writing failed: {error}", session_id=session_id)
             failure.__cause__ = error
             return failure
-        return None
+        if verdict is not True:
+            self._discard(temporary)
+        return verdict if isinstance(verdict, ActorbotError) else None
 
-    def _put_in_place(self, name: str, data: bytes) -> None:
-        temporary = name + TEMPORARY
+    def _judge(self, write: Write) -> ActorbotError | bool:
+        if write.base is None:
+            return True
+        stored = self._read(write.record.session_id)
+        if isinstance(stored, ActorbotError):
+            return stored
+        return judge(self.name, write, None if stored is None else stored.write_ids)
+
+    def _write_file(self, name: str, record: Record) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=self._dir)
+        descriptor = os.open(name, flags, 0o600, dir_fd=self._dir)
         try:
-            try:
-                os.fchmod(descriptor, 0o600)  # whatever the umask
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
-        except BaseException:
+            os.fchmod(descriptor, 0o600)  # whatever the umask
+            view = memoryview(record.to_bytes())
+            while view:
+                view = view[os.write(descriptor, view) :]
+            ends = floor(min(max(record.expires_at, 0), LATEST))  # never after the record itself
+            os.utime(descriptor, (ends, ends))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _discard(self, temporary: str) -> None:
+        try:
             os.unlink(temporary, dir_fd=self._dir)
-            raise
+        except OSError:
+            pass  # it was not made, or the disk fails, which is being reported; `init` removes what is left
 
     # --- cleaning -----------------------------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> Iterator[Record]:
-        for name in self._names(SUFFIX):
-            try:
-                data = self._read_file(name)
-                record = Record.from_bytes(data, session_id=Record.peek_id(data), store=self.name)
-            except (OSError, ActorbotError):
-                continue  # reported when somebody wants the session; a sweep leaves it as it is
-            if record.expires_at <= now:
-                os.unlink(name, dir_fd=self._dir)
-                if record.state is not None:
+        try:
+            for name in _ended_files(self._dir, now):
+                with self._swap:
+                    record = self._remove_if_ended(name, now)
+                if record is not None and record.state is not None:
                     yield record
+        except OSError as error:
+            raise StoreUnavailableError(self.name, f"{self.directory} cannot be swept: {error}") from error
 
-    def _remove_temporary_files(self) -> None:
-        for name in self._names(TEMPORARY):
-            os.unlink(name, dir_fd=self._dir)
+    def _remove_if_ended(self, name: str, now: float) -> Record | None:
+        try:
+            data = self._read_file(name)
+            record = Record.from_bytes(data, session_id=Record.peek_id(data), store=self.name)
+        except (OSError, CorruptSessionError):
+            return None  # reported when somebody wants the session; a sweep leaves it as it is
+        if not record.is_expired(now):
+            return None
+        os.unlink(name, dir_fd=self._dir)
+        return record
 
-    def _names(self, suffix: str) -> Iterable[str]:
-        # A list of names only (about 100 bytes each); scandir would skip entries while files are removed below it.
-        return [name for name in os.listdir(self._dir) if name.startswith("s-") and name.endswith(suffix)]
+
+def _open_folder(path: Path) -> int:
+    """Open the folder, and first make what is missing of it, so that it is still there after a power loss."""
+    for folder in reversed([each for each in (path, *path.parents) if not os.path.lexists(each)]):
+        folder.mkdir(0o700 if folder == path else 0o777, exist_ok=True)
+        parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _remove_temporary_files(folder: int) -> None:
+    for name in os.listdir(folder):
+        if name.startswith("s-") and name.endswith(TEMPORARY):
+            os.unlink(name, dir_fd=folder)
+
+
+def _ended_files(folder: int, now: float) -> list[str]:
+    """List what may have ended, from the file times alone: 100,000 records that live on cost a fraction of a second."""
+    with os.scandir(folder) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if entry.name.startswith("s-")
+            and entry.name.endswith(SUFFIX)
+            and entry.stat(follow_symlinks=False).st_mtime <= now
+        ]
 
 
 def file_name(session_id: str) -> str:

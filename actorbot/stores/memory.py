@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Self
 
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from actorbot._codec import decode_state
 from actorbot._record import Record
@@ -50,33 +50,42 @@ class MemorySessionStore(RecordStore):
             raise ConfigError("max_sessions", max_sessions, "a whole number, at least 1")
         self.expires_in = check_expires_in(expires_in)
         self._on_evict = on_evict
-        self._lock = threading.Lock()  # guards the cache, which even a read changes
-        self._cache = _Lru(max_sessions)
+        self._lock = threading.Lock()  # guards the two below, which even a read changes
+        self._sessions = _Lru(max_sessions)
+        self._tombstones = _Lru(max_sessions)  # apart, so that what is destroyed never evicts what is alive
 
     def init(self) -> Self:
         return self
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         with self._lock:
-            return [self._cache.get(session_id) for session_id in session_ids]
+            return [self._find(session_id) for session_id in session_ids]
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         with self._lock:
             outcomes = [self._write(write) for write in writes]
-            evicted, self._cache.evicted = self._cache.evicted, []
+            evicted, self._sessions.evicted = self._sessions.evicted, []
+            self._tombstones.evicted.clear()
         for record in evicted:
             if record.state is not None:
                 self._report(record.session_id, record.state)
         return outcomes
 
+    def _find(self, session_id: str) -> Record | None:
+        return self._sessions.get(session_id) or self._tombstones.get(session_id)
+
     def _write(self, write: Write) -> ActorbotError | None:
         session_id = write.record.session_id
-        stored = self._cache.get(session_id)
+        stored = self._find(session_id)
         verdict = judge(self.name, write, None if stored is None else stored.write_ids)
         if isinstance(verdict, ActorbotError):
             return verdict
         if verdict:
-            self._cache[session_id] = write.record
+            into, out_of = self._sessions, self._tombstones
+            if write.record.state is None:
+                into, out_of = out_of, into
+            out_of.pop(session_id, None)
+            into[session_id] = write.record
         return None
 
     def _report(self, session_id: str, state: bytes) -> None:
@@ -89,7 +98,13 @@ class MemorySessionStore(RecordStore):
 
     def sweep(self, now: float) -> Iterable[Record]:
         with self._lock:
-            ended = [record for record in self._cache.values() if record.expires_at <= now]
-            for record in ended:
-                del self._cache[record.session_id]
-        return [record for record in ended if record.state is not None]
+            gone = [_remove_ended(records, now) for records in (self._sessions, self._tombstones)]
+        return gone[0]
+
+
+def _remove_ended(records: _Lru, now: float) -> list[Record]:
+    stored = (Cache.__getitem__(records, session_id) for session_id in records)  # past LRUCache's: a look is no use
+    ended = [record for record in stored if record.is_expired(now)]
+    for record in ended:
+        del records[record.session_id]
+    return ended

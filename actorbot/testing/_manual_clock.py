@@ -6,12 +6,14 @@ import asyncio
 import heapq
 import itertools
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 
 from actorbot._clock import Action, Clock, Timer
 
 __all__ = ["ManualClock"]
 
+ROUNDING = 1e-9  # seconds; two steps of half a second are not always one of a second in floats
 PATIENCE = 3.0  # real seconds; work that takes longer is taken for held up, as by `FaultyStore.hold`, and left to go on
 
 
@@ -21,7 +23,7 @@ class ManualClock(Clock):
     def __init__(self, start_wall: float = 1_700_000_000.0) -> None:
         self._now = 1_000.0
         self._wall_offset = start_wall - self._now
-        self._lock = threading.Lock()  # guards the heap
+        self._lock = threading.Lock()  # guards all of these
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
 
@@ -43,33 +45,42 @@ class ManualClock(Clock):
 
     def jump_wall(self, seconds: float) -> None:
         """Set the wall clock forward or back, as an administrator would."""
-        self._wall_offset += seconds
+        with self._lock:
+            self._wall_offset += seconds
 
     async def advance(self, seconds: float) -> None:
-        """Let *seconds* pass; return when the work that became due has finished, or is held up. The event loop runs meanwhile."""
-        until = self._now + seconds
-        while (timer := self._next(until)) is not None:
-            done = self._run(timer)
-            if done is not None:
-                await asyncio.wait([asyncio.wrap_future(done)], timeout=PATIENCE)
-        self._now = until
+        """Let *seconds* pass; return when the work that became due has finished, or is held up. The event loop runs meanwhile.
+
+        Timers run in the order of time, each at its own instant, one after the other; what they set off for instants within
+        *seconds* runs too. Raises: what the work raised.
+        """
+        for work in self._pass(seconds):
+            done, _ = await asyncio.wait([asyncio.wrap_future(work)], timeout=PATIENCE)
+            for each in done:
+                each.result()
 
     def advance_sync(self, seconds: float) -> None:
         """The same as `advance`, for threads."""
+        for work in self._pass(seconds):
+            done, _ = wait([work], timeout=PATIENCE)
+            for each in done:
+                each.result()
+
+    def _pass(self, seconds: float) -> Iterator[Future[None]]:
+        """Run what is due, and yield what there is to wait for before the next."""
+        if not seconds >= 0:
+            raise ValueError(f"time does not go back: {seconds!r} seconds")
         until = self._now + seconds
         while (timer := self._next(until)) is not None:
-            done = self._run(timer)
-            if done is not None:
-                wait([done], timeout=PATIENCE)
-        self._now = until
+            action, timer.action = timer.action, None
+            work = None if action is None else action()
+            if work is not None:
+                yield work
 
     def _next(self, until: float) -> Timer | None:
+        """Go to the instant of the next timer that is due and return it; `None` when there is none up to *until*, which it is then."""
         with self._lock:
-            if self._heap and self._heap[0][0] <= until:
-                return heapq.heappop(self._heap)[2]
-        return None
-
-    def _run(self, timer: Timer) -> Future[None] | None:
-        self._now = max(self._now, timer.when)
-        action, timer.action = timer.action, None
-        return None if action is None else action()
+            due = bool(self._heap) and self._heap[0][0] <= until + ROUNDING
+            timer = heapq.heappop(self._heap)[2] if due else None
+            self._now = max(self._now, until if timer is None else timer.when)
+        return timer

@@ -66,13 +66,14 @@ class RecordingStore(_Around):
 
 
 class FaultyStore(_Around):
-    """Fails when told to; may be told from any thread."""
+    """Fails when told to; may be told from any thread. `read_calls` and `write_calls` count the calls, refused ones too."""
 
     def __init__(self, inner: RecordStore | None = None) -> None:
         super().__init__(inner)
         self._down = False
         self._failing_reads = self._failing_writes = self._lost_replies = 0
         self._corrupt: set[str] = set()
+        self.read_calls = self.write_calls = 0
         self._open = threading.Event()
         self._open.set()
 
@@ -97,7 +98,7 @@ class FaultyStore(_Around):
         self._lost_replies = calls
 
     def corrupt(self, session_id: str) -> None:
-        """Give out the record of *session_id* as damaged until `mend`."""
+        """Give out the record of *session_id* as damaged, and let no event overwrite it, until `mend` or a destroy."""
         self._corrupt.add(session_id)
 
     def mend(self, session_id: str) -> None:
@@ -112,24 +113,37 @@ class FaultyStore(_Around):
         """Let held calls go on."""
         self._open.set()
 
+    def init(self) -> Self:
+        if self._down:
+            raise StoreUnavailableError(self.name, "told to be out")
+        return super().init()
+
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        self.read_calls += 1
         self._open.wait(PATIENCE)
         if self._down or self._failing_reads > 0:
             self._failing_reads -= 1
             raise StoreUnavailableError(self.name, "told to fail")
         found = super().read_many(session_ids)
         return [
-            CorruptSessionError(self.name, session_id, "told to be damaged") if session_id in self._corrupt else record
+            self._damage(session_id) if session_id in self._corrupt else record
             for session_id, record in zip(session_ids, found, strict=True)
         ]
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self.write_calls += 1
         self._open.wait(PATIENCE)
         if self._down or self._failing_writes > 0:
             self._failing_writes -= 1
             raise StoreUnavailableError(self.name, "told to fail")
-        outcomes = super().write_many(writes)
+        self._corrupt -= {write.record.session_id for write in writes if write.base is None}
+        ids = [write.record.session_id for write in writes]
+        damaged = self._corrupt.intersection(ids)
+        outcomes = iter(super().write_many([write for write in writes if write.record.session_id not in damaged]))
         if self._lost_replies > 0:
             self._lost_replies -= 1
             raise OutcomeUnknownError(self.name, "told to lose the reply")
-        return outcomes
+        return [self._damage(each) if each in damaged else next(outcomes) for each in ids]
+
+    def _damage(self, session_id: str) -> CorruptSessionError:
+        return CorruptSessionError(self.name, session_id, "told to be damaged")
