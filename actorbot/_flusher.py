@@ -9,26 +9,25 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from actorbot._actor import ServiceActor
 from actorbot._clock import Clock
 from actorbot._home import new_future
 from actorbot._policy import FlushPolicy
-from actorbot._record import TOMBSTONE_AGE, Record
+from actorbot._record import RING_BYTES, Record
 from actorbot._store_calls import StoreThread
-from actorbot.errors import ConflictError, StoreUnavailableError
+from actorbot.errors import ConflictError, ManagerClosedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore, Write
 
 __all__ = ["Committed", "Flushable", "Flusher"]
 
 logger = logging.getLogger("actorbot")
 
-RING: Final = 16 * 8  # bytes of write ids that a record remembers
 
-Committed = tuple[int, "bytes | None", bytes, float]
+Committed = tuple[int, "bytes | None", bytes, float, float]
 """What a turn leaves behind, as one immutable value: version, encoded state (`None`: destroyed, or never there), digests of event ids,
-wall-clock seconds of the last event. The flusher may read it from its own thread while the next turn runs."""
+wall-clock seconds of the last event, and of the end that it set. The flusher may read it from its own thread while the next turn runs."""
 
 
 class Flushable(Protocol):
@@ -104,7 +103,7 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
+class RetryDue:
     """The pause after a failure is over."""
 
     jobs: list[_Job]
@@ -140,7 +139,7 @@ class Flusher(ServiceActor):
         self._marked: deque[tuple[float, Flushable]] = deque()  # due time, session; appended to from any thread
         self._armed = False  # whether a timer for the head of _marked runs; set from any thread
         self._wanted: dict[Flushable, WriteThrough | None] = {}
-        self._again: dict[Flushable, Write] = {}  # failed writes: sent again with the same id before anything newer
+        self._again: dict[Flushable, _Job] = {}  # failed: sent again with the same write id before anything newer
         self._attempts: dict[Flushable, int] = {}
         self._out: set[Flushable] = set()
         self._flying: list[_Job] | None = None
@@ -180,19 +179,21 @@ class Flusher(ServiceActor):
     def flush(self, sessions: Iterable[Flushable]) -> Future[None]:
         """Flush what *sessions* have committed so far. The future fails with the store's error once `retry.attempts` have failed."""
         done = new_future()
-        self.notify(Flush(list(sessions), done))
-        return done
+        return self._ask(Flush(list(sessions), done), done)
 
     def write(self, session: Flushable, committed: Committed, *, forced: bool = False) -> Future[None]:
         """Write *committed* before it is committed. The caller holds the session's turn until the future is done."""
         done = new_future()
-        self.notify(WriteThrough(session, committed, forced, done))
-        return done
+        return self._ask(WriteThrough(session, committed, forced, done), done)
 
     def relieve(self, session: Flushable) -> Future[None]:
         """Flush *session*, which has come to `max_events`. The future never fails, and does not outlast the news of an outage."""
         done = new_future()
-        self.notify(Relieve(session, done))
+        return self._ask(Relieve(session, done), done)
+
+    def _ask(self, message: Any, done: Future[None]) -> Future[None]:
+        if not self.notify(message):
+            done.set_exception(_ended())
         return done
 
     def room(self) -> Future[None]:
@@ -239,7 +240,7 @@ class Flusher(ServiceActor):
                     self._land(jobs, outcome)
                 case Returned(jobs):
                     self._out.difference_update(job.session for job in jobs)
-                case Retry(jobs, done):
+                case RetryDue(jobs, done):
                     self._paused = False
                     for job in jobs:
                         if job.through is not None or job.session not in self._wanted:
@@ -248,6 +249,17 @@ class Flusher(ServiceActor):
             self._fly()
         except Exception:  # pykka would end the actor, and with it every flush
             logger.exception("the flusher met an error of its own while handling %s", type(message).__name__)
+
+    def on_stop(self) -> None:
+        """Release whoever still waits: nothing is written any more."""
+        flying = [job.through for job in self._flying or ()]
+        waiting = [each.done for each in (*flying, *self._wanted.values()) if each is not None]
+        waiting += [part for parts in self._listeners.values() for _, part in parts]
+        waiting += [done for dones in self._relief.values() for done in dones]
+        waiting += [job.through.done for job in self._again.values() if job.through is not None]
+        for done in (*waiting, *self._room, *self._quiet):
+            if not done.done():
+                done.set_exception(_ended())
 
     def _want_due(self) -> None:
         self._armed = False
@@ -317,28 +329,28 @@ class Flusher(ServiceActor):
             done.set_result(None)
 
     def _make_job(self, session: Flushable, through: WriteThrough | None) -> _Job | None:
-        # A write-through always comes from who holds the turn, so nothing newer can be committed meanwhile.
+        again = self._again.get(session)
         if through is not None:
-            write = self._again.get(session) or self._make_write(session, through.committed, through.forced)
-            return _Job(session, write, through)
+            # It comes from who holds the turn, so nothing newer is committed meanwhile; a flush that failed before is overtaken.
+            if again is not None and again.through is through:
+                return again
+            return _Job(session, self._make_write(session, through.committed, through.forced), through)
         with self._lock:
             session.dirty = False  # before committed is read: whoever commits from here on marks the session again
-        if (again := self._again.get(session)) is not None:
-            return _Job(session, again, None)
+        if again is not None:
+            return again
         committed = session.committed
         if committed is None or committed[0] <= session.flushed:
             self._listen(session, session.flushed if committed is not None else None)
+            self._uncharge(session)
             return None
         return _Job(session, self._make_write(session, committed, False), None)
 
     def _make_write(self, session: Flushable, committed: Committed, forced: bool) -> Write:
-        version, state, event_ids, last_activity = committed
-        age = TOMBSTONE_AGE if state is None else self._store.expires_in
+        version, state, event_ids, last_activity, expires_at = committed
         base = None if forced else session.write_ids[:8]
-        write_ids = (os.urandom(8) + session.write_ids)[:RING]
-        return Write(
-            Record(session.session_id, version, state, write_ids, event_ids, last_activity, last_activity + age), base
-        )
+        write_ids = (os.urandom(8) + session.write_ids)[:RING_BYTES]
+        return Write(Record(session.session_id, version, state, write_ids, event_ids, last_activity, expires_at), base)
 
     def _land(self, jobs: list[_Job], outcome: Future[Any]) -> None:
         self._flying = None
@@ -395,14 +407,7 @@ class Flusher(ServiceActor):
         session.write_ids = record.write_ids
         session.flushed = record.version
         self._forget(session)
-        with self._lock:
-            if not session.dirty:
-                self.dirty_bytes -= session.charged
-                session.charged = 0
-            self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
-            room, self._room = ([], self._room) if self.full else (self._room, [])
-        for future in room:
-            future.set_result(None)
+        self._uncharge(session)
         if job.through is not None:
             job.through.done.set_result(None)
         self._listen(session, record.version)
@@ -420,6 +425,8 @@ class Flusher(ServiceActor):
             job.through.done.set_exception(error)
             return
         session.committed = None  # read again before the next turn; a turn that runs meanwhile fails at its commit
+        with self._lock:
+            session.dirty = False
         self._uncharge(session)
         self._listen(session, error)
         self._on_conflict(session, job.write.record)
@@ -428,7 +435,7 @@ class Flusher(ServiceActor):
         """Count a failure; `True` if nobody will try this write again."""
         session = job.session
         attempts = self._attempts[session] = self._attempts.get(session, 0) + 1
-        self._again[session] = job.write
+        self._again[session] = job
         if attempts < self._policy.retry.attempts:
             return False
         self._listen(session, error)
@@ -445,7 +452,7 @@ class Flusher(ServiceActor):
 
         def again() -> Future[None] | None:
             done = new_future()
-            return done if self.notify(Retry(jobs, done)) else None
+            return done if self.notify(RetryDue(jobs, done)) else None
 
         self._clock.call_at(self._clock.monotonic() + self._policy.retry.delay(attempt), again)
 
@@ -474,8 +481,16 @@ class Flusher(ServiceActor):
         self._attempts.pop(session, None)
 
     def _uncharge(self, session: Flushable) -> None:
+        """Give back what *session* takes of the bound, unless it has been marked again, and let in who waits for room."""
         with self._lock:
-            self.dirty_bytes -= session.charged
-            session.charged = 0
-            session.dirty = False
+            if not session.dirty:
+                self.dirty_bytes -= session.charged
+                session.charged = 0
             self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
+            room, self._room = ([], self._room) if self.full else (self._room, [])
+        for future in room:
+            future.set_result(None)
+
+
+def _ended() -> ManagerClosedError:
+    return ManagerClosedError("the manager was closed before the store had answered")

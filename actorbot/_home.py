@@ -321,8 +321,15 @@ class ThreadWaiter:
         return True
 
     def __await__(self) -> Generator[Any, None, None]:
-        with self._home.pool.blocking():
-            got = self._granted.acquire(timeout=-1 if self._timeout is None else max(0.0, self._timeout))
+        try:
+            with self._home.pool.blocking():
+                got = self._granted.acquire(timeout=-1 if self._timeout is None else max(0.0, self._timeout))
+        except BaseException:  # too many wait, or a KeyboardInterrupt: nobody is here any more to take the turn
+            if self._decide():
+                self._actor.withdraw(self)
+            elif self._error is None:
+                self._actor.leave()
+            raise
         if not got and self._decide():
             self._actor.withdraw(self)
             raise TurnTimeoutError(

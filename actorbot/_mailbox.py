@@ -45,7 +45,7 @@ class Mailbox:
     def __len__(self) -> int:
         return len(self.line) if self.line else 0
 
-    def join(self, item: Waiter | Envelope[Any], limit: int) -> None:
+    def join(self, item: Waiter | Envelope[Any], limit: float) -> None:
         """Take a place at the end of the line, from any thread. Raises: OverloadedError if *limit* are there already."""
         line = self.line
         if line is None:
@@ -55,7 +55,7 @@ class Mailbox:
                 line = self.line
         if len(line) >= limit:
             raise OverloadedError(
-                f"the mailbox of the session is full ({limit} events wait for their turn)", retry_after=0.5
+                f"the mailbox of the session is full ({limit:.0f} events wait for their turn)", retry_after=0.5
             )
         line.append(item)
 

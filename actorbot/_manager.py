@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -26,7 +26,7 @@ from actorbot._home import Home, LoopHome, ThreadHome, is_async, new_future, run
 from actorbot._messages import Duplicate, Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
-from actorbot._record import Record
+from actorbot._record import TOMBSTONE_AGE, Record
 from actorbot._registry import Registry, refuse_circle
 from actorbot._session import SessionShape
 from actorbot._session_actor import SessionActor, Turns
@@ -217,7 +217,7 @@ class SessionManager:
         if not isinstance(self._given_store, RecordStore):
             DriverStore(
                 self._given_store, run=_no_home
-            )  # has it the four methods? says so here rather than at the start
+            )  # lacks it a method? That is said here rather than at the start
         self._policy = FlushPolicy.write_behind() if flush is None else flush
         if not isinstance(self._policy, FlushPolicy):
             raise ConfigError("flush", flush, "a FlushPolicy; FlushPolicy.parse() reads one from text")
@@ -242,7 +242,7 @@ class SessionManager:
                 raise ConfigError(name, hook, "a function, def or async def")
         self._own_clock = clock is None
         self._clock = SystemClock() if clock is None else clock
-        self._state: Literal["new", "open", "closing", "closed", "forked"] = "new"
+        self._state: Literal["new", "starting", "open", "closing", "closed", "forked"] = "new"
         self._dead_letters = 0
         self._hooks_running: set[Future[None]] = set()
         self._report: ShutdownReport | None = None
@@ -298,7 +298,7 @@ class SessionManager:
     def _begin(self) -> None:
         if self._state != "new":
             raise ManagerClosedError(f"the manager is {self._state}: a manager is started once; make a new one")
-        self._state = "open"
+        self._state = "starting"
 
     def _never_opened(self) -> ShutdownReport:
         self._state = "closed"
@@ -325,6 +325,7 @@ class SessionManager:
             raise
         self._make_actors()
         _open_managers.add(self)
+        self._state = "open"
         self._sweep_store_later()
 
     def _make_actors(self) -> None:
@@ -335,6 +336,7 @@ class SessionManager:
             return None if hook is None else home.bind(hook)
 
         handler = hooks["handler"]
+        plain = isinstance(home, ThreadHome) and handler is not None and not is_async(handler)
         self._bound = {name: bound(name) for name in hooks}
         flusher = Flusher(self._store, self._writer, self._policy, self._clock, self._tell_conflict)
         turns = self._turns = Turns(
@@ -351,9 +353,7 @@ class SessionManager:
             outbox=Outbox(home, hooks["deliver"], self._tell_error),
             household=None,  # type: ignore[arg-type]  # the registry, which is made of these
             handle=self._bound["handler"] or _no_handler,
-            handle_here=handler
-            if isinstance(home, ThreadHome) and handler is not None and not is_async(handler)
-            else None,
+            handle_here=handler if plain else None,
             many_events=max(1, self._policy.max_events // 2),
             on_start=self._bound["on_session_start"],
             on_error=self._tell_error,
@@ -363,10 +363,7 @@ class SessionManager:
         )
         self._loader = Loader(self._store, self._reader, 500)
         self._registry = turns.household = Registry(
-            turns,
-            self._loader,
-            max_resident=self._max_resident,
-            idle_timeout=self._idle_timeout,
+            turns, self._loader, max_resident=self._max_resident, idle_timeout=self._idle_timeout
         )
         self._entries = self._registry.entries
         self._loop = home.loop if isinstance(home, LoopHome) else None
@@ -392,11 +389,7 @@ class SessionManager:
         await self._try(self._turns.outbox.emptied(), until)
         for running in list(self._hooks_running):
             await self._try(running, until)
-        unflushed = tuple(
-            actor.session_id
-            for actor in self._registry.resident()
-            if actor.committed is not None and actor.committed[0] > actor.flushed
-        )
+        unflushed = tuple(actor.session_id for actor in self._registry.resident() if actor.behind())
         await self._try(self._writer.call(self._store.close).outcome, max(until, clock() + 1.0))
         self._report = ShutdownReport(unflushed, unfinished, len(self._turns.outbox), clock() - start)
         if not self._report.clean:
@@ -413,11 +406,12 @@ class SessionManager:
     async def _settle(self, until: float) -> None:
         """Wait until every accepted event has had its turn: pass through each line that is not empty."""
         for actor in self._registry.resident():
-            while (actor.holder is not None or actor.mailbox.line) and not actor.mailbox.closed:
+            # A held turn may have no handler yet: a told event is on its way to it, or the session is being read.
+            while (actor.mailbox.turn.locked() or actor.mailbox.line) and not actor.mailbox.closed:
                 left = until - SystemClock.monotonic()
                 waiter = self._home.waiter(actor, max(left, 0.0))
                 try:
-                    if left <= 0 or not actor.join(waiter):
+                    if left <= 0 or not actor.join(waiter, limit=inf):
                         break
                     if isinstance(self._home, LoopHome):
                         async with asyncio.timeout(left):
@@ -454,8 +448,7 @@ class SessionManager:
         # The usual case, without a detour: the session is here and idle. Anything else is told apart in `enter`.
         actor = self._entries.get(session_id) if type(session_id) is str else None
         if actor is None or actor.mailbox.line or not actor.mailbox.turn.acquire(False):
-            check_session_id(session_id)
-            actor = await self._registry.enter(session_id)
+            return await self._dispatch(session_id, event, event_id, durable, None)
         return await actor.take_turn(event, event_id, durable)
 
     def dispatch_sync(
@@ -603,7 +596,7 @@ class SessionManager:
                     flushed=actor.flushed,
                     idle=now - actor.touched,
                     waiting=len(actor.mailbox),
-                    busy=actor.holder is not None,
+                    busy=actor.mailbox.turn.locked(),
                     bytes=0 if state is None else len(state),
                 ),
             )
@@ -613,12 +606,12 @@ class SessionManager:
     async def _dispatch(
         self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
     ) -> Any:
-        check_session_id(session_id)
+        session_id = check_session_id(session_id)
         actor = await self._registry.enter(session_id, timeout)
         return await actor.take_turn(event, event_id, durable)
 
     def _submit(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
-        check_session_id(session_id)
+        session_id = check_session_id(session_id)
         outcome = new_future()
         actor = self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context()))
         receipt = Receipt(self, actor, outcome)
@@ -635,7 +628,7 @@ class SessionManager:
     async def _borrow(
         self, session_id: str, event_id: str | None, timeout: float | None
     ) -> tuple[SessionActor, Context]:
-        check_session_id(session_id)
+        session_id = check_session_id(session_id)
         actor = await self._registry.enter(session_id, timeout)
         try:
             await actor.make_ready()
@@ -668,18 +661,17 @@ class SessionManager:
         if session_id is None:
             actors = list(self._registry.resident())
         else:
-            check_session_id(session_id)
+            session_id = check_session_id(session_id)
             actor = self._registry.entries.get(session_id)
             actors = [] if actor is None else [actor]
         await self._home.wait(self._turns.flusher.flush(actors))
 
     async def _peek(self, session_id: str) -> dict[str, Any] | None:
-        check_session_id(session_id)
+        session_id = check_session_id(session_id)
         actor = self._registry.entries.get(session_id)
         committed = None if actor is None else actor.committed
         if committed is not None:
-            state, last_activity = committed[1], committed[3]
-            ended = self._clock.wall() - last_activity >= self._store.expires_in
+            state, ended = committed[1], self._clock.wall() >= committed[4]
         else:
             record = await self._home.wait(self._loader.read(session_id))
             state = None if record is None else record.state
@@ -692,17 +684,18 @@ class SessionManager:
             raise CorruptSessionError(self._store.name, session_id, str(error)) from error
 
     async def _destroy(self, session_id: str) -> None:
-        check_session_id(session_id)
+        session_id = check_session_id(session_id)
         actor = await self._registry.enter(session_id)
-        committed = actor.committed or (actor.flushed, None, b"", 0.0)
-        gone = (committed[0] + 1, None, b"", self._clock.wall())
+        wall = self._clock.wall()
+        version = actor.flushed if actor.committed is None else actor.committed[0]
+        gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
         written = self._turns.flusher.write(actor, gone, forced=True)
 
         def settle(written: Future[None]) -> None:
             # Whatever has become of the caller: what comes next reads the store.
             if written.exception() is None:
                 actor.committed = gone
-            elif actor.committed is not None and actor.committed[0] == actor.flushed:
+            elif not actor.behind():
                 actor.committed = None
             actor.leave()
 
@@ -736,21 +729,20 @@ class SessionManager:
         """Raise unless the caller runs on the home loop."""
         if self._state != "open":
             self._check_open(closing)
-        loop = asyncio.get_running_loop()
-        if loop is not getattr(self._home, "_loop" if isinstance(self._home, ThreadHome) else "loop"):
-            raise WrongLoopError(
-                "this verb belongs to the manager's own event loop; from anywhere else use its _sync twin"
-            )
-        if isinstance(self._home, ThreadHome):
+        if self._loop is None:
             raise WrongLoopError(
                 "a manager started with `with` or start_sync() is at home on threads: use the _sync verbs"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError(
+                "this verb belongs to the manager's own event loop; from anywhere else use its _sync twin"
             )
 
     def _check_away(self, closing: bool = False) -> None:
         """Raise if the caller runs on the home loop, which a _sync verb would block."""
         if self._state != "open":
             self._check_open(closing)
-        if threading.get_ident() == getattr(self._home, "thread_id", None):
+        if isinstance(self._home, LoopHome) and threading.get_ident() == self._home.thread_id:
             raise WrongLoopError(
                 "a _sync verb on the manager's event loop would block it for ever: await the async verb"
             )
@@ -767,7 +759,7 @@ class SessionManager:
         if isinstance(self._home, ThreadHome):
             return run_inline(make())
         assert isinstance(self._home, LoopHome)
-        future = asyncio.run_coroutine_threadsafe(_run(make), self._home.loop)
+        future = asyncio.run_coroutine_threadsafe(make(), self._home.loop)
         try:
             with self._home.pool.blocking():
                 return future.result(timeout)
@@ -786,7 +778,7 @@ class SessionManager:
         context._sends_at_once = True  # the turn is over; an apology need not wait for it
         try:
             await hook(context, error)
-        except Exception:
+        except (Exception, SystemExit, KeyboardInterrupt):
             logger.exception(
                 "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
             )
@@ -822,7 +814,7 @@ class SessionManager:
         async def call() -> None:
             try:
                 await hook(*args)
-            except Exception:
+            except (Exception, SystemExit, KeyboardInterrupt):
                 logger.exception("%s failed for session %r", name, args[0], extra={"session_id": args[0]})
             finally:
                 self._hooks_running.discard(done)
@@ -864,25 +856,15 @@ async def _no_handler(_: Context) -> Any:
     raise ConfigError("handler", None, "a function of (context): dispatch and submit need one; turn() does not")
 
 
-async def _run(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    return await make()
-
-
 def _no_home(_: Any) -> Any:
     raise StoreUnavailableError("driver", "the manager has not been started")
 
 
-def check_session_id(session_id: str) -> None:
-    """Raises: InvalidSessionIdError."""
-    if (
-        type(session_id) is str
-        and session_id.isascii()
-        and session_id.isprintable()
-        and 0 < len(session_id) <= MAX_ID_BYTES
-    ):
-        return
+def check_session_id(session_id: str) -> str:
+    """Return *session_id* as a plain `str`. Raises: InvalidSessionIdError."""
     if not isinstance(session_id, str):
         raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")
+    session_id = str.__str__(session_id)  # of a StrEnum, say: what a record keeps is a str
     if not session_id:
         raise InvalidSessionIdError("it is empty")
     try:
@@ -891,8 +873,9 @@ def check_session_id(session_id: str) -> None:
         raise InvalidSessionIdError("it holds a lone surrogate") from None
     if size > MAX_ID_BYTES:
         raise InvalidSessionIdError(f"it has {size} UTF-8 bytes; at most {MAX_ID_BYTES} are allowed")
-    if any(unicodedata.category(character) == "Cc" for character in session_id):
+    if not session_id.isprintable() and any(unicodedata.category(character) == "Cc" for character in session_id):
         raise InvalidSessionIdError("it holds a control character")
+    return session_id
 
 
 def _seconds(field: str, value: Any, *, least: float | None = None) -> float:

@@ -66,12 +66,12 @@ class Outbox:
         self._home.spawn(lambda: self._work_off(session_id, line))
 
     def send_now(self, context: Context, message: Any) -> Future[Any]:
-        """Deliver *message* past the line; the future holds what `deliver` returned, or its error."""
+        """Deliver *message* past the line; the future holds what `deliver` returned, or its error, which is reported too."""
         self.check()
         delivered = new_future()
 
         async def send() -> None:
-            delivered.set_result(await self._hand_over(context, message))
+            await self._hand_over(context, message, delivered)
 
         self._home.spawn(send)
         return delivered
@@ -116,10 +116,14 @@ class Outbox:
             return False  # who waited for the acknowledgement has been told
         return True
 
-    async def _hand_over(self, context: Context, message: Any) -> Any:
+    async def _hand_over(self, context: Context, message: Any, delivered: Future[Any] | None = None) -> None:
         assert self._deliver is not None
         try:
-            return await self._deliver(context.session_id, message)
+            value = await self._deliver(context.session_id, message)
         except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+            if delivered is not None:
+                delivered.set_exception(error)
             await self._on_failure(context, error)
-            return None
+        else:
+            if delivered is not None:
+                delivered.set_result(value)

@@ -25,9 +25,7 @@ from actorbot.errors import (
     CorruptSessionError,
     DeadlockError,
     ManagerClosedError,
-    OutcomeUnknownError,
     OverloadedError,
-    StoreUnavailableError,
 )
 
 __all__ = ["Registry"]
@@ -37,7 +35,7 @@ logger = logging.getLogger("actorbot")
 CHUNK: Final = 500  # sessions that a sweep looks at before it lets other threads run
 BACK_OFF_BASE: Final = 1.0  # seconds that a session with a broken record is left alone at first, doubled each time
 BACK_OFF_CAP: Final = 60.0
-STORE_SWEEPS: Final = 600.0  # the longest time in seconds between two sweeps of the store's expired records
+GRACE: Final = 5.0  # seconds that a handler has to end after it was cancelled for running too long
 
 
 class Registry(ServiceActor):
@@ -98,11 +96,14 @@ class Registry(ServiceActor):
 
     async def _make_entry(self, session_id: str) -> SessionActor | None:
         """Make the entry, its turn held by the caller; `None` if somebody else was faster."""
+        while len(self.entries) >= self._max_resident:
+            await self._make_room()
+        return self._add_entry(session_id)
+
+    def _add_entry(self, session_id: str) -> SessionActor | None:
         failures = self._backed_off.get(session_id)
         if failures is not None and self.turns.clock.monotonic() < failures[1]:
             raise failures[2]
-        while len(self.entries) >= self._max_resident:
-            await self._make_room()
         actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
         if self.entries.setdefault(session_id, actor) is not actor:
             return None
@@ -111,26 +112,21 @@ class Registry(ServiceActor):
         return actor
 
     def tell(self, session_id: str, message: Handle) -> SessionActor:
-        """Put an event in line for which nobody waits. Raises: OverloadedError."""
+        """Put an event in line for which nobody waits. Raises: OverloadedError, CorruptSessionError while backed off."""
         envelope = Envelope(message)
         while True:
             actor = self.entries.get(session_id)
             if actor is None:
                 if len(self.entries) >= self._max_resident and not self._passivate_some(64):
-                    raise OverloadedError(
-                        f"{self._max_resident} sessions are resident (max_resident) and none can leave"
-                    )
-                actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
-                if self.entries.setdefault(session_id, actor) is not actor:
-                    continue
-                self.activations += 1
-                self._watch(actor, actor.touched + self._idle_timeout)
-                actor.join(envelope)
-                actor.leave()
+                    raise self._no_room()
+                actor = self._add_entry(session_id)
+                if actor is not None:
+                    actor.join(envelope)
+                    actor.leave()
+                    return actor
+            elif actor.join(envelope):
                 return actor
-            if actor.join(envelope):
-                return actor
-            with self._lock:
+            with self._lock:  # who closes an entry holds it until the entry is gone
                 continue
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -141,10 +137,6 @@ class Registry(ServiceActor):
             record = await self.turns.home.wait(self._loader.read(actor.session_id))
         except asyncio.CancelledError:
             raise  # only this caller has gone: the next in line reads for itself
-        except OutcomeUnknownError as error:
-            unavailable = StoreUnavailableError(error.store, f"reading failed: {error}", session_id=actor.session_id)
-            self._load_failed(actor, unavailable)
-            raise unavailable from error
         except ActorbotError as error:
             self._load_failed(actor, error)
             raise
@@ -183,11 +175,7 @@ class Registry(ServiceActor):
             mailbox = actor.mailbox
             if mailbox.line or not mailbox.turn.acquire(False):
                 return False
-            committed = actor.committed
-            clean = committed is None or (committed[0] == actor.flushed and not actor.dirty)
-            if not clean or not mailbox.close_if_nobody_waits():
-                pass
-            else:
+            if not actor.behind() and not actor.dirty and mailbox.close_if_nobody_waits():
                 del self.entries[actor.session_id]
                 self.passivations += 1
                 return True
@@ -249,7 +237,7 @@ class Registry(ServiceActor):
         due = actor.touched + self._idle_timeout
         committed = actor.committed
         if committed is not None and committed[1] is not None:
-            ends_in = committed[3] + self.turns.expires_in - wall
+            ends_in = committed[4] - wall
             if ends_in <= 0 and self._expire(actor):
                 return
             due = min(due, now + max(ends_in, 0.0))
@@ -258,7 +246,7 @@ class Registry(ServiceActor):
             return
         if self.passivate(actor):
             return
-        if committed is not None and committed[0] > actor.flushed:
+        if actor.behind():
             self.turns.flusher.hurry(actor)
         self._watch(actor, now)
 
@@ -270,7 +258,7 @@ class Registry(ServiceActor):
             ended = (
                 committed is not None
                 and committed[1] is not None
-                and self.turns.clock.wall() - committed[3] >= self.turns.expires_in
+                and self.turns.clock.wall() >= committed[4]
                 and not actor.dirty
             )
             if ended and actor.mailbox.close_if_nobody_waits():
@@ -309,7 +297,10 @@ class Registry(ServiceActor):
         except (TimeoutError, ActorbotError):
             logger.debug("no session could be flushed to make room")
         if not any(self.passivate(actor) for actor in oldest):
-            raise OverloadedError(f"{self._max_resident} sessions are resident (max_resident) and none can leave")
+            raise self._no_room()
+
+    def _no_room(self) -> OverloadedError:
+        return OverloadedError(f"{self._max_resident} sessions are resident (max_resident) and none can leave")
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -346,12 +337,19 @@ class Registry(ServiceActor):
         context._timed_out = True
         context._open = False
         if context._task is not None:
-            context._task.cancel()  # the turn is left when the handler has ended
+            context._task.cancel()  # the turn is left when the handler has ended, or else after some grace
+            clock = self.turns.clock
+            clock.call_at(clock.monotonic() + GRACE, lambda: self.turns.home.post(self._take_turn_from, context))
             return
         if context._interrupt is not None:
             context._interrupt()
-        context._left = True
-        context._actor.leave()  # a `def` handler cannot be stopped: it goes on without its session
+        self._take_turn_from(context)  # a `def` handler cannot be stopped: it goes on without its session
+
+    def _take_turn_from(self, context: Context) -> None:
+        """Leave a revoked turn in place of a handler that does not end; at home, as the handler's end is."""
+        if not context._left:
+            context._left = True
+            context._actor.leave()
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -367,8 +365,7 @@ class Registry(ServiceActor):
         """Fail everybody who still waits in some line; return how many sessions had a turn under way."""
         busy = 0
         for actor in self.resident():
-            if actor.holder is not None:
-                busy += 1
+            busy += actor.mailbox.turn.locked()
             self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
         return busy
 

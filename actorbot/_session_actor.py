@@ -20,7 +20,7 @@ from actorbot._mailbox import Mailbox, Waiter
 from actorbot._messages import DUPLICATE, Duplicate, Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
-from actorbot._record import Record
+from actorbot._record import TOMBSTONE_AGE, Record
 from actorbot.errors import (
     ConflictError,
     CorruptSessionError,
@@ -45,9 +45,6 @@ class Household(Protocol):
 
     async def load(self, actor: SessionActor) -> None:
         """Read the record of *actor*, whose turn the caller holds; on failure everybody in its line is told."""
-
-    def discard(self, actor: SessionActor) -> None:
-        """Take *actor*, whose turn the caller holds, out of memory without a flush."""
 
     def start_ticking(self, deadline: float) -> None:
         """Look after the turns' time from *deadline* on."""
@@ -127,10 +124,13 @@ class SessionActor(PooledActor):
 
     # --- the line: any thread -----------------------------------------------------------------------------------------
 
-    def join(self, item: Waiter | Envelope[Any]) -> bool:
-        """Stand in line; `False` if the session has left memory meanwhile. Raises: OverloadedError."""
+    def join(self, item: Waiter | Envelope[Any], limit: float | None = None) -> bool:
+        """Stand in line; `False` if the session has left memory meanwhile.
+
+        Raises: OverloadedError if *limit* (else `max_mailbox`) are there already.
+        """
         mailbox = self.mailbox
-        mailbox.join(item, self.turns.max_mailbox)
+        mailbox.join(item, self.turns.max_mailbox if limit is None else limit)
         if mailbox.turn.acquire(False):
             self.leave()
         elif mailbox.closed and mailbox.withdraw(item):
@@ -142,9 +142,11 @@ class SessionActor(PooledActor):
         return self.mailbox.withdraw(item)
 
     def leave(self) -> None:
-        """Pass the turn on. The caller holds it, on whatever thread."""
+        """Pass the turn on. The caller holds it, on whatever thread. The turn of a session that has left memory stays taken."""
         self.holder = None
         mailbox = self.mailbox
+        if mailbox.closed:
+            return
         if not mailbox.line:  # what `next` does, for the usual case
             mailbox.turn.release()
             if not mailbox.line or not mailbox.turn.acquire(False):
@@ -158,10 +160,16 @@ class SessionActor(PooledActor):
         """Take what the store holds."""
         self.trusted = False
         if record is None:
-            self.flushed, self.write_ids, self.committed = 0, b"", (0, None, b"", 0.0)
+            self.flushed, self.write_ids, self.committed = 0, b"", (0, None, b"", 0.0, 0.0)
         else:
             self.flushed, self.write_ids = record.version, record.write_ids
-            self.committed = (record.version, record.state, record.event_ids, record.last_activity)
+            self.committed = (
+                record.version,
+                record.state,
+                record.event_ids,
+                record.last_activity,
+                record.expires_at,
+            )
 
     async def take_turn(self, event: Any, event_id: str | None = None, durable: bool = False) -> Any:
         """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end."""
@@ -217,18 +225,20 @@ class SessionActor(PooledActor):
         """Wait until the session is read and there is room for what its turn will change."""
         turns = self.turns
         flusher = turns.flusher
-        if self.committed is None:
-            await turns.household.load(self)
-            assert self.committed is not None
         if flusher.full:
             await self._wait_for_room()
-        behind = self.committed[0] - self.flushed
+        behind = self.behind()
         if behind >= turns.policy.max_events and flusher.outage_since is None:
             await turns.home.wait(flusher.relieve(self))
-            if self.committed is None:  # type: ignore[unreachable,unused-ignore]  # that flush met a conflict
-                await self.make_ready()  # type: ignore[unreachable,unused-ignore]
         elif behind == turns.many_events:
             flusher.hurry(self)  # half-way there: with luck its turn never waits
+        if self.committed is None:  # last, since what was waited for may have been a conflict
+            await turns.household.load(self)
+
+    def behind(self) -> int:
+        """Return how many turns the store does not have yet. Any thread."""
+        committed = self.committed
+        return 0 if committed is None else committed[0] - self.flushed
 
     async def _wait_for_room(self) -> None:
         policy, flusher = self.turns.policy, self.turns.flusher
@@ -247,12 +257,13 @@ class SessionActor(PooledActor):
         """Begin a turn on the committed state; `DUPLICATE` if the session has counted *event_id*."""
         turns = self.turns
         committed = self.committed
-        assert committed is not None
-        version, state, event_ids, last_activity = committed
-        if state is not None and turns.clock.wall() - last_activity >= turns.expires_in:
+        if committed is None:  # the flusher has met a conflict since `make_ready`
+            raise ConflictError(turns.store, "written by someone else; try again", session_id=self.session_id)
+        version, state, event_ids, last_activity, expires_at = committed
+        if state is not None and turns.clock.wall() >= expires_at:
             turns.on_expire(self.session_id, state)
             state, event_ids = None, b""  # what the session was ends as a whole
-            self.committed = committed = (version, state, event_ids, last_activity)
+            self.committed = committed = (version, state, event_ids, last_activity, expires_at)
         digest = None
         if event_id is not None:
             digest = blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -292,11 +303,16 @@ class SessionActor(PooledActor):
             encoded = encode_state(turns.dump(context._session), turns.max_session_bytes)
         base = context._base
         event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
-        committed = (base[0] + 1, encoded, event_ids, turns.clock.wall())
+        wall = turns.clock.wall()
+        committed = (
+            base[0] + 1,
+            encoded,
+            event_ids,
+            wall,
+            wall + (TOMBSTONE_AGE if encoded is None else turns.expires_in),
+        )
         if turns.running.pop(context, None) is None:
-            raise HandlerTimeoutError(
-                self.session_id, "the handler ran longer than handler_timeout; its changes were discarded"
-            )
+            raise self._overdue()
         if self.committed is not base:
             raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
         context._open = False
@@ -355,19 +371,22 @@ class SessionActor(PooledActor):
         if current.get() is context:
             current.set(context._parent)
         context._open = False
-        context._replies = None
         context._abandoned = True
 
     def _translate(self, error: BaseException, context: Context | Duplicate | None) -> BaseException:
         if isinstance(context, Context) and context._timed_out and not isinstance(error, HandlerTimeoutError):
             if isinstance(error, asyncio.CancelledError) and context._task is not None:
                 context._task.uncancel()
-            return HandlerTimeoutError(
-                self.session_id, "the handler ran longer than handler_timeout; its changes were discarded"
-            )
+            return self._overdue()
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error
+
+    def _overdue(self) -> HandlerTimeoutError:
+        seconds = self.turns.handler_timeout
+        return HandlerTimeoutError(
+            self.session_id, f"it ran longer than {seconds:g} s (handler_timeout); its changes were discarded"
+        )
 
     # --- what is told -------------------------------------------------------------------------------------------------
 

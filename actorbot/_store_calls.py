@@ -141,6 +141,10 @@ class Loader:
 
     def _land(self, ids: Sequence[str], batch: list[tuple[str, Future[Record | None]]], outcome: Future[Any]) -> None:
         error = outcome.exception()
+        if isinstance(error, OutcomeUnknownError):  # a read leaves nothing behind that could be unknown
+            unavailable = StoreUnavailableError(self._store.name, f"reading failed: {error}")
+            unavailable.__cause__ = error
+            error = unavailable
         found = dict.fromkeys(ids, error) if error is not None else dict(zip(ids, outcome.result(), strict=True))
         for session_id, answer in batch:
             value = found[session_id]

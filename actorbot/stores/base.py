@@ -28,7 +28,8 @@ class SessionStore(Protocol):
     key, `"$actorbot"`, with what actorbot must know again. Store it whole and give it back equal. A dict without that key
     is adopted as an existing session.
 
-    Plain methods are called on one thread of actorbot's own, never two at a time; `async def` methods run on the manager's event
+    Plain methods are called on one thread of actorbot's own, one at a time (a call that outlives `store_deadline` is left behind, and
+    others go on without it); `async def` methods run on the manager's event
     loop (of a threaded manager: on a private one). Any exception says that the store failed: raise rather than return
     `None` when you do not know. A driver may have an attribute `expires_in` (seconds; default one year) and these optional methods:
 

@@ -1,0 +1,277 @@
+"""Where two things happen at once: failures, destroys, closes and time-outs that cross."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from enum import StrEnum
+from typing import Any
+
+import pytest
+
+from actorbot import Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot._record import Record
+from actorbot.stores.base import Write
+from actorbot.testing import FaultyStore, ManualClock
+from tests.test_manager import count, count_plainly
+
+
+async def test_a_session_whose_read_failed_can_never_be_entered_by_its_old_actor() -> None:
+    store = FaultyStore()
+    async with SessionManager(store, handler=count) as manager:
+        store.hold()
+        store.fail_reads(1)
+        waiting = asyncio.create_task(manager.dispatch("ann", "hi"))
+        await asyncio.sleep(0)
+        old = manager._registry.entries["ann"]
+        store.release()
+        with pytest.raises(errors.StoreUnavailableError):
+            await waiting
+
+        assert not old.mailbox.turn.acquire(False)
+        assert await manager.dispatch("ann", "hi") == 1
+        assert manager._registry.entries["ann"] is not old
+
+
+async def test_a_destroy_after_a_failed_flush_writes_the_tombstone_and_not_the_old_state() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    async with SessionManager(store, handler=count, clock=clock) as manager:
+        await manager.dispatch("ann", "hi")
+        store.fail_writes(1)
+        await clock.advance(1.0)
+        destroying = asyncio.create_task(manager.destroy("ann"))
+        await asyncio.sleep(0)
+        await clock.advance(1.0)
+        await destroying
+
+        assert store.read("ann") is None
+
+
+async def test_destroying_a_dirty_session_gives_its_bytes_back() -> None:
+    clock = ManualClock()
+    async with SessionManager(handler=count, clock=clock) as manager:
+        await manager.dispatch("ann", "hi")
+        await manager.destroy("ann")
+        await clock.advance(2.0)
+
+        assert manager.stats().dirty_bytes == 0
+
+
+async def test_closing_finishes_events_that_were_accepted_in_the_same_breath(tmp_path: Any) -> None:
+    store = FileSessionStore(tmp_path / "s")
+    manager = await SessionManager(store, handler=count).start()
+    for user in range(20):
+        await manager.submit(f"user:{user}", "hi")
+    report = await manager.close()
+
+    assert report.clean
+    store.init()
+    assert all((store.read(f"user:{user}") or {}).get("n") == 1 for user in range(20))
+    store.close()
+
+
+async def test_closing_finishes_what_waits_in_a_full_mailbox() -> None:
+    store = MemorySessionStore()
+
+    async def handle(context: Context) -> int:
+        await asyncio.sleep(0)
+        return await count(context)
+
+    manager = await SessionManager(store, handler=handle, max_mailbox=5).start()
+    tasks = [asyncio.create_task(manager.dispatch("ann", number)) for number in range(6)]
+    while not tasks[0].done() and sum(info.waiting for _, info in manager.resident()) < 5:
+        await asyncio.sleep(0)
+    report = await manager.close()
+
+    assert report.clean
+    assert sorted(await asyncio.gather(*tasks)) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_handler_that_will_not_be_cancelled_loses_its_session_in_the_end() -> None:
+    clock = ManualClock()
+    release = asyncio.Event()
+
+    async def handle(context: Context) -> int:
+        if context.event == "stubborn":
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+        return await count(context)
+
+    async with SessionManager(handler=handle, handler_timeout=10.0, clock=clock) as manager:
+        stubborn = asyncio.create_task(manager.dispatch("ann", "stubborn"))
+        await asyncio.sleep(0)
+        while not manager.stats().running:
+            await asyncio.sleep(0)
+        await clock.advance(30.0)
+
+        assert await asyncio.wait_for(manager.dispatch("ann", "hi"), 10) == 1
+        release.set()
+        with pytest.raises(errors.HandlerTimeoutError):
+            await stubborn
+        assert await manager.peek("ann") == {"n": 1}
+
+
+async def test_a_session_id_of_a_type_derived_from_str_is_that_string() -> None:
+    class User(StrEnum):
+        ANN = "ann"
+
+    store = MemorySessionStore()
+    async with SessionManager(store, handler=count) as manager:
+        assert await manager.dispatch(User.ANN, "hi") == 1
+        assert await manager.dispatch("ann", "hi") == 2
+        await manager.flush()
+        assert [type(session_id) for session_id, _ in manager.resident()] == [str]
+    assert (store.read("ann") or {})["n"] == 2
+
+
+@pytest.mark.parametrize(("expires_at", "found"), [(1_500.0, None), (4e9, {"n": 1})])
+async def test_the_records_own_stamp_decides_whether_it_has_ended(expires_at: float, found: Any) -> None:
+    store = MemorySessionStore(expires_in=10.0)
+    record = Record("ann", 1, b"\x81\xa1n\x01", b"", b"", 1_000.0, expires_at).next_write()
+    store.write_many([Write(record, b"")])
+    async with SessionManager(store, handler=count) as manager:
+        assert await manager.peek("ann") == found
+        assert await manager.dispatch("ann", "hi") == (2 if found else 1)
+
+
+async def test_an_ungated_reply_that_fails_tells_who_awaits_it() -> None:
+    failed: list[BaseException] = []
+
+    async def deliver(_: str, text: str) -> None:
+        raise ConnectionError("gone")
+
+    async def handle(context: Context) -> str:
+        with pytest.raises(ConnectionError):
+            await context.send_text("now", gated=False)
+        return "told"
+
+    async def note(_: Context, error: BaseException) -> None:
+        failed.append(error)
+
+    async with SessionManager(handler=handle, deliver=deliver, on_error=note) as manager:
+        assert await manager.dispatch("ann", "hi") == "told"
+    assert [type(error) for error in failed] == [ConnectionError]
+
+
+async def test_hooks_that_exit_end_nothing() -> None:
+    async def refuse(*_: Any) -> None:
+        raise SystemExit(3)
+
+    async def handle(context: Context) -> None:
+        raise ValueError
+
+    async with SessionManager(handler=handle, on_error=refuse, on_dead_letter=refuse) as manager:
+        with pytest.raises(ValueError):
+            await manager.dispatch("ann", "hi")
+        await manager.submit("ann", "hi")
+
+
+async def test_nobody_waits_for_a_flush_that_a_close_has_overtaken() -> None:
+    store = FaultyStore()
+    manager = await SessionManager(store, handler=count, close_timeout=0.2).start()
+    await manager.dispatch("ann", "hi")
+    store.hold()
+    destroying = asyncio.create_task(manager.destroy("ann"))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(manager.close())
+    with pytest.raises(errors.ActorbotError):
+        await asyncio.wait_for(destroying, 10)
+    store.release()
+    await closing
+
+
+def test_a_thread_interrupted_while_it_waits_leaves_its_session_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def handle(context: Context) -> int:
+        if context.event == "stay":
+            entered.set()
+            release.wait(20)
+        return count_plainly(context)
+
+    with SessionManager(handler=handle) as manager:
+        staying = threading.Thread(target=manager.dispatch_sync, args=("ann", "stay"))
+        staying.start()
+        entered.wait(20)
+
+        def interrupted() -> Any:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(manager._home.pool, "blocking", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                manager.dispatch_sync("ann", "hi")
+        release.set()
+        staying.join()
+
+        assert manager.dispatch_sync("ann", "hi", timeout=5.0) == 2
+
+
+async def test_a_broken_record_is_left_alone_for_a_while_by_told_events_too() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    async with SessionManager(store, handler=count, clock=clock) as manager:
+        store.corrupt("ann")
+        for _ in range(3):
+            with pytest.raises(errors.CorruptSessionError):
+                await (await manager.submit("ann", "hi")).result()
+
+        assert manager.stats().store_reads == 1
+
+
+async def test_a_dispatch_while_the_manager_starts_is_told_so() -> None:
+    store = FaultyStore()
+    store.hold()
+
+    class Slow(MemorySessionStore):
+        def init(self) -> Any:
+            store._open.wait(20)
+            return super().init()
+
+    manager = SessionManager(Slow(), handler=count, flush=FlushPolicy.write_behind())
+    starting = asyncio.create_task(manager.start())
+    await asyncio.sleep(0)
+    with pytest.raises(errors.ManagerClosedError):
+        await manager.dispatch("ann", "hi")
+    store.release()
+    await starting
+    await manager.close()
+
+
+async def test_a_turn_that_runs_while_its_session_meets_a_conflict_overwrites_nothing() -> None:
+    store = MemorySessionStore()
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(context: Context) -> int:
+        if context.event == "stay":
+            entered.set()
+            await go_on.wait()
+        return await count(context)
+
+    async with SessionManager(store, handler=handle) as ours:
+        await ours.dispatch("ann", "hi")
+        async with SessionManager(store, handler=count) as theirs:
+            await ours.flush()
+            await theirs.dispatch("ann", "hi")
+            await theirs.flush()
+        await ours.dispatch("ann", "hi")
+        staying = asyncio.create_task(ours.dispatch("ann", "stay"))
+        await entered.wait()
+        with pytest.raises(errors.ConflictError):
+            await ours.flush()
+        go_on.set()
+        with pytest.raises(errors.ConflictError):
+            await staying
+
+        assert await ours.dispatch("ann", "hi") == 3
+
+
+async def test_the_event_ids_of_an_ended_session_end_with_it() -> None:
+    clock = ManualClock()
+    async with SessionManager(MemorySessionStore(expires_in=10.0), handler=count, clock=clock) as manager:
+        assert await manager.dispatch("ann", "hi", event_id="one") == 1
+        clock.jump_wall(11.0)
+
+        assert await manager.dispatch("ann", "hi", event_id="one") == 1
