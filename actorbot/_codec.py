@@ -32,8 +32,9 @@ RESERVED: Final = "$actorbot"
 MAX_DOCUMENT_BOXES: Final = 1_000_000
 
 _MAX_INT: Final = 2**63 - 1
-_EXTENDED: Final = b"\xc1"
+_EXTENDED: Final = 0xC1
 _JOINED: Final = 16
+_join: Final = "".join
 _BUFFER: Final = 4096  # of a packer, which lets it grow; its default of 256 KB takes longer to get than a state to pack
 
 # All that unpacking, `fromisoformat`, ZoneInfo, UUID and Decimal raise for malformed input.
@@ -148,15 +149,15 @@ _packers: Final = _Packers()
 
 
 def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
-    """Return *state* as bytes, at most *max_bytes* of them. The root may be a subclass of `dict`, nothing else.
+    """Return *state* as bytes, at most *max_bytes* of them.
 
     Raises: NotEncodableError, SessionTooLargeError; both say where.
     """
     try:
-        if _scan(state, max_bytes):
-            data: bytes = _EXTENDED + packb({**state}, default=_pack_extension, strict_types=True, buf_size=_BUFFER)
+        if _is_plain(state, max_bytes) or not _scan(state, max_bytes):
+            data: bytes = _packers.pack(state)
         else:
-            data = _packers.pack({**state})
+            data = b"\xc1" + packb(state, default=_pack_extension, strict_types=True, buf_size=_BUFFER)
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise _explain(state, max_bytes, error) from None
     if len(data) > max_bytes:
@@ -166,7 +167,7 @@ def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
     return data
 
 
-def decode_state(data: bytes, *, trusted: bool = False) -> dict[str, Any]:
+def decode_state(data: bytes, trusted: bool = False) -> dict[str, Any]:
     """Return the values that *data* holds, which are such that `encode_state` takes them.
 
     *trusted* skips the proof of that, half of the time: for bytes that this process encoded, or decoded once before.
@@ -175,7 +176,7 @@ def decode_state(data: bytes, *, trusted: bool = False) -> dict[str, Any]:
     Raises: UndecodableError, and for untrusted bytes nothing else.
     """
     try:
-        extended = data[:1] == _EXTENDED
+        extended = data and data[0] == _EXTENDED
         state = unpackb(data[1:], ext_hook=_unpack_extension, list_hook=_regroup) if extended else unpackb(data)
     except _MALFORMED as error:
         raise UndecodableError(f"malformed: {_text(error)}") from None
@@ -234,6 +235,33 @@ def _regroup(items: list[Any]) -> object:
 # --- the check --------------------------------------------------------------------------------------------------------
 
 
+def _is_plain(state: dict[str, Any], budget: int) -> bool:
+    """Tell, quickly, whether *state* can be packed as it is; `False` if that takes `_scan` to say.
+
+    It is so for text, numbers and short lists of text, which is what most sessions hold: 230 ns instead of 410.
+    """
+    for key, value in state.items():
+        kind = type(value)
+        if type(key) is not str:
+            return False
+        if kind is str:
+            budget -= len(value)
+        elif kind is list:
+            if not value or type(value[0]) is not str or len(value) > _JOINED:
+                return False
+            try:
+                budget -= len(_join(value))
+            except TypeError:
+                return False
+        elif kind is int:
+            if value > _MAX_INT:
+                return False
+        elif kind is not bool and value is not None:
+            return False
+        budget -= len(key)
+    return budget >= 0
+
+
 def _scan(state: dict[str, Any], budget: int) -> bool:
     """Check that *state* can be packed within bounds, and tell whether it must be extended. On the path of every event.
 
@@ -248,24 +276,26 @@ def _scan(state: dict[str, Any], budget: int) -> bool:
         budget -= len(box)
         if budget < 0:
             break
-        values = box
-        if type(box) is dict or box is state:
+        if type(box) is dict:
             for key in box:
                 if type(key) is not str:
                     raise TypeError(key)
                 budget -= len(key)
-            values = box.values()
-        for value in values:
+            box = box.values()  # noqa: PLW2901  # on the path of every event
+        for value in box:
             kind = type(value)
             if kind is str:
                 budget -= len(value)
-            elif kind is list and value and type(value[0]) is str:
-                budget -= _strings(value, budget, boxes)
-            elif kind is list or kind is dict:
-                boxes.append(value)
             elif kind is int:
                 if value > _MAX_INT:
                     raise ValueError(value)
+            elif kind is list:
+                if value and type(value[0]) is str:
+                    budget -= _strings(value, budget, boxes)
+                else:
+                    boxes.append(value)
+            elif kind is dict:
+                boxes.append(value)
             elif kind is not bool and value is not None:
                 budget -= _weigh(kind, value, boxes)
                 extended = extended or (kind is not float and kind is not bytes)
@@ -284,9 +314,9 @@ def _strings(texts: list[Any], budget: int, boxes: list[Any]) -> int:
     size = len(texts)
     try:
         if size <= _JOINED:
-            return size + len("".join(texts))
+            return size + len(_join(texts))
         for start in range(0, size, _JOINED):
-            size += len("".join(texts[start : start + _JOINED]))
+            size += len(_join(texts[start : start + _JOINED]))
             if size > budget:
                 break
     except TypeError:

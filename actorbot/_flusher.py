@@ -152,7 +152,7 @@ class Flusher(ServiceActor):
 
     # --- from any thread ----------------------------------------------------------------------------------------------
 
-    def mark(self, session: Flushable, now: float) -> None:
+    def mark(self, session: Flushable) -> None:
         """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
         size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
         with self._lock:
@@ -164,7 +164,7 @@ class Flusher(ServiceActor):
             if session.dirty:
                 return
             session.dirty = True
-        due = now + self._policy.max_delay
+        due = self._clock.monotonic() + self._policy.max_delay
         self._marked.append((due, session))
         if not self._armed:
             self._armed = True

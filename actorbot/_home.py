@@ -98,6 +98,10 @@ class Home(ABC):
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         """Run an awaitable of user code on the loop (a threaded home: on its private loop) and block the calling thread for it."""
 
+    def current_task(self) -> asyncio.Task[Any] | None:
+        """Return the task that is running here; `None` in a threaded home, where there is nothing to cancel."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Let go of threads. Called once, last."""
@@ -169,6 +173,9 @@ class LoopHome(Home):
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return _run_on(self.loop, make, copy_context()).result()
+
+    def current_task(self) -> asyncio.Task[Any] | None:
+        return asyncio.current_task(self.loop)
 
     def close(self) -> None:
         self.pool.close()

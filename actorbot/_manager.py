@@ -6,24 +6,25 @@ import asyncio
 import itertools
 import logging
 import os
-import threading
 import unicodedata
 import weakref
+from asyncio import current_task
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from math import inf, isfinite
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
-from actorbot._context import Context, current
+from actorbot._context import Context, chain, current
 from actorbot._flusher import Flushable, Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_async, new_future, run_inline
-from actorbot._messages import Duplicate, Handle
+from actorbot._messages import Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import TOMBSTONE_AGE, Record
@@ -171,9 +172,9 @@ class Receipt:
 
     async def _result(self, timeout: float | None) -> Any:
         self.awaited = True
-        context = current.get()
-        if context is not None and context._open and not self._outcome.done():
-            refuse_circle(self._actor, {context._actor})
+        mine = {context._actor for context in chain()}
+        if mine and not self._outcome.done():
+            refuse_circle(self._actor, mine)
         return await self._manager._wait(self._outcome, timeout, self.session_id)
 
     async def _durable(self, timeout: float | None) -> None:
@@ -227,7 +228,7 @@ class SessionManager:
         self._max_resident = _count("max_resident", max_resident)
         self._max_mailbox = _count("max_mailbox", max_mailbox)
         self._max_session_bytes = _count("max_session_bytes", max_session_bytes)
-        self._shape = SessionShape(session_type)
+        self._shape = None if session_type is dict else SessionShape(session_type)
         self._hooks = {
             "handler": handler,
             "deliver": deliver,
@@ -243,6 +244,7 @@ class SessionManager:
         self._own_clock = clock is None
         self._clock = SystemClock() if clock is None else clock
         self._state: Literal["new", "starting", "open", "closing", "closed", "forked"] = "new"
+        self._here = 0  # the thread of the home loop, while the manager is open
         self._dead_letters = 0
         self._hooks_running: set[Future[None]] = set()
         self._report: ShutdownReport | None = None
@@ -326,6 +328,7 @@ class SessionManager:
         self._make_actors()
         _open_managers.add(self)
         self._state = "open"
+        self._here = home.thread_id if isinstance(home, LoopHome) else 0
         self._sweep_store_later()
 
     def _make_actors(self) -> None:
@@ -345,8 +348,7 @@ class SessionManager:
             policy=self._policy,
             store=self._store.name,
             expires_in=self._store.expires_in,
-            load=self._shape.load,
-            dump=self._shape.dump,
+            shape=self._shape,
             max_session_bytes=self._max_session_bytes,
             max_mailbox=self._max_mailbox,
             flusher=flusher,
@@ -358,7 +360,6 @@ class SessionManager:
             on_start=self._bound["on_session_start"],
             on_error=self._tell_error,
             on_expire=self._tell_expired,
-            current_task=asyncio.current_task if isinstance(home, LoopHome) else _no_task,
             handler_timeout=self._handler_timeout,
         )
         self._loader = Loader(self._store, self._reader, 500)
@@ -374,7 +375,7 @@ class SessionManager:
     async def _close(self, timeout: float | None) -> ShutdownReport:
         if self._state != "open":
             raise ManagerClosedError("the manager is being closed by somebody else")
-        self._state = "closing"
+        self._state, self._here = "closing", 0
         seconds = self._close_timeout if timeout is None else timeout
         clock = SystemClock.monotonic  # real time, also under a virtual clock: a close must end
         start = clock()
@@ -407,7 +408,7 @@ class SessionManager:
         """Wait until every accepted event has had its turn: pass through each line that is not empty."""
         for actor in self._registry.resident():
             # A held turn may have no handler yet: a told event is on its way to it, or the session is being read.
-            while (actor.mailbox.turn.locked() or actor.mailbox.line) and not actor.mailbox.closed:
+            while (actor.turn.locked() or actor.line) and not actor.closed:
                 left = until - SystemClock.monotonic()
                 waiter = self._home.waiter(actor, max(left, 0.0))
                 try:
@@ -443,13 +444,14 @@ class SessionManager:
 
         Raises what the handler raised; OverloadedError, DeadlockError, HandlerTimeoutError, store errors.
         """
-        if self._state != "open" or asyncio.get_running_loop() is not self._loop:
-            self._check_here()
-        # The usual case, without a detour: the session is here and idle. Anything else is told apart in `enter`.
-        actor = self._entries.get(session_id) if type(session_id) is str else None
-        if actor is None or actor.mailbox.line or not actor.mailbox.turn.acquire(False):
-            return await self._dispatch(session_id, event, event_id, durable, None)
-        return await actor.take_turn(event, event_id, durable)
+        # The usual case, without a detour: called where it belongs, for a session that is here and idle. Of another loop in the
+        # same thread this loop knows no current task; `get_running_loop` would ask for the process id, which takes longer.
+        if get_ident() == self._here and (task := current_task(self._loop)) is not None and type(session_id) is str:
+            actor = self._entries.get(session_id)
+            if actor is not None and not actor.line and actor.turn.acquire(False):
+                return await actor.take_turn(event, event_id, durable, task)
+        self._check_here()
+        return await self._dispatch(session_id, event, event_id, durable, None)
 
     def dispatch_sync(
         self,
@@ -467,8 +469,8 @@ class SessionManager:
         """
         if self._state == "open" and self._loop is None and type(session_id) is str:
             actor = self._entries.get(session_id)
-            if actor is not None and not actor.mailbox.line and actor.mailbox.turn.acquire(False):
-                return run_inline(actor.take_turn(event, event_id, durable))
+            if actor is not None and not actor.line and actor.turn.acquire(False):
+                return run_inline(actor.take_turn(event, event_id, durable, None))
         return self._run_sync(
             lambda: self._dispatch(session_id, event, event_id, durable, timeout), timeout, session_id=session_id
         )
@@ -509,10 +511,8 @@ class SessionManager:
         try:
             yield context
         except BaseException as error:
-            current.set(context._parent)
             failure = error
             raise self._run_sync(lambda: actor.fail(context, failure), None) from error.__cause__
-        current.set(context._parent)
         self._run_sync(lambda: self._give_back(actor, context), None)
 
     async def flush(self, session_id: str | None = None) -> None:
@@ -595,8 +595,8 @@ class SessionManager:
                     version=version,
                     flushed=actor.flushed,
                     idle=now - actor.touched,
-                    waiting=len(actor.mailbox),
-                    busy=actor.mailbox.turn.locked(),
+                    waiting=len(actor.line or ()),
+                    busy=actor.turn.locked(),
                     bytes=0 if state is None else len(state),
                 ),
             )
@@ -608,7 +608,7 @@ class SessionManager:
     ) -> Any:
         session_id = check_session_id(session_id)
         actor = await self._registry.enter(session_id, timeout)
-        return await actor.take_turn(event, event_id, durable)
+        return await actor.take_turn(event, event_id, durable, self._home.current_task())
 
     def _submit(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
         session_id = check_session_id(session_id)
@@ -632,14 +632,15 @@ class SessionManager:
         actor = await self._registry.enter(session_id, timeout)
         try:
             await actor.make_ready()
-            context = actor.open(None, event_id)
+            context = actor.open(
+                None, event_id, None
+            )  # a time-out takes the session from the borrower, not its task's life
         except BaseException:
             actor.leave()
             raise
-        if isinstance(context, Duplicate):
+        if context is None:
             actor.leave()
             raise DuplicateEventError(session_id, f"event id {event_id!r} was counted before")
-        context._task = None  # the task is the borrower's: a time-out takes the session from it, not its life
         try:
             if context.is_new and self._turns.on_start is not None:
                 await self._turns.on_start(context)
@@ -742,7 +743,7 @@ class SessionManager:
         """Raise if the caller runs on the home loop, which a _sync verb would block."""
         if self._state != "open":
             self._check_open(closing)
-        if isinstance(self._home, LoopHome) and threading.get_ident() == self._home.thread_id:
+        if isinstance(self._home, LoopHome) and get_ident() == self._home.thread_id:
             raise WrongLoopError(
                 "a _sync verb on the manager's event loop would block it for ever: await the async verb"
             )
@@ -848,10 +849,6 @@ class SessionManager:
             done.set_result(None)
 
 
-def _no_task() -> None:
-    """Return what there is to cancel in a threaded home."""
-
-
 async def _no_handler(_: Context) -> Any:
     raise ConfigError("handler", None, "a function of (context): dispatch and submit need one; turn() does not")
 
@@ -896,7 +893,7 @@ _open_managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for manager in list(_open_managers):
-        manager._state = "forked"
+        manager._state, manager._here = "forked", 0
     _open_managers.clear()
 
 

@@ -22,7 +22,7 @@ from actorbot._codec import (
 )
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["RING_BYTES", "TOMBSTONE_AGE", "Record"]
+__all__ = ["RING_BYTES", "TOMBSTONE_AGE", "Record", "has_id"]
 
 TOMBSTONE_AGE: Final = 3600.0
 """Seconds that a destroyed session is remembered, so that no older write brings it back."""
@@ -34,6 +34,14 @@ MAX_ADOPTED_BYTES: Final = 16 * 1024**2
 
 _FIELDS: Final = (str, int, bytes, bytes, bytes, float, float)
 _TOMBSTONE_FIELDS: Final = (str, int, type(None), bytes, bytes, float, float)
+
+
+def has_id(ids: bytes, one: bytes) -> bool:
+    """Tell whether *ids*, 8 bytes each, end to end, contain *one*."""
+    at = ids.find(one)
+    while at > 0 and at % 8:
+        at = ids.find(one, at + 1)
+    return at >= 0
 
 
 @dataclass(frozen=True, slots=True)

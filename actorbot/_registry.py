@@ -70,7 +70,7 @@ class Registry(ServiceActor):
                 if actor is not None:
                     return actor
                 continue
-            if not actor.mailbox.line and actor.mailbox.turn.acquire(False):
+            if actor.enter():
                 return actor
             if await self._wait_in_line(actor, timeout):
                 return actor
@@ -85,7 +85,7 @@ class Registry(ServiceActor):
             if mine:
                 refuse_circle(actor, {context._actor for context in mine})
             waiter = self.turns.home.waiter(actor, timeout)
-            if not actor.join(waiter):
+            if not actor.join(waiter, self.turns.max_mailbox):
                 return False
             await waiter
             return True
@@ -121,10 +121,10 @@ class Registry(ServiceActor):
                     raise self._no_room()
                 actor = self._add_entry(session_id)
                 if actor is not None:
-                    actor.join(envelope)
+                    actor.join(envelope, self.turns.max_mailbox)
                     actor.leave()
                     return actor
-            elif actor.join(envelope):
+            elif actor.join(envelope, self.turns.max_mailbox):
                 return actor
             with self._lock:  # who closes an entry holds it until the entry is gone
                 continue
@@ -155,13 +155,13 @@ class Registry(ServiceActor):
     def discard(self, actor: SessionActor) -> None:
         """Take *actor*, whose turn the caller holds, out of memory; nothing is flushed. Its turn is never free again."""
         with self._lock:
-            actor.mailbox.closed = True
+            actor.closed = True
             if self.entries.get(actor.session_id) is actor:
                 del self.entries[actor.session_id]
 
     def dismiss(self, actor: SessionActor, error: ActorbotError) -> None:
         """Tell everybody in line that their turn will not come."""
-        for item in actor.mailbox.drain():
+        for item in actor.drain():
             if isinstance(item, Envelope):
                 item.message.outcome.set_exception(error)
             else:
@@ -172,10 +172,9 @@ class Registry(ServiceActor):
     def passivate(self, actor: SessionActor) -> bool:
         """Let *actor* leave memory if it is idle, clean and nobody is in line; never waits and never parks an event."""
         with self._lock:
-            mailbox = actor.mailbox
-            if mailbox.line or not mailbox.turn.acquire(False):
+            if not actor.enter():
                 return False
-            if not actor.behind() and not actor.dirty and mailbox.close_if_nobody_waits():
+            if not actor.behind() and not actor.dirty and actor.close_if_nobody_waits():
                 del self.entries[actor.session_id]
                 self.passivations += 1
                 return True
@@ -252,7 +251,7 @@ class Registry(ServiceActor):
 
     def _expire(self, actor: SessionActor) -> bool:
         with self._lock:
-            if actor.mailbox.line or not actor.mailbox.turn.acquire(False):
+            if not actor.enter():
                 return False
             committed = actor.committed
             ended = (
@@ -261,7 +260,7 @@ class Registry(ServiceActor):
                 and self.turns.clock.wall() >= committed[4]
                 and not actor.dirty
             )
-            if ended and actor.mailbox.close_if_nobody_waits():
+            if ended and actor.close_if_nobody_waits():
                 del self.entries[actor.session_id]
                 self.passivations += 1
                 assert committed is not None
@@ -335,7 +334,7 @@ class Registry(ServiceActor):
     def revoke(self, context: Context) -> None:
         """Revoke a turn whose time is up; the caller took it out of `running`."""
         context._timed_out = True
-        context._open = False
+        context._session = None
         if context._task is not None:
             context._task.cancel()  # the turn is left when the handler has ended, or else after some grace
             clock = self.turns.clock
@@ -365,13 +364,14 @@ class Registry(ServiceActor):
         """Fail everybody who still waits in some line; return how many sessions had a turn under way."""
         busy = 0
         for actor in self.resident():
-            busy += actor.mailbox.turn.locked()
+            busy += actor.turn.locked()
             self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
         return busy
 
 
 def refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
     """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
+    waits_for = {context._actor: context._waits_for for context in list(target.turns.running) if context._waits_for}
     seen: set[SessionActor] = set()
     ahead = [target]
     while ahead:
@@ -381,9 +381,6 @@ def refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
                 target.session_id,
                 "waiting for its turn would wait for the turn that asks; dispatch after the handler, or use submit()",
             )
-        if actor in seen:
-            continue
-        seen.add(actor)
-        holder = actor.holder
-        if holder is not None and holder._open:
-            ahead.extend(holder._waits_for or ())
+        if actor not in seen:
+            seen.add(actor)
+            ahead.extend(waits_for.get(actor, ()))

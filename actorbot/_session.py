@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from actorbot._codec import MAX_DEPTH, UndecodableError
@@ -16,14 +16,16 @@ from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
 __all__ = ["Session", "SessionShape"]
 
 
-class Session(dict[str, Any]):
-    """A session's values during a turn: a dict, changed in place, also deep inside."""
-
-    __slots__ = ()
+# A session's values during a turn are a dict, to be changed in place, also deep inside. (A class of its own would be copied
+# from and to the dict that the codec knows, for a twentieth of the time of an event.)
+if TYPE_CHECKING:
+    Session: TypeAlias = dict[str, Any]
+else:
+    Session = dict
 
 
 class SessionShape:
-    """How a session's values are handed to the author: `session_type=`, `dict` or a dataclass with all defaults.
+    """How a session's values are handed to the author where `session_type=` is a dataclass; it needs defaults for all fields.
 
     `load` makes what a handler sees of decoded values (`{}` for a new session), `dump` the reverse; each runs once per turn.
     Both check a dataclass against its annotations: what `dump` let through and `load` refused would be lost.
@@ -31,40 +33,26 @@ class SessionShape:
     `load` raises UndecodableError, `dump` NotEncodableError or SessionTooLargeError; all name the field.
     """
 
-    load: Callable[[dict[str, Any]], Any]
-    dump: Callable[[Any], dict[str, Any]]
-
     def __init__(self, session_type: object) -> None:
         """Raises: ConfigError."""
-        if session_type is dict:
-            self.load, self.dump = Session, _same
-            return
         if not isinstance(session_type, type) or not dataclasses.is_dataclass(session_type):
             raise ConfigError("session_type", session_type, "dict or a dataclass")
         for field in dataclasses.fields(session_type):
             if field.default is field.default_factory is dataclasses.MISSING:
                 raise ConfigError("session_type", session_type, f"a default for the field {field.name!r}, as for all")
-        loader, dumper = _Converter(session_type, loading=True), _Converter(session_type, loading=False)
-        self.load = lambda values: _load(loader, values)
-        self.dump = lambda session: _dump(dumper, session)
+        self._loader, self._dumper = (_Converter(session_type, loading=loading) for loading in (True, False))
 
+    def load(self, values: dict[str, Any]) -> Any:
+        try:
+            return self._loader.root(values, 1)
+        except _MismatchError as error:
+            raise UndecodableError(f"session{error.path}: {error.reason}") from None
 
-def _same(session: dict[str, Any]) -> dict[str, Any]:
-    return session
-
-
-def _load(loader: _Converter, values: dict[str, Any]) -> Any:
-    try:
-        return loader.root(values, 1)
-    except _MismatchError as error:
-        raise UndecodableError(f"session{error.path}: {error.reason}") from None
-
-
-def _dump(dumper: _Converter, session: Any) -> dict[str, Any]:
-    try:
-        return dumper.root(session, 1)  # type: ignore[no-any-return]
-    except _MismatchError as error:
-        raise NotEncodableError(f"session{error.path}", error.reason) from None
+    def dump(self, session: Any) -> dict[str, Any]:
+        try:
+            return self._dumper.root(session, 1)  # type: ignore[no-any-return]
+        except _MismatchError as error:
+            raise NotEncodableError(f"session{error.path}", error.reason) from None
 
 
 class _MismatchError(Exception):

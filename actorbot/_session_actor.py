@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
-from actorbot._actor import Envelope, Inbox, PooledActor
+from actorbot._actor import Inbox, PooledActor
 from actorbot._clock import Clock
 from actorbot._codec import UndecodableError, decode_state, encode_state
 from actorbot._context import Context, current
 from actorbot._flusher import Committed, Flusher
 from actorbot._home import Home, new_future
-from actorbot._mailbox import Mailbox, Waiter
-from actorbot._messages import DUPLICATE, Duplicate, Handle
+from actorbot._mailbox import Mailbox
+from actorbot._messages import DUPLICATE, Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
-from actorbot._record import TOMBSTONE_AGE, Record
+from actorbot._record import TOMBSTONE_AGE, Record, has_id
+from actorbot._session import SessionShape
 from actorbot.errors import (
     ConflictError,
     CorruptSessionError,
@@ -59,8 +60,8 @@ class Turns:
     policy: FlushPolicy
     store: str
     expires_in: float
-    load: Callable[[dict[str, Any]], Any]
-    dump: Callable[[Any], dict[str, Any]]
+    shape: SessionShape | None
+    """What makes the author's own type of a session's values; `None` where they are a dict."""
     max_session_bytes: int
     max_mailbox: int
     flusher: Flusher
@@ -72,7 +73,6 @@ class Turns:
     on_start: Bound | None
     on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
     on_expire: Callable[[str, bytes], None]
-    current_task: Callable[[], asyncio.Task[Any] | None]
     handler_timeout: float
     running: dict[Context, float] = field(default_factory=dict)
     """The turns that run now and when their time is up. Whoever takes a turn out of here, in one step, decides how it ends."""
@@ -83,9 +83,17 @@ class Turns:
     handled: int = 0
     failed: int = 0
     duplicates: int = 0
+    # What every turn asks for, without a detour.
+    writes_through: bool = field(init=False)
+    wall: Callable[[], float] = field(init=False)
+    monotonic: Callable[[], float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writes_through = self.policy.mode == "write-through"
+        self.wall, self.monotonic = self.clock.wall, self.clock.monotonic
 
 
-class SessionActor(PooledActor):
+class SessionActor(Mailbox, PooledActor):
     """A session in memory. Its methods are called by who holds its turn, unless said otherwise."""
 
     __slots__ = (
@@ -93,8 +101,6 @@ class SessionActor(PooledActor):
         "committed",
         "dirty",
         "flushed",
-        "holder",
-        "mailbox",
         "session_id",
         "touched",
         "trusted",
@@ -103,9 +109,9 @@ class SessionActor(PooledActor):
     )
 
     def __init__(self, session_id: str, turns: Turns, now: float) -> None:
+        super().__init__()
         self.session_id = session_id
         self.turns = turns
-        self.mailbox = Mailbox()
         self.committed: Committed | None = None  # None: not read yet, or to be read again
         self.flushed = 0
         self.write_ids = b""
@@ -113,46 +119,16 @@ class SessionActor(PooledActor):
         self.charged = 0
         self.trusted = False  # whether the committed bytes have been decoded, or were encoded, here
         self.touched = now  # monotonic seconds of the last event
-        self.holder: Context | None = None
 
     @property
     def actor_inbox(self) -> Inbox:  # type: ignore[override]  # an attribute in pykka
-        return self.mailbox
+        return self
 
     def __repr__(self) -> str:
         return f"<SessionActor {self.session_id!r}>"
 
-    # --- the line: any thread -----------------------------------------------------------------------------------------
-
-    def join(self, item: Waiter | Envelope[Any], limit: float | None = None) -> bool:
-        """Stand in line; `False` if the session has left memory meanwhile.
-
-        Raises: OverloadedError if *limit* (else `max_mailbox`) are there already.
-        """
-        mailbox = self.mailbox
-        mailbox.join(item, self.turns.max_mailbox if limit is None else limit)
-        if mailbox.turn.acquire(False):
-            self.leave()
-        elif mailbox.closed and mailbox.withdraw(item):
-            return False
-        return True
-
-    def withdraw(self, item: Any) -> bool:
-        """Step out of the line; `False` if it was no longer there."""
-        return self.mailbox.withdraw(item)
-
-    def leave(self) -> None:
-        """Pass the turn on. The caller holds it, on whatever thread. The turn of a session that has left memory stays taken."""
-        self.holder = None
-        mailbox = self.mailbox
-        if mailbox.closed:
-            return
-        if not mailbox.line:  # what `next` does, for the usual case
-            mailbox.turn.release()
-            if not mailbox.line or not mailbox.turn.acquire(False):
-                return
-        if mailbox.next():
-            self.turns.home.post(self.run_batch)
+    def schedule(self) -> None:
+        self.turns.home.post(self.run_batch)
 
     # --- a turn -------------------------------------------------------------------------------------------------------
 
@@ -171,20 +147,23 @@ class SessionActor(PooledActor):
                 record.expires_at,
             )
 
-    async def take_turn(self, event: Any, event_id: str | None = None, durable: bool = False) -> Any:
-        """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end."""
+    async def take_turn(self, event: Any, event_id: str | None, durable: bool, task: asyncio.Task[Any] | None) -> Any:
+        """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end.
+
+        *task* is what runs this, to be cancelled when the handler's time is up; `None` in a threaded home.
+        """
         turns = self.turns
-        context: Context | Duplicate | None = None
+        context: Context | None = None
+        reruns = 0
         try:
-            reruns = 0
             while True:
                 committed = self.committed
                 if committed is None or turns.flusher.full or committed[0] - self.flushed >= turns.many_events:
                     await self.make_ready()
-                context = self.open(event, event_id)
-                if isinstance(context, Duplicate):
+                context = self.open(event, event_id, task)
+                if context is None:
                     return DUPLICATE
-                if context.is_new and turns.on_start is not None:
+                if turns.on_start is not None and context.is_new:
                     await turns.on_start(context)
                 value = turns.handle_here(context) if turns.handle_here is not None else await turns.handle(context)
                 try:
@@ -193,7 +172,7 @@ class SessionActor(PooledActor):
                         await turns.home.wait(done)
                 except ConflictError:
                     reruns += 1
-                    if self.turns.policy.mode != "write-through" or reruns > RERUNS:
+                    if not turns.writes_through or reruns > RERUNS:
                         raise
                     self.close(context)
                 else:
@@ -204,13 +183,13 @@ class SessionActor(PooledActor):
                 raise
             raise raised from error
         finally:
-            if not (isinstance(context, Context) and context._left):
+            if context is None or not context._left:
                 self.leave()
 
-    async def fail(self, context: Context | Duplicate | None, error: BaseException) -> BaseException:
+    async def fail(self, context: Context | None, error: BaseException) -> BaseException:
         """Roll a turn back, pass it on and report it; return what its caller gets."""
         self.turns.failed += 1
-        if not isinstance(context, Context):
+        if context is None:
             return error
         raised = self._translate(error, context)
         self.close(context)
@@ -253,41 +232,39 @@ class SessionActor(PooledActor):
             f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay
         )
 
-    def open(self, event: Any, event_id: str | None) -> Context | Duplicate:
-        """Begin a turn on the committed state; `DUPLICATE` if the session has counted *event_id*."""
+    def open(self, event: Any, event_id: str | None, task: asyncio.Task[Any] | None) -> Context | None:
+        """Begin a turn on the committed state; `None` if the session has counted *event_id*."""
         turns = self.turns
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
             raise ConflictError(turns.store, "written by someone else; try again", session_id=self.session_id)
-        version, state, event_ids, last_activity, expires_at = committed
-        if state is not None and turns.clock.wall() >= expires_at:
+        state = committed[1]
+        if state is not None and turns.wall() >= committed[4]:
             turns.on_expire(self.session_id, state)
-            state, event_ids = None, b""  # what the session was ends as a whole
-            self.committed = committed = (version, state, event_ids, last_activity, expires_at)
+            state = None  # what the session was ends as a whole
+            self.committed = committed = (committed[0], None, b"", *committed[3:])
         digest = None
         if event_id is not None:
             digest = blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            if digest in [event_ids[i : i + 8] for i in range(0, len(event_ids), 8)]:
+            if has_id(committed[2], digest):
                 turns.duplicates += 1
-                return DUPLICATE
-        if state is None:
-            session = turns.load({})
-        else:
-            try:
-                session = turns.load(decode_state(state, trusted=self.trusted))
-                self.trusted = True
-            except UndecodableError as error:
-                raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
+                return None
+        try:
+            session: Any = {} if state is None else decode_state(state, self.trusted)
+            if turns.shape is not None:
+                session = turns.shape.load(session)
+        except UndecodableError as error:
+            raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
+        self.trusted = True
         parent = current.get()
-        context = Context(
-            self, session, event, state is None, None if state is None else last_activity, committed, parent
-        )
+        while parent is not None and parent._session is None:
+            parent = parent._parent
+        context = Context(self, session, event, committed, parent, task)
         if digest is not None:
             context._event_id = digest
-        self.holder = context
         current.set(context)
-        context._task = turns.current_task()
-        turns.running[context] = deadline = turns.clock.monotonic() + turns.handler_timeout
+        self.touched = now = turns.monotonic()
+        turns.running[context] = deadline = now + turns.handler_timeout
         if not turns.ticking:
             turns.household.start_ticking(deadline)
         return context
@@ -298,34 +275,31 @@ class SessionActor(PooledActor):
         With write-through the turn then belongs to the write, and is left when that has ended (`context._left`).
         """
         turns = self.turns
-        encoded = None
-        if not context._destroyed:
-            encoded = encode_state(turns.dump(context._session), turns.max_session_bytes)
+        wall = turns.wall()
+        if context._destroyed:
+            encoded, ends = None, wall + TOMBSTONE_AGE
+        else:
+            session = context._session
+            encoded = encode_state(
+                session if turns.shape is None else turns.shape.dump(session), turns.max_session_bytes
+            )
+            ends = wall + turns.expires_in
         base = context._base
         event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
-        wall = turns.clock.wall()
-        committed = (
-            base[0] + 1,
-            encoded,
-            event_ids,
-            wall,
-            wall + (TOMBSTONE_AGE if encoded is None else turns.expires_in),
-        )
+        committed = (base[0] + 1, encoded, event_ids, wall, ends)
         if turns.running.pop(context, None) is None:
             raise self._overdue()
         if self.committed is not base:
             raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
-        context._open = False
-        current.set(context._parent)
-        if turns.policy.mode == "write-through":
+        context._session = None
+        if turns.writes_through:
             context._left = True
             return self._write_through(context, committed)
         self.committed = committed
         self.trusted = True
-        self.touched = now = turns.clock.monotonic()
         turns.handled += 1
         if not self.dirty or (encoded is not None and len(encoded) > self.charged):
-            turns.flusher.mark(self, now)
+            turns.flusher.mark(self)
         if durable:
             done = turns.flusher.flush([self])
             self.send(context, done)
@@ -348,7 +322,6 @@ class SessionActor(PooledActor):
             error = written.exception()
             if error is None:
                 self.committed = committed
-                self.touched = self.turns.clock.monotonic()
                 self.turns.handled += 1
                 self.send(context)
             elif isinstance(error, OutcomeUnknownError | ConflictError):
@@ -368,13 +341,11 @@ class SessionActor(PooledActor):
     def close(self, context: Context) -> None:
         """End the turn badly: nothing of it stays."""
         self.turns.running.pop(context, None)
-        if current.get() is context:
-            current.set(context._parent)
-        context._open = False
+        context._session = None
         context._abandoned = True
 
-    def _translate(self, error: BaseException, context: Context | Duplicate | None) -> BaseException:
-        if isinstance(context, Context) and context._timed_out and not isinstance(error, HandlerTimeoutError):
+    def _translate(self, error: BaseException, context: Context) -> BaseException:
+        if context._timed_out and not isinstance(error, HandlerTimeoutError):
             if isinstance(error, asyncio.CancelledError) and context._task is not None:
                 context._task.uncancel()
             return self._overdue()
@@ -398,7 +369,7 @@ class SessionActor(PooledActor):
     async def _take_told_turn(self, message: Handle) -> None:
         current.set(None)  # nobody's turn waits for this one
         try:
-            value = await self.take_turn(message.event, message.event_id)
+            value = await self.take_turn(message.event, message.event_id, False, self.turns.home.current_task())
         except BaseException as error:
             message.outcome.set_exception(error)
         else:

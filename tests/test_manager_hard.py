@@ -28,7 +28,7 @@ async def test_a_session_whose_read_failed_can_never_be_entered_by_its_old_actor
         with pytest.raises(errors.StoreUnavailableError):
             await waiting
 
-        assert not old.mailbox.turn.acquire(False)
+        assert not old.turn.acquire(False)
         assert await manager.dispatch("ann", "hi") == 1
         assert manager._registry.entries["ann"] is not old
 
