@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from actorbot import ONE_YEAR, errors
+from actorbot import ONE_YEAR, SessionManager, errors
 from actorbot._codec import decode_state, encode_state
 from actorbot._record import Record
 from actorbot.stores.base import Write
@@ -235,6 +236,62 @@ def test_a_conflict_is_told_and_writes_nothing(open_store: Opener):
 
     assert isinstance(store.write_many([Write(mine, b"")])[0], errors.ConflictError)
     assert state(store.read_many(["ann"])[0]) == {"n": 2}
+
+
+def test_a_record_that_the_driver_dropped_is_written_again_by_who_holds_its_base(open_store: Opener):
+    driver = ComparingStore()
+    store = open_store(driver)
+    first = record("ann")
+    store.write_many([Write(first, b"")])
+    driver.data.clear()
+    second = first.next_write()
+
+    assert store.write_many([Write(second, first.write_id)]) == [None]
+    assert store.read_many(["ann"]) == [second]
+
+
+async def test_a_session_begins_again_after_it_was_destroyed_in_a_driver_that_compares():
+    driver, conflicts = ComparingStore(), []
+    manager = SessionManager(
+        driver, handler=lambda context: context.session.setdefault("n", 1), on_conflict=lambda *each: conflicts.append(each)
+    )  # fmt: skip
+    async with manager:
+        await manager.dispatch("ann", "hi")
+        await manager.destroy("ann")
+        assert driver.data == {}
+        await manager.dispatch("ann", "hi again")
+
+    assert conflicts == []
+    assert driver.data["ann"]["n"] == 1
+
+
+def test_a_session_that_somebody_else_has_written_is_not_ended(open_store: Opener):
+    driver = ComparingStore()
+    store = open_store(driver)
+    first = record("ann")
+    store.write_many([Write(first, b"")])
+    newer = first.next_write()
+    store.write_many([Write(newer, first.write_id)])
+    end = replace(Record.tombstone("ann", now=2e9), write_ids=b"endofann" + first.write_ids)
+
+    assert isinstance(store.write_many([Write(end, first.write_id)])[0], errors.ConflictError)
+    assert store.read_many(["ann"]) == [newer]
+    assert store.write_many([Write(end, newer.write_id)]) == [None]
+    assert driver.data == {}
+
+
+def test_the_end_of_a_session_that_failed_half_way_is_finished_when_it_is_sent_again(open_store: Opener, monkeypatch):
+    driver = ComparingStore()
+    store = open_store(driver)
+    first = record("ann")
+    store.write_many([Write(first, b"")])
+    end = replace(Record.tombstone("ann", now=2e9), write_ids=b"endofann" + first.write_ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "destroy", lambda _: (_ for _ in ()).throw(TimeoutError()))
+        assert isinstance(store.write_many([Write(end, first.write_id)])[0], errors.OutcomeUnknownError)
+
+    assert store.write_many([Write(end, first.write_id)]) == [None]
+    assert driver.data == {}
 
 
 def test_a_refused_write_that_cannot_be_looked_up_is_an_error_and_no_conflict(open_store: Opener, monkeypatch):

@@ -28,24 +28,30 @@ class SessionStore(Protocol):
     key, `"$actorbot"`, with what actorbot must know again. Store it whole and give it back equal. A dict without that key
     is adopted as an existing session.
 
-    Plain methods are called on one thread of actorbot's own, one at a time (a call that outlives `store_deadline` is left behind, and
-    others go on without it); `async def` methods run on the manager's event
-    loop (of a threaded manager: on a private one). Any exception says that the store failed: raise rather than return
-    `None` when you do not know. A driver may have an attribute `expires_in` (seconds; default one year) and these optional methods:
+    Plain methods are called on one thread of actorbot's own, one at a time; `async def` methods run on the manager's event loop (of a
+    threaded manager: on a private one), for different sessions side by side. A call that outlives the policy's `store_deadline` is
+    left behind, and its callers are told; the next ones are made from another thread, and may overlap with it. So give every
+    call to a server a time-out below that deadline, and do not tie a client to its thread (`sqlite3`: `check_same_thread=False`).
+
+    Any exception says that the store failed: raise rather than return `None` when you do not know. A driver may have an attribute
+    `expires_in` (seconds; default one year) and these optional methods:
 
     * `read_many(session_ids) -> Mapping[str, dict]` and `write_many(Sequence[tuple[str, dict]])`: one call per batch,
     * `compare_and_write(session_id, data, base) -> bool`: write only if the stored `data["$actorbot"]["write_ids"][0]` equals
       *base* (`None`: nothing is stored), and say whether it was written. With it, two processes cannot overwrite each other,
     * `close()`.
+
+    What was destroyed leaves nothing behind, so a session that another process still has in memory may be written again by it: the
+    same as after a driver has dropped a session of its own accord, which it should do a minute after `expires_at` at the earliest.
     """
 
     @abstractmethod
     def init(self) -> Awaitable[Any] | Any:
-        """Prepare the store; called once, before anything else. What it returns is ignored."""
+        """Prepare the store; called before anything else, and again when a closed store is used again. What it returns is ignored."""
 
     @abstractmethod
     def read(self, session_id: str) -> Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None:
-        """Return what was last written for *session_id*, or `None` if there is nothing."""
+        """Return what was last written for *session_id*, as a dict that its caller may change, or `None` if there is nothing."""
 
     @abstractmethod
     def write(self, session_id: str, data: dict[str, Any]) -> Awaitable[None] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Self
 
@@ -96,28 +97,38 @@ class DriverStore(RecordStore):
         calls: list[tuple[Any, ...]] = []
         for write in writes:
             record = write.record
-            if record.state is None:
-                calls.append((self._driver.destroy, record.session_id))
-            elif guarded and write.base is not None:
+            if (
+                guarded and write.base is not None
+            ):  # of the end of a session too: what ends may be somebody else's by now
                 base = write.base.hex() or None
                 calls.append((self._driver.compare_and_write, record.session_id, record.to_document(), base))
+            elif record.state is None:
+                calls.append((self._driver.destroy, record.session_id))
             else:
                 calls.append((self._driver.write, record.session_id, record.to_document()))
         answers = self._call_each(lambda method, *args: method(*args), calls)
         for write, call, answer in zip(writes, calls, answers, strict=True):
             if isinstance(answer, BaseException):
                 outcomes.append(self._failed("writing", answer, write.record.session_id))
-            elif len(call) == 4 and not answer:
-                outcomes.append(self._look_back(write))
+            elif len(call) == 4:
+                outcome = None if answer else self._look_back(write)
+                if outcome is None and write.record.state is None:  # its mark is there; now remove it
+                    outcome = self._write_each([replace(write, base=None)], False)[0]
+                outcomes.append(outcome)
             else:
                 outcomes.append(None)
         return outcomes
 
     def _look_back(self, write: Write) -> ActorbotError | None:
-        """Tell a write that was refused because it had been applied before from a conflict."""
+        """Tell a conflict from a write that was refused because it had been applied before, or had nothing to be compared with.
+
+        A record that is no longer there was dropped by a driver that expires them itself, or destroyed; who holds its base writes it again.
+        """
         found = self.read_many([write.record.session_id])[0]
         if isinstance(found, ActorbotError):
             return found
+        if found is None and write.base:
+            return self._write_each([replace(write, base=b"")], True)[0]
         if found is not None and not found.write_ids and not write.base:
             return self._write_each([write], False)[0]  # an adopted session: there is no id yet that could be compared
         ids = b"" if found is None else found.write_ids
