@@ -1,0 +1,152 @@
+"""A store that is asked: what the rules of the contract say to it, and how they say what it did instead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from unittest import SkipTest
+
+from actorbot._codec import decode_state, encode_state
+from actorbot.errors import ActorbotError, ConflictError, StoreUnavailableError
+from actorbot.stores.base import Record, RecordStore, Write
+from actorbot.stores.driver import DriverStore
+
+__all__ = [
+    "Opened",
+    "destroy",
+    "expect",
+    "get",
+    "make_record",
+    "make_tombstone",
+    "must",
+    "put",
+    "read",
+    "read_document",
+    "refused",
+    "skip_unless_it_compares",
+    "spelled",
+    "write_all",
+]
+
+
+def must(kept: bool, store: RecordStore, otherwise: str) -> None:
+    if not kept:
+        raise AssertionError(f"{store.name}: {otherwise}")
+
+
+def expect(store: RecordStore, session_id: str, state: dict[str, Any] | None) -> None:
+    found = get(store, session_id)
+    must(found == state, store, f"session {session_id[:40]!r} should be {_short(state)} and reads as {_short(found)}")
+
+
+def _short(state: Any) -> str:
+    text = "absent" if state is None else repr(state)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def make_record(session_id: str, state: dict[str, Any], base: Record | None = None, expires_at: float = 4e9) -> Record:
+    version = 1 if base is None else base.version + 1
+    ids = b"" if base is None else base.write_ids
+    return Record(session_id, version, encode_state(state, 1 << 20), ids, b"", 1.5e9, expires_at).next_write()
+
+
+def make_tombstone(session_id: str, base: Record | None = None) -> Record:
+    ids = b"" if base is None else base.write_ids
+    return Record(session_id, 0, None, ids, b"", 2e9, 4e9).next_write()
+
+
+def put(store: RecordStore, session_id: str, state: dict[str, Any], base: Record | None = None) -> Record:
+    record = make_record(session_id, state, base)
+    write_all(store, [Write(record, b"" if base is None else base.write_id)])
+    return record
+
+
+def destroy(store: RecordStore, session_id: str) -> None:
+    write_all(store, [Write(make_tombstone(session_id), None)])
+
+
+def write_all(store: RecordStore, writes: Sequence[Write]) -> None:
+    for write, outcome in zip(writes, store.write_many(writes), strict=True):
+        if outcome is not None:
+            verb = "destroying" if write.record.state is None else "writing"
+            raise AssertionError(
+                f"{store.name}: {verb} {write.record.session_id[:40]!r} failed: {outcome}"
+            ) from outcome
+
+
+def refused(store: RecordStore, write: Write) -> None:
+    outcome = store.write_many([write])[0]
+    must(
+        isinstance(outcome, ConflictError), store, f"a write that must be refused, as a ConflictError, gave {outcome!r}"
+    )
+
+
+def read(store: RecordStore, session_ids: Sequence[str]) -> list[Record | None]:
+    records = []
+    for session_id, found in zip(session_ids, store.read_many(session_ids), strict=True):
+        if isinstance(found, ActorbotError):
+            raise AssertionError(f"{store.name}: reading {session_id[:40]!r} failed: {found}") from found
+        records.append(found)
+    return records
+
+
+def get(store: RecordStore, session_id: str) -> Any:
+    found = read(store, [session_id])[0]
+    return None if found is None or found.state is None else decode_state(found.state)
+
+
+def read_document(store: RecordStore, session_id: str) -> Any:
+    """Return what the store itself returns: a driver's own dict and not what is made of it."""
+    if isinstance(store, DriverStore):
+        return store._call(store._driver.read, session_id)
+    return store.read(session_id)
+
+
+def skip_unless_it_compares(store: RecordStore) -> None:
+    if isinstance(store, DriverStore) and not store.compares:
+        raise SkipTest("the driver has no compare_and_write")
+
+
+def spelled(value: Any) -> str:
+    """Spell *value* out with the type of each part, so that 1, 1.0 and True differ, and 1.1 and 1.10 too."""
+    if isinstance(value, dict):
+        parts = [f"{key!r}: {spelled(part)}" for key, part in sorted(value.items())]
+    elif isinstance(value, list | tuple):
+        parts = [spelled(part) for part in value]
+    elif isinstance(value, set | frozenset):
+        parts = sorted(spelled(part) for part in value)
+    else:
+        parts = [repr(value)]
+    return f"{type(value).__name__}({', '.join(parts)})"
+
+
+class Opened:
+    """A store from `init` to `close`, the awaitables of a driver on a loop of its own."""
+
+    def __init__(self, given: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._store = given if isinstance(given, RecordStore) else DriverStore(given, run=self._run)
+        self.broken = False
+
+    def _run(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        async def finish() -> Any:
+            return await make()
+
+        return self._loop.run_until_complete(finish())
+
+    def __enter__(self) -> RecordStore:
+        try:
+            return self._store.init()
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._store.close()
+        except StoreUnavailableError:
+            if not self.broken:
+                raise
+        finally:
+            self._loop.close()
