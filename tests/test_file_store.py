@@ -306,7 +306,7 @@ def test_the_folder_stays_the_same_when_the_process_goes_elsewhere(
     assert (tmp_path / ".sessions").is_dir()
 
 
-@pytest.mark.parametrize("directory", ["", None, 7])
+@pytest.mark.parametrize("directory", ["", None, 7, "a\0b", b".sessions", Path("a\0b")])
 def test_the_folder_must_have_a_name(directory: Any) -> None:
     with pytest.raises(errors.ConfigError, match="directory"):
         FileSessionStore(directory)

@@ -115,7 +115,12 @@ def test_max_sessions_is_a_whole_number_of_at_least_one(max_sessions: Any):
         MemorySessionStore(max_sessions)
 
 
-@pytest.mark.parametrize("expires_in", [0, -1, float("nan"), float("inf"), "10", True])
+@pytest.mark.parametrize("expires_in", [0, -1, float("nan"), float("inf"), 10**400, "10", True, None])
 def test_expires_in_is_a_number_of_seconds(expires_in: Any):
     with pytest.raises(errors.ConfigError, match="expires_in"):
         MemorySessionStore(expires_in=expires_in)
+
+
+def test_on_evict_is_a_function():
+    with pytest.raises(errors.ConfigError, match="on_evict"):
+        MemorySessionStore(on_evict="tell me")  # type: ignore[arg-type]

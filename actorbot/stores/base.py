@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from actorbot._record import Record
@@ -156,9 +155,7 @@ def judge(store: str, write: Write, stored: bytes | None) -> ConflictError | boo
 
 def check_expires_in(expires_in: float) -> float:
     """Return *expires_in* as `float` seconds. Raises: ConfigError."""
-    if type(expires_in) not in (int, float) or not isfinite(expires_in):
-        raise ConfigError("expires_in", expires_in, "a number of seconds")
-    if not 0 < expires_in <= MAX_EXPIRES_IN:
+    if type(expires_in) not in (int, float) or not 0 < expires_in <= MAX_EXPIRES_IN:
         raise ConfigError(
             "expires_in", expires_in, f"seconds, more than 0 and at most {MAX_EXPIRES_IN:.0f} (a thousand years)"
         )

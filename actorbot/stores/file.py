@@ -51,12 +51,13 @@ class FileSessionStore(RecordStore):
 
     name: ClassVar[str] = "file"
 
-    def __init__(self, directory: str | os.PathLike[str] = ".sessions", expires_in: float = ONE_YEAR) -> None:
+    def __init__(self, directory: str | os.PathLike[str] = ".sessions", *, expires_in: float = ONE_YEAR) -> None:
         if fcntl is None:
             raise StoreUnavailableError(self.name, "it needs flock, which this platform lacks; Linux and macOS have it")
         self.expires_in = check_expires_in(expires_in)
         given: object = directory
-        if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+        path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+        if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
         self.directory = os.path.abspath(directory)
         # Guards the two below, and makes comparing and replacing one step. Held across the read of one record and a rename,

@@ -43,11 +43,14 @@ class MemorySessionStore(RecordStore):
     def __init__(
         self,
         max_sessions: int = 10_000,
+        *,
         expires_in: float = ONE_YEAR,
         on_evict: Callable[[str, dict[str, Any]], object] | None = None,
     ) -> None:
         if type(max_sessions) is not int or max_sessions < 1:
             raise ConfigError("max_sessions", max_sessions, "a whole number, at least 1")
+        if on_evict is not None and not callable(on_evict):
+            raise ConfigError("on_evict", on_evict, "a function of (session_id, state)")
         self.expires_in = check_expires_in(expires_in)
         self._on_evict = on_evict
         self._lock = threading.Lock()  # guards the two below, which even a read changes
