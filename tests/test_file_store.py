@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -347,3 +348,47 @@ def test_a_platform_without_flock_is_told_clearly(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(errors.StoreUnavailableError, match="Linux and macOS"):
         FileSessionStore()
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_process_killed_between_writing_and_replacing_leaves_the_old_record(
+    store: FileSessionStore, moment: str
+) -> None:
+    first = record("ann")
+    store.write_many([Write(first, b"")])
+    store.close()
+    code = f"""
+import os, signal
+from actorbot import FileSessionStore
+store = FileSessionStore({store.directory!r}).init()
+os.{moment} = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+store.write("ann", {{"n": 2}})
+"""
+    run = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert len(names(store)) == 3  # the lock, the old record, and what the new one was written to
+
+    assert store.init().read_many(["ann"]) == [first]
+    assert names(store) == [".lock", file_name("ann")]
+
+
+def test_what_may_not_be_opened_is_an_unavailable_store(
+    store: FileSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = record("ann")
+    store.write_many([Write(first, b"")])
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        outcomes = [*store.read_many(["ann"]), *store.write_many([Write(first.next_write(), first.write_id)])]
+        with pytest.raises(errors.StoreUnavailableError, match="Permission denied"):
+            FileSessionStore(store.directory).init()
+
+    for each in outcomes:
+        assert isinstance(each, errors.StoreUnavailableError)
+        assert each.session_id == "ann"
+        assert isinstance(each.__cause__, PermissionError)
+    assert store.read_many(["ann"]) == [first]
