@@ -14,6 +14,7 @@ from actorbot._codec import encode_state
 from actorbot._record import Record
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore, _manual_clock
+from tests.backends import DictStore
 
 
 def record(session_id: str) -> Record:
@@ -185,6 +186,12 @@ def test_the_stores_can_be_put_into_each_other(tmp_path: Path):
     assert list(store.sweep(5e9)) == [ann]
     store.close()
     FileSessionStore(tmp_path / "sessions").init().close()  # it was really closed
+
+
+@pytest.mark.parametrize("around", [FaultyStore, RecordingStore])
+def test_a_driver_inside_is_refused_at_once(around):
+    with pytest.raises(errors.ConfigError, match="DictStore"):
+        around(DictStore())
 
 
 def test_an_outage_lasts_until_it_is_ended():

@@ -6,7 +6,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-from actorbot.errors import ActorbotError, CorruptSessionError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.errors import (
+    ActorbotError,
+    ConfigError,
+    CorruptSessionError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.stores.memory import MemorySessionStore
 
@@ -20,6 +26,10 @@ class _Around(RecordStore):
 
     def __init__(self, inner: RecordStore | None = None) -> None:
         self.inner = MemorySessionStore() if inner is None else inner
+        if not isinstance(self.inner, RecordStore):
+            raise ConfigError(
+                "inner", type(inner), "one of actorbot's stores; a driver of four methods can be made to fail by itself"
+            )
         self.name = self.inner.name
         self.expires_in = self.inner.expires_in
 
