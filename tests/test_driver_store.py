@@ -208,6 +208,14 @@ def test_a_failing_write_batch_is_unknown_for_each_and_destroys_all_the_same(ope
     assert driver.data == {}
 
 
+def test_a_destroy_that_fails_is_called_one(open_store: Opener, monkeypatch):
+    driver = DictStore()
+    monkeypatch.setattr(driver, "destroy", lambda _: (_ for _ in ()).throw(TimeoutError()))
+    outcome = open_store(driver).write_many([Write(Record.tombstone("eve", now=2e9), None)])[0]
+
+    assert "session 'eve': destroying failed: TimeoutError" in str(outcome)
+
+
 def test_a_destroy_is_the_drivers_destroy(open_store: Opener):
     driver = DictStore()
     store = open_store(driver)

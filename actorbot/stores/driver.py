@@ -109,7 +109,8 @@ class DriverStore(RecordStore):
         answers = self._call_each(lambda method, *args: method(*args), calls)
         for write, call, answer in zip(writes, calls, answers, strict=True):
             if isinstance(answer, BaseException):
-                outcomes.append(self._failed("writing", answer, write.record.session_id))
+                verb = "destroying" if write.record.state is None else "writing"
+                outcomes.append(self._failed(verb, answer, write.record.session_id))
             elif len(call) == 4:
                 outcome = None if answer else self._look_back(write)
                 if outcome is None and write.record.state is None:  # its mark is there; now remove it

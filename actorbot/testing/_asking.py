@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields
 from typing import Any
 from unittest import SkipTest
 
@@ -16,6 +17,7 @@ __all__ = [
     "Opened",
     "destroy",
     "expect",
+    "expect_records",
     "get",
     "make_record",
     "make_tombstone",
@@ -40,9 +42,24 @@ def expect(store: RecordStore, session_id: str, state: dict[str, Any] | None) ->
     must(found == state, store, f"session {session_id[:40]!r} should be {_short(state)} and reads as {_short(found)}")
 
 
-def _short(state: Any) -> str:
-    text = "absent" if state is None else repr(state)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def expect_records(store: RecordStore, records: Sequence[Record | None], expected: Sequence[Record | None]) -> None:
+    for found, record in zip(records, expected, strict=True):
+        if found == record:
+            continue
+        if found is None or record is None:
+            one = record or found
+            assert one is not None
+            said = "came back absent" if found is None else "is there, which must be absent"
+            must(False, store, f"the record of session {one.session_id[:40]!r} {said}")
+        assert found is not None
+        pairs = [(field.name, getattr(found, field.name), getattr(record, field.name)) for field in fields(Record)]
+        changed = [f"{name} is {_short(had)}, was {_short(was)}" for name, had, was in pairs if had != was]
+        must(False, store, f"the record of session {found.session_id[:40]!r} came back changed: {'; '.join(changed)}")
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def make_record(session_id: str, state: dict[str, Any], base: Record | None = None, expires_at: float = 4e9) -> Record:
