@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from actorbot.errors import OverloadedError
 
@@ -96,14 +96,29 @@ class Pool:
 class Lane:
     """One daemon thread that runs tasks in the order they came: what a driver that is not thread-safe needs."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, number: int = 0, tasks: Iterable[Task] = ()) -> None:
+        self.number = number
+        """The how manyth it is of those that took each other's place."""
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        for task in tasks:
+            self._tasks.put(task)
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, task: Task) -> None:
         """Run *task* after those submitted before it."""
         self._tasks.put(task)
+
+    def give_up(self) -> list[Task]:
+        """Take back the tasks that have not begun: the one that has does not come to its end."""
+        tasks: list[Task] = []
+        while not self._tasks.empty():
+            try:
+                task = self._tasks.get_nowait()
+            except Empty:
+                break
+            if task is not None:
+                tasks.append(task)
+        return tasks
 
     def close(self) -> None:
         """End the thread after what was submitted; does not wait."""

@@ -6,18 +6,21 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from math import inf
+from typing import Any, NamedTuple, Protocol
 
-from actorbot._actor import ServiceActor
+from actorbot._actor import Envelope
 from actorbot._clock import Clock
 from actorbot._home import new_future
+from actorbot._mailbox import Mailbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import RING_BYTES, Record
 from actorbot._store_calls import StoreThread
-from actorbot.errors import ConflictError, ManagerClosedError, StoreUnavailableError
+from actorbot.errors import ActorbotError, ConflictError, ManagerClosedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore, Write
 
 __all__ = ["Committed", "Flushable", "Flusher"]
@@ -78,8 +81,7 @@ class WriteThrough:
     done: Future[None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
+class _Job(NamedTuple):
     """One session's write on its way."""
 
     session: Flushable
@@ -88,16 +90,8 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """The store has answered, or has not in time."""
-
-    jobs: list[_Job]
-    outcome: Future[Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Returned:
-    """The driver has returned, so that nothing of the call is still to come; told before `Written` unless the call was late."""
+    """A call that was left behind has come back: nothing of it is still to come."""
 
     jobs: list[_Job]
 
@@ -110,11 +104,18 @@ class RetryDue:
     done: Future[None]
 
 
-class Flusher(ServiceActor):
+@dataclass(frozen=True, slots=True)
+class End:
+    """Write nothing any more."""
+
+
+class Flusher(Mailbox):
     """Takes committed sessions to the store, in batches, at most one write of a session at a time.
 
-    An actor: what begins with an underscore is touched on its thread only, unless said otherwise. `mark`, `flush`, `write` and
-    the figures may be used from any thread.
+    An actor on the store's own thread: a batch is made, written and accounted for there, without a change of threads, which costs up
+    to 5 ms each time while another thread computes. When a call does not come back in time, another thread goes on (`_overdue`).
+    What begins with an underscore is touched on that thread only, unless said otherwise. `mark`, `flush`, `write` and the
+    figures may be used from any thread.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Flusher(ServiceActor):
         thread: StoreThread,
         policy: FlushPolicy,
         clock: Clock,
-        on_conflict: Callable[[Flushable, Record], None],
+        on_conflict: Callable[[Flushable, Committed], None],
     ) -> None:
         super().__init__()
         self._store = store
@@ -131,6 +132,7 @@ class Flusher(ServiceActor):
         self._policy = policy
         self._clock = clock
         self._on_conflict = on_conflict
+        self._at_once = min(policy.batch_size, store.at_once)
         self.outage_since: float | None = None
         self.dirty_bytes = 0
         self.full = False
@@ -141,14 +143,30 @@ class Flusher(ServiceActor):
         self._wanted: dict[Flushable, WriteThrough | None] = {}
         self._again: dict[Flushable, _Job] = {}  # failed: sent again with the same write id before anything newer
         self._attempts: dict[Flushable, int] = {}
-        self._out: set[Flushable] = set()
-        self._flying: list[_Job] | None = None
+        self._out: set[Flushable] = set()  # in a call that was left behind: a write of theirs may still arrive
         self._listeners: dict[Flushable, list[tuple[int, Future[None]]]] = {}
         self._relief: dict[Flushable, list[Future[None]]] = {}
-        self._quiet: list[Future[None]] = []  # done when nothing is wanted and nothing is out
+        self._quiet: list[Future[None]] = []  # done when nothing can be written
         self._room: list[Future[None]] = []
         self._failures = 0  # calls in a row that failed as a whole
         self._paused = False
+
+    def begin(self) -> None:
+        """Let the first message in."""
+        self.leave()
+
+    def end(self) -> None:
+        """End, with the store's thread, after what it has been told so far; does not wait, nor for a call that is under way."""
+        self.notify(End())
+        self._thread.leave_behind()
+
+    def is_running(self) -> bool:
+        """Tell whether it still takes messages."""
+        return not self.closed
+
+    def notify(self, message: Any) -> bool:
+        """Tell it something, from any thread; `False` if it has ended, as it may have when a timer or a late call comes."""
+        return self.join(Envelope(message), inf)
 
     # --- from any thread ----------------------------------------------------------------------------------------------
 
@@ -219,7 +237,42 @@ class Flusher(ServiceActor):
         done = new_future()
         return done if self.notify(FlushDue(done)) else None
 
-    # --- on the flusher's thread --------------------------------------------------------------------------------------
+    # --- on the store's thread ----------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        self._thread.submit(self._work)
+
+    def _work(self) -> None:
+        self.run_batch()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Write one batch after the other until there is nothing to write or a message waits; then pass the turn on."""
+        try:
+            while not self.closed and (jobs := self._next_jobs()):
+                writes = [job.write for job in jobs]
+                answer = self._thread.run(partial(self._overdue, jobs), self._store.write_many, writes)
+                if answer is None:
+                    self.notify(Returned(jobs))
+                    return  # another thread has the turn
+                self._land(jobs, *answer)
+                if self.line:
+                    break
+        except Exception:
+            logger.exception("the flusher met an error of its own while writing")
+        self.leave()
+
+    def _overdue(self, jobs: list[_Job], error: ActorbotError) -> None:
+        """Go on in the place of a call that has not come back; nobody waits for its sessions any more."""
+        self._out.update(job.session for job in jobs)
+        self._land(jobs, [], error)
+        for job in jobs:
+            self._listen(job.session, error)
+            self._relieve(job.session)
+            if job.through is not None and not job.through.done.done():
+                self._forget(job.session)
+                job.through.done.set_exception(error)
+        self._go_on()
 
     def on_receive(self, message: Any) -> None:
         try:
@@ -232,12 +285,12 @@ class Flusher(ServiceActor):
                 case Relieve(session, done):
                     self._relief.setdefault(session, []).append(done)
                     self._want_now([session], None)
-                    if self.outage_since is not None or session not in self._wanted:
+                    if self.outage_since is not None or session not in self._wanted or session in self._out:
                         self._relieve(session)
-                case WriteThrough(session, _, _, _):
+                case WriteThrough(session, _, _, done) if session in self._out:
+                    done.set_exception(self._is_out(session))
+                case WriteThrough(session):
                     self._wanted[session] = message
-                case Written(jobs, outcome):
-                    self._land(jobs, outcome)
                 case Returned(jobs):
                     self._out.difference_update(job.session for job in jobs)
                 case RetryDue(jobs, done):
@@ -246,20 +299,23 @@ class Flusher(ServiceActor):
                         if job.through is not None or job.session not in self._wanted:
                             self._wanted[job.session] = job.through
                     self._quiet.append(done)
-            self._fly()
+                case End():
+                    self._finish()
         except Exception:  # pykka would end the actor, and with it every flush
             logger.exception("the flusher met an error of its own while handling %s", type(message).__name__)
 
-    def on_stop(self) -> None:
+    def _finish(self) -> None:
         """Release whoever still waits: nothing is written any more."""
-        flying = [job.through for job in self._flying or ()]
-        waiting = [each.done for each in (*flying, *self._wanted.values()) if each is not None]
+        self.closed = True
+        told = [getattr(item.message, "done", None) for item in self.drain() if isinstance(item, Envelope)]
+        waiting = [each.done for each in self._wanted.values() if each is not None]
+        waiting += [job.through.done for job in self._again.values() if job.through is not None]
         waiting += [part for parts in self._listeners.values() for _, part in parts]
         waiting += [done for dones in self._relief.values() for done in dones]
-        waiting += [job.through.done for job in self._again.values() if job.through is not None]
-        for done in (*waiting, *self._room, *self._quiet):
-            if not done.done():
+        for done in (*told, *waiting, *self._room, *self._quiet):
+            if done is not None and not done.done():
                 done.set_exception(_ended())
+        self._thread.close()
 
     def _want_due(self) -> None:
         self._armed = False
@@ -297,44 +353,50 @@ class Flusher(ServiceActor):
         for session, version in behind:
             part = new_future()
             part.add_done_callback(one_done)
-            self._listeners.setdefault(session, []).append((version, part))
-
-    def _fly(self) -> None:
-        if self._flying is not None:
-            return
-        if self._paused:
-            self._be_quiet()  # nothing happens until the pause is over
-            return
-        jobs: list[_Job] = []
-        for session in list(self._wanted):
             if session in self._out:
-                continue
-            job = self._make_job(session, self._wanted.pop(session))
-            if job is not None:
-                jobs.append(job)
-                if len(jobs) >= self._policy.batch_size:
-                    break
-        if not jobs:
+                part.set_exception(self._is_out(session))
+            else:
+                self._listeners.setdefault(session, []).append((version, part))
+
+    def _is_out(self, session: Flushable) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            self._store.name, "an earlier write has not come back yet; try again", session_id=session.session_id
+        )
+
+    def _next_jobs(self) -> list[_Job]:
+        """Make the next batch; an empty one if nothing can be written now, or if waiting messages may fill it first."""
+        while not self._paused and not (self.line and len(self._wanted) < self._at_once):
+            picked = []
+            for session in self._wanted:
+                if session not in self._out:
+                    picked.append(session)
+                    if len(picked) >= self._at_once:
+                        break
+            if not picked:
+                break
+            write_ids = os.urandom(8 * len(picked))
+            made = [
+                self._make_job(session, self._wanted.pop(session), write_ids[8 * number : 8 * number + 8])
+                for number, session in enumerate(picked)
+            ]
+            if jobs := [job for job in made if job is not None]:
+                return jobs
+        if not self.line:
             self._be_quiet()
-            return
-        self._flying = jobs
-        self._out.update(job.session for job in jobs)
-        call = self._thread.call(self._store.write_many, [job.write for job in jobs])
-        call.returned.add_done_callback(lambda _: self.notify(Returned(jobs)))
-        call.outcome.add_done_callback(lambda outcome: self.notify(Written(jobs, outcome)))
+        return []
 
     def _be_quiet(self) -> None:
         quiet, self._quiet = self._quiet, []
         for done in quiet:
             done.set_result(None)
 
-    def _make_job(self, session: Flushable, through: WriteThrough | None) -> _Job | None:
+    def _make_job(self, session: Flushable, through: WriteThrough | None, write_id: bytes) -> _Job | None:
         again = self._again.get(session)
         if through is not None:
             # It comes from who holds the turn, so nothing newer is committed meanwhile; a flush that failed before is overtaken.
             if again is not None and again.through is through:
                 return again
-            return _Job(session, self._make_write(session, through.committed, through.forced), through)
+            return _Job(session, _make_write(session, through.committed, write_id, through.forced), through)
         with self._lock:
             session.dirty = False  # before committed is read: whoever commits from here on marks the session again
         if again is not None:
@@ -344,35 +406,26 @@ class Flusher(ServiceActor):
             self._listen(session, session.flushed if committed is not None else None)
             self._uncharge(session)
             return None
-        return _Job(session, self._make_write(session, committed, False), None)
+        return _Job(session, _make_write(session, committed, write_id), None)
 
-    def _make_write(self, session: Flushable, committed: Committed, forced: bool) -> Write:
-        version, state, event_ids, last_activity, expires_at = committed
-        base = None if forced else session.write_ids[:8]
-        write_ids = (os.urandom(8) + session.write_ids)[:RING_BYTES]
-        return Write(Record(session.session_id, version, state, write_ids, event_ids, last_activity, expires_at), base)
-
-    def _land(self, jobs: list[_Job], outcome: Future[Any]) -> None:
-        self._flying = None
-        error = outcome.exception()
-        results = [error] * len(jobs) if error is not None else list(outcome.result())
+    def _land(self, jobs: list[_Job], results: Sequence[ActorbotError | None], error: ActorbotError | None) -> None:
+        """Note what became of a batch: a result for each, or one error for all."""
+        if error is not None:
+            results = [error] * len(jobs)
         down = all(isinstance(result, StoreUnavailableError) for result in results)
         self._note_outage(results[0] if down else None)
         failed: list[_Job] = []
-        relieved: list[Flushable] = []
         for job, result in zip(jobs, results, strict=True):
-            if job.session in self._relief:
-                relieved.append(job.session)
             if result is None:
                 self._confirm(job)
             elif isinstance(result, ConflictError):
                 self._conflict(job, result)
             elif not self._give_up(job, result):
                 failed.append(job)
+            if job.session in self._relief:
+                self._relieve(job.session)
         if failed or down:
             self._try_later(failed, pause=down)
-        for session in relieved:
-            self._relieve(session)
 
     def _note_outage(self, error: BaseException | None) -> None:
         if error is None:
@@ -424,12 +477,16 @@ class Flusher(ServiceActor):
         if job.through is not None:
             job.through.done.set_exception(error)
             return
-        session.committed = None  # read again before the next turn; a turn that runs meanwhile fails at its commit
+        unflushed, session.committed = (
+            session.committed,
+            None,
+        )  # read again before the next turn; one that runs now fails
         with self._lock:
             session.dirty = False
         self._uncharge(session)
+        if unflushed is not None:
+            self._on_conflict(session, unflushed)
         self._listen(session, error)
-        self._on_conflict(session, job.write.record)
 
     def _give_up(self, job: _Job, error: BaseException) -> bool:
         """Count a failure; `True` if nobody will try this write again."""
@@ -490,6 +547,13 @@ class Flusher(ServiceActor):
             room, self._room = ([], self._room) if self.full else (self._room, [])
         for future in room:
             future.set_result(None)
+
+
+def _make_write(session: Flushable, committed: Committed, write_id: bytes, forced: bool = False) -> Write:
+    version, state, event_ids, last_activity, expires_at = committed
+    base = None if forced else session.write_ids[:8]
+    write_ids = (write_id + session.write_ids)[:RING_BYTES]
+    return Write(Record(session.session_id, version, state, write_ids, event_ids, last_activity, expires_at), base)
 
 
 def _ended() -> ManagerClosedError:

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import Any, Protocol
 
-from actorbot._actor import EndOfBatch, Envelope
+from actorbot._actor import EndOfBatch, Envelope, Inbox, PooledActor
 from actorbot.errors import OverloadedError
 
 __all__ = ["Mailbox", "Waiter"]
@@ -24,8 +24,8 @@ class Waiter(Protocol):
         """Tell the waiter, from any thread, that it will not get the turn."""
 
 
-class Mailbox:
-    """Bounded FIFO in front of one session actor, which is a mailbox itself: one object less for each of 100,000 sessions.
+class Mailbox(PooledActor):
+    """Bounded FIFO in front of an actor, which is its own inbox: one object less for each of 100,000 sessions.
 
     `turn` is held while the session is owned, scheduled or closed. `line` holds envelopes (told) and waiters (who await) in
     the order of their acceptance; `None` until somebody has had to wait, because a deque costs 600 bytes. The rule that loses no
@@ -121,6 +121,10 @@ class Mailbox:
         return items
 
     # --- what pykka asks of an inbox ----------------------------------------------------------------------------------
+
+    @property
+    def actor_inbox(self) -> Inbox:  # type: ignore[override]  # an attribute in pykka
+        return self
 
     def put(self, envelope: Envelope[Any], /) -> None:
         raise NotImplementedError("events reach a session through its manager, which knows the bound of the mailbox")

@@ -22,12 +22,12 @@ from typing import Any, Final, Literal, Self
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
 from actorbot._context import Context, chain, current
-from actorbot._flusher import Flushable, Flusher
+from actorbot._flusher import Committed, Flushable, Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_async, new_future, run_inline
 from actorbot._messages import Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
-from actorbot._record import TOMBSTONE_AGE, Record
+from actorbot._record import TOMBSTONE_AGE
 from actorbot._registry import Registry, refuse_circle
 from actorbot._session import SessionShape
 from actorbot._session_actor import SessionActor, Turns
@@ -320,9 +320,10 @@ class SessionManager:
             self._writer if one_thread else StoreThread("actorbot-reads", self._store.name, self._clock, deadline)
         )
         try:
-            await home.wait(self._writer.call(self._store.init).outcome)
+            await home.wait(self._writer.call(self._store.init))
         except BaseException:
             self._state = "closed"
+            self._writer.close()
             self._release()
             raise
         self._make_actors()
@@ -391,7 +392,7 @@ class SessionManager:
         for running in list(self._hooks_running):
             await self._try(running, until)
         unflushed = tuple(actor.session_id for actor in self._registry.resident() if actor.behind())
-        await self._try(self._writer.call(self._store.close).outcome, max(until, clock() + 1.0))
+        await self._try(self._writer.call(self._store.close), max(until, clock() + 1.0))
         self._report = ShutdownReport(unflushed, unfinished, len(self._turns.outbox), clock() - start)
         if not self._report.clean:
             logger.error(
@@ -431,8 +432,8 @@ class SessionManager:
 
     def _release(self) -> None:
         _open_managers.discard(self)
-        self._writer.close()
-        self._reader.close()
+        if self._reader is not self._writer:  # which ends with the flusher
+            self._reader.close()
         self._home.close()
         if self._own_clock:
             self._clock.close()
@@ -794,15 +795,14 @@ class SessionManager:
             return
         self._call_later("on_session_expire", session_id, values)
 
-    def _tell_conflict(self, session: Flushable, record: Record) -> None:
+    def _tell_conflict(self, session: Flushable, unflushed: Committed) -> None:
         logger.error(
             "session %r was written by another process; what this one had not flushed goes to on_conflict",
             session.session_id,
             extra={"session_id": session.session_id},
         )
-        self._call_later(
-            "on_conflict", session.session_id, None if record.state is None else decode_state(record.state)
-        )
+        state = unflushed[1]
+        self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))
 
     def _call_later(self, name: str, *args: Any) -> None:
         hook = self._bound[name]
@@ -831,7 +831,7 @@ class SessionManager:
                 return None
             done = new_future()
             call = self._writer.call(lambda: list(self._store.sweep(self._clock.wall())), deadline=600.0)
-            call.outcome.add_done_callback(lambda outcome: self._swept(outcome, done))
+            call.add_done_callback(lambda outcome: self._swept(outcome, done))
             return done
 
         self._clock.call_at(self._clock.monotonic() + seconds, sweep)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
-from actorbot._actor import Inbox, PooledActor
 from actorbot._clock import Clock
 from actorbot._codec import UndecodableError, decode_state, encode_state
 from actorbot._context import Context, current
@@ -93,7 +92,7 @@ class Turns:
         self.wall, self.monotonic = self.clock.wall, self.clock.monotonic
 
 
-class SessionActor(Mailbox, PooledActor):
+class SessionActor(Mailbox):
     """A session in memory. Its methods are called by who holds its turn, unless said otherwise."""
 
     __slots__ = (
@@ -119,10 +118,6 @@ class SessionActor(Mailbox, PooledActor):
         self.charged = 0
         self.trusted = False  # whether the committed bytes have been decoded, or were encoded, here
         self.touched = now  # monotonic seconds of the last event
-
-    @property
-    def actor_inbox(self) -> Inbox:  # type: ignore[override]  # an attribute in pykka
-        return self
 
     def __repr__(self) -> str:
         return f"<SessionActor {self.session_id!r}>"

@@ -83,6 +83,9 @@ class RecordStore(ABC):
     expires_in: float
     """Seconds after its last event that a session ends."""
 
+    at_once: int = 10_000
+    """The most records that one call may be about, where its deadline is meant for fewer than a batch."""
+
     @abstractmethod
     def init(self) -> Self:
         """Open the store and check that it can be used. Calling it again, or after `close`, opens it again.
