@@ -33,6 +33,10 @@ Committed = tuple[int, "bytes | None", bytes, float, float]
 wall-clock seconds of the last event, and of the end that it set. The flusher may read it from its own thread while the next turn runs."""
 
 
+Tell = Callable[["BaseException | None"], None]
+"""Tells that what was waited for is done, or why it will not be."""
+
+
 class Flushable(Protocol):
     """What the flusher keeps about a session, on the session's actor."""
 
@@ -144,7 +148,7 @@ class Flusher(Mailbox):
         self._again: dict[Flushable, _Job] = {}  # failed: sent again with the same write id before anything newer
         self._attempts: dict[Flushable, int] = {}
         self._out: set[Flushable] = set()  # in a call that was left behind: a write of theirs may still arrive
-        self._listeners: dict[Flushable, list[tuple[int, Future[None]]]] = {}
+        self._listeners: dict[Flushable, list[tuple[int, Tell]]] = {}
         self._relief: dict[Flushable, list[Future[None]]] = {}
         self._quiet: list[Future[None]] = []  # done when nothing can be written
         self._room: list[Future[None]] = []
@@ -310,8 +314,9 @@ class Flusher(Mailbox):
         told = [getattr(item.message, "done", None) for item in self.drain() if isinstance(item, Envelope)]
         waiting = [each.done for each in self._wanted.values() if each is not None]
         waiting += [job.through.done for job in self._again.values() if job.through is not None]
-        waiting += [part for parts in self._listeners.values() for _, part in parts]
         waiting += [done for dones in self._relief.values() for done in dones]
+        for session in list(self._listeners):
+            self._listen(session, _ended())
         for done in (*told, *waiting, *self._room, *self._quiet):
             if done is not None and not done.done():
                 done.set_exception(_ended())
@@ -340,23 +345,21 @@ class Flusher(Mailbox):
             return
         left = len(behind)
 
-        def one_done(part: Future[None]) -> None:
+        def tell(error: BaseException | None) -> None:
             nonlocal left
             left -= 1
             if done.done():
                 return
-            if (error := part.exception()) is not None:
+            if error is not None:
                 done.set_exception(error)
             elif not left:
                 done.set_result(None)
 
         for session, version in behind:
-            part = new_future()
-            part.add_done_callback(one_done)
             if session in self._out:
-                part.set_exception(self._is_out(session))
+                tell(self._is_out(session))
             else:
-                self._listeners.setdefault(session, []).append((version, part))
+                self._listeners.setdefault(session, []).append((version, tell))
 
     def _is_out(self, session: Flushable) -> StoreUnavailableError:
         return StoreUnavailableError(
@@ -519,13 +522,13 @@ class Flusher(Mailbox):
         if listeners is None:
             return
         rest = []
-        for version, future in listeners:
+        for version, tell in listeners:
             if isinstance(reached, BaseException):
-                future.set_exception(reached)
+                tell(reached)
             elif reached is None or version <= reached:
-                future.set_result(None)
+                tell(None)
             else:
-                rest.append((version, future))
+                rest.append((version, tell))
         if rest:
             self._listeners[session] = rest
 
