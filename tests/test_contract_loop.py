@@ -2261,6 +2261,65 @@ async def test_a_receipt_gives_its_result_also_after_the_close() -> None:
     assert receipt.version == 1
 
 
+# Deviation: it is entered after the close has passed through the lines and the flush: acknowledged, lost, and the report is clean.
+async def test_an_event_that_waits_for_room_at_a_close_is_refused_or_reaches_the_store() -> None:
+    store = FaultyStore()
+    manager = await SessionManager(store, handler=count, max_resident=1).start()
+    await manager.dispatch("ann", "hi")
+    store.hold()
+    waiting = asyncio.create_task(manager.dispatch("bob", "hi"))
+    await breathe()
+    closing = asyncio.create_task(manager.close(timeout=2.0))
+    await breathe()
+    store.release()
+    await soon(closing)
+    (outcome,) = await soon(asyncio.gather(waiting, return_exceptions=True))
+    assert isinstance(outcome, errors.ActorbotError) or store.read("bob") is not None
+
+
+# Deviation: the close takes away the clock that bounds the store's calls, and nobody fails those who wait for a read: they hang.
+async def test_an_event_whose_session_is_being_read_at_a_close_ends_within_its_time() -> None:
+    store = FaultyStore()
+    manager = await SessionManager(store, handler=count).start()
+    store.hold()
+    waiting = asyncio.create_task(manager.dispatch("bob", "hi"))
+    peeking = asyncio.create_task(manager.peek("ann"))
+    await breathe()
+    await soon(manager.close(timeout=0.1))
+    try:
+        outcomes = await soon(asyncio.gather(waiting, peeking, return_exceptions=True))
+    finally:
+        store.release()
+    assert all(isinstance(outcome, errors.ActorbotError) for outcome in outcomes)
+
+
+async def test_a_durable_dispatch_or_a_flush_that_waits_at_a_close_ends_within_its_time() -> None:
+    store = FaultyStore()
+    manager = await SessionManager(store, handler=count).start()
+    await manager.dispatch("ann", "hi")
+    store.hold()
+    calls = [manager.dispatch("ann", "hi", durable=True), manager.flush(), manager.destroy("ann")]
+    waiting = [asyncio.create_task(call) for call in calls]
+    await breathe()
+    await soon(manager.close(timeout=0.1))
+    try:
+        outcomes = await soon(asyncio.gather(*waiting, return_exceptions=True))
+    finally:
+        store.release()
+    assert all(isinstance(outcome, errors.ActorbotError) for outcome in outcomes)
+
+
+# Deviation: a TypeError after the state was set to `closing`, which it then stays for ever.
+async def test_a_bad_time_out_of_a_close_changes_nothing() -> None:
+    manager = await SessionManager(handler=count).start()
+    try:
+        with pytest.raises(errors.ConfigError):
+            await manager.close(timeout="soon")  # type: ignore[arg-type]
+        assert await manager.dispatch("ann", "hi") == 1
+    finally:
+        await manager.close()
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
