@@ -1629,6 +1629,25 @@ async def test_a_wait_for_a_held_destroy_is_bounded_and_the_session_stays_when_i
         assert (store.read("ann") or {})["n"] == 2
 
 
+# Deviation: _release_all fails a write that waits for its second try and forgets to forget it in `_again`: a later flush sends
+# the destroy that was refused, counts the newer state as flushed, and breaks off in an InvalidStateError; flush() then hangs.
+async def test_a_destroy_that_was_refused_is_not_done_later() -> None:
+    store = FaultyStore()
+    policy = FlushPolicy.parse("write-behind:max_delay=60,batch_size=1,retry.attempts=2,retry.base=0.01,retry.cap=0.01")
+    async with SessionManager(store, handler=count, flush=policy, close_timeout=0.5) as manager:
+        for user in ("ann", "bob"):
+            await manager.dispatch(user, "hi")
+            await manager.flush()
+        store.outage()
+        refused = await soon(asyncio.gather(manager.destroy("ann"), manager.destroy("bob"), return_exceptions=True))
+        assert [isinstance(each, errors.StoreUnavailableError) for each in refused] == [True, True]
+        store.restore()
+        for user in ("ann", "bob"):
+            assert await soon(manager.dispatch(user, "hi")) == 2
+        await soon(manager.flush())
+        assert [(store.read(user) or {}).get("n") for user in ("ann", "bob")] == [2, 2]
+
+
 # --- expiry and idleness ----------------------------------------------------------------------------------------------
 
 
