@@ -407,6 +407,7 @@ class Flusher(Mailbox):
         committed = session.committed
         if committed is None or committed[0] <= session.flushed:
             self._listen(session, session.flushed if committed is not None else None)
+            self._relieve(session)
             self._uncharge(session)
             return None
         return _Job(session, _make_write(session, committed, write_id), None)
