@@ -4,43 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
-import logging
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from concurrent.futures import Future
+from typing import Any, ClassVar, Self, TypeVar
 
+from actorbot._home import new_future
 from actorbot._manager import SessionManager, ShutdownReport
 from actorbot._messages import Event
 from actorbot._policy import FlushPolicy
-from actorbot.errors import ActorbotError, ConfigError
+from actorbot.errors import ActorbotError, ConfigError, ManagerClosedError
 
 __all__ = ["Bot", "ConsoleBot"]
-
-logger = logging.getLogger("actorbot")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Bot:
-    """A `SessionManager` with decorators. Subclass it for a platform: give it `deliver`, and dispatch what users write.
+    """A `SessionManager` with decorators: the base of a platform's bot, which overrides `deliver` and `receive`.
 
-    `manager_options` are those of `SessionManager`. Memory store when none is given.
+    Memory store when none is given; `manager_options` are those of `SessionManager`. `run()` owns its event loop; inside a loop that
+    runs already, `start()` and `close()` it and `dispatch` what comes in. Raises: ConfigError.
     """
+
+    deliver: Callable[[str, Any], Any] | None = None
+    """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user; the option `deliver=` goes before it."""
 
     def __init__(self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any) -> None:
         self._store = session_store
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
         self._manager: SessionManager | None = None
+        self._report = ShutdownReport((), 0, 0, 0.0)
+        self._make_manager()  # and throw it away: a wrong option is told here, not when the bot starts
+
+    def _make_manager(self) -> SessionManager:
+        return SessionManager(self._store, **({"deliver": self.deliver} | self._options))
 
     @property
     def manager(self) -> SessionManager:
-        """The manager, once the bot was started. Raises: ConfigError before."""
+        """The manager of a bot that is started. Raises: ConfigError before that, and after `close`."""
         if self._manager is None:
             raise ConfigError("bot", self, "a started bot: await start(), or run() it")
         return self._manager
+
+    # --- what the author sets -----------------------------------------------------------------------------------------
 
     def on_event(self, handler: F) -> F:
         """Let *handler(context)* handle every event."""
@@ -61,23 +74,63 @@ class Bot:
     def _set(self, name: str, hook: F) -> F:
         if self._options.get(name) is not None:
             raise ConfigError(name, hook, "one function; there is one already")
+        if self._manager is not None:
+            raise ConfigError(name, hook, "to be set before the bot is started")
         self._options[name] = hook
         return hook
 
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Receive until there is nothing more, or until SIGINT or SIGTERM; finish what was accepted, flush, and return.
+
+        It owns its event loop. Call it in the main thread, since signals are heard nowhere else.
+        """
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        await self.start()
+        loop = asyncio.get_running_loop()
+        receiving = loop.create_task(self.receive())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # Windows, or another thread
+                loop.add_signal_handler(number, receiving.cancel)  # until the loop is closed
+        try:
+            await asyncio.wait({receiving})
+        finally:
+            report = await self.close()
+            if not report.clean:
+                print(f"(left behind: {report})", file=sys.stderr, flush=True)
+        if not receiving.cancelled():
+            receiving.result()
+
+    async def receive(self) -> None:
+        """Dispatch what users write and return when there is nothing more; `run` cancels it on a signal. A platform's bot overrides it.
+
+        Being cancelled while it waits for `dispatch` would roll that event back: `submit` to the manager, or shield what is under way.
+        """
+        raise ConfigError("receive", None, f"a method that dispatches events: override it in {type(self).__name__}")
+
     async def start(self) -> Self:
         """Open the store and come to life on the running loop. Raises: ConfigError without a handler; store errors."""
+        if self._manager is not None:
+            raise ManagerClosedError("the bot was started before: close() it first")
         if self._options.get("handler") is None:
             raise ConfigError("on_event", None, "a handler: decorate one with @bot.on_event")
-        manager = SessionManager(self._store, **({"deliver": self._hook_deliver()} | self._options))
-        self._manager = await manager.start()
+        self._manager = self._make_manager()
+        try:
+            await self._manager.start()
+        except BaseException:
+            self._manager = None
+            raise
         return self
 
-    def _hook_deliver(self) -> Callable[[str, Any], Any] | None:
-        return None
-
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Finish accepted events, flush, and close the store."""
-        return await self.manager.close(timeout)
+        """Finish accepted events, flush, and close the store. Calling it again returns the last report."""
+        if self._manager is not None:
+            self._report = await self._manager.close(timeout)
+            self._manager = None
+        return self._report
 
     async def dispatch(self, session_id: str, text: str, *, event_id: str | None = None) -> Any:
         """Handle what a user wrote."""
@@ -87,75 +140,57 @@ class Bot:
 class ConsoleBot(Bot):
     """A bot to talk to on the console. `/session` shows the state, `/quit` leaves, and so do EOF and Ctrl-C."""
 
-    session_id = "console:1"
+    session_id: ClassVar[str] = "console:1"
 
-    def _hook_deliver(self) -> Callable[[str, Any], Any] | None:
-        async def deliver(_: str, message: Any) -> None:
-            print(f"Bot > {message}", flush=True)
+    async def deliver(self, session_id: str, message: Any) -> None:
+        """Print a reply."""
+        print(f"Bot > {message}", flush=True)
 
-        return deliver
-
-    def run(self) -> None:
-        """Talk until EOF, `/quit`, SIGINT or SIGTERM; flush, and return. It owns its event loop; call it in the main thread."""
-        asyncio.run(self._run())
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        await self.start()
-        handled = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-                loop.add_signal_handler(number, stop.set)
-                handled.append(number)
+    async def receive(self) -> None:
+        """Talk until EOF or `/quit`."""
+        # Bytes that are no text, and text that the console cannot show, are no reason to end a conversation.
+        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+            if isinstance(stream, io.TextIOWrapper):
+                with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it before us
+                    stream.reconfigure(errors=errors)
         try:
-            await self._talk(loop, stop)
+            while (line := await self._ask()) and line.strip().lower() != "/quit":
+                # A signal ends the talk; the event under way has until `close_timeout`.
+                await asyncio.shield(asyncio.create_task(self._answer(line.rstrip("\r\n"))))
+        except BrokenPipeError:  # who read what is printed has gone; nothing is left to say, at exit neither
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    async def _ask(self) -> str:
+        """Return what the user writes, with the end of its line; `""` at the end of the input."""
+        print("You > ", end="", flush=True)
+        line: Future[str] = new_future()
+        # A daemon thread: a read of the console cannot be interrupted, and must not keep the process.
+        threading.Thread(target=_read, args=(line,), name="console-input", daemon=True).start()
+        text = ""
+        try:
+            text = await asyncio.wrap_future(line)
         finally:
-            await self.close()
-            for number in handled:
-                loop.remove_signal_handler(number)
+            if not text:
+                print(flush=True)
+        return text
 
-    async def _talk(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-        lines: asyncio.Queue[str | None] = asyncio.Queue()
-        go_on = threading.Semaphore(0)
-
-        def read() -> None:
-            # A daemon thread: a read of the console cannot be interrupted, and must not keep the process.
-            for line in iter(sys.stdin.readline, ""):
-                loop.call_soon_threadsafe(lines.put_nowait, line.rstrip("\r\n"))
-                go_on.acquire()
-                if stop.is_set():
-                    return
-            with contextlib.suppress(RuntimeError):  # the loop has been left by then
-                loop.call_soon_threadsafe(lines.put_nowait, None)
-
-        threading.Thread(target=read, name="console-input", daemon=True).start()
-        stopped = loop.create_task(stop.wait())
-        while not stop.is_set():
-            print("You > ", end="", flush=True)
-            got = loop.create_task(lines.get())
-            await asyncio.wait({got, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            line = got.result() if got.done() else None
-            got.cancel()
-            if line is None or line.strip().lower() == "/quit":
-                break
-            await self._answer(line)
-            go_on.release()
-        if stop.is_set() or line is None:
-            print(flush=True)
-        stop.set()
-        go_on.release()
-        await stopped
-
-    async def _answer(self, line: str) -> None:
-        if line.strip().lower() == "/session":
-            state = await self.manager.peek(self.session_id)
-            print(json.dumps(state, indent=2, ensure_ascii=False, default=str), flush=True)
-            return
+    async def _answer(self, text: str) -> None:
         try:
-            await self.dispatch(self.session_id, line)
-        except Exception as error:
-            if not isinstance(error, ActorbotError):
-                logger.exception("the handler failed")
+            if text.strip().lower() == "/session":
+                state = await self.manager.peek(self.session_id)
+                print(json.dumps(state, indent=2, ensure_ascii=False, default=str), flush=True)
+            else:
+                await self.dispatch(self.session_id, text)
+        except ActorbotError as error:
             print(f"({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-        await self.manager.delivered(self.session_id)
+        except (Exception, asyncio.CancelledError):  # the handler's: its author wants to see where
+            traceback.print_exc()
+        with contextlib.suppress(ManagerClosedError):  # a close waits for the replies itself
+            await self.manager.delivered(self.session_id)
+
+
+def _read(line: Future[str]) -> None:
+    try:
+        line.set_result(sys.stdin.readline() if sys.stdin is not None else "")
+    except Exception as error:
+        line.set_exception(error)
