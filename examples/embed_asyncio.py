@@ -1,6 +1,7 @@
-"""A long-running process that takes events from an asyncio source, and ends well on SIGTERM.
+"""A long-running process that takes events from an asyncio source, and ends well on SIGTERM and Ctrl-C.
 
-The source here is standard input, a line per event: `<user> <text>`. In your process it is a queue, a socket or a webhook.
+The source here is standard input, a pipe or a terminal, a line per event: `<user> <text>`. In your process it is a queue, a socket or
+a webhook.
 """
 
 import asyncio
@@ -26,16 +27,17 @@ async def main() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
     consumer = asyncio.current_task()
     assert consumer is not None
-    loop.add_signal_handler(signal.SIGTERM, consumer.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, consumer.cancel)
 
     manager = SessionManager(FileSessionStore(".sessions"), handler=handle, deliver=deliver)
     await manager.start()
     try:
         async for line in source:
-            user, _, text = line.decode().strip().partition(" ")
+            user, _, text = line.decode(errors="replace").strip().partition(" ")
             await manager.submit(f"demo:{user}", text)  # users side by side, each user's events in order
     except asyncio.CancelledError:
-        print("SIGTERM: finishing what was accepted", flush=True)
+        print("stopping: finishing what was accepted", flush=True)
     finally:
         report = await manager.close()
     print("everything is in the store" if report.clean else f"left behind: {report}", flush=True)
