@@ -8,8 +8,12 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 ASIDE := </dev/null >&2
 
-# A .venv whose Python has gone, with an upgrade of the system for example, is made anew.
+# A .venv whose Python has gone, with an upgrade of the system for example, is made anew; so is one of another Python than is asked for.
+WHICH := -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])'
 $(shell test -x $(BIN)/python || rm -rf $(VENV))
+ifneq ($(origin PYTHON),file)
+$(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)/python $(WHICH) 2>/dev/null)" && rm -rf $(VENV))
+endif
 
 .DELETE_ON_ERROR:
 .PHONY: run test lint types imports check clean
