@@ -46,7 +46,7 @@ class InvalidSessionIdError(ActorbotError, ValueError):
     """A session id is not a non-empty, printable `str` of at most 512 UTF-8 bytes; nothing was touched."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"invalid session id: {reason}")
+        super().__init__(f"invalid session id: {reason}; build ids as '<platform>:<user>', for example 'telegram:42'")
         self.reason = reason
 
 
@@ -57,7 +57,10 @@ class NotEncodableError(ActorbotError, TypeError):
     """The state holds something a session cannot keep; `path` says where, e.g. `session['cart'][2]`."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(
+            f"{path}: {reason}; the event was rolled back. A session keeps JSON-like values, bytes, dates, timedelta, UUID, Decimal,"
+            " tuples and sets"
+        )
         self.path = path
         self.reason = reason
 
@@ -66,7 +69,7 @@ class SessionTooLargeError(ActorbotError, ValueError):
     """The state is nested too deeply, or larger than `max_session_bytes`; `path` says where, `limit` how much is allowed."""
 
     def __init__(self, path: str, reason: str, *, limit: int) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{path}: {reason}; the event was rolled back. Keep less in the session")
         self.path = path
         self.reason = reason
         self.limit = limit

@@ -1,0 +1,146 @@
+"""The public API as users write it, for `mypy --strict`; checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, assert_type
+
+from actorbot import (
+    DUPLICATE,
+    ONE_YEAR,
+    Bot,
+    ConsoleBot,
+    Context,
+    Event,
+    FileSessionStore,
+    FlushPolicy,
+    MemorySessionStore,
+    Receipt,
+    SessionManager,
+    SessionStore,
+    ShutdownReport,
+    errors,
+)
+
+bot = ConsoleBot(session_store=FileSessionStore(".sessions", expires_in=ONE_YEAR), flush=FlushPolicy.write_through())
+
+
+@bot.on_event
+async def greet(context: Context) -> int:
+    await context.send_text(context.event.message.text)
+    context.session["seen"] = datetime.now().astimezone()
+    context.end_session()
+    return 1
+
+
+@bot.on_error
+def apologise(context: Context, error: Exception) -> None:
+    context.send_text(f"Sorry, {context.session_id}: {error}")
+
+
+@bot.on_session_start
+def welcome(context: Context) -> None:
+    context.send({"photo": b""}, gated=False)
+
+
+@bot.on_session_expire
+async def farewell(session_id: str, state: dict[str, Any]) -> None: ...
+
+
+def plain(context: Context) -> str:
+    return context.session_id
+
+
+async def a_decorator_keeps_the_type_of_what_it_is_given(context: Context) -> None:
+    assert_type(await greet(context), int)
+    assert_type(apologise(context, ValueError()), None)
+    assert_type(Bot().on_event(plain)(context), str)
+
+
+class DictStore:
+    """A driver of plain methods."""
+
+    def init(self) -> None: ...
+
+    def read(self, session_id: str) -> dict[str, Any] | None: ...
+
+    def write(self, session_id: str, data: dict[str, Any]) -> None: ...
+
+    def destroy(self, session_id: str) -> None: ...
+
+
+class AsyncStore:
+    """A driver of coroutines."""
+
+    async def init(self) -> AsyncStore:
+        return self
+
+    async def read(self, session_id: str) -> dict[str, Any] | None: ...
+
+    async def write(self, session_id: str, data: dict[str, Any]) -> None: ...
+
+    async def destroy(self, session_id: str) -> None: ...
+
+
+stores: list[SessionStore] = [DictStore(), AsyncStore()]
+
+
+@dataclass
+class Profile:
+    nickname: str = ""
+
+
+async def on_a_loop() -> None:
+    async with SessionManager(
+        MemorySessionStore(), handler=greet, session_type=Profile, flush=FlushPolicy.parse("write-behind")
+    ) as manager:
+        assert_type(manager, SessionManager)
+        reply = await manager.dispatch("telegram:42", Event.from_text("Hi"), event_id="update-7", durable=True)
+        if reply is DUPLICATE:
+            return
+        async with manager.turn("telegram:42", event_id="update-8") as turn:
+            assert_type(turn, Context)
+            turn.session.nickname = "Tim"
+            turn.send_text("hello")
+        receipt = await manager.submit("telegram:42", object())
+        assert_type(receipt, Receipt)
+        assert_type(receipt.version, int | None)
+        await receipt.result(timeout=1.0)
+        await receipt.durable(timeout=1.0)
+        await manager.flush()
+        await manager.flush("telegram:42")
+        assert_type(await manager.peek("telegram:42"), dict[str, Any] | None)
+        await manager.destroy("telegram:42")
+        manager.stats().handled.bit_length()
+        manager.health().reason.upper()
+        for session_id, info in manager.resident():
+            print(session_id.upper(), info.bytes + 1)
+    assert_type(await manager.close(timeout=1.0), ShutdownReport)
+
+
+def on_threads() -> None:
+    with SessionManager(DictStore(), handler=plain) as manager:
+        manager.dispatch_sync("line:7", "hi", timeout=5.0)
+        with manager.turn_sync("line:7") as turn:
+            turn.session["n"] = 1
+        manager.submit_sync("line:7", "hi").result_sync(timeout=1.0)
+    for session_id in manager.close_sync().unflushed:
+        print(session_id.upper())
+
+
+class MyBot(Bot):
+    """A platform of one's own."""
+
+    async def deliver(self, session_id: str, message: str) -> None: ...
+
+    async def receive(self) -> None:
+        try:
+            await self.dispatch("mine:1", "hi", event_id="1")
+        except errors.NotEncodableError as error:
+            print(error.path)
+
+
+def sent(context: Context) -> Awaitable[Any]:
+    return context.send_text("may be awaited, or not")
