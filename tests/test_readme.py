@@ -12,7 +12,7 @@ import pytest
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PROGRAMS = [block for block in BLOCKS if "run(" in block]
-SAID = ["Hello Tim", "telegram:42 That was number 1"]
+SAID = ["Hello Tim", "list:ann hi", "telegram:42 That was number 1"]
 
 
 def run(program: str, lines: str, folder: Path) -> str:
