@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
@@ -89,6 +90,7 @@ class FileSessionStore(RecordStore):
                 ) from error
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be opened: {error}") from error
         self._folder, self._lock = folder, lock
+        _open_stores.add(self)
         return self
 
     def _check_owner(self, folder: int) -> None:
@@ -115,6 +117,12 @@ class FileSessionStore(RecordStore):
                 if descriptor is not None:
                     os.close(descriptor)
             self._lock = self._folder = None
+        _open_stores.discard(self)
+
+    def _let_go(self) -> None:
+        """Close what a forked child has inherited: it would hold the parent's lock after the parent has closed or died."""
+        self._swap = threading.Lock()  # perhaps held, by a thread that the child does not have
+        self.close()
 
     @property
     def _dir(self) -> int:
@@ -267,3 +275,15 @@ def _ended_files(folder: int, now: float) -> list[str]:
 def file_name(session_id: str) -> str:
     """Return the name of a session's file: fit for every file system, the same for no two ids."""
     return f"s-{sha256(session_id.encode()).hexdigest()}{SUFFIX}"
+
+
+_open_stores: weakref.WeakSet[FileSessionStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_open_stores):
+        store._let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
