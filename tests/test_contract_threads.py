@@ -1,0 +1,772 @@
+"""What a threaded bot relies on, and one that mixes threads with a loop: circles, bounds, time-outs, interrupts, closes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot.testing import FaultyStore, ManualClock, RecordingStore
+from tests.test_manager import count, count_plainly
+
+PATIENCE = 10.0  # real seconds after which a call that should have ended is taken for a hang
+
+
+class Call:
+    """A call in a daemon thread, so that one that hangs fails its test and no more."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        self._outcome: list[tuple[Any, BaseException | None]] = []
+        self._ended = threading.Event()
+        self.seconds = 0.0
+
+        def run() -> None:
+            start = monotonic()
+            try:
+                self._outcome.append((function(*args, **options), None))
+            except BaseException as error:
+                self._outcome.append((None, error))
+            self.seconds = monotonic() - start
+            self._ended.set()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def result(self, timeout: float = PATIENCE) -> Any:
+        assert self._ended.wait(timeout), "the call hangs"
+        value, error = self._outcome[0]
+        if error is not None:
+            raise error
+        return value
+
+    def error(self, timeout: float = PATIENCE) -> BaseException | None:
+        assert self._ended.wait(timeout), "the call hangs"
+        return self._outcome[0][1]
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread is about to do."""
+    for _ in range(10_000):
+        if true():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("it did not come to that")
+
+
+@contextmanager
+def tiny_switch_interval() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextmanager
+def on_a_loop(**options: Any) -> Iterator[SessionManager]:
+    """A manager at home on a loop that another thread runs."""
+    ready, leave, made = threading.Event(), threading.Event(), []
+
+    async def live() -> None:
+        async with SessionManager(**options) as manager:
+            made.append(manager)
+            ready.set()
+            await asyncio.to_thread(leave.wait, 50)
+
+    thread = threading.Thread(target=asyncio.run, args=(live(),))
+    thread.start()
+    ready.wait(PATIENCE)
+    try:
+        yield made[0]
+    finally:
+        leave.set()
+        thread.join(PATIENCE)
+
+
+@contextmanager
+def on_threads(**options: Any) -> Iterator[SessionManager]:
+    with SessionManager(**options) as manager:
+        yield manager
+
+
+both_homes = pytest.mark.parametrize("home", [on_threads, on_a_loop])
+
+
+# --- circles ----------------------------------------------------------------------------------------------------------
+
+
+@both_homes
+def test_every_way_to_wait_for_ones_own_turn_is_refused_at_once(home: Any) -> None:
+    with home(handler=count_plainly) as manager, manager.turn_sync("ann") as turn:
+        turn.session["mine"] = 1
+        for wait in (
+            lambda: manager.dispatch_sync("ann", "hi"),
+            lambda: manager.turn_sync("ann").__enter__(),
+            lambda: manager.destroy_sync("ann"),
+            lambda: manager.submit_sync("ann", "hi").result_sync(timeout=PATIENCE),
+            lambda: manager.submit_sync("ann", "hi").durable_sync(timeout=PATIENCE),
+        ):
+            start = monotonic()
+            with pytest.raises(errors.DeadlockError, match="'ann'"):
+                wait()
+            assert monotonic() - start < 1.0
+
+
+@both_homes
+@pytest.mark.parametrize("sessions", [2, 3, 8])
+def test_a_circle_of_threads_that_close_it_at_the_same_moment_is_refused(home: Any, sessions: int) -> None:
+    barrier = threading.Barrier(sessions)
+
+    def handle(context: Context) -> str:
+        if context.event == "first":
+            barrier.wait(PATIENCE)
+            following = (int(context.session_id) + 1) % sessions
+            manager.dispatch_sync(str(following), "second")
+        return "served"
+
+    with home(handler=handle) as manager:
+        calls = [Call(manager.dispatch_sync, str(number), "first") for number in range(sessions)]
+        ended = [call.error() for call in calls]
+
+        assert any(isinstance(error, errors.DeadlockError) for error in ended)
+        assert all(error is None or isinstance(error, errors.DeadlockError) for error in ended)
+        assert [manager.dispatch_sync(str(number), "next") for number in range(sessions)] == ["served"] * sessions
+
+
+# Deviates (DESIGN G13): a receipt that is waited for inside a turn is no edge of the circle, so both wait until their time-out.
+@both_homes
+def test_a_circle_through_receipts_is_refused_too(home: Any) -> None:
+    barrier = threading.Barrier(2)
+
+    def handle(context: Context) -> None:
+        if context.event == "first":
+            barrier.wait(PATIENCE)
+            other = {"ann": "bob", "bob": "ann"}[context.session_id]
+            manager.submit_sync(other, "second").result_sync(timeout=5.0)
+
+    with home(handler=handle, close_timeout=1.0) as manager:
+        calls = [Call(manager.dispatch_sync, session_id, "first") for session_id in ("ann", "bob")]
+
+        assert any(isinstance(call.error(), errors.DeadlockError) for call in calls)
+        assert all(call.seconds < 2.0 for call in calls)
+
+
+# Deviates (DESIGN G13): as above.
+@both_homes
+def test_a_told_event_that_waits_for_the_turn_which_waits_for_its_receipt_is_refused(home: Any) -> None:
+    def handle(context: Context) -> None:
+        if context.session_id == "ann":
+            manager.submit_sync("bob", "hi").result_sync(timeout=5.0)
+        else:
+            manager.dispatch_sync("ann", "again", timeout=5.0)
+
+    with home(handler=handle, close_timeout=1.0) as manager:
+        call = Call(manager.dispatch_sync, "ann", "hi")
+
+        assert isinstance(call.error(), errors.DeadlockError)
+        assert call.seconds < 2.0
+
+
+async def test_a_thread_that_a_handler_waits_for_may_not_wait_for_its_turn() -> None:
+    async def handle(context: Context) -> None:
+        await asyncio.to_thread(manager.dispatch_sync, context.session_id, "again")
+
+    async with SessionManager(handler=handle) as manager:
+        with pytest.raises(errors.DeadlockError):
+            await asyncio.wait_for(manager.dispatch("ann", "hi"), PATIENCE)
+
+
+async def test_a_circle_of_a_task_and_a_thread_is_refused() -> None:
+    inside, tried = threading.Event(), asyncio.Event()
+
+    def borrow() -> str:
+        with manager.turn_sync("bob"):
+            inside.set()
+            loop.call_soon_threadsafe(tried.set)
+            return str(manager.dispatch_sync("ann", "hi"))
+
+    async def handle(context: Context) -> str:
+        if context.event == "first":
+            await tried.wait()
+            async with manager.turn("bob"):
+                return "first"
+        return "hi"
+
+    loop = asyncio.get_running_loop()
+    async with SessionManager(handler=handle) as manager:
+        outcomes = await asyncio.wait_for(
+            asyncio.gather(manager.dispatch("ann", "first"), asyncio.to_thread(borrow), return_exceptions=True),
+            PATIENCE,
+        )
+    assert any(isinstance(outcome, errors.DeadlockError) for outcome in outcomes)
+
+
+def test_diamonds_are_not_circles() -> None:
+    def handle(context: Context) -> Any:
+        if context.session_id == "hub":
+            return count_plainly(context)
+        return manager.dispatch_sync("hub" if context.session_id.startswith("leaf") else f"leaf:{context.event}", "hi")
+
+    with SessionManager(handler=handle) as manager:
+        calls = [Call(manager.dispatch_sync, f"root:{number}", number % 3) for number in range(12)]
+
+        assert sorted(call.result() for call in calls) == list(range(1, 13))
+
+
+# --- the private loop of a threaded manager ---------------------------------------------------------------------------
+
+
+# Deviates (DESIGN section 3, G13): the verb blocks the private loop on which it would have to run the other handler, for ever.
+def test_a_sync_verb_on_the_private_loop_is_refused_as_on_any_home_loop() -> None:
+    async def handle(context: Context) -> Any:
+        if context.session_id == "ann":
+            with pytest.raises(errors.WrongLoopError):
+                manager.dispatch_sync("bob", "hi", timeout=1.0)
+            with pytest.raises(errors.WrongLoopError):
+                manager.peek_sync("bob")
+            return await asyncio.to_thread(manager.dispatch_sync, "bob", "hi")
+        return "served"
+
+    manager = SessionManager(handler=handle, close_timeout=0.5).start_sync()
+    try:
+        assert Call(manager.dispatch_sync, "ann", "hi").result(5.0) == "served"
+    finally:
+        manager.close_sync()
+
+
+# Deviates (DESIGN G13): a time-out is told to the coroutine through its loop, which is the one that is blocked.
+def test_a_coroutine_that_blocks_the_private_loop_releases_its_caller_at_the_time_out() -> None:
+    clock, started, release = ManualClock(), threading.Event(), threading.Event()
+
+    async def handle(context: Context) -> int:
+        if context.event == "block":
+            context.session["n"] = 100
+            started.set()
+            release.wait(20)
+        return count_plainly(context)
+
+    with SessionManager(handler=handle, handler_timeout=5.0, clock=clock) as manager:
+        blocked = Call(manager.dispatch_sync, "ann", "block")
+        started.wait(PATIENCE)
+        clock.advance_sync(5.1)
+        try:
+            assert isinstance(blocked.error(3.0), errors.HandlerTimeoutError)
+        finally:
+            release.set()
+
+        assert manager.dispatch_sync("ann", "hi") == 1
+
+
+# --- time-outs --------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_behind_a_handler_that_takes_too_long_is_served_from_the_committed_state() -> None:
+    clock, started, release = ManualClock(), threading.Event(), threading.Event()
+    late: list[str] = []
+
+    def handle(context: Context) -> int:
+        if context.event != "stay":
+            return count_plainly(context)
+        session = context.session
+        session["n"] = 100
+        started.set()
+        release.wait(20)
+        session["n"] = 200
+        for use in (lambda: context.session, lambda: context.send_text("late"), context.end_session):
+            try:
+                use()
+            except errors.TurnEndedError as error:
+                late.append(error.session_id)
+        return 200
+
+    with SessionManager(handler=handle, handler_timeout=5.0, clock=clock, deliver=lambda *_: None) as manager:
+        assert manager.dispatch_sync("ann", "hi") == 1
+        staying = Call(manager.dispatch_sync, "ann", "stay", event_id="one")
+        started.wait(PATIENCE)
+        waiting = Call(manager.dispatch_sync, "ann", "hi")
+        until(lambda: next(manager.resident())[1].waiting == 1)
+        clock.advance_sync(5.1)
+
+        assert waiting.result() == 2
+        assert manager.dispatch_sync("ann", "hi") == 3
+        release.set()
+        assert isinstance(staying.error(), errors.HandlerTimeoutError)
+        assert manager.dispatch_sync("ann", "hi", event_id="one") == 4
+        assert late == ["ann"] * 3
+
+
+@pytest.mark.parametrize("handler", [count, count_plainly])
+@both_homes
+def test_a_time_out_of_a_call_that_waits_for_its_turn_withdraws_it(home: Any, handler: Any) -> None:
+    with home(handler=handler) as manager:
+        with ThreadPoolExecutor(1) as elsewhere, manager.turn_sync("ann"):
+            for wait in (
+                lambda: manager.dispatch_sync("ann", "hi", timeout=0.05),
+                lambda: manager.turn_sync("ann", timeout=0.05).__enter__(),
+            ):
+                start = monotonic()
+                with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
+                    elsewhere.submit(wait).result(PATIENCE)
+                assert monotonic() - start < 1.0
+            receipt = manager.submit_sync("ann", "hi")
+            with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
+                elsewhere.submit(receipt.result_sync, 0.05).result(PATIENCE)
+
+        assert receipt.result_sync(PATIENCE) == 1
+        receipt.durable_sync(PATIENCE)
+        assert manager.peek_sync("ann") == {"n": 1}
+
+
+# Deviates on threads (DESIGN G13): `timeout` bounds the wait in line only; a loop's home bounds the whole call.
+@both_homes
+def test_a_time_out_holds_while_the_session_is_being_read(home: Any) -> None:
+    store = FaultyStore()
+    with home(store=store, handler=count_plainly) as manager:
+        store.hold()
+        call = Call(manager.dispatch_sync, "ann", "hi", timeout=0.1)
+        try:
+            assert isinstance(call.error(3.0), errors.TurnTimeoutError)
+        finally:
+            store.release()
+
+        assert manager.dispatch_sync("ann", "hi") == 1
+
+
+# Deviates on threads (DESIGN G13): as above; an `async def` handler can be stopped in both homes.
+@both_homes
+def test_a_time_out_stops_a_coroutine_and_rolls_it_back(home: Any) -> None:
+    async def handle(context: Context) -> int:
+        n = await count(context)
+        if context.event == "stay":
+            await asyncio.Event().wait()
+        return n
+
+    with home(handler=handle, close_timeout=0.5) as manager:
+        assert isinstance(Call(manager.dispatch_sync, "ann", "stay", timeout=0.1).error(3.0), errors.TurnTimeoutError)
+        assert manager.dispatch_sync("ann", "hi") == 1
+
+
+# Deviates on a loop: TypeError from formatting the missing time-out, because a loop hands on a copy of a plain TimeoutError.
+@both_homes
+def test_a_time_out_error_of_the_handlers_own_is_not_taken_for_ours(home: Any) -> None:
+    def handle(_: Context) -> None:
+        raise TimeoutError("the handler's own")
+
+    with home(handler=handle) as manager:
+        for wait in (
+            lambda: manager.dispatch_sync("ann", "hi", timeout=PATIENCE),
+            lambda: manager.submit_sync("ann", "hi").result_sync(),
+            lambda: manager.submit_sync("ann", "hi").result_sync(PATIENCE),
+        ):
+            with pytest.raises(TimeoutError, match="the handler's own") as caught:
+                wait()
+            assert type(caught.value) is TimeoutError
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+@both_homes
+def test_a_full_mailbox_says_so_within_ten_milliseconds(home: Any) -> None:
+    with home(handler=count_plainly, max_mailbox=3) as manager:
+        seconds = []
+        with manager.turn_sync("ann"):
+            receipts = [manager.submit_sync("ann", number) for number in range(3)]
+            with ThreadPoolExecutor(1) as elsewhere:
+
+                def knock() -> None:
+                    start = monotonic()
+                    with pytest.raises(errors.OverloadedError, match="mailbox"):
+                        manager.dispatch_sync("ann", "hi")
+                    seconds.append(monotonic() - start)
+                    with pytest.raises(errors.OverloadedError, match="mailbox"):
+                        manager.submit_sync("ann", "hi")
+
+                for _ in range(20):
+                    elsewhere.submit(knock).result(PATIENCE)
+
+        assert sorted(receipt.result_sync(PATIENCE) for receipt in receipts) == [1, 2, 3]
+        assert sorted(seconds)[len(seconds) // 2] < 0.01
+
+
+@pytest.mark.parametrize("handlers", [40, 300])
+async def test_more_handlers_than_the_pool_has_threads_may_wait_for_one_another(handlers: int) -> None:
+    def handle(context: Context) -> Any:
+        if context.session_id == "hub":
+            return count_plainly(context)
+        if context.event % 2:
+            return manager.dispatch_sync("hub", "hi")
+        return manager.submit_sync("hub", "hi").result_sync(PATIENCE)
+
+    async with SessionManager(handler=handle, max_mailbox=1_000) as manager:
+        calls = [manager.dispatch(f"user:{number}", number) for number in range(handlers)]
+        answers = await asyncio.wait_for(asyncio.gather(*calls), 20)
+
+    assert sorted(answers) == list(range(1, handlers + 1))
+
+
+# Deviates (DESIGN G2): the event had been sent to the loop already, and runs although its caller got an error.
+async def test_a_call_that_is_refused_because_too_many_wait_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actorbot._dispatcher.MAX_BLOCKED", 0)
+
+    def handle(context: Context) -> Any:
+        return manager.dispatch_sync("bob", "hi") if context.session_id == "ann" else count_plainly(context)
+
+    async with SessionManager(handler=handle) as manager:
+        with pytest.raises(errors.OverloadedError):
+            await manager.dispatch("ann", "hi")
+        await asyncio.to_thread(manager.flush_sync)
+
+        assert await manager.peek("bob") is None
+
+
+@both_homes
+def test_the_number_of_threads_does_not_grow_with_the_sessions(home: Any) -> None:
+    with home(handler=count_plainly) as manager:
+        for user in range(10):
+            manager.dispatch_sync(f"user:{user}", "hi")
+        few = threading.active_count()
+        for user in range(3_000):
+            manager.dispatch_sync(f"user:{user}", "hi")
+
+        assert manager.stats().resident == 3_000
+        assert threading.active_count() <= few + 3  # of a pool of 32; how many of them came up is a matter of chance
+
+
+# --- interrupts -------------------------------------------------------------------------------------------------------
+
+
+# Deviates on a loop (DESIGN G2): the event stays in line and runs, although its caller has left with the KeyboardInterrupt.
+@both_homes
+def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with manager.turn_sync("ann"):
+            inside.set()
+            leave.wait(PATIENCE)
+
+    with home(handler=count_plainly) as manager:
+        staying = Call(stay)
+        inside.wait(PATIENCE)
+
+        def interrupt() -> None:
+            until(lambda: next(manager.resident())[1].waiting == 1)
+            signal.raise_signal(signal.SIGINT)
+
+        interrupting = Call(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            manager.dispatch_sync("ann", "hi", timeout=PATIENCE)
+        interrupting.result()
+        leave.set()
+        staying.result()
+
+        assert manager.dispatch_sync("ann", "hi") == 1
+
+
+# Deviates: it becomes a HandlerExitError, which the `except Exception` of a program's main loop swallows; but it is the program that
+# is told to end here, and no handler (DESIGN section 3: "raised by handler code").
+@both_homes
+@pytest.mark.parametrize("leaving", [KeyboardInterrupt(), SystemExit(3)])
+def test_a_program_told_to_end_inside_a_borrowed_turn_ends(home: Any, leaving: BaseException) -> None:
+    with home() as manager:
+        with pytest.raises(type(leaving)) as caught, manager.turn_sync("ann") as turn:
+            turn.session["n"] = 1
+            raise leaving
+
+        assert caught.value is leaving
+        assert manager.peek_sync("ann") is None
+
+
+@both_homes
+def test_what_a_plain_handler_raises_arrives_unchanged(home: Any) -> None:
+    class OddError(Exception):
+        pass
+
+    odd = OddError("x")
+
+    def handle(context: Context) -> None:
+        context.session["n"] = 1
+        raise odd
+
+    with home(handler=handle) as manager:
+        with pytest.raises(OddError) as caught:
+            manager.dispatch_sync("ann", "hi")
+        assert caught.value is odd
+        with pytest.raises(OddError) as caught:
+            manager.submit_sync("ann", "hi").result_sync(PATIENCE)
+        assert caught.value is odd
+        assert manager.peek_sync("ann") is None
+
+
+# --- what a handler sees ----------------------------------------------------------------------------------------------
+
+request: ContextVar[str] = ContextVar("request", default="unset")
+
+
+async def see(_: Context) -> str:
+    return request.get()
+
+
+def see_plainly(_: Context) -> str:
+    return request.get()
+
+
+@both_homes
+@pytest.mark.parametrize("handler", [see, see_plainly])
+def test_the_calling_threads_context_variables_reach_the_handler(home: Any, handler: Any) -> None:
+    with home(handler=handler) as manager:
+        token = request.set("r1")
+        try:
+            assert manager.dispatch_sync("ann", "hi") == "r1"
+            receipt = manager.submit_sync("ann", "hi")
+        finally:
+            request.reset(token)
+        assert receipt.result_sync(PATIENCE) == "r1"
+        assert manager.dispatch_sync("ann", "hi") == "unset"
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------
+
+
+# Deviates (DESIGN G2, G12): a thread that has passed the check of the manager's state may take its turn after the last flush: about one
+# round in a hundred loses an acknowledged event. Repeated so that it shows.
+@pytest.mark.parametrize("verb", ["dispatch", "submit", "turn"])
+def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: str) -> None:
+    def work(manager: SessionManager, session_id: str) -> int:
+        acknowledged = 0
+        receipts = []
+        try:
+            while True:
+                if verb == "dispatch":
+                    manager.dispatch_sync(session_id, "hi")
+                    acknowledged += 1
+                elif verb == "turn":
+                    with manager.turn_sync(session_id) as turn:
+                        count_plainly(turn)
+                    acknowledged += 1
+                else:
+                    receipts.append(manager.submit_sync(session_id, "hi"))
+        except (errors.ManagerClosedError, errors.OverloadedError):
+            pass
+        for receipt in receipts:  # each is answered, whatever the close has made of it
+            try:
+                receipt.result_sync(PATIENCE)
+                acknowledged += 1
+            except errors.ManagerClosedError:
+                pass
+        return acknowledged
+
+    with tiny_switch_interval():
+        until_then = monotonic() + 4.0
+        while monotonic() < until_then:
+            store = MemorySessionStore()
+            manager = SessionManager(store, handler=count_plainly).start_sync()
+            calls = [Call(work, manager, f"user:{number}") for number in range(6)]
+            threading.Event().wait(0.003)
+            report = manager.close_sync()
+            acknowledged = [call.result() for call in calls]
+            stored = [(store.read(f"user:{number}") or {"n": 0})["n"] for number in range(6)]
+
+            assert (stored, report.unflushed) == (acknowledged, ())
+
+
+# Deviates (DESIGN G2, G12): the event reaches the loop while the close is under way, runs, and is acknowledged after the last flush.
+async def test_a_foreign_threads_event_that_reaches_the_loop_during_the_close_is_refused_or_kept() -> None:
+    store = MemorySessionStore()
+    manager = await SessionManager(store, handler=count).start()
+    call = Call(manager.dispatch_sync, "ann", "hi")
+    threading.Event().wait(0.1)  # the loop is held on purpose: the call waits in front of it
+    await manager.close()
+    error = await asyncio.to_thread(call.error)
+
+    stored = (store.read("ann") or {"n": 0})["n"]
+    assert stored == (1 if error is None else 0)
+    assert error is None or isinstance(error, errors.ManagerClosedError)
+
+
+# Deviates (DESIGN G12): the end of the block raises ManagerClosedError, its changes are lost, and the close waits out its time-out.
+@both_homes
+def test_a_borrowed_turn_that_was_there_before_the_close_is_committed(home: Any) -> None:
+    store, inside, leave = MemorySessionStore(), threading.Event(), threading.Event()
+
+    def borrow() -> None:
+        with manager.turn_sync("ann") as turn:
+            turn.session["n"] = 1
+            inside.set()
+            leave.wait(PATIENCE)
+
+    with home(store=store, close_timeout=3.0) as manager:
+        borrowing = Call(borrow)
+        inside.wait(PATIENCE)
+        if home is on_threads:
+            closing = Call(manager.close_sync)
+            until(lambda: manager.health().reason == "the manager is closing")
+        else:
+            closing = Call(
+                lambda: asyncio.run_coroutine_threadsafe(manager.close(), manager._home.loop).result(PATIENCE)
+            )
+            until(lambda: manager.health().reason == "the manager is closing")
+        leave.set()
+
+        assert borrowing.error() is None
+        assert closing.result().clean
+    assert (store.read("ann") or {}).get("n") == 1
+
+
+# Deviates (DESIGN G2): ManagerClosedError for an event that was accepted, handled and stored.
+def test_a_receipt_tells_its_outcome_during_and_after_the_close() -> None:
+    go_on = threading.Event()
+
+    def handle(context: Context) -> int:
+        go_on.wait(PATIENCE)
+        return count_plainly(context)
+
+    manager = SessionManager(handler=handle).start_sync()
+    receipt = manager.submit_sync("ann", "hi")
+    closing = Call(manager.close_sync)
+    until(lambda: manager.health().reason == "the manager is closing")
+    waiting = Call(receipt.result_sync, PATIENCE)
+    go_on.set()
+
+    assert closing.result().clean
+    assert waiting.result() == 1
+    assert receipt.result_sync() == 1
+
+
+# Deviates (docstring of `close`): the second gets ManagerClosedError, e.g. a `with` block's end while a signal's thread closes.
+def test_two_threads_that_close_at_once_get_the_same_report() -> None:
+    store = FaultyStore()
+    manager = SessionManager(store, handler=count_plainly).start_sync()
+    manager.dispatch_sync("ann", "hi")
+    store.hold()
+    calls = [Call(manager.close_sync) for _ in range(2)]
+    until(lambda: store.write_calls == 1)
+    store.release()
+
+    first, second = (call.result() for call in calls)
+    assert first is second
+    assert first.clean
+
+
+def test_a_close_whose_store_does_not_answer_ends_in_time_and_says_what_is_left() -> None:
+    store = FaultyStore()
+    manager = SessionManager(store, handler=count_plainly).start_sync()
+    for user in ("ann", "bob"):
+        manager.dispatch_sync(user, "hi")
+    store.hold()
+    closing = Call(manager.close_sync, timeout=0.3)
+    try:
+        report = closing.result(5.0)
+    finally:
+        store.release()
+
+    assert sorted(report.unflushed) == ["ann", "bob"]
+    assert closing.seconds < 2.5  # the time-out, and a second to let go of the store
+
+
+def test_every_verb_of_a_closed_manager_says_so() -> None:
+    manager = SessionManager(handler=count_plainly).start_sync()
+    manager.close_sync()
+    for verb in (
+        lambda: manager.dispatch_sync("ann", "hi"), lambda: manager.submit_sync("ann", "hi"),
+        lambda: manager.turn_sync("ann").__enter__(), manager.flush_sync, lambda: manager.peek_sync("ann"),
+        lambda: manager.destroy_sync("ann"), manager.stats, lambda: list(manager.resident()), manager.start_sync,
+    ):  # fmt: skip
+        with pytest.raises(errors.ManagerClosedError):
+            verb()
+    assert manager.health().status == "failing"
+    assert manager.close_sync() is manager.close_sync()
+
+
+# Deviates: a bare RuntimeError("Event loop is closed") and a coroutine that was never awaited.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_manager_whose_loop_has_gone_says_so() -> None:
+    loop = asyncio.new_event_loop()
+    manager = loop.run_until_complete(SessionManager(handler=count).start())
+    loop.close()
+    try:
+        with pytest.raises(errors.ManagerClosedError, match="loop"):
+            Call(manager.dispatch_sync, "ann", "hi").result()
+    finally:
+        for actor in (manager._turns.flusher, manager._registry):
+            actor.end()
+        manager._release()
+
+
+# --- leaving memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["write-behind", "write-behind:max_delay=600", "write-through"])
+def test_without_idle_time_a_session_leaves_memory_as_soon_as_it_is_clean(policy: str) -> None:
+    with SessionManager(handler=count_plainly, idle_timeout=0.0, flush=FlushPolicy.parse(policy)) as manager:
+        for expected in range(1, 11):
+            assert manager.dispatch_sync("ann", "hi") == expected
+            start = monotonic()
+            until(lambda: not list(manager.resident()))
+            assert monotonic() - start < 0.5
+
+        assert manager.stats().passivations == 10
+
+
+# Deviates: the sweep asks for a flush and looks again five milliseconds later, by when a busy session is dirty once more: hardly any
+# leaves (0 to 30 in 20,000 events).
+def test_busy_sessions_leave_memory_again_and_again_and_nobody_is_lost() -> None:
+    numbers, store = itertools.count(), RecordingStore()
+    policy = FlushPolicy.write_behind(max_delay=0.001)
+
+    def caller() -> None:
+        while (number := next(numbers)) < 20_000:
+            manager.dispatch_sync(f"user:{number % 50}", number)
+
+    with (
+        tiny_switch_interval(),
+        SessionManager(store, handler=count_plainly, idle_timeout=0.0, flush=policy) as manager,
+    ):
+        for call in [Call(caller) for _ in range(8)]:
+            call.result(30.0)
+        total = sum((manager.peek_sync(f"user:{user}") or {"n": 0})["n"] for user in range(50))
+
+        assert total == 20_000
+        assert manager.stats().passivations >= 10
+
+
+def test_nothing_is_lost_or_kept_twice_while_handlers_time_out_fail_and_finish_at_the_same_moments() -> None:
+    numbers = itertools.count()
+
+    def handle(context: Context) -> None:
+        if context.event % 3 == 0:
+            ends = monotonic() + 0.002 + (context.event % 7) * 0.0004
+            while monotonic() < ends:
+                pass
+        count_plainly(context)
+        if context.event % 5 == 0:
+            raise ValueError
+
+    def caller() -> dict[str, int]:
+        acknowledged: dict[str, int] = {}
+        while (number := next(numbers)) < 3_000:
+            session_id = f"user:{number % 2}"
+            try:
+                manager.dispatch_sync(session_id, number, timeout=PATIENCE)
+                acknowledged[session_id] = acknowledged.get(session_id, 0) + 1
+            except (ValueError, errors.HandlerTimeoutError, errors.TurnEndedError):
+                pass
+        return acknowledged
+
+    with tiny_switch_interval(), SessionManager(handler=handle, handler_timeout=0.003) as manager:
+        counted = [call.result(30.0) for call in [Call(caller) for _ in range(6)]]
+        stored = [(manager.peek_sync(f"user:{user}") or {"n": 0})["n"] for user in range(2)]
+
+    assert stored == [sum(each.get(f"user:{user}", 0) for each in counted) for user in range(2)]
