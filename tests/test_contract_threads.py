@@ -660,6 +660,24 @@ def test_two_threads_that_close_at_once_get_the_same_report() -> None:
     assert first.clean
 
 
+# Deviates (DESIGN G12): the manager stays "closing" with its threads running, and every later close gets ManagerClosedError.
+async def test_a_close_that_was_cancelled_may_be_called_again() -> None:
+    store = FaultyStore()
+    manager = await SessionManager(store, handler=count, close_timeout=5.0).start()
+    await manager.dispatch("ann", "hi")
+    store.hold()
+    closing = asyncio.create_task(manager.close())
+    while not store.write_calls:
+        await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    store.release()
+
+    assert (await asyncio.wait_for(manager.close(), PATIENCE)).clean
+    assert (store.read("ann") or {}).get("n") == 1
+
+
 def test_a_close_whose_store_does_not_answer_ends_in_time_and_says_what_is_left() -> None:
     store = FaultyStore()
     manager = SessionManager(store, handler=count_plainly).start_sync()
