@@ -324,8 +324,9 @@ class Flusher(Mailbox):
 
     def _want_due(self) -> None:
         self._armed = False
-        now = self._clock.monotonic()
-        while self._marked and self._marked[0][0] <= now:
+        # With what is due soon: flushed one by one as they come due, sessions would change threads a thousand times a second.
+        soon = self._clock.monotonic() + self._policy.max_delay / 8
+        while self._marked and self._marked[0][0] <= soon:
             self._wanted.setdefault(self._marked.popleft()[1], None)
         if self._marked and not self._armed:
             self._armed = True

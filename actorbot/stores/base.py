@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
-from actorbot._record import Record
+from actorbot._record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
 
 __all__ = ["ONE_YEAR", "Record", "RecordStore", "SessionStore", "Write", "check_expires_in", "judge"]
@@ -149,10 +149,10 @@ def judge(store: str, write: Write, stored: bytes | None) -> ConflictError | boo
     """
     if stored is None or write.base is None:
         return True
-    if write.record.write_id in (stored[i : i + 8] for i in range(0, len(stored), 8)):
-        return False
     if stored[:8] == write.base:
         return True
+    if has_id(stored, write.record.write_id):
+        return False
     return ConflictError(store, "it was written by someone else since it was read", session_id=write.record.session_id)
 
 
