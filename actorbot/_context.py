@@ -10,13 +10,15 @@ from typing import Any, Protocol
 
 from actorbot.errors import TurnEndedError
 
-__all__ = ["Context", "Sent", "chain", "current"]
+__all__ = ["Apology", "Context", "Sent", "chain", "current"]
 
 
 class Outgoing(Protocol):
     """What a context sends through (the manager's outbox)."""
 
     def check(self) -> None: ...
+
+    def put(self, context: Context, messages: list[Any]) -> None: ...
 
     def send_now(self, context: Context, message: Any) -> Future[Any]: ...
 
@@ -49,7 +51,6 @@ class Context:
     """
 
     # Rarely set, so they are class attributes first: a context is made for every event.
-    _sends_at_once = False
     _timed_out = False
     _destroyed = False
     _left = False
@@ -104,12 +105,12 @@ class Context:
     def send(self, message: Any, *, gated: bool = True) -> Sent:
         """Reply with *message*: handed to `deliver` after the turn is acknowledged, in order, and never if the turn fails.
 
-        With `gated=False` it is handed over at once, whatever becomes of the turn.
+        With `gated=False` it is handed over at once, whatever becomes of the turn. Raises: TurnEndedError.
         """
-        if self._sends_at_once or not gated:
-            return Sent(self._outgoing().send_now(self, message))
-        if not self._open:
+        if self._session is None:
             raise self._ended()
+        if not gated:
+            return Sent(self._outgoing().send_now(self, message))
         if self._replies is None:
             self._outgoing().check()
             self._replies = []
@@ -131,6 +132,26 @@ class Context:
     def _ended(self) -> TurnEndedError:
         how = "its handler timed out" if self._timed_out else "it is over"
         return TurnEndedError(self.session_id, f"the turn cannot be used any more: {how}")
+
+
+class Apology(Context):
+    """What `on_error` receives, after a turn or about one of its replies: nothing is left of the session, but it may reply."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context._actor, None, context.event, context._base, None, None)
+        self._timed_out = context._timed_out
+
+    def send(self, message: Any, *, gated: bool = True) -> Sent:
+        """Reply with *message*: handed to `deliver` after what the session sent before; with `gated=False` past it.
+
+        If it cannot be delivered that is logged, and is no reason to apologise again.
+        """
+        outgoing = self._outgoing()
+        if not gated:
+            return Sent(outgoing.send_now(self, message))
+        outgoing.check()
+        outgoing.put(self, [message])
+        return _QUEUED
 
 
 current: ContextVar[Context | None] = ContextVar("actorbot_turn", default=None)

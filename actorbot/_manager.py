@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, Self
 
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
-from actorbot._context import Context, chain, current
+from actorbot._context import Apology, Context, chain, current
 from actorbot._flusher import Committed, Flushable, Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_async, new_future, run_inline
 from actorbot._messages import Handle
@@ -353,7 +353,7 @@ class SessionManager:
             max_session_bytes=self._max_session_bytes,
             max_mailbox=self._max_mailbox,
             flusher=flusher,
-            outbox=Outbox(home, hooks["deliver"], self._tell_error),
+            outbox=Outbox(home, hooks["deliver"], self._tell_undelivered),
             household=None,  # type: ignore[arg-type]  # the registry, which is made of these
             handle=self._bound["handler"] or _no_handler,
             handle_here=handler if plain else None,
@@ -777,13 +777,21 @@ class SessionManager:
         hook = self._bound["on_error"]
         if hook is None:
             return
-        context._sends_at_once = True  # the turn is over; an apology need not wait for it
         try:
-            await hook(context, error)
+            await hook(Apology(context), error)
         except (Exception, SystemExit, KeyboardInterrupt):
             logger.exception(
                 "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
             )
+
+    async def _tell_undelivered(self, context: Context, error: BaseException) -> None:
+        if isinstance(context, Apology) or self._bound["on_error"] is None:
+            session_id = context.session_id
+            logger.error(
+                "a reply of session %r was not delivered: %r", session_id, error, extra={"session_id": session_id}
+            )
+        else:
+            await self._tell_error(context, error)
 
     def _tell_expired(self, session_id: str, state: bytes) -> None:
         if self._bound["on_session_expire"] is None:

@@ -663,7 +663,6 @@ async def test_a_reply_without_anywhere_to_go_fails_the_event() -> None:
         assert await manager.peek("ann") is None
 
 
-# Deviation: on_error sets `_sends_at_once` on a context whose turn still runs.
 async def test_a_failed_ungated_reply_does_not_open_the_gate_for_the_gated_ones_of_its_turn() -> None:
     said: list[str] = []
     reported = asyncio.Event()
@@ -689,7 +688,6 @@ async def test_a_failed_ungated_reply_does_not_open_the_gate_for_the_gated_ones_
     assert said == []
 
 
-# Deviation: an ungated send is not checked, and after on_error gated ones are not either.
 @pytest.mark.parametrize("how", ["time-out", "cancel"])
 async def test_a_plain_handler_that_lost_its_turn_cannot_send_any_more(how: str) -> None:
     clock = ManualClock()
@@ -725,7 +723,6 @@ async def test_a_plain_handler_that_lost_its_turn_cannot_send_any_more(how: str)
     assert len(raised) == 2
 
 
-# Deviation: an ungated send does not look whether the turn is over.
 async def test_a_turn_that_is_over_sends_nothing_through_a_kept_context() -> None:
     kept: list[Context] = []
     said: list[str] = []
@@ -742,7 +739,6 @@ async def test_a_turn_that_is_over_sends_nothing_through_a_kept_context() -> Non
     assert said == []
 
 
-# Deviation: deliver fails → on_error → send → deliver fails → … without a pause or an end.
 async def test_an_apology_that_cannot_be_delivered_is_not_apologised_for_without_end() -> None:
     delivered: list[str] = []
 
@@ -765,7 +761,6 @@ async def test_an_apology_that_cannot_be_delivered_is_not_apologised_for_without
     assert len(delivered) <= 2
 
 
-# Deviation: a gated send of on_error goes past the session's line of replies.
 async def test_an_apology_comes_after_the_replies_that_were_sent_before() -> None:
     said: list[str] = []
 
