@@ -102,9 +102,16 @@ class Home(ABC):
         """Return the task that is running here; `None` in a threaded home, where there is nothing to cancel."""
         return None
 
+    def is_ending(self, error: BaseException) -> bool:
+        """Tell whether *error* ends the coroutine that runs here, rather than being a failure of something that it has called."""
+        if isinstance(error, asyncio.CancelledError):
+            task = self.current_task()
+            return task is not None and task.cancelling() > 0
+        return isinstance(error, GeneratorExit)
+
     @abstractmethod
     def close(self) -> None:
-        """Let go of threads. Called once, last."""
+        """Let go of threads and of what still runs in the background. Called once, last, where a turn could run."""
 
 
 class LoopHome(Home):
@@ -185,6 +192,8 @@ class LoopHome(Home):
 
     def close(self) -> None:
         self.pool.close()
+        for task in self._tasks - {self.current_task()}:
+            task.cancel()
 
 
 def _pass_on(done: Future[Any], answer: asyncio.Future[Any]) -> None:

@@ -779,7 +779,9 @@ class SessionManager:
             return
         try:
             await hook(Apology(context), error)
-        except (Exception, SystemExit, KeyboardInterrupt):
+        except BaseException as failure:
+            if self._home.is_ending(failure):
+                raise
             logger.exception(
                 "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
             )
@@ -823,7 +825,9 @@ class SessionManager:
         async def call() -> None:
             try:
                 await hook(*args)
-            except (Exception, SystemExit, KeyboardInterrupt):
+            except BaseException as failure:
+                if self._home.is_ending(failure):
+                    raise
                 logger.exception("%s failed for session %r", name, args[0], extra={"session_id": args[0]})
             finally:
                 self._hooks_running.discard(done)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -39,13 +38,14 @@ class Outbox:
         self._home = home
         self._deliver = None if deliver is None else home.bind(deliver)
         self._on_failure = on_failure
-        self._lock = threading.Lock()  # guards the two below; never held while delivering
+        self._lock = threading.Lock()  # guards the three below; never held while delivering
         self._lines: dict[str, deque[Parcel]] = {}
+        self._ungated: Counter[str] = Counter()  # how many of a session's are on their way past its line
         self._waiting: list[Future[Any]] = []
 
     def __len__(self) -> int:
         """How many sessions have replies on their way."""
-        return len(self._lines)
+        return len(self._lines.keys() | self._ungated.keys())
 
     def check(self) -> None:
         """Raises: ConfigError if there is nowhere to send to."""
@@ -69,43 +69,73 @@ class Outbox:
         """Deliver *message* past the line; the future holds what `deliver` returned, or its error, which is reported too."""
         self.check()
         delivered = new_future()
+        session_id = context.session_id
 
         async def send() -> None:
-            await self._hand_over(context, message, delivered)
+            try:
+                await self._hand_over(context, message, delivered)
+            finally:
+                with self._lock:
+                    self._ungated[session_id] -= 1
+                    if not self._ungated[session_id]:
+                        del self._ungated[session_id]
+                    waiting = self._take_waiting()
+                _release(waiting)
 
+        with self._lock:
+            self._ungated[session_id] += 1
         self._home.spawn(send)
         return delivered
 
     def emptied(self, session_id: str | None = None) -> Future[Any]:
-        """Return a future that is done when nothing is on its way; with a *session_id*, nothing that this session has sent so far."""
+        """Return a future that is done when nothing is on its way; with a *session_id*, nothing that stands in its line so far."""
         future = new_future()
         with self._lock:
             line = None if session_id is None else self._lines.get(session_id)
             if line is not None:
                 line.append(Parcel(None, [], None, delivered=future))
-            elif session_id is None and self._lines:
+            elif session_id is None and (self._lines or self._ungated):
                 self._waiting.append(future)
             else:
                 future.set_result(None)
         return future
 
     async def _work_off(self, session_id: str, line: deque[Parcel]) -> None:
-        while True:
-            with self._lock:
-                if not line:
-                    del self._lines[session_id]
-                    waiting = [] if self._lines else self._waiting
-                    if waiting:
-                        self._waiting = []
-                    break
-                parcel = line.popleft()
-            if parcel.delivered is not None:
-                parcel.delivered.set_result(None)
-            elif parcel.context is not None and await self._passes(parcel.gate):
-                for message in parcel.messages:
-                    await self._hand_over(parcel.context, message)
-        for future in waiting:
-            future.set_result(None)
+        try:
+            while (parcel := self._next(session_id, line)) is not None:
+                if parcel.delivered is not None:
+                    parcel.delivered.set_result(None)
+                elif parcel.context is not None and await self._passes(parcel.gate):
+                    for message in parcel.messages:
+                        await self._hand_over(parcel.context, message)
+        except BaseException:
+            self._break_off(session_id, line)
+            raise
+
+    def _next(self, session_id: str, line: deque[Parcel]) -> Parcel | None:
+        """Take the next parcel out of *line*; take the line away when there is none."""
+        with self._lock:
+            if line:
+                return line.popleft()
+            del self._lines[session_id]
+            waiting = self._take_waiting()
+        _release(waiting)
+        return None
+
+    def _break_off(self, session_id: str, line: deque[Parcel]) -> None:
+        """Give up what stands in *line*: the task that works it off was cancelled, as when the loop is about to end."""
+        with self._lock:
+            del self._lines[session_id]
+            waiting = [parcel.delivered for parcel in line if parcel.delivered is not None] + self._take_waiting()
+        logger.error("replies of session %r were given up", session_id, extra={"session_id": session_id})
+        _release(waiting)
+
+    def _take_waiting(self) -> list[Future[Any]]:
+        # The caller holds the lock.
+        if self._lines or self._ungated:
+            return []
+        waiting, self._waiting = self._waiting, []
+        return waiting
 
     async def _passes(self, gate: Future[Any] | None) -> bool:
         if gate is None:
@@ -120,10 +150,17 @@ class Outbox:
         assert self._deliver is not None
         try:
             value = await self._deliver(context.session_id, message)
-        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:  # a deliver may raise anything; nothing of it may end the line
             if delivered is not None:
                 delivered.set_exception(error)
+            if self._home.is_ending(error):
+                raise
             await self._on_failure(context, error)
         else:
             if delivered is not None:
                 delivered.set_result(value)
+
+
+def _release(waiting: list[Future[Any]]) -> None:
+    for future in waiting:
+        future.set_result(None)

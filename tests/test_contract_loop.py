@@ -813,7 +813,6 @@ async def test_a_reply_that_is_relayed_to_the_session_whose_turn_asked_waits_for
     assert failed == []
 
 
-# Deviation: the task that works off the line dies, the line stays, and no reply of the session is delivered again.
 async def test_an_odd_error_of_deliver_stops_no_later_reply() -> None:
     said: list[str] = []
 
@@ -832,7 +831,6 @@ async def test_an_odd_error_of_deliver_stops_no_later_reply() -> None:
     assert said == ["1", "2"]
 
 
-# Deviation: the outbox takes its own cancellation for a failed delivery and goes on; asyncio.run() never ends.
 @pytest.mark.parametrize("closes", [True, False])
 def test_a_delivery_that_never_ends_does_not_keep_the_process_from_ending(closes: bool) -> None:
     done = run_program(f"""
@@ -2209,7 +2207,6 @@ async def test_one_conflict_at_a_close_keeps_no_other_session_from_being_flushed
     assert sum(store.read(f"user:{user}") is not None for user in range(200)) == 200
 
 
-# Deviation: what send_now has spawned is neither waited for nor reported.
 @pytest.mark.parametrize("what", ["apology", "ungated"])
 async def test_a_close_waits_for_every_reply_that_is_on_its_way(what: str) -> None:
     said: list[str] = []
