@@ -51,6 +51,13 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
+def _outside_of_turns() -> ContextVars:
+    """Copy the variables of the running code, but for the turn that it is part of."""
+    variables = copy_context()
+    variables.run(current.set, None)
+    return variables
+
+
 def new_future() -> Future[Any]:
     """Make a future that only its maker ends: cancelling what waits for it leaves it alone."""
     future: Future[Any] = Future()
@@ -92,7 +99,7 @@ class Home(ABC):
 
     @abstractmethod
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
-        """Run a coroutine in the background. It handles its own errors."""
+        """Run a coroutine in the background, where no turn waits for it. It handles its own errors."""
 
     @abstractmethod
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
@@ -123,6 +130,7 @@ class LoopHome(Home):
         self.thread_id = threading.get_ident()
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._awake = False
+        self._nobodys = ContextVars()  # what is posted runs with no variables, rather than with those of the first to post
         self._tasks: set[asyncio.Task[None]] = set()
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -147,7 +155,7 @@ class LoopHome(Home):
         if not self._awake:
             self._awake = True
             try:
-                self.loop.call_soon_threadsafe(self._run_posted)
+                self.loop.call_soon_threadsafe(self._run_posted, context=self._nobodys)
             except RuntimeError:
                 self._posted.clear()  # the loop is closed: nobody is left who could wait for this
                 raise
@@ -159,12 +167,14 @@ class LoopHome(Home):
             function(*args)
 
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
+        if variables is None:
+            variables = _outside_of_turns()
         if threading.get_ident() == self.thread_id:
             self._spawn(make, variables)
         else:
             self.post(self._spawn, make, variables)
 
-    def _spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None) -> None:
+    def _spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars) -> None:
         task = self.loop.create_task(make(), context=variables)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -288,10 +298,8 @@ class ThreadHome(Home):
         function(*args)
 
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
-        if variables is None:
-            self.pool.submit(lambda: run_inline(make()))
-        else:
-            self.pool.submit(lambda: variables.run(run_inline, make()))
+        running_in = _outside_of_turns() if variables is None else variables
+        self.pool.submit(lambda: running_in.run(run_inline, make()))
 
     async def _here(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)

@@ -785,7 +785,6 @@ async def test_an_apology_comes_after_the_replies_that_were_sent_before() -> Non
     assert said == ["slow", "sorry"]
 
 
-# Deviation: the outbox's task inherits the turn that encloses the sender's, which does not wait for it.
 async def test_a_reply_that_is_relayed_to_the_session_whose_turn_asked_waits_for_that_turn() -> None:
     failed: list[BaseException] = []
     relayed = asyncio.Event()
@@ -1768,7 +1767,6 @@ async def test_one_expiry_is_told_once_when_the_event_that_met_it_fails() -> Non
     assert ended == [("ann", {"n": 1})]
 
 
-# Deviation: as with the relayed reply: the hook's task inherits an open turn that does not wait for it.
 async def test_a_goodbye_may_be_said_to_the_session_whose_turn_met_the_expiry() -> None:
     clock = ManualClock()
     outcomes: list[Any] = []
