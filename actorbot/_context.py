@@ -98,6 +98,11 @@ class Context:
             raise self._ended()
         return session
 
+    @session.setter
+    def session(self, value: Any) -> None:  # what `context.session |= …` ends with
+        if value is not self.session:
+            raise AttributeError("a session is not replaced but changed in place: clear() and update() it, for example")
+
     def send_text(self, text: str, *, gated: bool = True) -> Sent:
         """Reply with *text*; the same as `send`."""
         return self.send(text, gated=gated)
