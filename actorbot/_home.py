@@ -130,7 +130,7 @@ class LoopHome(Home):
         self.thread_id = threading.get_ident()
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._awake = False
-        self._nobodys = ContextVars()  # what is posted runs with no variables, rather than with those of the first to post
+        self._nobodys = ContextVars()  # for what is posted, rather than the variables of the first to post
         self._tasks: set[asyncio.Task[None]] = set()
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -497,7 +497,10 @@ class SessionManager:
         try:
             yield context
         except BaseException as error:
-            raise await actor.fail(context, error) from error.__cause__
+            raised = await actor.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
         await self._give_back(actor, context)
 
     @contextmanager
@@ -513,7 +516,10 @@ class SessionManager:
             yield context
         except BaseException as error:
             failure = error
-            raise self._run_sync(lambda: actor.fail(context, failure), None) from error.__cause__
+            raised = self._run_sync(lambda: actor.fail(context, failure), None)
+            if raised is failure:
+                raise
+            raise raised from failure
         self._run_sync(lambda: self._give_back(actor, context), None)
 
     async def flush(self, session_id: str | None = None) -> None:
@@ -646,7 +652,10 @@ class SessionManager:
             if context.is_new and self._turns.on_start is not None:
                 await self._turns.on_start(context)
         except BaseException as error:
-            raise await actor.fail(context, error) from error
+            raised = await actor.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
         return actor, context
 
     async def _give_back(self, actor: SessionActor, context: Context) -> None:
@@ -655,7 +664,10 @@ class SessionManager:
             if done is not None:
                 await self._home.wait(done)
         except BaseException as error:
-            raise await actor.fail(context, error) from error
+            raised = await actor.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
         if not context._left:
             actor.leave()
 

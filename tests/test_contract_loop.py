@@ -187,7 +187,6 @@ async def test_what_a_handler_raises_arrives_unchanged(failure: Exception) -> No
         assert caught.value is failure
 
 
-# Deviation: turn() raises its error `from error.__cause__`, so the SystemExit is nowhere to be found.
 @pytest.mark.parametrize("failure", [SystemExit(1), KeyboardInterrupt()])
 async def test_an_exit_inside_a_borrowed_turn_is_the_cause_of_its_error(failure: BaseException) -> None:
     async with SessionManager() as manager:
@@ -197,6 +196,14 @@ async def test_an_exit_inside_a_borrowed_turn_is_the_cause_of_its_error(failure:
                 raise failure
         assert caught.value.__cause__ is failure
         assert await manager.peek("ann") is None
+
+
+@pytest.mark.parametrize("failure", [SystemExit(1), KeyboardInterrupt()])
+def test_an_exit_inside_a_turn_borrowed_by_a_thread_is_the_cause_of_its_error(failure: BaseException) -> None:
+    with SessionManager() as manager:
+        with pytest.raises(errors.HandlerExitError) as caught, manager.turn_sync("ann"):
+            raise failure
+        assert caught.value.__cause__ is failure
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -252,7 +259,6 @@ async def test_kept_references_change_nothing() -> None:
         assert await manager.peek("ann") == {"list": [], "dict": {"a": [1]}}
 
 
-# Deviation: `|=` changes the dict and then raises AttributeError: the property has no setter.
 async def test_a_session_may_be_updated_with_an_operator() -> None:
     async def handle(context: Context) -> None:
         context.session |= {"a": 1}
@@ -260,6 +266,16 @@ async def test_a_session_may_be_updated_with_an_operator() -> None:
     async with SessionManager(handler=handle) as manager:
         await manager.dispatch("ann", "hi")
         assert await manager.peek("ann") == {"a": 1}
+
+
+async def test_a_session_is_not_replaced_by_an_assignment() -> None:
+    async def handle(context: Context) -> None:
+        context.session = {"a": 1}
+
+    async with SessionManager(handler=handle) as manager:
+        with pytest.raises(AttributeError, match="in place"):
+            await manager.dispatch("ann", "hi")
+        assert await manager.peek("ann") is None
 
 
 async def test_the_event_is_passed_unchanged_and_a_borrowed_turn_has_none() -> None:
