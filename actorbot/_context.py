@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from actorbot.errors import TurnEndedError
+from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
 
 __all__ = ["Apology", "Context", "Sent", "chain", "current"]
 
@@ -51,12 +51,12 @@ class Context:
     """
 
     # Rarely set, so they are class attributes first: a context is made for every event.
-    _timed_out = False
     _destroyed = False
     _left = False
     _abandoned = False
     _replies: list[Any] | None = None
     _waits_for: list[Any] | None = None
+    _revoked: ActorbotError | None = None  # what its caller gets, once its session was taken from it
     _event_id: bytes | None = None
     _interrupt: Callable[[], None] | None = None
 
@@ -135,7 +135,9 @@ class Context:
         return self._actor.turns.outbox  # type: ignore[no-any-return]
 
     def _ended(self) -> TurnEndedError:
-        how = "its handler timed out" if self._timed_out else "it is over"
+        if self._revoked is None:
+            return TurnEndedError(self.session_id, "the turn cannot be used any more: it is over")
+        how = "its handler timed out" if isinstance(self._revoked, HandlerTimeoutError) else "the manager was closed"
         return TurnEndedError(self.session_id, f"the turn cannot be used any more: {how}")
 
 
@@ -144,7 +146,7 @@ class Apology(Context):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context._actor, None, context.event, context._base, None, None)
-        self._timed_out = context._timed_out
+        self._revoked = context._revoked
 
     def send(self, message: Any, *, gated: bool = True) -> Sent:
         """Reply with *message*: handed to `deliver` after what the session sent before; with `gated=False` past it.

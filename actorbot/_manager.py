@@ -386,7 +386,8 @@ class SessionManager:
         unfinished = self._registry.dismiss_all()
         for context in list(self._turns.running):
             if self._turns.running.pop(context, None) is not None:
-                self._registry.revoke(context)
+                error = ManagerClosedError("the manager was closed while the handler ran; its changes were discarded")
+                self._registry.revoke(context, error)
         await self._try(self._turns.flusher.flush(self._registry.resident()), until)
         await self._try(self._turns.outbox.emptied(), until)
         for running in list(self._hooks_running):

@@ -331,9 +331,12 @@ class Registry(ServiceActor):
             if self.turns.running.pop(context, None) is not None:
                 self.revoke(context)
 
-    def revoke(self, context: Context) -> None:
-        """Revoke a turn whose time is up; the caller took it out of `running`."""
-        context._timed_out = True
+    def revoke(self, context: Context, error: ActorbotError | None = None) -> None:
+        """Take the session from a turn, whose caller gets *error*: that its time is up, unless said otherwise.
+
+        Who calls this took the turn out of `running`.
+        """
+        context._revoked = context._actor.overdue() if error is None else error
         context._session = None
         if context._task is not None:
             context._task.cancel()  # the turn is left when the handler has ended, or else after some grace

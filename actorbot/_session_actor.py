@@ -283,7 +283,7 @@ class SessionActor(Mailbox):
         event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
         committed = (base[0] + 1, encoded, event_ids, wall, ends)
         if turns.running.pop(context, None) is None:
-            raise self._overdue()
+            raise context._revoked or self.overdue()
         if self.committed is not base:
             raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
         context._session = None
@@ -340,15 +340,16 @@ class SessionActor(Mailbox):
         context._abandoned = True
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:
-        if context._timed_out and not isinstance(error, HandlerTimeoutError):
-            if isinstance(error, asyncio.CancelledError) and context._task is not None:
-                context._task.uncancel()
-            return self._overdue()
+        if context._revoked is not None:
+            if context._task is not None:
+                context._task.uncancel()  # also if the handler has swallowed it: the task belongs to the caller
+            return context._revoked
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error
 
-    def _overdue(self) -> HandlerTimeoutError:
+    def overdue(self) -> HandlerTimeoutError:
+        """Make the error of a turn whose time is up."""
         seconds = self.turns.handler_timeout
         return HandlerTimeoutError(
             self.session_id, f"it ran longer than {seconds:g} s (handler_timeout); its changes were discarded"

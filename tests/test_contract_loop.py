@@ -551,7 +551,6 @@ async def test_a_read_that_is_cancelled_by_its_first_caller_serves_the_next() ->
         assert await soon(second) == 1
 
 
-# Deviation: task.uncancel() is called only when CancelledError comes out; later TaskGroups of the caller misbehave.
 async def test_a_handler_that_swallows_its_cancellation_leaves_no_mark_on_its_callers_task() -> None:
     clock = ManualClock()
 
@@ -2244,7 +2243,6 @@ async def test_a_close_waits_for_every_reply_that_is_on_its_way(what: str) -> No
     assert report.clean
 
 
-# Deviation: it says that the handler ran longer than 300 s.
 async def test_a_handler_that_is_ended_by_a_close_is_not_told_that_it_took_too_long() -> None:
     async def handle(context: Context) -> None:
         await asyncio.Event().wait()
