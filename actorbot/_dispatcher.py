@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
+from actorbot._clock import Clock
 from actorbot.errors import OverloadedError
 
 __all__ = ["Lane", "Pool", "Task"]
@@ -16,25 +17,30 @@ Task = Callable[[], None]
 
 logger = logging.getLogger("actorbot")
 
-MAX_BLOCKED = 512  # pool threads that may stand waiting for other sessions at one time
+MAX_AWAY = 512  # pool threads that may at one time stand waiting for other sessions, or be lost to a task
 
 
 class Pool:
-    """Runs tasks on at most `size` daemon threads that are not waiting for another session's turn.
+    """Runs tasks on at most `size` daemon threads, not counting those that wait for another session's turn or are lost to their task.
 
-    A thread that is about to wait says so (`blocking`), and the pool makes up for it with another one: without that, `size` handlers
-    that wait for sessions whose turn is still queued would wait for ever.
+    A thread that is about to wait says so (`blocking`), and one whose task has run for `patience` seconds is taken for lost until it
+    returns. The pool makes up for both with other ones: without that, `size` handlers that wait for sessions whose turn is still
+    queued, or that hang, would keep everybody waiting for ever.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, clock: Clock, patience: float) -> None:
         self._size = size
         self._name = name
+        self._clock = clock
+        self._patience = patience
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self._lock = threading.Lock()  # guards the counts below; never held while a task runs
+        self._lock = threading.Lock()  # guards all below but the last; never held while a task runs
         self._threads = 0
         self._queued = 0
         self._idle = 0
-        self._blocked = 0
+        self._began: dict[int, float] = {}  # by thread, oldest first: since when its task runs; not of the lost
+        self._away: set[int] = set()  # the threads that do not count: they wait, or are lost
+        self._will_look = False
         self._closed = False
         self._mine = threading.local()
 
@@ -48,19 +54,20 @@ class Pool:
     @contextmanager
     def blocking(self) -> Iterator[None]:
         """Mark the calling thread, if it is one of the pool's, as waiting. Raises: OverloadedError when too many are."""
-        if not getattr(self._mine, "is_worker", False):
+        me = threading.get_ident()
+        if not getattr(self._mine, "is_worker", False) or me in self._away:
             yield
             return
         with self._lock:
-            if self._blocked >= MAX_BLOCKED:
-                raise OverloadedError(f"{MAX_BLOCKED} handlers are waiting for other sessions at the same time")
-            self._blocked += 1
+            if len(self._away) >= MAX_AWAY:
+                raise OverloadedError(f"{MAX_AWAY} handlers hang or wait for other sessions at the same time")
+            self._away.add(me)
             self._grow()
         try:
             yield
         finally:
             with self._lock:
-                self._blocked -= 1
+                self._away.discard(me)
 
     def close(self) -> None:
         """Let the threads end once the queue is empty; a task that never returns keeps its (daemon) thread."""
@@ -70,25 +77,55 @@ class Pool:
         for _ in range(threads):
             self._tasks.put(None)
 
-    def _grow(self) -> None:
+    def _grow(self, most: int = 1) -> None:
         # The caller holds the lock.
-        if self._queued > self._idle and self._threads - self._blocked < self._size:
+        if self._queued <= self._idle:
+            return
+        if self._threads - len(self._away) >= self._size:
+            self._look_for_lost()
+        for _ in range(min(most, self._size - self._threads + len(self._away))):
             self._threads += 1
             threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
 
+    def _look_for_lost(self) -> None:
+        # The caller holds the lock.
+        now = self._clock.monotonic()
+        for thread, began in list(self._began.items()):
+            if thread in self._away:
+                continue
+            if began + self._patience > now:
+                if not self._will_look:
+                    self._will_look = True
+                    self._clock.call_at(began + self._patience, self._look_again)
+                return
+            if len(self._away) >= MAX_AWAY:
+                return
+            del self._began[thread]
+            self._away.add(thread)
+
+    def _look_again(self) -> None:
+        with self._lock:
+            self._will_look = False
+            self._grow(self._queued - self._idle)
+
     def _run(self) -> None:
         self._mine.is_worker = True
+        me = threading.get_ident()
         while True:
             with self._lock:
-                if self._threads - self._blocked > self._size or (self._closed and not self._queued):
+                self._began.pop(me, None)
+                self._away.discard(me)
+                if self._threads - len(self._away) > self._size or (self._closed and not self._queued):
                     self._threads -= 1
                     return
                 self._idle += 1
             task = self._tasks.get()
+            now = self._clock.monotonic()
             with self._lock:
                 self._idle -= 1
                 if task is not None:
                     self._queued -= 1
+                    self._began[me] = now
             if task is not None:
                 _run_safely(task)
 

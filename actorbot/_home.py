@@ -19,6 +19,7 @@ from contextvars import Context as ContextVars
 from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
+from actorbot._clock import Clock
 from actorbot._context import current
 from actorbot._dispatcher import Pool
 from actorbot._mailbox import Waiter
@@ -78,8 +79,8 @@ def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
 class Home(ABC):
     """What a manager's turns need of the place they run in. Every method may be called from any thread unless it says otherwise."""
 
-    def __init__(self, name: str) -> None:
-        self.pool = Pool(POOL_SIZE, f"actorbot-pool-{name}")
+    def __init__(self, name: str, clock: Clock, patience: float) -> None:
+        self.pool = Pool(POOL_SIZE, f"actorbot-pool-{name}", clock, patience)
 
     @abstractmethod
     def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -124,8 +125,8 @@ class Home(ABC):
 class LoopHome(Home):
     """A home on the event loop that is running when it is made."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, clock: Clock, patience: float) -> None:
+        super().__init__(name, clock, patience)
         self.loop = asyncio.get_running_loop()
         self.thread_id = threading.get_ident()
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -267,8 +268,8 @@ class ThreadHome(Home):
     Coroutines of user code run on a private loop, made when the first one comes.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, clock: Clock, patience: float) -> None:
+        super().__init__(name, clock, patience)
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._making_loop = threading.Lock()  # guards the making of the private loop

@@ -254,13 +254,13 @@ class SessionManager:
     async def start(self) -> Self:
         """Open the store and come to life on the running loop. Raises: StoreUnavailableError and other store errors, ConfigError."""
         self._begin()
-        await self._open(LoopHome(f"{next(_numbers)}"))
+        await self._open(LoopHome(f"{next(_numbers)}", self._clock, self._handler_timeout))
         return self
 
     def start_sync(self) -> Self:
         """Open the store and come to life on threads. Raises: as `start`."""
         self._begin()
-        run_inline(self._open(ThreadHome(f"{next(_numbers)}")))
+        run_inline(self._open(ThreadHome(f"{next(_numbers)}", self._clock, self._handler_timeout)))
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:

@@ -596,7 +596,6 @@ async def test_a_cancelled_dispatch_whose_plain_handler_had_no_thread_yet_never_
     assert "withdrawn" not in ran
 
 
-# Deviation: 32 plain calls that hang leave the pool without a thread, for ever, for handlers, hooks and deliver alike.
 @pytest.mark.parametrize("what", ["handler", "deliver"])
 async def test_plain_code_that_never_returns_takes_the_threads_of_nobody_else(what: str) -> None:
     clock, go_on = ManualClock(), threading.Event()
@@ -626,6 +625,32 @@ async def test_plain_code_that_never_returns_takes_the_threads_of_nobody_else(wh
             await clock.advance(5.1)
             await soon(asyncio.gather(*staying, return_exceptions=True))
             assert await asyncio.wait_for(manager.dispatch("ann", "hi"), 2.0) == "done"
+        finally:
+            go_on.set()
+
+
+async def test_a_reply_that_waits_for_a_thread_gets_one_when_those_before_it_are_lost() -> None:
+    clock, go_on = ManualClock(), threading.Event()
+    said: list[str] = []
+
+    async def handle(context: Context) -> None:
+        context.send_text(context.event)
+
+    def deliver(_: str, text: str) -> None:
+        said.append(text)
+        if text == "stay":
+            go_on.wait(SOON)
+
+    async with SessionManager(handler=handle, deliver=deliver, clock=clock, handler_timeout=5.0) as manager:
+        try:
+            for number in range(32):
+                await manager.dispatch(f"user:{number}", "stay")
+            await until(lambda: len(said) == 32)
+            await manager.dispatch("ann", "hi")
+            await breathe()
+            assert "hi" not in said
+            await clock.advance(5.1)
+            await until(lambda: "hi" in said)
         finally:
             go_on.set()
 

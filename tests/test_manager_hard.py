@@ -183,6 +183,30 @@ async def test_nobody_waits_for_a_flush_that_a_close_has_overtaken() -> None:
     await closing
 
 
+def test_handlers_that_never_return_take_the_threads_of_no_told_event() -> None:
+    clock, go_on, last = ManualClock(), threading.Event(), threading.Event()
+    entered = threading.Semaphore(0)
+
+    def handle(context: Context) -> None:
+        if context.event == "last":
+            last.set()
+        else:
+            entered.release()
+            go_on.wait(20)
+
+    with SessionManager(handler=handle, clock=clock, handler_timeout=5.0) as manager:
+        try:
+            for number in range(32):
+                manager.submit_sync(f"user:{number}", "stay")
+            assert all(entered.acquire(timeout=20) for _ in range(32))
+            manager.submit_sync("ann", "last")
+            assert not last.is_set()
+            clock.advance_sync(5.1)
+            assert last.wait(20)
+        finally:
+            go_on.set()
+
+
 def test_a_thread_interrupted_while_it_waits_leaves_its_session_free(monkeypatch: pytest.MonkeyPatch) -> None:
     entered, release = threading.Event(), threading.Event()
 
