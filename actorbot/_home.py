@@ -185,6 +185,8 @@ class LoopHome(Home):
         variables = copy_context()
 
         def work() -> None:
+            if answer.done():
+                return  # withdrawn before there was a thread for it
             try:
                 value = variables.run(function, *args)
             except BaseException as error:
