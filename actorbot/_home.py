@@ -25,7 +25,7 @@ from actorbot._dispatcher import Pool
 from actorbot._mailbox import Waiter
 from actorbot.errors import TurnTimeoutError
 
-__all__ = ["Home", "LoopHome", "ThreadHome", "is_async", "new_future", "run_inline"]
+__all__ = ["Home", "LoopHome", "ThreadHome", "is_plain", "new_future", "run_inline"]
 
 T = TypeVar("T")
 
@@ -59,6 +59,17 @@ def _outside_of_turns() -> ContextVars:
     return variables
 
 
+def is_plain(function: Callable[..., Any]) -> bool:
+    """Tell whether calling *function* surely gives no awaitable: a lambda, a wrapper or a callable object may pass one on."""
+    function = getattr(function, "__func__", function)
+    plain = isinstance(function, types.FunctionType) and not inspect.iscoroutinefunction(function)
+    return plain and function.__name__ != "<lambda>" and not hasattr(function, "__wrapped__")
+
+
+def _too_long(limit: float) -> TimeoutError:
+    return TimeoutError(f"it took longer than {limit:g} s (handler_timeout)")
+
+
 def new_future() -> Future[Any]:
     """Make a future that only its maker ends: cancelling what waits for it leaves it alone."""
     future: Future[Any] = Future()
@@ -83,8 +94,11 @@ class Home(ABC):
         self.pool = Pool(POOL_SIZE, f"actorbot-pool-{name}", clock, patience)
 
     @abstractmethod
-    def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """Make a coroutine function that calls user code, `def` or `async def`, where it belongs."""
+    def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Make a coroutine function that calls user code, `def` or `async def`, where it belongs, and awaits an awaitable it returns.
+
+        After *limit* real seconds it raises TimeoutError; in a threaded home only `async def` can be stopped.
+        """
 
     @abstractmethod
     def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
@@ -134,8 +148,9 @@ class LoopHome(Home):
         self._nobodys = ContextVars()  # for what is posted, rather than the variables of the first to post
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
-        return function if is_async(function) else functools.partial(self._in_pool, function)
+    def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
+        bound = function if is_async(function) else functools.partial(self._in_pool, function)
+        return bound if limit is None else functools.partial(self._within, limit, bound)
 
     def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
         return LoopWaiter(self, actor)
@@ -180,6 +195,15 @@ class LoopHome(Home):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _within(self, limit: float, bound: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        try:
+            async with asyncio.timeout(limit) as time:
+                return await bound(*args)
+        except TimeoutError:
+            if time.expired():
+                raise _too_long(limit) from None
+            raise
+
     async def _in_pool(self, function: Callable[..., Any], *args: Any) -> Any:
         answer = self.loop.create_future()
         variables = copy_context()
@@ -195,7 +219,8 @@ class LoopHome(Home):
                 self.post(_end, answer, value, None)
 
         self.pool.submit(work)
-        return await answer
+        value = await answer
+        return await value if inspect.isawaitable(value) else value
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return _run_on(self.loop, make, copy_context()).result()
@@ -287,8 +312,8 @@ class ThreadHome(Home):
                 ).start()
             return self._loop
 
-    def bind(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
-        return functools.partial(self._on_private_loop if is_async(function) else self._here, function)
+    def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
+        return functools.partial(self._on_private_loop if is_async(function) else self._here, limit, function)
 
     def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
         return ThreadWaiter(self, actor, timeout)
@@ -304,16 +329,17 @@ class ThreadHome(Home):
         running_in = _outside_of_turns() if variables is None else variables
         self.pool.submit(lambda: running_in.run(run_inline, make()))
 
-    async def _here(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
+    async def _here(self, limit: float | None, function: Callable[..., Any], *args: Any) -> Any:
+        value = function(*args)
+        return await self._on_private_loop(limit, lambda: value) if inspect.isawaitable(value) else value
 
-    async def _on_private_loop(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    async def _on_private_loop(self, limit: float | None, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         answer = _run_on(self.loop, lambda: function(*args), copy_context())
         context = current.get()
         if context is not None:
             context._interrupt = answer.interrupt
         with self.pool.blocking():
-            return answer.result()
+            return answer.result(limit)
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return _run_on(self.loop, make, copy_context()).result()
@@ -388,8 +414,15 @@ class _Answer:
         self._future: Future[Any] = new_future()
         self._task: asyncio.Task[Any] | None = None
 
-    def result(self) -> Any:
-        return self._future.result()
+    def result(self, limit: float | None = None) -> Any:
+        try:
+            return self._future.result(limit)
+        except TimeoutError:
+            if self._future.done():
+                return self._future.result()
+            self.interrupt()
+            assert limit is not None
+            raise _too_long(limit) from None
 
     def interrupt(self) -> None:
         """Cancel the coroutine and stop waiting for it; from any thread."""

@@ -23,7 +23,7 @@ from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
 from actorbot._context import Apology, Context, chain, current
 from actorbot._flusher import Committed, Flushable, Flusher
-from actorbot._home import Home, LoopHome, ThreadHome, is_async, new_future, run_inline
+from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
 from actorbot._messages import Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
@@ -337,10 +337,12 @@ class SessionManager:
 
         def bound(name: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
             hook = hooks[name]
-            return None if hook is None else home.bind(hook)
+            # What runs in a turn ends with it.
+            limit = None if name in ("handler", "on_session_start") else self._handler_timeout
+            return None if hook is None else home.bind(hook, limit)
 
         handler = hooks["handler"]
-        plain = isinstance(home, ThreadHome) and handler is not None and not is_async(handler)
+        plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
         self._bound = {name: bound(name) for name in hooks}
         flusher = Flusher(self._store, self._writer, self._policy, self._clock, self._tell_conflict)
         turns = self._turns = Turns(
@@ -353,7 +355,7 @@ class SessionManager:
             max_session_bytes=self._max_session_bytes,
             max_mailbox=self._max_mailbox,
             flusher=flusher,
-            outbox=Outbox(home, hooks["deliver"], self._tell_undelivered),
+            outbox=Outbox(home, self._bound["deliver"], self._tell_undelivered),
             household=None,  # type: ignore[arg-type]  # the registry, which is made of these
             handle=self._bound["handler"] or _no_handler,
             handle_here=handler if plain else None,

@@ -18,6 +18,7 @@ __all__ = ["Outbox"]
 
 logger = logging.getLogger("actorbot")
 
+Deliver = Callable[[str, Any], Awaitable[Any]]
 OnFailure = Callable[[Context, BaseException], Awaitable[None]]
 
 
@@ -34,9 +35,9 @@ class Parcel:
 class Outbox:
     """Hands replies to `deliver`. Its methods may be called from any thread."""
 
-    def __init__(self, home: Home, deliver: Callable[[str, Any], Any] | None, on_failure: OnFailure) -> None:
+    def __init__(self, home: Home, deliver: Deliver | None, on_failure: OnFailure) -> None:
         self._home = home
-        self._deliver = None if deliver is None else home.bind(deliver)
+        self._deliver = deliver
         self._on_failure = on_failure
         self._lock = threading.Lock()  # guards the three below; never held while delivering
         self._lines: dict[str, deque[Parcel]] = {}

@@ -306,7 +306,6 @@ async def test_two_turns_may_be_borrowed_at_once_and_end_alike() -> None:
         assert [await manager.peek("ann"), await manager.peek("bob")] == [{"n": 1}, {"n": 2}]
 
 
-# Deviation: what a plain function returns is not awaited; a reply through `lambda …: bot.send(…)` is lost without a word.
 async def test_functions_that_return_a_coroutine_are_as_good_as_async_def() -> None:
     said: list[str] = []
 
@@ -574,7 +573,6 @@ async def test_a_handler_that_swallows_its_cancellation_leaves_no_mark_on_its_ca
         assert await soon(calling) == 0
 
 
-# Deviation: the pool still runs it, after its caller was told that it was withdrawn.
 async def test_a_cancelled_dispatch_whose_plain_handler_had_no_thread_yet_never_runs() -> None:
     release = threading.Event()
     ran: list[Any] = []
@@ -655,7 +653,6 @@ async def test_a_reply_that_waits_for_a_thread_gets_one_when_those_before_it_are
             go_on.set()
 
 
-# Deviation: on_error is awaited in the caller's dispatch without a bound.
 async def test_an_error_hook_that_never_ends_does_not_hold_its_caller() -> None:
     async def handle(context: Context) -> None:
         raise ValueError("no")
@@ -666,6 +663,18 @@ async def test_an_error_hook_that_never_ends_does_not_hold_its_caller() -> None:
     async with SessionManager(handler=handle, on_error=hang, handler_timeout=0.1, close_timeout=0.1) as manager:
         with pytest.raises(ValueError):
             await asyncio.wait_for(manager.dispatch("ann", "hi"), 3.0)
+
+
+async def test_an_odd_error_of_an_error_hook_is_not_its_callers() -> None:
+    async def handle(context: Context) -> None:
+        raise ValueError("no")
+
+    async def refuse(*_: Any) -> None:
+        raise OddError
+
+    async with SessionManager(handler=handle, on_error=refuse) as manager:
+        with pytest.raises(ValueError):
+            await manager.dispatch("ann", "hi")
 
 
 # --- replies: the gate, the order, the delivery -----------------------------------------------------------------------
@@ -850,6 +859,53 @@ async def test_a_reply_that_is_relayed_to_the_session_whose_turn_asked_waits_for
             while not (relayed.is_set() or failed):
                 await asyncio.sleep(0)
     assert failed == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_delivery_that_hangs_is_reported_and_stops_no_later_reply(plain: bool) -> None:
+    loop = asyncio.get_running_loop()
+    said, go_on, failed = asyncio.Event(), threading.Event(), asyncio.Event()
+
+    async def deliver(_: str, text: str) -> None:
+        if text == "stay":
+            await asyncio.Event().wait()
+        said.set()
+
+    def deliver_plainly(_: str, text: str) -> None:
+        if text == "stay":
+            go_on.wait(SOON)
+        else:
+            loop.call_soon_threadsafe(said.set)
+
+    async def handle(context: Context) -> None:
+        context.send_text(context.event)
+
+    async def note(context: Context, error: BaseException) -> None:
+        if isinstance(error, TimeoutError) and context.event == "stay":
+            failed.set()
+
+    async with SessionManager(
+        handler=handle, deliver=deliver_plainly if plain else deliver, on_error=note, handler_timeout=0.1
+    ) as manager:
+        try:
+            await manager.dispatch("ann", "stay")
+            await manager.dispatch("ann", "hi")
+            await soon(said.wait())
+            await soon(failed.wait())
+        finally:
+            go_on.set()
+
+
+async def test_a_reply_that_fails_with_nobody_to_tell_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def deliver(_: str, __: str) -> None:
+        raise ConnectionError("gone")
+
+    async def handle(context: Context) -> None:
+        context.send_text("hello")
+
+    async with SessionManager(handler=handle, deliver=deliver) as manager:
+        await manager.dispatch("ann", "hi")
+    assert ["ann" in record.getMessage() for record in caplog.records] == [True]
 
 
 async def test_an_odd_error_of_deliver_stops_no_later_reply() -> None:

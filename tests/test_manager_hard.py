@@ -183,6 +183,32 @@ async def test_nobody_waits_for_a_flush_that_a_close_has_overtaken() -> None:
     await closing
 
 
+def test_a_lambda_may_pass_on_a_coroutine_in_threads_too() -> None:
+    said = threading.Event()
+
+    async def send(text: str) -> None:
+        said.set()
+
+    async def handle(context: Context, answer: str) -> str:
+        context.send_text("hello")
+        return answer
+
+    with SessionManager(handler=lambda context: handle(context, "done"), deliver=lambda _, text: send(text)) as manager:
+        assert manager.dispatch_sync("ann", "hi") == "done"
+        assert said.wait(20)
+
+
+def test_an_error_hook_that_never_ends_does_not_hold_its_calling_thread() -> None:
+    def handle(context: Context) -> None:
+        raise ValueError("no")
+
+    async def hang(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    with SessionManager(handler=handle, on_error=hang, handler_timeout=0.1) as manager, pytest.raises(ValueError):
+        manager.dispatch_sync("ann", "hi")
+
+
 def test_handlers_that_never_return_take_the_threads_of_no_told_event() -> None:
     clock, go_on, last = ManualClock(), threading.Event(), threading.Event()
     entered = threading.Semaphore(0)
