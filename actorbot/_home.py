@@ -20,7 +20,7 @@ from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
 from actorbot._clock import Clock
-from actorbot._context import current
+from actorbot._context import Sent, current
 from actorbot._dispatcher import Pool
 from actorbot._mailbox import Waiter
 from actorbot.errors import TurnTimeoutError
@@ -64,6 +64,10 @@ def is_plain(function: Callable[..., Any]) -> bool:
     function = getattr(function, "__func__", function)
     plain = isinstance(function, types.FunctionType) and not inspect.iscoroutinefunction(function)
     return plain and function.__name__ != "<lambda>" and not hasattr(function, "__wrapped__")
+
+
+def _is_to_await(value: Any) -> bool:
+    return inspect.isawaitable(value) and not isinstance(value, Sent)  # a reply may be left alone
 
 
 def _too_long(limit: float) -> TimeoutError:
@@ -220,7 +224,7 @@ class LoopHome(Home):
 
         self.pool.submit(work)
         value = await answer
-        return await value if inspect.isawaitable(value) else value
+        return await value if _is_to_await(value) else value
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return _run_on(self.loop, make, copy_context()).result()
@@ -331,7 +335,7 @@ class ThreadHome(Home):
 
     async def _here(self, limit: float | None, function: Callable[..., Any], *args: Any) -> Any:
         value = function(*args)
-        return await self._on_private_loop(limit, lambda: value) if inspect.isawaitable(value) else value
+        return await self._on_private_loop(limit, lambda: value) if _is_to_await(value) else value
 
     async def _on_private_loop(self, limit: float | None, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         answer = _run_on(self.loop, lambda: function(*args), copy_context())

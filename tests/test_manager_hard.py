@@ -198,6 +198,21 @@ def test_a_lambda_may_pass_on_a_coroutine_in_threads_too() -> None:
         assert said.wait(20)
 
 
+def test_a_reply_that_a_lambda_passes_on_needs_no_loop() -> None:
+    said: list[str] = []
+    told = threading.Event()
+
+    def deliver(_: str, text: str) -> None:
+        said.append(text)
+        told.set()
+
+    with SessionManager(handler=lambda context: context.send_text("hello"), deliver=deliver) as manager:
+        manager.dispatch_sync("ann", "hi")
+        assert told.wait(20)
+        assert manager._home._loop is None
+    assert said == ["hello"]
+
+
 def test_an_error_hook_that_never_ends_does_not_hold_its_calling_thread() -> None:
     def handle(context: Context) -> None:
         raise ValueError("no")
