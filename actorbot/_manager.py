@@ -186,7 +186,8 @@ class SessionManager:
     """Keeps the sessions of a bot's users: each in an actor of its own, one event at a time, in memory while the user is there.
 
     `store` is a store of actorbot's or any object with the seed's four methods. `handler(context)` handles dispatched events;
-    `deliver(session_id, message)` sends replies; each may be `def` or `async def`, like every `on_…` hook.
+    `deliver(session_id, message)` sends replies; each may be `def` or `async def`, like every `on_…` hook, and
+    has `handler_timeout` seconds.
 
     Started by `async with` (or `start()`) it is at home on the running event loop: `async def` code runs there, `def` code on a pool of
     threads. Started by `with` (or `start_sync()`) it is at home on threads: `def` handlers run in the thread that calls

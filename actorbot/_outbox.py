@@ -7,6 +7,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,7 @@ class Outbox:
 
         with self._lock:
             self._ungated[session_id] += 1
-        self._home.spawn(send)
+        self._home.spawn(send, copy_context())  # inside the turn, which may wait for it
         return delivered
 
     def emptied(self, session_id: str | None = None) -> Future[Any]:

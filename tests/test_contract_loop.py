@@ -908,6 +908,18 @@ async def test_a_reply_that_fails_with_nobody_to_tell_is_logged(caplog: pytest.L
     assert ["ann" in record.getMessage() for record in caplog.records] == [True]
 
 
+async def test_a_turn_that_awaits_a_reply_which_waits_for_that_turn_is_refused_at_once() -> None:
+    async def deliver(session_id: str, _: Any) -> None:
+        await manager.dispatch(session_id, "relayed")
+
+    async def handle(context: Context) -> None:
+        await context.send_text("now", gated=False)
+
+    async with SessionManager(handler=handle, deliver=deliver) as manager:
+        with pytest.raises(errors.DeadlockError):
+            await soon(manager.dispatch("ann", "hi"))
+
+
 async def test_an_odd_error_of_deliver_stops_no_later_reply() -> None:
     said: list[str] = []
 
@@ -2322,6 +2334,27 @@ async def test_a_close_waits_for_every_reply_that_is_on_its_way(what: str) -> No
     report = await manager.close()
     assert said == [what]
     assert report.clean
+
+
+async def test_a_reply_that_a_close_did_not_wait_for_is_cancelled() -> None:
+    entered, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def deliver(_: str, __: str) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def handle(context: Context) -> None:
+        context.send_text("hello")
+
+    manager = await SessionManager(handler=handle, deliver=deliver).start()
+    await manager.dispatch("ann", "hi")
+    await entered.wait()
+    report = await manager.close(timeout=0.05)
+    assert report.undelivered == 1
+    await soon(cancelled.wait())
 
 
 async def test_a_handler_that_is_ended_by_a_close_is_not_told_that_it_took_too_long() -> None:
