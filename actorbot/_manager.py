@@ -21,14 +21,14 @@ from typing import Any, Final, Literal, Self
 
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
-from actorbot._context import Apology, Context, chain, current
+from actorbot._context import Apology, Context, current
 from actorbot._flusher import Committed, Flushable, Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
 from actorbot._messages import Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import TOMBSTONE_AGE
-from actorbot._registry import Registry, refuse_circle
+from actorbot._registry import Registry, begin_to_wait, end_to_wait
 from actorbot._session import SessionShape
 from actorbot._session_actor import SessionActor, Turns
 from actorbot._store_calls import Loader, StoreThread
@@ -129,18 +129,32 @@ class ShutdownReport:
 class Receipt:
     """For an event that was accepted and is handled behind the caller's back."""
 
-    def __init__(self, manager: SessionManager, actor: SessionActor, outcome: Future[Any]) -> None:
+    def __init__(self, manager: SessionManager, actor: SessionActor, event: Any, outcome: Future[Any]) -> None:
         self._manager = manager
         self._actor = actor
         self._outcome = outcome
-        self.awaited = False
+        self._waiting: list[None] = []  # one for each who waits; a list, because its changes are single steps
+        self._unheard = [event]  # popped by whoever takes a failure: somebody who waited, or the dead letters
         self._version: int | None = None
-        outcome.add_done_callback(self._note_version)
+        outcome.add_done_callback(self._note)
 
-    def _note_version(self, outcome: Future[Any]) -> None:
+    def _note(self, outcome: Future[Any]) -> None:
+        if outcome.exception() is not None:
+            self._bury_unless_heard()
+            return
+        self._unheard.clear()
         committed = self._actor.committed
-        if outcome.exception() is None and committed is not None:
-            self._version = committed[0]
+        self._version = None if committed is None else committed[0]
+
+    def _bury_unless_heard(self) -> None:
+        """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""
+        if self._waiting or not self._outcome.done() or (error := self._outcome.exception()) is None:
+            return
+        try:
+            event = self._unheard.pop()
+        except IndexError:
+            return
+        self._manager._bury(self.session_id, event, error)
 
     @property
     def session_id(self) -> str:
@@ -153,29 +167,44 @@ class Receipt:
         return self._version
 
     async def result(self, timeout: float | None = None) -> Any:
-        """Wait for the handler's value, or raise what it raised. Raises: DeadlockError inside a turn that this would wait for."""
-        self._manager._check_here()
+        """Wait for the handler's value, or raise what it raised; what is there already is there after a close too.
+
+        Raises: DeadlockError inside a turn that this would wait for.
+        """
+        self._manager._check_here(closing=True, closed=self._outcome.done())
         return await self._result(timeout)
 
     async def durable(self, timeout: float | None = None) -> None:
         """Wait until the store has what the event changed. Raises: TurnTimeoutError, StoreUnavailableError."""
-        self._manager._check_here()
+        self._manager._check_here(closing=True)
         await self._durable(timeout)
 
     def result_sync(self, timeout: float | None = None) -> Any:
         """The same as `result`, for threads."""
-        return self._manager._run_sync(lambda: self._result(timeout), None)
+        if self._outcome.done():
+            self._manager._check_away(closing=True, closed=True)
+            return run_inline(self._result(timeout))
+        return self._manager._run_sync(lambda: self._result(timeout), None, closing=True)
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
-        self._manager._run_sync(lambda: self._durable(timeout), None)
+        self._manager._run_sync(lambda: self._durable(timeout), None, closing=True)
 
     async def _result(self, timeout: float | None) -> Any:
-        self.awaited = True
-        mine = {context._actor for context in chain()}
-        if mine and not self._outcome.done():
-            refuse_circle(self._actor, mine)
-        return await self._manager._wait(self._outcome, timeout, self.session_id)
+        mine: list[Context] = []
+        self._waiting.append(None)
+        try:
+            if not self._outcome.done():
+                mine = begin_to_wait(self._actor)
+            return await self._manager._wait(self._outcome, timeout, self.session_id)
+        except BaseException as error:
+            if self._outcome.done() and self._outcome.exception() is error:
+                self._unheard.clear()
+            raise
+        finally:
+            end_to_wait(mine, self._actor)
+            self._waiting.pop()
+            self._bury_unless_heard()
 
     async def _durable(self, timeout: float | None) -> None:
         await self._result(timeout)
@@ -625,16 +654,12 @@ class SessionManager:
         session_id = check_session_id(session_id)
         outcome = new_future()
         actor = self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context()))
-        receipt = Receipt(self, actor, outcome)
-        outcome.add_done_callback(lambda outcome: self._bury_unless_awaited(receipt, event, outcome))
-        return receipt
+        return Receipt(self, actor, event, outcome)
 
-    def _bury_unless_awaited(self, receipt: Receipt, event: Any, outcome: Future[Any]) -> None:
-        error = outcome.exception()
-        if error is not None and not receipt.awaited:
-            self._dead_letters += 1
-            logger.warning("dead letter of session %r: %r", receipt.session_id, error)
-            self._call_later("on_dead_letter", receipt.session_id, event, f"{type(error).__name__}: {error}")
+    def _bury(self, session_id: str, event: Any, error: BaseException) -> None:
+        self._dead_letters += 1
+        logger.warning("dead letter of session %r: %r", session_id, error)
+        self._call_later("on_dead_letter", session_id, event, f"{type(error).__name__}: {error}")
 
     async def _borrow(
         self, session_id: str, event_id: str | None, timeout: float | None
@@ -723,15 +748,15 @@ class SessionManager:
     async def _wait(self, future: Future[Any], timeout: float | None, session_id: str) -> Any:
         try:
             return await self._home.wait(future, timeout)
-        except TimeoutError as error:
-            if future.done() and future.exception() is error:
-                raise
-            raise TurnTimeoutError(session_id, f"not within {timeout:g} s; it goes on") from None
+        except TimeoutError:
+            if not future.done():
+                raise TurnTimeoutError(session_id, f"not within {timeout:g} s; it goes on") from None
+        return future.result()  # its own TimeoutError, or it ended in the same breath
 
     # --- homes --------------------------------------------------------------------------------------------------------
 
-    def _check_open(self, closing: bool = False) -> None:
-        if self._state == "open" or (closing and self._state == "closing"):
+    def _check_open(self, closing: bool = False, closed: bool = False) -> None:
+        if self._state == "open" or (closing and self._state == "closing") or (closed and self._state == "closed"):
             return
         if self._state == "forked":
             raise ForkedError(
@@ -743,10 +768,10 @@ class SessionManager:
             else f"the manager is {self._state}"
         )
 
-    def _check_here(self, closing: bool = False) -> None:
+    def _check_here(self, closing: bool = False, closed: bool = False) -> None:
         """Raise unless the caller runs on the home loop."""
         if self._state != "open":
-            self._check_open(closing)
+            self._check_open(closing, closed)
         if self._loop is None:
             raise WrongLoopError(
                 "a manager started with `with` or start_sync() is at home on threads: use the _sync verbs"
@@ -756,10 +781,10 @@ class SessionManager:
                 "this verb belongs to the manager's own event loop; from anywhere else use its _sync twin"
             )
 
-    def _check_away(self, closing: bool = False) -> None:
+    def _check_away(self, closing: bool = False, closed: bool = False) -> None:
         """Raise if the caller runs on the home loop, which a _sync verb would block."""
         if self._state != "open":
-            self._check_open(closing)
+            self._check_open(closing, closed)
         if isinstance(self._home, LoopHome) and get_ident() == self._home.thread_id:
             raise WrongLoopError(
                 "a _sync verb on the manager's event loop would block it for ever: await the async verb"

@@ -28,7 +28,7 @@ from actorbot.errors import (
     OverloadedError,
 )
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "begin_to_wait", "end_to_wait"]
 
 logger = logging.getLogger("actorbot")
 
@@ -78,21 +78,15 @@ class Registry(ServiceActor):
                 continue
 
     async def _wait_in_line(self, actor: SessionActor, timeout: float | None) -> bool:
-        mine = list(chain())
-        for context in mine:
-            context._waits_for = [*(context._waits_for or ()), actor]
+        mine = begin_to_wait(actor)
         try:
-            if mine:
-                refuse_circle(actor, {context._actor for context in mine})
             waiter = self.turns.home.waiter(actor, timeout)
             if not actor.join(waiter, self.turns.max_mailbox):
                 return False
             await waiter
             return True
         finally:
-            for context in mine:
-                if context._waits_for is not None:
-                    context._waits_for = [other for other in context._waits_for if other is not actor]
+            end_to_wait(mine, actor)
 
     async def _make_entry(self, session_id: str) -> SessionActor | None:
         """Make the entry, its turn held by the caller; `None` if somebody else was faster."""
@@ -372,7 +366,33 @@ class Registry(ServiceActor):
         return busy
 
 
-def refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
+def begin_to_wait(actor: SessionActor) -> list[Context]:
+    """Note that the turns which the running code is part of wait for a turn of *actor*; return them, for `end_to_wait`.
+
+    Raises: DeadlockError.
+    """
+    mine = list(chain())
+    if mine:
+        for context in mine:
+            context._waits_for = [*(context._waits_for or ()), actor]
+        try:
+            _refuse_circle(actor, {context._actor for context in mine})
+        except DeadlockError:
+            end_to_wait(mine, actor)
+            raise
+    return mine
+
+
+def end_to_wait(mine: list[Context], actor: SessionActor) -> None:
+    """Take back what `begin_to_wait` has noted: once, since a turn may wait for the same session in several tasks."""
+    for context in mine:
+        rest = list(context._waits_for or ())
+        if actor in rest:
+            rest.remove(actor)
+        context._waits_for = rest
+
+
+def _refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
     """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
     waits_for = {context._actor: context._waits_for for context in list(target.turns.running) if context._waits_for}
     seen: set[SessionActor] = set()

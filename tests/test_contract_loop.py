@@ -166,7 +166,6 @@ async def test_whatever_ends_a_turn_badly_leaves_the_state_and_the_next_event_al
     assert said == []
 
 
-# Deviation: receipt.result() makes a TypeError of a handler's TimeoutError (asyncio copies it, so `is` fails, and timeout is None).
 @pytest.mark.parametrize("failure", [ValueError("no"), RuntimeError("no"), TimeoutError("no")])
 async def test_what_a_handler_raises_arrives_unchanged(failure: Exception) -> None:
     async def handle(context: Context) -> None:
@@ -1065,7 +1064,6 @@ async def test_a_told_event_that_no_store_or_time_allows_becomes_one_dead_letter
     ]  # fmt: skip
 
 
-# Deviation: `awaited` stays set when nobody waits any more: the event is dropped in silence.
 async def test_an_event_that_fails_after_its_sender_stopped_waiting_becomes_a_dead_letter() -> None:
     go_on = asyncio.Event()
     buried: list[Any] = []
@@ -1082,7 +1080,6 @@ async def test_an_event_that_fails_after_its_sender_stopped_waiting_becomes_a_de
     assert buried == [("ann", "hi", "ValueError: no")]
 
 
-# Deviation: as above, by cancellation.
 async def test_an_event_whose_waiting_sender_was_cancelled_becomes_a_dead_letter() -> None:
     go_on = asyncio.Event()
     buried: list[Any] = []
@@ -1238,7 +1235,6 @@ async def test_a_task_spawned_in_a_turn_may_wait_for_the_session_once_the_turn_i
         assert await soon(spawned[0]) == (2, 3)
 
 
-# Deviation: waiting for a receipt is recorded nowhere, so a circle through it is not seen: it hangs up to handler_timeout.
 async def test_a_circle_of_two_sessions_through_receipts_is_refused_at_once() -> None:
     both = asyncio.Barrier(2)
 
@@ -1255,7 +1251,6 @@ async def test_a_circle_of_two_sessions_through_receipts_is_refused_at_once() ->
     assert any(isinstance(outcome, errors.DeadlockError) for outcome in outcomes)
 
 
-# Deviation: only the innermost turn is asked about; the enclosing ones wait too.
 async def test_a_circle_of_a_dispatch_and_a_receipt_is_refused_at_once() -> None:
     async def handle(context: Context) -> None:
         if context.event == "first":
@@ -1268,7 +1263,6 @@ async def test_a_circle_of_a_dispatch_and_a_receipt_is_refused_at_once() -> None
             await soon(manager.dispatch("ann", "first"))
 
 
-# Deviation: as above, from the other end.
 async def test_a_told_event_that_waits_for_the_session_whose_turn_waits_for_it_is_refused_at_once() -> None:
     async def handle(context: Context) -> None:
         if context.event == "first":
@@ -1281,7 +1275,6 @@ async def test_a_told_event_that_waits_for_the_session_whose_turn_waits_for_it_i
             await soon(manager.dispatch("ann", "first"))
 
 
-# Deviation: `current` is set to the parent of the turn that was left, though another is the innermost: the wait hangs.
 async def test_a_turn_left_before_another_that_it_encloses_keeps_the_other_guarded() -> None:
     async with SessionManager(handler=count) as manager:
         ann, bob = manager.turn("ann"), manager.turn("bob")
@@ -2370,7 +2363,6 @@ async def test_a_handler_that_is_ended_by_a_close_is_not_told_that_it_took_too_l
         await soon(dispatching)
 
 
-# Deviation: the sender of an accepted event, which the close waits for, gets ManagerClosedError.
 async def test_a_receipt_can_be_awaited_while_the_manager_closes() -> None:
     go_on = asyncio.Event()
 
@@ -2389,7 +2381,6 @@ async def test_a_receipt_can_be_awaited_while_the_manager_closes() -> None:
     await closing
 
 
-# Deviation: the outcome is there, and is refused.
 async def test_a_receipt_gives_its_result_also_after_the_close() -> None:
     manager = await SessionManager(handler=count).start()
     receipt = await manager.submit("ann", "hi")

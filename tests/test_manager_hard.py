@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import Context as Variables
 from enum import StrEnum
 from typing import Any
 
@@ -55,6 +56,70 @@ async def test_destroying_a_dirty_session_gives_its_bytes_back() -> None:
         await clock.advance(2.0)
 
         assert manager.stats().dirty_bytes == 0
+
+
+async def test_a_turn_that_waits_twice_for_a_session_is_guarded_until_both_waits_are_over() -> None:
+    asked_once, ask_again = asyncio.Event(), asyncio.Event()
+
+    async def handle(context: Context) -> None:
+        if context.event == "ask twice":
+            first = asyncio.create_task(manager.dispatch("bob", "first"))
+            await asyncio.sleep(0)
+            asked_once.set()
+            await ask_again.wait()
+            await asyncio.gather(first, manager.dispatch("bob", "third"))
+        elif context.event == "second":
+            await manager.dispatch("ann", "hi")
+
+    async with SessionManager(handler=handle, close_timeout=0.1) as manager:
+        async with manager.turn("bob"):
+            asking = asyncio.create_task(manager.dispatch("ann", "ask twice"), context=Variables())
+            await asked_once.wait()
+            second = asyncio.create_task(manager.dispatch("bob", "second"), context=Variables())
+            await asyncio.sleep(0)
+            ask_again.set()
+            await asyncio.sleep(0)
+        with pytest.raises(errors.DeadlockError):
+            await asyncio.wait_for(second, 3.0)
+        await asyncio.wait_for(asking, 3.0)
+
+
+async def test_an_event_that_fails_in_the_breath_in_which_its_sender_is_cancelled_becomes_a_dead_letter() -> None:
+    buried: list[Any] = []
+
+    async def handle(context: Context) -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    async with SessionManager(handler=handle, on_dead_letter=lambda *letter: buried.append(letter)) as manager:
+        receipt = await manager.submit("ann", "hi")
+        receipt._outcome.add_done_callback(lambda _: waiting.cancel())
+        waiting = asyncio.create_task(receipt.result())
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert buried == [("ann", "hi", "ValueError: no")]
+
+
+async def test_a_failure_that_somebody_has_heard_of_is_no_dead_letter() -> None:
+    async def handle(context: Context) -> None:
+        await asyncio.sleep(0)
+        raise TimeoutError("no")
+
+    async with SessionManager(handler=handle) as manager:
+        receipt = await manager.submit("ann", "hi")
+        with pytest.raises(TimeoutError, match=r"^no$"):
+            await receipt.result(timeout=5.0)
+        with pytest.raises(TimeoutError, match=r"^no$"):
+            await receipt.result(timeout=5.0)
+        assert manager.stats().dead_letters == 0
+
+
+def test_a_receipt_gives_its_result_to_threads_after_the_close() -> None:
+    with SessionManager(handler=count_plainly) as manager:
+        receipt = manager.submit_sync("ann", "hi")
+    assert receipt.result_sync(timeout=1.0) == 1
+    with pytest.raises(errors.ManagerClosedError):
+        receipt.durable_sync(timeout=1.0)
 
 
 async def test_closing_finishes_events_that_were_accepted_in_the_same_breath(tmp_path: Any) -> None:
