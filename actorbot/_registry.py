@@ -239,9 +239,18 @@ class Registry(ServiceActor):
             return
         if self.passivate(actor):
             return
-        if actor.behind():
-            self.turns.flusher.hurry(actor)
-        self._watch(actor, now)
+        if not actor.behind():
+            self._watch(actor, now)
+            return
+        # It leaves when its flush is confirmed, if no event came meanwhile; until then no sweep need look at it.
+        self.turns.flusher.flush([actor]).add_done_callback(lambda done: self._look_again(actor, done))
+
+    def _look_again(self, actor: SessionActor, flushed: Future[None]) -> None:
+        now = self.turns.clock.monotonic()
+        if flushed.exception() is None:
+            self._look_at(actor, now, self.turns.clock.wall())
+        else:
+            self._watch(actor, now)  # the store does not take it now: the next sweep asks again
 
     def _expire(self, actor: SessionActor) -> bool:
         with self._lock:

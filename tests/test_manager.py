@@ -151,7 +151,9 @@ async def test_events_of_one_session_run_in_the_order_they_were_accepted() -> No
 
 
 def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -> None:
-    numbers = iter(range(20_000))
+    events, users = 50_000, 1_000
+    numbers = iter(range(events))
+    acknowledged: list[tuple[int, int]] = []
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -161,20 +163,57 @@ def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -
 
             def caller() -> None:
                 for number in numbers:
-                    manager.dispatch_sync(f"user:{number % 50}", number)
+                    user = number % users
+                    acknowledged.append((user, manager.dispatch_sync(f"user:{user}", number)))
 
             threads = [threading.Thread(target=caller) for _ in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            states = [manager.peek_sync(f"user:{user}") for user in range(50)]
             passivations = manager.stats().passivations
     finally:
         sys.setswitchinterval(before)
 
-    assert sum(state["n"] for state in states if state) == 20_000
-    assert passivations > 0
+    assert sorted(acknowledged) == [(user, 1 + turn) for user in range(users) for turn in range(events // users)]
+    assert passivations >= 2_000
+
+
+async def test_a_session_that_waited_only_for_its_flush_leaves_memory_as_soon_as_that_is_confirmed() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    policy = FlushPolicy.write_behind(max_delay=60.0)
+    async with SessionManager(store, handler=count, clock=clock, idle_timeout=16.0, flush=policy) as manager:
+        await manager.dispatch("ann", "hi")
+        store.hold()
+        await clock.advance(18.0)  # past the sweep that finds it idle, and unflushed
+        async with asyncio.timeout(5):
+            while not store.write_calls:
+                await asyncio.sleep(0)
+        assert manager.stats().resident == 1
+        store.release()
+        async with asyncio.timeout(5):  # in real time: no other sweep comes
+            while manager.stats().resident:
+                await asyncio.sleep(0)
+
+        assert await manager.dispatch("ann", "hi") == 2
+
+
+async def test_a_session_that_has_an_event_during_its_last_flush_stays() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    policy = FlushPolicy.write_behind(max_delay=60.0)
+    async with SessionManager(store, handler=count, clock=clock, idle_timeout=16.0, flush=policy) as manager:
+        await manager.dispatch("ann", "hi")
+        store.hold()
+        await clock.advance(18.0)
+        assert await manager.dispatch("ann", "hi") == 2
+        store.release()
+        await manager.flush()
+        assert manager.stats().resident == 1
+        await clock.advance(18.0)
+        async with asyncio.timeout(5):
+            while manager.stats().resident:
+                await asyncio.sleep(0)
+        assert (store.read("ann") or {})["n"] == 2
 
 
 @pytest.mark.parametrize(
