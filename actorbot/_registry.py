@@ -48,7 +48,8 @@ class Registry(ServiceActor):
         self._loader = loader
         self._max_resident = max_resident
         self._idle_timeout = idle_timeout
-        self._quantum = max(idle_timeout / 16, 0.001)
+        self._first_look = min(idle_timeout, turns.expires_in)  # seconds after its event that a session may have to leave
+        self._quantum = max(self._first_look / 16, 0.001)
         self._lock = threading.Lock()  # guards that an entry and its actor's `closed` change together
         self._watching = threading.Lock()  # guards the buckets
         self._buckets: dict[int, deque[SessionActor]] = {}  # by the quantum in which a session may be due
@@ -102,7 +103,7 @@ class Registry(ServiceActor):
         if self.entries.setdefault(session_id, actor) is not actor:
             return None
         self.activations += 1
-        self._watch(actor, actor.touched + self._idle_timeout)
+        self._watch(actor, actor.touched + self._first_look)
         return actor
 
     def tell(self, session_id: str, message: Handle) -> SessionActor:
@@ -193,7 +194,7 @@ class Registry(ServiceActor):
             bucket.append(actor)
 
     def start_sweeping(self) -> None:
-        """Sweep from now on, every sixteenth of the idle time-out."""
+        """Sweep from now on, every sixteenth of the time after which a session may have to leave."""
         self._sweep_later()
 
     def _sweep_later(self) -> None:
@@ -262,6 +263,7 @@ class Registry(ServiceActor):
                 and committed[1] is not None
                 and self.turns.clock.wall() >= committed[4]
                 and not actor.dirty
+                and not actor.behind()  # an older write of it may be on its way: the next turn ends it in its place
             )
             if ended and actor.close_if_nobody_waits():
                 del self.entries[actor.session_id]
@@ -287,7 +289,7 @@ class Registry(ServiceActor):
                 continue
             if self.passivate(actor):
                 return True
-            self._watch(actor, self.turns.clock.monotonic() + self._idle_timeout)
+            self._watch(actor, self.turns.clock.monotonic() + self._first_look)
         return False
 
     async def _make_room(self) -> None:

@@ -1829,7 +1829,6 @@ async def test_one_expiry_is_told_once(idle_timeout: float) -> None:
     assert ended == [("ann", {"n": 1})]
 
 
-# Deviation: a new entry is first looked at after idle_timeout.
 async def test_a_resident_session_leaves_memory_when_it_expires_long_before_it_counts_as_idle() -> None:
     clock = ManualClock()
     ended: list[Any] = []
@@ -1893,7 +1892,6 @@ async def test_a_goodbye_may_be_said_to_the_session_whose_turn_met_the_expiry() 
     assert outcomes == ["done"]
 
 
-# Deviation: _expire looks at `dirty`, not at what is still to be retried: the old write lands and the new session meets a conflict.
 async def test_what_comes_after_an_expiry_during_an_outage_is_not_lost_to_an_old_write() -> None:
     clock, store = ManualClock(), FaultyStore(MemorySessionStore(expires_in=10.0))
     conflicts: list[Any] = []
