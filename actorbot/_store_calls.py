@@ -161,6 +161,9 @@ class Loader:
         self._store = store
         self._thread = thread
         self._batch_size = min(batch_size, store.at_once)
+        self._at_store: set[str] = (
+            set()
+        )  # in a call that runs, also after its deadline; none of the call that `_fly` comes after
         self._lock = threading.Lock()  # guards the two below
         self._asked: deque[tuple[str, Future[Record | None]]] = deque()
         self._flying = False
@@ -178,15 +181,37 @@ class Loader:
         return answer
 
     def _fly(self) -> None:
-        with self._lock:
-            batch = [self._asked.popleft() for _ in range(min(len(self._asked), self._batch_size))]
-            if not batch:
-                self._flying = False
-                return
-            self.reads += len(batch)
+        batch: list[tuple[str, Future[Record | None]]] = []
+        while not batch:
+            with self._lock:
+                batch = [self._asked.popleft() for _ in range(min(len(self._asked), self._batch_size))]
+                if not batch:
+                    self._flying = False
+                    return
+            if self._at_store:
+                batch = self._refuse_stuck(batch)
+        self.reads += len(batch)
         ids = list(dict.fromkeys(session_id for session_id, _ in batch))
-        call = self._thread.call(self._store.read_many, ids)
+        call = self._thread.call(self._read, ids)
         call.add_done_callback(lambda outcome: self._land(ids, batch, outcome))
+
+    def _read(self, ids: list[str]) -> Sequence[Any]:
+        self._at_store.update(ids)
+        try:
+            return self._store.read_many(ids)
+        finally:
+            self._at_store.difference_update(ids)
+
+    def _refuse_stuck(self, batch: list[tuple[str, Future[Record | None]]]) -> list[tuple[str, Future[Record | None]]]:
+        """Return what may be read: asking again where a call has not come back would cost one more of the `MAX_STUCK`."""
+        rest = []
+        for session_id, answer in batch:
+            if session_id in self._at_store:
+                reason = "an earlier read has not come back yet; try again"
+                answer.set_exception(StoreUnavailableError(self._store.name, reason, session_id=session_id))
+            else:
+                rest.append((session_id, answer))
+        return rest
 
     def _land(self, ids: Sequence[str], batch: list[tuple[str, Future[Record | None]]], outcome: Future[Any]) -> None:
         error = outcome.exception()

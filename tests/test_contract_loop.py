@@ -1417,7 +1417,6 @@ async def test_a_write_that_comes_late_overwrites_nothing_newer() -> None:
         assert acknowledged <= store.data["ann"]["n"]
 
 
-# Deviation: each try of the same session takes one of the eight places; then nobody is read any more.
 async def test_a_session_whose_read_hangs_stops_no_other_however_often_it_is_tried() -> None:
     store = Hanging("read")
     policy = FlushPolicy.parse("write-behind:store_deadline=0.05")
