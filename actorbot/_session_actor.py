@@ -157,6 +157,8 @@ class SessionActor(Mailbox):
                     await self.make_ready()
                 context = self.open(event, event_id, task)
                 if context is None:
+                    if durable:  # it may be counted in memory alone
+                        await turns.home.wait(turns.flusher.flush([self]))
                     return DUPLICATE
                 if turns.on_start is not None and context.is_new:
                     await turns.on_start(context)

@@ -1141,7 +1141,6 @@ async def test_a_failed_borrowed_turn_does_not_record_its_id() -> None:
             assert turn.is_new
 
 
-# Deviation: DUPLICATE is returned at once, and the platform told that all is well, with nothing in the store.
 async def test_a_duplicate_of_an_event_that_is_not_in_the_store_yet_waits_for_it_when_it_is_to_be_durable() -> None:
     store = FaultyStore()
     policy = FlushPolicy.parse("write-behind:max_delay=60,retry.base=0.001,retry.cap=0.001,retry.attempts=2")
