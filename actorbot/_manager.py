@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import threading
 import unicodedata
 import weakref
 from asyncio import current_task
@@ -277,6 +278,8 @@ class SessionManager:
         self._here = 0  # the thread of the home loop, while the manager is open
         self._dead_letters = 0
         self._hooks_running: set[Future[None]] = set()
+        self._telling = threading.Lock()  # guards the next
+        self._told: dict[str, float] = {}  # the ends that were told, oldest first: a record may outlast its session
         self._report: ShutdownReport | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -836,9 +839,17 @@ class SessionManager:
         else:
             await self._tell_error(context, error)
 
-    def _tell_expired(self, session_id: str, state: bytes) -> None:
+    def _tell_expired(self, session_id: str, state: bytes, end: float) -> None:
+        """Tell, once, that the session has ended at *end*: its record may be met again, in memory, by a read or by a sweep."""
         if self._bound["on_session_expire"] is None:
             return
+        with self._telling:
+            if self._told.pop(session_id, None) == end:
+                self._told[session_id] = end
+                return
+            if len(self._told) >= self._max_resident:
+                del self._told[next(iter(self._told))]
+            self._told[session_id] = end
         try:
             values = decode_state(state)
         except UndecodableError:
@@ -896,7 +907,7 @@ class SessionManager:
             else:
                 for record in outcome.result():
                     if record.session_id not in self._registry.entries:
-                        self._tell_expired(record.session_id, record.state)
+                        self._tell_expired(record.session_id, record.state, record.expires_at)
             self._sweep_store_later()
         finally:
             done.set_result(None)

@@ -48,7 +48,7 @@ class Registry(ServiceActor):
         self._loader = loader
         self._max_resident = max_resident
         self._idle_timeout = idle_timeout
-        self._first_look = min(idle_timeout, turns.expires_in)  # seconds after its event that a session may have to leave
+        self._first_look = min(idle_timeout, turns.expires_in)  # seconds after its last event that a session may leave
         self._quantum = max(self._first_look / 16, 0.001)
         self._lock = threading.Lock()  # guards that an entry and its actor's `closed` change together
         self._watching = threading.Lock()  # guards the buckets
@@ -270,7 +270,7 @@ class Registry(ServiceActor):
                 self.passivations += 1
                 assert committed is not None
                 assert committed[1] is not None
-                self.turns.on_expire(actor.session_id, committed[1])
+                self.turns.on_expire(actor.session_id, committed[1], committed[4])
                 return True
         actor.leave()
         return False

@@ -71,7 +71,8 @@ class Turns:
     """The handler itself, where it is plain and may run in whatever thread has the turn: it then costs no coroutine."""
     on_start: Bound | None
     on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
-    on_expire: Callable[[str, bytes], None]
+    on_expire: Callable[[str, bytes, float], None]
+    """Told the session's id, its state, and the wall-clock second of its end."""
     handler_timeout: float
     running: dict[Context, float] = field(default_factory=dict)
     """The turns that run now and when their time is up. Whoever takes a turn out of here, in one step, decides how it ends."""
@@ -237,7 +238,7 @@ class SessionActor(Mailbox):
             raise ConflictError(turns.store, "written by someone else; try again", session_id=self.session_id)
         state = committed[1]
         if state is not None and turns.wall() >= committed[4]:
-            turns.on_expire(self.session_id, state)
+            turns.on_expire(self.session_id, state, committed[4])
             state = None  # what the session was ends as a whole
             self.committed = committed = (committed[0], None, b"", *committed[3:])
         digest = None

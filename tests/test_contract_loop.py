@@ -1809,7 +1809,6 @@ async def test_a_clock_set_back_ends_nothing_early_and_hangs_nothing() -> None:
         assert await manager.dispatch("ann", "hi") == 3
 
 
-# Deviation, at 100 s: the record of a resident that has expired stays in the store, is swept later, and is told again.
 @pytest.mark.parametrize("idle_timeout", [20.0, 100.0, 200.0])
 async def test_one_expiry_is_told_once(idle_timeout: float) -> None:
     clock = ManualClock()
@@ -1841,7 +1840,6 @@ async def test_a_resident_session_leaves_memory_when_it_expires_long_before_it_c
         assert ended == [("ann", {"n": 1})]
 
 
-# Deviation: the store keeps the ended record, which is read, or swept, and told again.
 async def test_one_expiry_is_told_once_when_the_event_that_met_it_fails() -> None:
     clock = ManualClock()
     ended: list[Any] = []
