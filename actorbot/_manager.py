@@ -41,6 +41,7 @@ from actorbot.errors import (
     ForkedError,
     InvalidSessionIdError,
     ManagerClosedError,
+    OutcomeUnknownError,
     StoreUnavailableError,
     TurnTimeoutError,
     WrongLoopError,
@@ -731,22 +732,32 @@ class SessionManager:
 
     async def _destroy(self, session_id: str) -> None:
         session_id = check_session_id(session_id)
-        actor = await self._registry.enter(session_id)
+        actor = await self._enter_to_destroy(session_id)
         wall = self._clock.wall()
         version = actor.flushed if actor.committed is None else actor.committed[0]
         gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
         written = self._turns.flusher.write(actor, gone, forced=True)
 
         def settle(written: Future[None]) -> None:
-            # Whatever has become of the caller: what comes next reads the store.
-            if written.exception() is None:
+            # Whatever has become of the caller: what comes next reads the store where nobody knows what it holds now.
+            error = written.exception()
+            if error is None:
                 actor.committed = gone
-            elif not actor.behind():
+            elif isinstance(error, OutcomeUnknownError) and not actor.behind():
                 actor.committed = None
             actor.leave()
 
         written.add_done_callback(lambda done: self._home.post(settle, done))
         await self._home.wait(written)
+
+    async def _enter_to_destroy(self, session_id: str) -> SessionActor:
+        """Take the turn, also of a session whose record is broken: destroying it is the cure."""
+        while True:
+            self._registry.forgive(session_id)
+            try:
+                return await self._registry.enter(session_id)
+            except CorruptSessionError:
+                continue  # somebody before us in the line has tried to read it
 
     async def _wait(self, future: Future[Any], timeout: float | None, session_id: str) -> Any:
         try:

@@ -35,6 +35,7 @@ logger = logging.getLogger("actorbot")
 CHUNK: Final = 500  # sessions that a sweep looks at before it lets other threads run
 BACK_OFF_BASE: Final = 1.0  # seconds that a session with a broken record is left alone at first, doubled each time
 BACK_OFF_CAP: Final = 60.0
+MAX_BACKED_OFF: Final = 1_000  # sessions; of more than these the oldest failure is forgotten, and its record read again
 GRACE: Final = 5.0  # seconds that a handler has to end after it was cancelled for running too long
 
 
@@ -98,7 +99,7 @@ class Registry(ServiceActor):
     def _add_entry(self, session_id: str) -> SessionActor | None:
         failures = self._backed_off.get(session_id)
         if failures is not None and self.turns.clock.monotonic() < failures[1]:
-            raise failures[2]
+            raise failures[2].with_traceback(None)  # or it would grow with each who is told
         actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
         if self.entries.setdefault(session_id, actor) is not actor:
             return None
@@ -141,6 +142,8 @@ class Registry(ServiceActor):
     def _load_failed(self, actor: SessionActor, error: ActorbotError) -> None:
         if isinstance(error, CorruptSessionError):
             failures = self._backed_off.get(actor.session_id, (0, 0.0, error))[0] + 1
+            if len(self._backed_off) >= MAX_BACKED_OFF and actor.session_id not in self._backed_off:
+                self._backed_off.pop(next(iter(self._backed_off)), None)
             pause = min(BACK_OFF_CAP, BACK_OFF_BASE * 2.0 ** (failures - 1))
             self._backed_off[actor.session_id] = (failures, self.turns.clock.monotonic() + pause, error)
             logger.error("a session cannot be read and is left alone for %g s: %s", pause, error)
@@ -161,6 +164,10 @@ class Registry(ServiceActor):
                 item.message.outcome.set_exception(error)
             else:
                 item.fail(error)
+
+    def forgive(self, session_id: str) -> None:
+        """Forget that the record of *session_id* could not be read."""
+        self._backed_off.pop(session_id, None)
 
     # --- leaving memory -----------------------------------------------------------------------------------------------
 

@@ -1535,7 +1535,6 @@ async def test_a_cold_crowd_with_one_broken_record_is_served() -> None:
         assert store.read_calls < 20
 
 
-# Deviation: destroy() too is refused while the session is backed off, and dispatch still is after it.
 async def test_a_broken_record_can_be_destroyed_as_its_error_says() -> None:
     store = FaultyStore()
     async with SessionManager(store, handler=count) as manager:
@@ -1699,7 +1698,6 @@ async def test_a_destroy_waits_for_the_write_in_flight_and_nothing_comes_back() 
         assert store.data == {}
 
 
-# Deviation: a destroy that was refused takes a clean session out of memory, in the very outage that it should answer through.
 async def test_a_wait_for_a_held_destroy_is_bounded_and_the_session_stays_when_it_failed() -> None:
     clock, store = ManualClock(), FaultyStore()
     async with SessionManager(store, handler=count, clock=clock) as manager:
