@@ -625,6 +625,8 @@ class SessionManager:
         if flusher.outage_since is not None:
             seconds = self._clock.monotonic() - flusher.outage_since
             return Health("degraded", f"{self._store.name} has not taken writes for {seconds:.1f} s")
+        if (error := self._registry.unreadable()) is not None:
+            return Health("degraded", f"the last read failed: {error}")
         return Health("ready", "")
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:
@@ -720,7 +722,7 @@ class SessionManager:
         if committed is not None:
             state, ended = committed[1], self._clock.wall() >= committed[4]
         else:
-            record = await self._home.wait(self._loader.read(session_id))
+            record = await self._registry.read(session_id)
             state = None if record is None else record.state
             ended = record is not None and self._clock.wall() >= record.expires_at
         if state is None or ended:

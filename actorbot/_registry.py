@@ -18,6 +18,7 @@ from actorbot._actor import Envelope, ServiceActor
 from actorbot._context import Context, chain
 from actorbot._home import new_future
 from actorbot._messages import Handle, Sweep
+from actorbot._record import Record
 from actorbot._session_actor import SessionActor, Turns
 from actorbot._store_calls import Loader
 from actorbot.errors import (
@@ -26,6 +27,7 @@ from actorbot.errors import (
     DeadlockError,
     ManagerClosedError,
     OverloadedError,
+    StoreUnavailableError,
 )
 
 __all__ = ["Registry", "begin_to_wait", "end_to_wait"]
@@ -55,6 +57,7 @@ class Registry(ServiceActor):
         self._watching = threading.Lock()  # guards the buckets
         self._buckets: dict[int, deque[SessionActor]] = {}  # by the quantum in which a session may be due
         self._backed_off: dict[str, tuple[int, float, ActorbotError]] = {}  # failures, until when, what was wrong
+        self._unreadable: tuple[StoreUnavailableError, int] | None = None  # and how many writes were confirmed then
         self._closed = False
         self.activations = self.passivations = 0
 
@@ -127,10 +130,25 @@ class Registry(ServiceActor):
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
+    async def read(self, session_id: str) -> Record | None:
+        """Read the record of *session_id*. Raises: StoreUnavailableError, CorruptSessionError."""
+        try:
+            record: Record | None = await self.turns.home.wait(self._loader.read(session_id))
+        except StoreUnavailableError as error:
+            self._unreadable = (error, self.turns.flusher.writes)
+            raise
+        self._unreadable = None
+        return record
+
+    def unreadable(self) -> StoreUnavailableError | None:
+        """Return why the last read failed, unless the store has answered since."""
+        unreadable = self._unreadable
+        return None if unreadable is None or self.turns.flusher.writes != unreadable[1] else unreadable[0]
+
     async def load(self, actor: SessionActor) -> None:
         """Read the record of *actor*, whose turn the caller holds; if that fails, everybody in its line gets the error."""
         try:
-            record = await self.turns.home.wait(self._loader.read(actor.session_id))
+            record = await self.read(actor.session_id)
         except asyncio.CancelledError:
             raise  # only this caller has gone: the next in line reads for itself
         except ActorbotError as error:

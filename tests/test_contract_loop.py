@@ -2067,7 +2067,6 @@ async def test_the_oldest_unflushed_state_is_not_that_of_a_session_flushed_meanw
         assert manager.stats().oldest_dirty == pytest.approx(0.0)
 
 
-# Deviation: only writes tell of an outage.
 async def test_health_knows_of_a_store_that_cannot_be_read() -> None:
     store = FaultyStore()
     async with SessionManager(store, handler=count) as manager:
