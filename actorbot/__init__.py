@@ -13,7 +13,7 @@ from actorbot._bot import Bot, ConsoleBot
 from actorbot._context import Context
 from actorbot._manager import Receipt, SessionManager, ShutdownReport
 from actorbot._messages import DUPLICATE, Event
-from actorbot._policy import FlushPolicy
+from actorbot._policy import FlushPolicy, Retry
 from actorbot._session import Session
 from actorbot.stores.base import ONE_YEAR, SessionStore
 from actorbot.stores.file import FileSessionStore
@@ -30,6 +30,7 @@ __all__ = [
     "FlushPolicy",
     "MemorySessionStore",
     "Receipt",
+    "Retry",
     "Session",
     "SessionManager",
     "SessionStore",

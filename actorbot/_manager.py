@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -273,6 +273,8 @@ class SessionManager:
         for name, hook in self._hooks.items():
             if hook is not None and not callable(hook):
                 raise ConfigError(name, hook, "a function, def or async def")
+        if clock is not None and not isinstance(clock, Clock):
+            raise ConfigError("clock", clock, "a Clock, such as actorbot.testing.ManualClock()")
         self._own_clock = clock is None
         self._clock = SystemClock() if clock is None else clock
         self._state: Literal["new", "starting", "open", "closing", "closed", "forked"] = "new"
@@ -434,7 +436,7 @@ class SessionManager:
         if not self._report.clean:
             logger.error(
                 "closed with %d sessions not flushed, %d unfinished, %d with replies undelivered: %s",
-                len(unflushed), unfinished, self._report.undelivered, ", ".join(map(repr, unflushed[:20])) or "-",
+                len(unflushed), unfinished, self._report.undelivered, ", ".join(map(repr, unflushed)) or "-",
             )  # fmt: skip
         self._state = "closed"
         for actor in (self._turns.flusher, self._registry):
@@ -479,6 +481,8 @@ class SessionManager:
 
     async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False) -> Any:
         """Handle *event* in its session's turn and return what the handler returned, or `DUPLICATE` for an *event_id* seen before.
+
+        Event ids are compared by their text: 7 and "7" are the same.
 
         Raises what the handler raised; OverloadedError, DeadlockError, HandlerTimeoutError, store errors.
         """
@@ -953,7 +957,7 @@ def check_session_id(session_id: str) -> str:
 
 
 def _seconds(field: str, value: Any, *, least: float | None = None) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not (value >= least if least is not None else value > 0) or value > 1e9:
         raise ConfigError(field, value, f"seconds, {'at least 0' if least is not None else 'above 0'}, up to 1e9")
     return float(value)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actorbot._policy import FlushPolicy, Retry
+from actorbot import FlushPolicy, Retry
 from actorbot.errors import ConfigError
 
 DAY = 86_400.0
