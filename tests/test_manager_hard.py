@@ -122,6 +122,105 @@ def test_a_receipt_gives_its_result_to_threads_after_the_close() -> None:
         receipt.durable_sync(timeout=1.0)
 
 
+async def test_a_destroy_behind_an_event_that_meets_the_broken_record_destroys_it() -> None:
+    store = FaultyStore()
+    async with SessionManager(store, handler=count) as manager:
+        store.corrupt("ann")
+        store.hold()
+        event = asyncio.create_task(manager.dispatch("ann", "hi"))
+        await asyncio.sleep(0)
+        destroying = asyncio.create_task(manager.destroy("ann"))
+        await asyncio.sleep(0)
+        store.release()
+        with pytest.raises(errors.CorruptSessionError):
+            await event
+        await destroying
+
+        assert await manager.dispatch("ann", "hi") == 1
+
+
+async def test_the_error_of_a_broken_record_does_not_grow_with_each_who_is_told() -> None:
+    store = FaultyStore()
+    async with SessionManager(store, handler=count) as manager:
+        store.corrupt("ann")
+        depths = []
+        for _ in range(5):
+            with pytest.raises(errors.CorruptSessionError) as caught:
+                await manager.dispatch("ann", "hi")
+            depths.append(len(caught.traceback))
+        assert depths[4] == depths[1]
+
+
+async def test_a_session_is_read_again_once_its_stuck_read_has_come_back() -> None:
+    entered, go_on, back = threading.Event(), threading.Event(), threading.Event()
+
+    class StuckOnce(FaultyStore):
+        def read_many(self, session_ids: Any) -> Any:
+            if not entered.is_set():
+                entered.set()
+                go_on.wait(5.0)
+                back.set()
+            return super().read_many(session_ids)
+
+    clock = ManualClock()
+    async with SessionManager(StuckOnce(), handler=count, clock=clock) as manager:
+        first = asyncio.create_task(manager.dispatch("ann", "hi"))
+        async with asyncio.timeout(5):
+            while not entered.is_set():
+                await asyncio.sleep(0)
+        await clock.advance(6.0)
+        with pytest.raises(errors.StoreUnavailableError, match="no answer within 5 s"):
+            await first
+        with pytest.raises(errors.StoreUnavailableError, match="has not come back"):
+            await manager.dispatch("ann", "hi")
+        assert await asyncio.wait_for(manager.dispatch("bob", "hi"), 5.0) == 1
+        go_on.set()
+        assert back.wait(5.0)
+        async with asyncio.timeout(5):
+            while manager._loader._at_store:
+                await asyncio.sleep(0)
+
+        assert await manager.dispatch("ann", "hi") == 1
+
+
+async def test_a_store_that_takes_a_write_after_a_failed_read_is_well_again() -> None:
+    store = FaultyStore()
+    async with SessionManager(store, handler=count) as manager:
+        await manager.dispatch("ann", "hi")
+        store.fail_reads(1)
+        with pytest.raises(errors.StoreUnavailableError):
+            await manager.peek("bob")
+        assert manager.health().status == "degraded"
+        assert "told to fail" in manager.health().reason
+        await manager.flush()
+        assert manager.health().status == "ready"
+
+
+async def test_each_life_of_a_session_has_an_end_of_its_own_that_is_told() -> None:
+    clock = ManualClock()
+    ended: list[Any] = []
+    async with SessionManager(
+        MemorySessionStore(expires_in=10.0), handler=count, clock=clock, idle_timeout=3.0,
+        on_session_expire=lambda *each: ended.append(each),
+    ) as manager:  # fmt: skip
+        for _ in range(3):
+            assert await manager.dispatch("ann", "hi") == 1
+            await clock.advance(30.0)
+    assert ended == [("ann", {"n": 1})] * 3
+
+
+async def test_a_close_logs_every_session_that_it_could_not_flush(caplog: pytest.LogCaptureFixture) -> None:
+    store = FaultyStore()
+    manager = await SessionManager(store, handler=count).start()
+    for user in range(30):
+        await manager.dispatch(f"user:{user}", "hi")
+    store.outage()
+    report = await manager.close(timeout=0.1)
+
+    assert len(report.unflushed) == 30
+    assert all(repr(session_id) in caplog.text for session_id in report.unflushed)
+
+
 async def test_closing_finishes_events_that_were_accepted_in_the_same_breath(tmp_path: Any) -> None:
     store = FileSessionStore(tmp_path / "s")
     manager = await SessionManager(store, handler=count).start()
