@@ -629,8 +629,8 @@ class SessionManager:
         if flusher.outage_since is not None:
             seconds = self._clock.monotonic() - flusher.outage_since
             return Health("degraded", f"{self._store.name} has not taken writes for {seconds:.1f} s")
-        if (error := self._registry.unreadable()) is not None:
-            return Health("degraded", f"the last read failed: {error}")
+        if (reason := self._registry.unreadable()) is not None:
+            return Health("degraded", f"the last read failed: {reason}")
         return Health("ready", "")
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:

@@ -57,7 +57,7 @@ class Registry(ServiceActor):
         self._watching = threading.Lock()  # guards the buckets
         self._buckets: dict[int, deque[SessionActor]] = {}  # by the quantum in which a session may be due
         self._backed_off: dict[str, tuple[int, float, ActorbotError]] = {}  # failures, until when, what was wrong
-        self._unreadable: tuple[StoreUnavailableError, int] | None = None  # and how many writes were confirmed then
+        self._unreadable: tuple[str, int] | None = None  # and how many writes were confirmed then
         self._closed = False
         self.activations = self.passivations = 0
 
@@ -91,7 +91,8 @@ class Registry(ServiceActor):
             await waiter
             return True
         finally:
-            end_to_wait(mine, actor)
+            if mine:
+                end_to_wait(mine, actor)
 
     async def _make_entry(self, session_id: str) -> SessionActor | None:
         """Make the entry, its turn held by the caller; `None` if somebody else was faster."""
@@ -134,14 +135,15 @@ class Registry(ServiceActor):
         """Read the record of *session_id*. Raises: StoreUnavailableError, CorruptSessionError."""
         try:
             record: Record | None = await self.turns.home.wait(self._loader.read(session_id))
-        except StoreUnavailableError as error:
-            self._unreadable = (error, self.turns.flusher.writes)
+        except ActorbotError as error:
+            down = isinstance(error, StoreUnavailableError)
+            self._unreadable = (str(error), self.turns.flusher.writes) if down else None
             raise
         self._unreadable = None
         return record
 
-    def unreadable(self) -> StoreUnavailableError | None:
-        """Return why the last read failed, unless the store has answered since."""
+    def unreadable(self) -> str | None:
+        """Say why the last read failed, unless the store has answered since."""
         unreadable = self._unreadable
         return None if unreadable is None or self.turns.flusher.writes != unreadable[1] else unreadable[0]
 
