@@ -14,7 +14,7 @@ import types
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextvars import Context as ContextVars
 from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
@@ -93,6 +93,9 @@ def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
 
 class Home(ABC):
     """What a manager's turns need of the place they run in. Every method may be called from any thread unless it says otherwise."""
+
+    thread_id: int | None
+    """The thread of the loop that user code runs on; no `_sync` verb may block it."""
 
     def __init__(self, name: str, clock: Clock, patience: float) -> None:
         self.pool = Pool(POOL_SIZE, f"actorbot-pool-{name}", clock, patience)
@@ -302,6 +305,7 @@ class ThreadHome(Home):
     def __init__(self, name: str, clock: Clock, patience: float) -> None:
         super().__init__(name, clock, patience)
         self._name = name
+        self.thread_id = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._making_loop = threading.Lock()  # guards the making of the private loop
 
@@ -311,9 +315,11 @@ class ThreadHome(Home):
         with self._making_loop:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(
+                thread = threading.Thread(
                     target=_run_loop, args=(self._loop,), name=f"actorbot-loop-{self._name}", daemon=True
-                ).start()
+                )
+                thread.start()
+                self.thread_id = thread.ident
             return self._loop
 
     def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -429,21 +435,22 @@ class _Answer:
             raise _too_long(limit) from None
 
     def interrupt(self) -> None:
-        """Cancel the coroutine and stop waiting for it; from any thread."""
+        """Stop waiting for the coroutine, which may be blocking its loop, and cancel it; from any thread."""
+        self._end(None, asyncio.CancelledError())
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._end(None, asyncio.CancelledError())
 
     def _end(self, value: Any, error: BaseException | None) -> None:
-        if self._future.done():
-            return
-        if error is None:
-            self._future.set_result(value)
-        else:
-            self._future.set_exception(error)
+        try:
+            if error is None:
+                self._future.set_result(value)
+            else:
+                self._future.set_exception(error)
+        except InvalidStateError:
+            return  # the other side was faster: the coroutine's end, or who has stopped waiting for it
 
     async def _run(self, make: Callable[[], Awaitable[Any]]) -> None:
         try:

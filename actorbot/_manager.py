@@ -379,6 +379,7 @@ class SessionManager:
 
         handler = hooks["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        self._plain = plain
         self._bound = {name: bound(name) for name in hooks}
         flusher = Flusher(self._store, self._writer, self._policy, self._clock, self._tell_conflict)
         turns = self._turns = Turns(
@@ -509,7 +510,7 @@ class SessionManager:
         *timeout* bounds the wait for the turn. A `def` handler of a threaded manager runs in the calling thread: it is
         `handler_timeout` that ends its turn, and nothing can end its run.
         """
-        if self._state == "open" and self._loop is None and type(session_id) is str:
+        if self._state == "open" and self._plain and type(session_id) is str:
             actor = self._entries.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 return run_inline(actor.take_turn(event, event_id, durable, None))
@@ -805,9 +806,12 @@ class SessionManager:
         """Raise if the caller runs on the home loop, which a _sync verb would block."""
         if self._state != "open":
             self._check_open(closing, closed)
-        if isinstance(self._home, LoopHome) and get_ident() == self._home.thread_id:
+        if get_ident() == self._home.thread_id:
             raise WrongLoopError(
                 "a _sync verb on the manager's event loop would block it for ever: await the async verb"
+                if self._loop is not None
+                else "a _sync verb on the loop of a threaded manager's `async def` code would block it for ever:"
+                " await asyncio.to_thread(manager.dispatch_sync, …)"
             )
 
     def _run_sync(
