@@ -11,7 +11,7 @@ import unicodedata
 import weakref
 from asyncio import current_task
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -365,7 +365,7 @@ class SessionManager:
         self._make_actors()
         _open_managers.add(self)
         self._state = "open"
-        self._here = home.thread_id if isinstance(home, LoopHome) else 0
+        self._here = (home.thread_id or 0) if isinstance(home, LoopHome) else 0
         self._sweep_store_later()
 
     def _make_actors(self) -> None:
@@ -540,8 +540,8 @@ class SessionManager:
             yield context
         except BaseException as error:
             raised = await actor.fail(context, error)
-            if raised is error:
-                raise
+            if raised is error or isinstance(error, SystemExit | KeyboardInterrupt):
+                raise  # an exit is not a handler's here: it is the program that is told to end
             raise raised from error
         await self._give_back(actor, context)
 
@@ -558,11 +558,11 @@ class SessionManager:
             yield context
         except BaseException as error:
             failure = error
-            raised = self._run_sync(lambda: actor.fail(context, failure), None)
-            if raised is failure:
-                raise
+            raised = self._run_sync(lambda: actor.fail(context, failure), None, closing=True)
+            if raised is failure or isinstance(failure, SystemExit | KeyboardInterrupt):
+                raise  # an exit is not a handler's here: it is the program that is told to end
             raise raised from failure
-        self._run_sync(lambda: self._give_back(actor, context), None)
+        self._run_sync(lambda: self._give_back(actor, context), None, closing=True)  # it was accepted before the close
 
     async def flush(self, session_id: str | None = None) -> None:
         """Return when what was committed, of one session or of all, is in the store. Raises: StoreUnavailableError."""
@@ -826,15 +826,24 @@ class SessionManager:
         if isinstance(self._home, ThreadHome):
             return run_inline(make())
         assert isinstance(self._home, LoopHome)
-        future = asyncio.run_coroutine_threadsafe(make(), self._home.loop)
-        try:
-            with self._home.pool.blocking():
+        if self._home.loop.is_closed():
+            raise ManagerClosedError(
+                "the event loop that the manager was started on has been closed; close() the manager first"
+            )
+        with self._home.pool.blocking():  # first: it may refuse, and then nothing must run
+            future = asyncio.run_coroutine_threadsafe(make(), self._home.loop)
+            try:
                 return future.result(timeout)
-        except TimeoutError:
-            if future.done():
+            except TimeoutError:
+                if future.done():
+                    raise
+                future.cancel()
+                raise TurnTimeoutError(session_id, f"its turn did not end within {timeout:g} s; withdrawn") from None
+            except CancelledError:
+                raise ManagerClosedError("the manager's event loop ended before the call did") from None
+            except BaseException:  # a KeyboardInterrupt: nobody waits for it any more
+                future.cancel()
                 raise
-            future.cancel()
-            raise TurnTimeoutError(session_id, f"its turn did not end within {timeout:g} s; withdrawn") from None
 
     # --- news from below: any thread ----------------------------------------------------------------------------------
 

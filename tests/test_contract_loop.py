@@ -186,25 +186,6 @@ async def test_what_a_handler_raises_arrives_unchanged(failure: Exception) -> No
         assert caught.value is failure
 
 
-@pytest.mark.parametrize("failure", [SystemExit(1), KeyboardInterrupt()])
-async def test_an_exit_inside_a_borrowed_turn_is_the_cause_of_its_error(failure: BaseException) -> None:
-    async with SessionManager() as manager:
-        with pytest.raises(errors.HandlerExitError) as caught:
-            async with manager.turn("ann") as turn:
-                turn.session["n"] = 1
-                raise failure
-        assert caught.value.__cause__ is failure
-        assert await manager.peek("ann") is None
-
-
-@pytest.mark.parametrize("failure", [SystemExit(1), KeyboardInterrupt()])
-def test_an_exit_inside_a_turn_borrowed_by_a_thread_is_the_cause_of_its_error(failure: BaseException) -> None:
-    with SessionManager() as manager:
-        with pytest.raises(errors.HandlerExitError) as caught, manager.turn_sync("ann"):
-            raise failure
-        assert caught.value.__cause__ is failure
-
-
 @pytest.mark.parametrize("plain", [False, True])
 async def test_an_odd_error_of_a_handler_is_its_callers(plain: bool) -> None:
     def refuse(context: Context) -> None:
