@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import logging
 import os
@@ -317,13 +318,16 @@ class SessionManager:
             return self._report
         if self._state == "new":
             return self._never_opened()
+        if self._state == "open" and self._loop is not None and self._loop.is_closed():
+            return self._close_without_loop(timeout)
         return self._run_sync(lambda: self._close(timeout), None, closing=True)  # type: ignore[no-any-return]
 
     async def __aenter__(self) -> Self:
         return await self.start()
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        if self._state != "forked":
+            await self.close()
 
     def __enter__(self) -> Self:
         return self.start_sync()
@@ -331,9 +335,40 @@ class SessionManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close_sync()
+        if self._state != "forked":  # a child that leaves its parent's block has nothing to close
+            self.close_sync()
+
+    def _close_at_exit(self) -> None:
+        try:
+            if self._loop is None or self._loop.is_running():
+                self.close_sync()
+            else:
+                self._close_without_loop(None)
+        except ActorbotError as error:
+            logger.error("at the end of the program: %s", error)
+
+    def _close_without_loop(self, timeout: float | None) -> ShutdownReport:
+        """Flush what is committed: with its loop, whoever could take a turn has gone."""
+        self._state = "closed"
+        start = SystemClock.monotonic()
+        until = start + (self._close_timeout if timeout is None else timeout)
+        self._registry.close_intake()
+        actors = list(self._registry.resident())
+        for future in (lambda: self._turns.flusher.flush(actors), lambda: self._writer.call(self._store.close).outcome):
+            try:
+                future().result(max(until - SystemClock.monotonic(), 0.0))
+            except (TimeoutError, ActorbotError) as error:
+                logger.error("closing without an event loop: %s", error)
+        unflushed = tuple(actor.session_id for actor in actors if actor.behind())
+        self._report = ShutdownReport(unflushed, 0, len(self._turns.outbox), SystemClock.monotonic() - start)
+        for actor in (self._turns.flusher, self._registry):
+            actor.end()
+        self._release()
+        return self._report
 
     def _begin(self) -> None:
+        if self._state == "forked":
+            self._check_open()
         if self._state != "new":
             raise ManagerClosedError(f"the manager is {self._state}: a manager is started once; make a new one")
         self._state = "starting"
@@ -992,3 +1027,14 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _at_exit() -> None:
+    """Close what a program has forgotten to close. By now whoever is no daemon has ended, and our threads still run."""
+    for manager in list(_open_managers):
+        if manager._state == "open":
+            logger.warning("the program ends with an open manager: close it, or use `with`; flushing what it has")
+            manager._close_at_exit()
+
+
+atexit.register(_at_exit)
