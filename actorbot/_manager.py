@@ -354,7 +354,7 @@ class SessionManager:
         until = start + (self._close_timeout if timeout is None else timeout)
         self._registry.close_intake()
         actors = list(self._registry.resident())
-        for future in (lambda: self._turns.flusher.flush(actors), lambda: self._writer.call(self._store.close).outcome):
+        for future in (lambda: self._turns.flusher.flush(actors), lambda: self._writer.call(self._store.close)):
             try:
                 future().result(max(until - SystemClock.monotonic(), 0.0))
             except (TimeoutError, ActorbotError) as error:
