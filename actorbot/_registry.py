@@ -243,41 +243,52 @@ class Registry(ServiceActor):
         now = self.turns.clock.monotonic()
         wall = self.turns.clock.wall()
         seen = 0
+        unflushed: list[SessionActor] = []
         with self._watching:
             due = [self._buckets.pop(key) for key in sorted(self._buckets) if key * self._quantum <= now]
         for bucket in due:
             for actor in bucket:
-                self._look_at(actor, now, wall)
+                if self._look_at(actor, now, wall):
+                    unflushed.append(actor)
+                    if len(unflushed) == self.turns.policy.batch_size:
+                        self._flush_out(unflushed)
+                        unflushed = []
                 seen += 1
                 if seen % CHUNK == 0:
                     threading.Event().wait(0)  # lets a thread that waits for the interpreter have it
+        if unflushed:
+            self._flush_out(unflushed)
 
-    def _look_at(self, actor: SessionActor, now: float, wall: float) -> None:
+    def _look_at(self, actor: SessionActor, now: float, wall: float) -> bool:
+        """Let *actor* leave memory if its time has come, or watch it; `True` if it must be flushed first, and is not watched."""
         if self.entries.get(actor.session_id) is not actor:
-            return
+            return False
         due = actor.touched + self._idle_timeout
         committed = actor.committed
         if committed is not None and committed[1] is not None:
             ends_in = committed[4] - wall
             if ends_in <= 0 and self._expire(actor):
-                return
+                return False
             due = min(due, now + max(ends_in, 0.0))
         if due > now:
             self._watch(actor, due)
-            return
-        if self.passivate(actor):
-            return
-        if not actor.behind():
+        elif not self.passivate(actor):
+            if actor.behind():
+                return True
             self._watch(actor, now)
-            return
-        # It leaves when its flush is confirmed, if no event came meanwhile; until then no sweep need look at it.
-        self.turns.flusher.flush([actor]).add_done_callback(lambda done: self._look_again(actor, done))
+        return False
 
-    def _look_again(self, actor: SessionActor, flushed: Future[None]) -> None:
-        now = self.turns.clock.monotonic()
-        if flushed.exception() is None:
-            self._look_at(actor, now, self.turns.clock.wall())
-        else:
+    def _flush_out(self, actors: list[SessionActor]) -> None:
+        """Let *actors* leave when their flush is confirmed, unless an event comes meanwhile; until then no sweep need look at them."""
+        self.turns.flusher.flush(actors).add_done_callback(lambda done: self._look_again(actors, done))
+
+    def _look_again(self, actors: list[SessionActor], flushed: Future[None]) -> None:
+        now, wall = self.turns.clock.monotonic(), self.turns.clock.wall()
+        unflushed = [actor for actor in actors if self._look_at(actor, now, wall)]
+        if unflushed and flushed.exception() is None:
+            self._flush_out(unflushed)
+            return
+        for actor in unflushed:
             self._watch(actor, now)  # the store does not take it now: the next sweep asks again
 
     def _expire(self, actor: SessionActor) -> bool:
