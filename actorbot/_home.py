@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import threading
+import time
 import types
 from abc import ABC, abstractmethod
 from collections import deque
@@ -17,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future, InvalidStateError
 from contextvars import Context as ContextVars
 from contextvars import copy_context
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from actorbot._clock import Clock
 from actorbot._context import Sent, current
@@ -308,6 +309,38 @@ class ThreadHome(Home):
         self.thread_id = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._making_loop = threading.Lock()  # guards the making of the private loop
+        self._call = threading.local()  # `bound`: what the call that this thread is in may take, if it said so
+
+    def run(self, coroutine: Coroutine[Any, Any, T], session_id: str, timeout: float) -> T:
+        """Run a coroutine to its end in this thread, which waits at most *timeout* seconds in all for what is not here.
+
+        Raises: TurnTimeoutError.
+        """
+        outer = getattr(self._call, "bound", None)
+        self._call.bound = _Bound(time.monotonic() + timeout, timeout, session_id)
+        try:
+            return run_inline(coroutine)
+        finally:
+            self._call.bound = outer
+
+    def _result(self, get: Callable[[float | None], T], timeout: float | None) -> T:
+        """Wait for `get(seconds)`, no longer than the call that this thread is in may take."""
+        bound: _Bound | None = getattr(self._call, "bound", None)
+        with self.pool.blocking():
+            if bound is None:
+                return get(timeout)
+            left = max(0.0, bound.until - time.monotonic())
+            if timeout is not None and timeout <= left:
+                return get(timeout)
+            try:
+                return get(left)
+            except TimeoutError as error:
+                if time.monotonic() < bound.until:
+                    raise  # not ours
+                raise TurnTimeoutError(
+                    bound.session_id,
+                    f"its turn did not end within {bound.seconds:g} s; withdrawn, unless it was being committed",
+                ) from error
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -329,8 +362,7 @@ class ThreadHome(Home):
         return ThreadWaiter(self, actor, timeout)
 
     async def wait(self, future: Future[Any], timeout: float | None = None) -> Any:
-        with self.pool.blocking():
-            return future.result(timeout)
+        return self._result(future.result, timeout)
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         function(*args)
@@ -348,8 +380,7 @@ class ThreadHome(Home):
         context = current.get()
         if context is not None:
             context._interrupt = answer.interrupt
-        with self.pool.blocking():
-            return answer.result(limit)
+        return self._result(answer.result, limit)
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return _run_on(self.loop, make, copy_context()).result()
@@ -360,6 +391,12 @@ class ThreadHome(Home):
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._loop = None
+
+
+class _Bound(NamedTuple):
+    until: float  # monotonic seconds
+    seconds: float
+    session_id: str
 
 
 class ThreadWaiter:

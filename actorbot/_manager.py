@@ -280,6 +280,7 @@ class SessionManager:
         self._clock = SystemClock() if clock is None else clock
         self._state: Literal["new", "starting", "open", "closing", "closed", "forked"] = "new"
         self._here = 0  # the thread of the home loop, while the manager is open
+        self._inline: ThreadHome | None = None  # where turns run in the thread that calls
         self._dead_letters = 0
         self._hooks_running: set[Future[None]] = set()
         self._telling = threading.Lock()  # guards the next
@@ -414,7 +415,7 @@ class SessionManager:
 
         handler = hooks["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
-        self._plain = plain
+        self._inline = home if plain and isinstance(home, ThreadHome) else None
         self._bound = {name: bound(name) for name in hooks}
         flusher = Flusher(self._store, self._writer, self._policy, self._clock, self._tell_conflict)
         turns = self._turns = Turns(
@@ -542,13 +543,15 @@ class SessionManager:
     ) -> Any:
         """The same as `dispatch`, for threads.
 
-        *timeout* bounds the wait for the turn. A `def` handler of a threaded manager runs in the calling thread: it is
-        `handler_timeout` that ends its turn, and nothing can end its run.
+        *timeout* bounds it. But a `def` handler of a threaded manager runs in the calling thread: it is `handler_timeout` that ends
+        its turn, and nothing can end its run.
         """
-        if self._state == "open" and self._plain and type(session_id) is str:
+        threads = self._inline
+        if threads is not None and self._state == "open" and type(session_id) is str:
             actor = self._entries.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
-                return run_inline(actor.take_turn(event, event_id, durable, None))
+                turn = actor.take_turn(event, event_id, durable, None)
+                return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
         return self._run_sync(
             lambda: self._dispatch(session_id, event, event_id, durable, timeout), timeout, session_id=session_id
         )
@@ -859,7 +862,7 @@ class SessionManager:
     ) -> Any:
         self._check_away(closing)
         if isinstance(self._home, ThreadHome):
-            return run_inline(make())
+            return run_inline(make()) if timeout is None else self._home.run(make(), session_id, timeout)
         assert isinstance(self._home, LoopHome)
         if self._home.loop.is_closed():
             raise ManagerClosedError(
@@ -873,7 +876,9 @@ class SessionManager:
                 if future.done():
                     raise
                 future.cancel()
-                raise TurnTimeoutError(session_id, f"its turn did not end within {timeout:g} s; withdrawn") from None
+                raise TurnTimeoutError(
+                    session_id, f"its turn did not end within {timeout:g} s; withdrawn, unless it was being committed"
+                ) from None
             except CancelledError:
                 raise ManagerClosedError("the manager's event loop ended before the call did") from None
             except BaseException:  # a KeyboardInterrupt: nobody waits for it any more

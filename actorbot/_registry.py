@@ -28,6 +28,7 @@ from actorbot.errors import (
     ManagerClosedError,
     OverloadedError,
     StoreUnavailableError,
+    TurnTimeoutError,
 )
 
 __all__ = ["Registry", "begin_to_wait", "end_to_wait"]
@@ -151,7 +152,7 @@ class Registry(ServiceActor):
         """Read the record of *actor*, whose turn the caller holds; if that fails, everybody in its line gets the error."""
         try:
             record = await self.read(actor.session_id)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TurnTimeoutError):
             raise  # only this caller has gone: the next in line reads for itself
         except ActorbotError as error:
             self._load_failed(actor, error)
