@@ -17,6 +17,8 @@ Task = Callable[[], None]
 
 logger = logging.getLogger("actorbot")
 
+_here = threading.local()  # the lane of a lane's thread
+
 MAX_AWAY = 512  # pool threads that may at one time stand waiting for other sessions, or be lost to a task
 
 
@@ -136,10 +138,16 @@ class Lane:
     def __init__(self, name: str, number: int = 0, tasks: Iterable[Task] = ()) -> None:
         self.number = number
         """The how manyth it is of those that took each other's place."""
+        self.closed = False
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         for task in tasks:
             self._tasks.put(task)
         threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    @staticmethod
+    def here() -> Lane:
+        """Return the lane whose thread this is."""
+        return _here.lane  # type: ignore[no-any-return]
 
     def submit(self, task: Task) -> None:
         """Run *task* after those submitted before it."""
@@ -159,9 +167,11 @@ class Lane:
 
     def close(self) -> None:
         """End the thread after what was submitted; does not wait."""
+        self.closed = True
         self._tasks.put(None)
 
     def _run(self) -> None:
+        _here.lane = self
         while (task := self._tasks.get()) is not None:
             _run_safely(task)
 

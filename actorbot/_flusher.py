@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from actorbot._actor import Envelope
 from actorbot._clock import Clock
@@ -20,7 +20,13 @@ from actorbot._mailbox import Mailbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import RING_BYTES, Record
 from actorbot._store_calls import StoreThread
-from actorbot.errors import ActorbotError, ConflictError, ManagerClosedError, StoreUnavailableError
+from actorbot.errors import (
+    ActorbotError,
+    ConflictError,
+    ManagerClosedError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from actorbot.stores.base import RecordStore, Write
 
 __all__ = ["Committed", "Flushable", "Flusher"]
@@ -50,6 +56,12 @@ class Flushable(Protocol):
     """Whether the flusher has been told of it and has not yet begun to write it."""
     charged: int
     """How many bytes of the bound on unflushed state it takes."""
+    losses: tuple[int, ...]
+    """For each conflict that took unflushed state of it, the version that the store had confirmed until then."""
+
+
+Goal = tuple[Flushable, int, int]
+"""What somebody wants to be in the store: a session, its version, and how many `losses` there were when it had that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +72,18 @@ class FlushDue:
 
 
 @dataclass(frozen=True, slots=True)
-class Flush:
-    """Write these sessions now; *done* when the store has what they have committed so far."""
+class Hurry:
+    """Write this session now."""
 
-    sessions: list[Flushable]
-    done: Future[None] | None
+    session: Flushable
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Write these sessions now; *done* when the store has these versions, or all has been tried and some could not be written."""
+
+    goals: list[Goal]
+    done: Future[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +94,7 @@ class Relieve:
     done: Future[None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class WriteThrough:
     """Write what a turn wants to commit, and nothing if that fails."""
 
@@ -83,14 +102,20 @@ class WriteThrough:
     committed: Committed
     forced: bool
     done: Future[None]
+    job: _Job | None = None
+    """Once it has been tried."""
 
 
-class _Job(NamedTuple):
-    """One session's write on its way."""
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One session's write on its way; sent again, after a failure, with the same write id."""
 
     session: Flushable
     write: Write
-    through: WriteThrough | None  # None: a flush
+    made: float
+    through: WriteThrough | None = None  # None: a flush
+    tries: int = 0  # that have failed
+    unknown: bool = False  # whether one of them may have been done all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +127,7 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class RetryDue:
-    """The pause after a failure is over."""
+    """The pause of these is over, or, where there are none, that of all."""
 
     jobs: list[_Job]
     done: Future[None]
@@ -136,28 +161,37 @@ class Flusher(Mailbox):
         self._policy = policy
         self._clock = clock
         self._on_conflict = on_conflict
-        self._at_once = min(policy.batch_size, store.at_once)
         self.outage_since: float | None = None
+        self.refusing = False  # whether the store answers, and takes some session's writes not
         self.dirty_bytes = 0
         self.full = False
         self.writes = self.retries = self.conflicts = 0
-        self._lock = threading.Lock()  # guards dirty, charged and dirty_bytes
+        self._stopped = False
+        self._lock = threading.Lock()  # guards dirty, charged, dirty_bytes and _since
+        self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._marked: deque[tuple[float, Flushable]] = deque()  # due time, session; appended to from any thread
         self._armed = False  # whether a timer for the head of _marked runs; set from any thread
-        self._wanted: dict[Flushable, WriteThrough | None] = {}
-        self._again: dict[Flushable, _Job] = {}  # failed: sent again with the same write id before anything newer
-        self._attempts: dict[Flushable, int] = {}
-        self._out: set[Flushable] = set()  # in a call that was left behind: a write of theirs may still arrive
+        self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
+        self._again: dict[Flushable, _Job] = {}  # flushes that failed: sent again before anything newer
+        self._resting: set[_Job] = set()  # failed by themselves: each until its own pause is over
+        # By id, for a session that is read again is another one: those in a call that was left behind, a write of which may still
+        # arrive, each with the sessions that are to be written when it has come back.
+        self._out: dict[str, set[Flushable]] = {}
         self._listeners: dict[Flushable, list[tuple[int, Tell]]] = {}
         self._relief: dict[Flushable, list[Future[None]]] = {}
         self._quiet: list[Future[None]] = []  # done when nothing can be written
         self._room: list[Future[None]] = []
         self._failures = 0  # calls in a row that failed as a whole
         self._paused = False
+        self._waking = False  # whether a timer runs that ends the pause
 
     def begin(self) -> None:
         """Let the first message in."""
         self.leave()
+
+    def stop(self) -> None:
+        """Begin no further write, from any thread; one that is under way still counts."""
+        self._stopped = True
 
     def end(self) -> None:
         """End, with the store's thread, after what it has been told so far; does not wait, nor for a call that is under way."""
@@ -177,31 +211,45 @@ class Flusher(Mailbox):
     def mark(self, session: Flushable) -> None:
         """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
         size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
+        now = self._clock.monotonic()
         with self._lock:
             charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
             if charge > session.charged:
                 self.dirty_bytes += charge - session.charged
                 session.charged = charge
                 self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
-            if session.dirty:
-                return
-            session.dirty = True
-        due = self._clock.monotonic() + self._policy.max_delay
-        self._marked.append((due, session))
-        if not self._armed:
-            self._armed = True
-            self._clock.call_at(due, self._announce_due)
+            marked, session.dirty = session.dirty, True
+            if not marked:
+                self._since.setdefault(session, now)
+        if not marked:
+            due = now + self._policy.max_delay
+            self._marked.append((due, session))
+            if not self._armed:
+                self._armed = True
+                self._clock.call_at(due, self._announce_due)
         if self.full:
             self.hurry(session)
 
     def hurry(self, session: Flushable) -> None:
         """Flush *session* without waiting for `max_delay`."""
-        self.notify(Flush([session], None))
+        self.notify(Hurry(session))
 
     def flush(self, sessions: Iterable[Flushable]) -> Future[None]:
-        """Flush what *sessions* have committed so far. The future fails with the store's error once `retry.attempts` have failed."""
+        """Flush what *sessions* have committed so far.
+
+        The future is done when all has been tried; it fails with the first session's error whose `retry.attempts` have failed.
+        """
+        goals = [
+            (session, committed[0], len(session.losses))
+            for session in sessions
+            if (committed := session.committed) is not None and committed[0] > session.flushed
+        ]
+        return self.reach(goals)
+
+    def reach(self, goals: list[Goal]) -> Future[None]:
+        """Flush until the store has these versions; as `flush`, and with ConflictError for what a conflict has taken meanwhile."""
         done = new_future()
-        return self._ask(Flush(list(sessions), done), done)
+        return self._ask(Flush(goals, done), done)
 
     def write(self, session: Flushable, committed: Committed, *, forced: bool = False) -> Future[None]:
         """Write *committed* before it is committed. The caller holds the session's turn until the future is done."""
@@ -230,12 +278,8 @@ class Flusher(Mailbox):
 
     def oldest_dirty(self) -> float:
         """Return how many seconds ago the longest waiting session had its first unflushed event."""
-        if not self.dirty_bytes:
-            return 0.0
-        try:
-            return max(0.0, self._clock.monotonic() - (self._marked[0][0] - self._policy.max_delay))
-        except IndexError:
-            return 0.0
+        since = min(list(self._since.values()), default=None)  # the list is made in one step
+        return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
 
     def _announce_due(self) -> Future[None] | None:
         done = new_future()
@@ -251,31 +295,35 @@ class Flusher(Mailbox):
         self._go_on()
 
     def _go_on(self) -> None:
-        """Write one batch after the other until there is nothing to write or a message waits; then pass the turn on."""
+        """Write a batch, then let in who waits for the thread or with a message; pass the turn on when there is nothing to write."""
         try:
-            while not self.closed and (jobs := self._next_jobs()):
+            if not self.closed and (jobs := self._next_jobs()):
                 writes = [job.write for job in jobs]
                 answer = self._thread.run(partial(self._overdue, jobs), self._store.write_many, writes)
                 if answer is None:
                     self.notify(Returned(jobs))
                     return  # another thread has the turn
                 self._land(jobs, *answer)
-                if self.line:
-                    break
+                if not self.line:
+                    self._thread.submit(self._go_on)  # behind the reads, where they share the thread
+                    return
         except Exception:
             logger.exception("the flusher met an error of its own while writing")
         self.leave()
 
     def _overdue(self, jobs: list[_Job], error: ActorbotError) -> None:
         """Go on in the place of a call that has not come back; nobody waits for its sessions any more."""
-        self._out.update(job.session for job in jobs)
-        self._land(jobs, [], error)
+        for job in jobs:
+            self._out[job.session.session_id] = set()
+            job.unknown = True
+            if job.through is not None:
+                self._fail(job.through, error)
+        if len(jobs) == self._store.writes_at_once == 1:  # which tells nothing of the others
+            self._land(jobs, [error])
+        else:
+            self._land(jobs, [], error)
         for job in jobs:
             self._listen(job.session, error)
-            self._relieve(job.session)
-            if job.through is not None and not job.through.done.done():
-                self._forget(job.session)
-                job.through.done.set_exception(error)
         self._go_on()
 
     def on_receive(self, message: Any) -> None:
@@ -284,24 +332,26 @@ class Flusher(Mailbox):
                 case FlushDue(done):
                     self._want_due()
                     self._quiet.append(done)
-                case Flush(sessions, done):
-                    self._want_now(sessions, done)
+                case Hurry(session):
+                    self._want(session)
+                case Flush(goals, done):
+                    self._want_all(goals, done)
                 case Relieve(session, done):
                     self._relief.setdefault(session, []).append(done)
-                    self._want_now([session], None)
-                    if self.outage_since is not None or session not in self._wanted or session in self._out:
+                    if self.outage_since is None and session not in self._again:
+                        self._want(session)
+                    if session not in self._wanted:
                         self._relieve(session)
-                case WriteThrough(session, _, _, done) if session in self._out:
-                    done.set_exception(self._is_out(session))
                 case WriteThrough(session):
                     self._wanted[session] = message
+                    if self._is_down():
+                        self._paused = False  # whoever waits for it learns at once whether the store is back
                 case Returned(jobs):
-                    self._out.difference_update(job.session for job in jobs)
-                case RetryDue(jobs, done):
-                    self._paused = False
                     for job in jobs:
-                        if job.through is not None or job.session not in self._wanted:
-                            self._wanted[job.session] = job.through
+                        for session in self._out.pop(job.session.session_id, ()):
+                            self._wanted.setdefault(session, None)
+                case RetryDue(jobs, done):
+                    self._retry(jobs)
                     self._quiet.append(done)
                 case End():
                     self._finish()
@@ -313,7 +363,7 @@ class Flusher(Mailbox):
         self.closed = True
         told = [getattr(item.message, "done", None) for item in self.drain() if isinstance(item, Envelope)]
         waiting = [each.done for each in self._wanted.values() if each is not None]
-        waiting += [job.through.done for job in self._again.values() if job.through is not None]
+        waiting += [job.through.done for job in self._resting if job.through is not None]
         waiting += [done for dones in self._relief.values() for done in dones]
         for session in list(self._listeners):
             self._listen(session, _ended())
@@ -332,57 +382,46 @@ class Flusher(Mailbox):
             self._armed = True
             self._clock.call_at(self._marked[0][0], self._announce_due)
 
-    def _want_now(self, sessions: list[Flushable], done: Future[None] | None) -> None:
-        behind = []
-        for session in sessions:
-            committed = session.committed
-            if committed is not None and committed[0] > session.flushed:
-                behind.append((session, committed[0]))
-                self._wanted.setdefault(session, None)
-        if done is None:
-            return
-        if not behind:
-            done.set_result(None)
-            return
-        left = len(behind)
+    def _want(self, session: Flushable) -> None:
+        committed = session.committed
+        if committed is not None and committed[0] > session.flushed:
+            self._wanted.setdefault(session, None)
+
+    def _want_all(self, goals: list[Goal], done: Future[None]) -> None:
+        left = len(goals)
+        failure: BaseException | None = None
 
         def tell(error: BaseException | None) -> None:
-            nonlocal left
+            nonlocal left, failure
             left -= 1
-            if done.done():
+            failure = failure or error
+            if left > 0:
                 return
-            if error is not None:
-                done.set_exception(error)
-            elif not left:
+            if failure is None:
                 done.set_result(None)
+            else:
+                done.set_exception(failure)
 
-        for session, version in behind:
-            if session in self._out:
-                tell(self._is_out(session))
+        for session, version, losses in goals:
+            if is_lost(session, version, losses):
+                tell(ConflictError(self._store.name, "lost to a write of someone else", session_id=session.session_id))
+            elif len(session.losses) > losses or version <= session.flushed:
+                tell(None)
             else:
                 self._listeners.setdefault(session, []).append((version, tell))
-
-    def _is_out(self, session: Flushable) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            self._store.name, "an earlier write has not come back yet; try again", session_id=session.session_id
-        )
+                self._wanted.setdefault(session, None)
+        if not goals:
+            done.set_result(None)
 
     def _next_jobs(self) -> list[_Job]:
         """Make the next batch; an empty one if nothing can be written now, or if waiting messages may fill it first."""
-        while not self._paused and not (self.line and len(self._wanted) < self._at_once):
-            picked = []
-            for session in self._wanted:
-                if session not in self._out:
-                    picked.append(session)
-                    if len(picked) >= self._at_once:
-                        break
-            if not picked:
-                break
-            write_ids = os.urandom(8 * len(picked))
-            made = [
-                self._make_job(session, self._wanted.pop(session), write_ids[8 * number : 8 * number + 8])
-                for number, session in enumerate(picked)
-            ]
+        wanted = self._wanted
+        at_once = min(self._policy.batch_size, self._store.writes_at_once)
+        while wanted and not (self._stopped or self._paused or (self.line and len(wanted) < at_once)):
+            now = self._clock.monotonic()
+            size = 8 * min(len(wanted), at_once)
+            write_ids = os.urandom(size)
+            made = [self._make_job(*wanted.popitem(False), write_ids[at : at + 8], now) for at in range(0, size, 8)]
             if jobs := [job for job in made if job is not None]:
                 return jobs
         if not self.line:
@@ -394,31 +433,48 @@ class Flusher(Mailbox):
         for done in quiet:
             done.set_result(None)
 
-    def _make_job(self, session: Flushable, through: WriteThrough | None, write_id: bytes) -> _Job | None:
-        again = self._again.get(session)
-        if through is not None:
-            # It comes from who holds the turn, so nothing newer is committed meanwhile; a flush that failed before is overtaken.
-            if again is not None and again.through is through:
-                return again
-            return _Job(session, _make_write(session, through.committed, write_id, through.forced), through)
+    def _make_job(self, session: Flushable, through: WriteThrough | None, write_id: bytes, now: float) -> _Job | None:
+        if self._out and session.session_id in self._out:
+            self._hold_back(session, through)
+            return None
         with self._lock:
             session.dirty = False  # before committed is read: whoever commits from here on marks the session again
-        if again is not None:
-            return again
+        if through is not None:
+            # It comes from who holds the turn, so nothing newer is committed meanwhile; a flush that failed before is overtaken.
+            if through.job is None:
+                write = _make_write(session, through.committed, write_id, through.forced)
+                through.job = _Job(session, write, now, through)
+            return through.job
+        if self._again and session in self._again:
+            return self._again[session]
         committed = session.committed
         if committed is None or committed[0] <= session.flushed:
-            self._listen(session, session.flushed if committed is not None else None)
-            self._relieve(session)
             self._uncharge(session)
+            self._listen(session, None)
+            self._relieve(session)
             return None
-        return _Job(session, _make_write(session, committed, write_id), None)
+        return _Job(session, _make_write(session, committed, write_id), now)
 
-    def _land(self, jobs: list[_Job], results: Sequence[ActorbotError | None], error: ActorbotError | None) -> None:
-        """Note what became of a batch: a result for each, or one error for all."""
+    def _hold_back(self, session: Flushable, through: WriteThrough | None) -> None:
+        """Write nothing of a session while an older write of it may still arrive, and let nobody wait for that."""
+        error = StoreUnavailableError(
+            self._store.name, "an earlier write has not come back yet; try again", session_id=session.session_id
+        )
+        if through is not None:
+            self._fail(through, error)
+        self._out[session.session_id].add(session)
+        self._listen(session, error)
+        self._relieve(session)
+
+    def _land(
+        self, jobs: list[_Job], results: Sequence[ActorbotError | None], error: ActorbotError | None = None
+    ) -> None:
+        """Note what became of a batch: a result for each, or one error for all, which tells that the store is down."""
+        if error is None and len(results) != len(jobs):
+            error = OutcomeUnknownError(self._store.name, f"{len(results)} results for {len(jobs)} writes")
         if error is not None:
             results = [error] * len(jobs)
-        down = all(isinstance(result, StoreUnavailableError) for result in results)
-        self._note_outage(results[0] if down else None)
+            self._note_outage(error)
         failed: list[_Job] = []
         for job, result in zip(jobs, results, strict=True):
             if result is None:
@@ -427,18 +483,20 @@ class Flusher(Mailbox):
                 self._conflict(job, result)
             elif not self._give_up(job, result):
                 failed.append(job)
-            if job.session in self._relief:
+            if self._relief and job.session in self._relief:
                 self._relieve(job.session)
-        if failed or down:
-            self._try_later(failed, pause=down)
-
-    def _note_outage(self, error: BaseException | None) -> None:
-        if error is None:
-            if self.outage_since is not None:
-                logger.info("%s answers again", self._store.name)
-            self.outage_since = None
-            self._failures = 0
+        if error is not None:
+            self._pause(failed)
+            if self._is_down():
+                self._release_all(error)
             return
+        if failed:
+            self._rest(failed)
+        unwell = self._failures or self.refusing
+        if unwell and any(result is None or isinstance(result, ConflictError) for result in results):
+            self._note_answer()
+
+    def _note_outage(self, error: BaseException) -> None:
         self._failures += 1
         if self.outage_since is None:
             self.outage_since = self._clock.monotonic()
@@ -447,15 +505,23 @@ class Flusher(Mailbox):
             )
         for session in list(self._relief):
             self._relieve(session)
-        if self._failures >= self._policy.retry.attempts:
-            self._release_all(error)
+
+    def _note_answer(self) -> None:
+        if self.outage_since is not None:
+            logger.info("%s answers again", self._store.name)
+        self.outage_since = None
+        self._failures = 0
+        self.refusing = bool(self._again)
+
+    def _is_down(self) -> bool:
+        """Tell whether so many calls have failed that nobody waits for another try."""
+        return self._failures >= self._policy.retry.attempts
 
     def _release_all(self, error: BaseException) -> None:
         """Let nobody wait longer for a store that is down: not even those whose write was never sent."""
-        for session, through in list(self._wanted.items()):
-            if through is not None:
-                del self._wanted[session]
-                through.done.set_exception(error)
+        for through in [each for each in self._wanted.values() if each is not None]:
+            del self._wanted[through.session]
+            self._fail(through, error)
         for session in list(self._listeners):
             self._listen(session, error)
 
@@ -464,28 +530,30 @@ class Flusher(Mailbox):
         self.writes += 1
         session.write_ids = record.write_ids
         session.flushed = record.version
-        self._forget(session)
-        self._uncharge(session)
-        if job.through is not None:
-            job.through.done.set_result(None)
-        self._listen(session, record.version)
+        if self._again:
+            self._again.pop(session, None)
         # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
         committed = session.committed
         behind = committed is not None and committed[0] > record.version
-        if session in self._listeners or (behind and not session.dirty):
+        self._uncharge(session, job.made if behind else None)
+        if job.through is not None:
+            job.through.done.set_result(None)
+        if self._listeners:
+            self._listen(session, record.version)
+        if behind and (not session.dirty or session in self._listeners):
             self._wanted.setdefault(session, None)
 
     def _conflict(self, job: _Job, error: ConflictError) -> None:
         self.conflicts += 1
         session = job.session
-        self._forget(session)
         if job.through is not None:
-            job.through.done.set_exception(error)
+            self._fail(job.through, error)
             return
-        unflushed, session.committed = (
-            session.committed,
-            None,
-        )  # read again before the next turn; one that runs now fails
+        self._again.pop(session, None)
+        session.losses += (session.flushed,)
+        # In one step, since no call stands between: a turn that commits meanwhile is handed over too, or fails. The session is
+        # read again before its next turn.
+        unflushed, session.committed = session.committed, None
         with self._lock:
             session.dirty = False
         self._uncharge(session)
@@ -495,31 +563,78 @@ class Flusher(Mailbox):
 
     def _give_up(self, job: _Job, error: BaseException) -> bool:
         """Count a failure; `True` if nobody will try this write again."""
-        session = job.session
-        attempts = self._attempts[session] = self._attempts.get(session, 0) + 1
-        self._again[session] = job
-        if attempts < self._policy.retry.attempts:
-            return False
-        self._listen(session, error)
+        job.tries += 1
+        job.unknown = job.unknown or isinstance(error, OutcomeUnknownError)
+        spent = job.tries >= self._policy.retry.attempts
+        if not self.refusing and self.outage_since is None:
+            logger.warning("a session could not be written: %s", error, extra={"session_id": job.session.session_id})
+        self.refusing = True
         if job.through is None:
+            self._again[job.session] = job
+            if spent:
+                self._listen(job.session, error)
             return False
-        self._forget(session)
-        job.through.done.set_exception(error)
-        return True
+        if job.through.done.done():
+            return True
+        if spent or self._is_down():
+            self._fail(job.through, error)
+            return True
+        return False
 
-    def _try_later(self, jobs: list[_Job], *, pause: bool) -> None:
-        self.retries += len(jobs)
-        self._paused = self._paused or pause
-        attempt = self._failures if pause else max(self._attempts.get(job.session, 1) for job in jobs)
+    def _fail(self, through: WriteThrough, error: BaseException) -> None:
+        """Tell who waits for *through* that it will not be tried again, and go on to what it has overtaken."""
+        if (
+            through.job is not None
+            and through.job.unknown
+            and not isinstance(error, OutcomeUnknownError | ConflictError)
+        ):
+            known, session_id = error, through.session.session_id
+            error = OutcomeUnknownError(
+                self._store.name, f"a try had no answer, the last: {error}", session_id=session_id
+            )
+            error.__cause__ = known
+        through.done.set_exception(error)
+        self._want(through.session)
 
-        def again() -> Future[None] | None:
+    def _pause(self, failed: list[_Job]) -> None:
+        """Write nothing for a while."""
+        self.retries += len(failed)
+        self._paused = True
+        for job in failed:
+            self._want_again(job)
+        if not self._waking:
+            self._waking = True
+            self._retry_after(self._failures, [])
+
+    def _rest(self, failed: list[_Job]) -> None:
+        """Let these wait, and nobody else: the store has taken others, or was not asked about any."""
+        self.retries += len(failed)
+        self._resting.update(failed)
+        self._retry_after(max(job.tries for job in failed), failed)
+
+    def _retry_after(self, failures: int, jobs: list[_Job]) -> None:
+        def due() -> Future[None] | None:
             done = new_future()
             return done if self.notify(RetryDue(jobs, done)) else None
 
-        self._clock.call_at(self._clock.monotonic() + self._policy.retry.delay(attempt), again)
+        self._clock.call_at(self._clock.monotonic() + self._policy.retry.delay(failures), due)
+
+    def _retry(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            self._paused = self._waking = False
+        self._resting.difference_update(jobs)
+        for job in jobs:
+            self._want_again(job)
+
+    def _want_again(self, job: _Job) -> None:
+        if job.through is None:
+            if self._again.get(job.session) is job:  # not overtaken
+                self._wanted.setdefault(job.session, None)
+        elif not job.through.done.done():
+            self._wanted[job.session] = job.through
 
     def _listen(self, session: Flushable, reached: int | BaseException | None) -> None:
-        """Tell who waits for *session*: that a version is in the store, or an error; `None`: that its state is gone."""
+        """Tell who waits for *session*: that a version is in the store, or an error; `None`: that nothing is left to write."""
         listeners = self._listeners.pop(session, None)
         if listeners is None:
             return
@@ -538,20 +653,29 @@ class Flusher(Mailbox):
         for done in self._relief.pop(session, ()):
             done.set_result(None)
 
-    def _forget(self, session: Flushable) -> None:
-        self._again.pop(session, None)
-        self._attempts.pop(session, None)
+    def _uncharge(self, session: Flushable, since: float | None = None) -> None:
+        """Give back what *session* takes of the bound, and let in who waits for room.
 
-    def _uncharge(self, session: Flushable) -> None:
-        """Give back what *session* takes of the bound, unless it has been marked again, and let in who waits for room."""
+        Unless it is unflushed again: by a mark, or *since* an instant.
+        """
         with self._lock:
-            if not session.dirty:
+            if session.dirty or since is not None:
+                self._since[session] = self._clock.monotonic() if since is None else since
+            else:
+                self._since.pop(session, None)
                 self.dirty_bytes -= session.charged
                 session.charged = 0
             self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
             room, self._room = ([], self._room) if self.full else (self._room, [])
         for future in room:
             future.set_result(None)
+
+
+def is_lost(session: Flushable, version: int, losses: int) -> bool:
+    """Tell whether a conflict has taken *version*, which *session* had when there had been so many *losses*; from any thread."""
+    if len(session.losses) > losses:
+        return version > session.losses[losses]
+    return session.committed is None and version > session.flushed
 
 
 def _make_write(session: Flushable, committed: Committed, write_id: bytes, forced: bool = False) -> Write:

@@ -37,6 +37,7 @@ from actorbot._store_calls import Loader, StoreThread
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
+    ConflictError,
     CorruptSessionError,
     DuplicateEventError,
     ForkedError,
@@ -139,6 +140,7 @@ class Receipt:
         self._waiting: list[None] = []  # one for each who waits; a list, because its changes are single steps
         self._unheard = [event]  # popped by whoever takes a failure: somebody who waited, or the dead letters
         self._version: int | None = None
+        self._losses = 0
         outcome.add_done_callback(self._note)
 
     def _note(self, outcome: Future[Any]) -> None:
@@ -147,7 +149,8 @@ class Receipt:
             return
         self._unheard.clear()
         committed = self._actor.committed
-        self._version = None if committed is None else committed[0]
+        if committed is not None:
+            self._version, self._losses = committed[0], len(self._actor.losses)
 
     def _bury_unless_heard(self) -> None:
         """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""
@@ -178,7 +181,7 @@ class Receipt:
         return await self._result(timeout)
 
     async def durable(self, timeout: float | None = None) -> None:
-        """Wait until the store has what the event changed. Raises: TurnTimeoutError, StoreUnavailableError."""
+        """Wait until the store has what the event changed. Raises: TurnTimeoutError, StoreUnavailableError, ConflictError."""
         self._manager._check_here(closing=True)
         await self._durable(timeout)
 
@@ -211,7 +214,14 @@ class Receipt:
 
     async def _durable(self, timeout: float | None) -> None:
         await self._result(timeout)
-        await self._manager._wait(self._manager._turns.flusher.flush([self._actor]), timeout, self.session_id)
+        if self._manager._turns.writes_through:
+            return
+        if self._version is None:  # as below, before it could be noted
+            raise ConflictError(
+                self._manager._store.name, "lost to a write of someone else", session_id=self.session_id
+            )
+        goal = (self._actor, self._version, self._losses)
+        await self._manager._wait(self._manager._turns.flusher.reach([goal]), timeout, self.session_id)
 
 
 class SessionManager:
@@ -381,11 +391,10 @@ class SessionManager:
 
     async def _open(self, home: Home) -> None:
         self._home = home
-        given = self._given_store
+        given, deadline = self._given_store, self._policy.store_deadline
         self._store: RecordStore = (
-            given if isinstance(given, RecordStore) else DriverStore(given, run=home.run_awaitable)
+            given if isinstance(given, RecordStore) else DriverStore(given, home.run_awaitable, deadline)
         )
-        deadline = self._policy.store_deadline
         self._writer = StoreThread("actorbot-store", self._store.name, self._clock, deadline)
         one_thread = isinstance(self._store, DriverStore)
         self._reader = (
@@ -670,6 +679,8 @@ class SessionManager:
             return Health("degraded", f"{self._store.name} has not taken writes for {seconds:.1f} s")
         if (reason := self._registry.unreadable()) is not None:
             return Health("degraded", f"the last read failed: {reason}")
+        if flusher.refusing:
+            return Health("degraded", f"{self._store.name} does not take the writes of some sessions")
         return Health("ready", "")
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:

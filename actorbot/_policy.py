@@ -37,7 +37,8 @@ class Retry:
     """How often and how soon a failed write is tried again."""
 
     attempts: int = 5
-    """How many tries a write has, the first included, before its caller gets the error (1 to 1,000).
+    """How many tries a write has, the first included, before its caller gets the error (1 to 1,000); one, once so many calls
+    in a row have failed.
     What nobody waits for stays dirty after that, and is tried again every `cap` seconds."""
     base: float = 0.1
     """Seconds between the first try and the second; each further pause is twice as long (0.001 to a day)."""

@@ -108,6 +108,8 @@ class SessionActor(Mailbox):
         "write_ids",
     )
 
+    losses: tuple[int, ...] = ()  # no slot: hardly any session ever has one, and then it takes a dict
+
     def __init__(self, session_id: str, turns: Turns, now: float) -> None:
         super().__init__()
         self.session_id = session_id
@@ -299,7 +301,7 @@ class SessionActor(Mailbox):
         if not self.dirty or (encoded is not None and len(encoded) > self.charged):
             turns.flusher.mark(self)
         if durable:
-            done = turns.flusher.flush([self])
+            done = turns.flusher.reach([(self, committed[0], len(self.losses))])
             self.send(context, done)
             return done
         if context._replies is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from actorbot._clock import Clock, Timer
 from actorbot._dispatcher import Lane, Task
 from actorbot._home import new_future
-from actorbot.errors import ActorbotError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.errors import ActorbotError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore
 
 __all__ = ["Loader", "StoreThread"]
@@ -39,11 +39,12 @@ class StoreThread:
         self._store = store
         self._clock = clock
         self._deadline = deadline
-        self._lock = threading.Lock()  # guards the four below, and how each call ends
+        self._lock = threading.Lock()  # guards the five below, and how each call ends
         self._closed = False
         self._lane = Lane(name)
+        self._lanes = 1  # made so far
         self._stuck = 0
-        self._running: _Call | None = None
+        self._running: set[_Call] = set()  # more than one for a moment, after a late call has come back
 
     def submit(self, task: Task) -> None:
         """Run *task* on the thread after what was handed in before; it may call the store through `run`."""
@@ -83,10 +84,11 @@ class StoreThread:
         return self._make(call, function, *args)
 
     def leave_behind(self) -> None:
-        """Leave the call behind that is running, if one is, as if its time were up."""
-        running = self._running
-        if running is not None:
-            self._leave_behind(running, OutcomeUnknownError(self._store, "no answer until the manager was closed"))
+        """Leave behind whatever call is running, as if its time were up."""
+        with self._lock:
+            running = list(self._running)
+        for call in running:
+            self._leave_behind(call, OutcomeUnknownError(self._store, "no answer until the manager was closed"))
 
     def close(self) -> None:
         """End the thread after what was handed in so far; does not wait."""
@@ -111,7 +113,8 @@ class StoreThread:
                 return None  # its time was up while it stood in line
             full = self._stuck >= MAX_STUCK
             if not full:
-                call.lane, self._running = self._lane, call
+                call.lane = Lane.here()
+                self._running.add(call)
         value, error = None, None
         try:
             if full:
@@ -131,13 +134,19 @@ class StoreThread:
     def _came_back(self, call: _Call) -> bool:
         with self._lock:
             if not call.closed:
-                call.closed, self._running = True, None
+                call.closed = True
+                self._running.discard(call)
                 return True
+            lane = call.lane
+            if lane is None:
+                return False
             self._stuck -= 1
-            assert call.lane is not None
             # Back to the older thread: a client may be bound to the one that it was made in, as sqlite3's is.
-            newer, self._lane = sorted((call.lane, self._lane), key=lambda lane: -lane.number)
-            newer.close()
+            if lane.number < self._lane.number and not lane.closed:
+                lane, self._lane = self._lane, lane
+                for task in lane.give_up():
+                    self._lane.submit(task)
+            lane.close()
             if self._closed:
                 self._lane.close()
             return False
@@ -147,10 +156,12 @@ class StoreThread:
             if call.closed:
                 return
             call.closed = True
+            self._running.discard(call)
             if call.lane is not None:
                 self._stuck += 1
-                self._running = None
-                self._lane = Lane(self._name, self._lane.number + 1, self._lane.give_up())
+            if call.lane is self._lane and not self._closed:
+                self._lane = Lane(self._name, self._lanes, self._lane.give_up())
+                self._lanes += 1
         call.overdue(error)
 
 
@@ -160,40 +171,55 @@ class Loader:
     def __init__(self, store: RecordStore, thread: StoreThread, batch_size: int) -> None:
         self._store = store
         self._thread = thread
-        self._batch_size = min(batch_size, store.at_once)
-        self._at_store: set[str] = (
-            set()
-        )  # in a call that runs, also after its deadline; none of the call that `_fly` comes after
-        self._lock = threading.Lock()  # guards the two below
+        self._batch_size = batch_size
+        # Ids in a call that runs, also after its deadline; none of the call that `_fly` comes after.
+        self._at_store: set[str] = set()
+        self._lock = threading.Lock()  # guards the three below
         self._asked: deque[tuple[str, Future[Record | None]]] = deque()
-        self._flying = False
+        self._flying: list[tuple[str, Future[Record | None]]] | None = None  # what a call is about that is on its way
+        self._closed = False
         self.reads = 0
 
     def read(self, session_id: str) -> Future[Record | None]:
         """Return a future of the session's record, `None` if there is none, or an error: CorruptSessionError, StoreUnavailableError."""
         answer = new_future()
         with self._lock:
-            self._asked.append((session_id, answer))
-            if self._flying:
+            if self._closed:
+                answer.set_exception(_closed())
                 return answer
-            self._flying = True
+            self._asked.append((session_id, answer))
+            if self._flying is not None:
+                return answer
+            self._flying = []
         self._fly()
         return answer
+
+    def close(self) -> None:
+        """Tell everybody who waits for a record that it will not come."""
+        with self._lock:
+            self._closed = True
+            waiting = [*(self._flying or ()), *self._asked]
+            self._flying = None
+            self._asked.clear()
+        for _, answer in waiting:
+            answer.set_exception(_closed())
 
     def _fly(self) -> None:
         batch: list[tuple[str, Future[Record | None]]] = []
         while not batch:
             with self._lock:
-                batch = [self._asked.popleft() for _ in range(min(len(self._asked), self._batch_size))]
-                if not batch:
-                    self._flying = False
-                    return
-            if self._at_store:
-                batch = self._refuse_stuck(batch)
+                size = min(len(self._asked), self._batch_size, self._store.reads_at_once)
+                asked = [self._asked.popleft() for _ in range(size)]
+                batch = [one for one in asked if one[0] not in self._at_store]
+                self._flying = batch if asked else None
+            if len(batch) < size:
+                self._refuse([one for one in asked if one not in batch])
+            if not asked:
+                return
         self.reads += len(batch)
         ids = list(dict.fromkeys(session_id for session_id, _ in batch))
         call = self._thread.call(self._read, ids)
-        call.add_done_callback(lambda outcome: self._land(ids, batch, outcome))
+        call.add_done_callback(lambda outcome: self._land(ids, outcome))
 
     def _read(self, ids: list[str]) -> Sequence[Any]:
         self._at_store.update(ids)
@@ -202,28 +228,30 @@ class Loader:
         finally:
             self._at_store.difference_update(ids)
 
-    def _refuse_stuck(self, batch: list[tuple[str, Future[Record | None]]]) -> list[tuple[str, Future[Record | None]]]:
-        """Return what may be read: asking again where a call has not come back would cost one more of the `MAX_STUCK`."""
-        rest = []
-        for session_id, answer in batch:
-            if session_id in self._at_store:
-                reason = "an earlier read has not come back yet; try again"
-                answer.set_exception(StoreUnavailableError(self._store.name, reason, session_id=session_id))
-            else:
-                rest.append((session_id, answer))
-        return rest
+    def _refuse(self, asked: list[tuple[str, Future[Record | None]]]) -> None:
+        """Refuse what is at the store already: asking again for what has not come back would cost one more of the `MAX_STUCK`."""
+        for session_id, answer in asked:
+            reason = "an earlier read has not come back yet; try again"
+            answer.set_exception(StoreUnavailableError(self._store.name, reason, session_id=session_id))
 
-    def _land(self, ids: Sequence[str], batch: list[tuple[str, Future[Record | None]]], outcome: Future[Any]) -> None:
+    def _land(self, ids: Sequence[str], outcome: Future[Any]) -> None:
         error = outcome.exception()
         if isinstance(error, OutcomeUnknownError):  # a read leaves nothing behind that could be unknown
             unavailable = StoreUnavailableError(self._store.name, f"reading failed: {error}")
             unavailable.__cause__ = error
             error = unavailable
         found = dict.fromkeys(ids, error) if error is not None else dict(zip(ids, outcome.result(), strict=True))
-        for session_id, answer in batch:
+        with self._lock:
+            batch = self._flying
+            self._flying = None if self._closed else []
+        for session_id, answer in batch or ():
             value = found[session_id]
             if isinstance(value, BaseException):
                 answer.set_exception(value)
             else:
                 answer.set_result(value)
         self._fly()
+
+
+def _closed() -> ManagerClosedError:
+    return ManagerClosedError("the manager was closed before the store had answered")

@@ -1323,7 +1323,6 @@ async def test_a_cancelled_durable_dispatch_keeps_what_it_committed() -> None:
     assert said == ["hello", "hello"]
 
 
-# Deviation: only the last try's error is looked at; the first may have been applied, and the session is not read again.
 async def test_a_lost_reply_followed_by_an_outage_is_an_unknown_outcome() -> None:
     store = FaultyStore()
     policy = FlushPolicy.parse("write-through:retry.base=0.01,retry.cap=0.01,retry.attempts=3")
@@ -1340,7 +1339,6 @@ async def test_a_lost_reply_followed_by_an_outage_is_an_unknown_outcome() -> Non
         assert await soon(manager.dispatch("ann", "hi", event_id="two")) is DUPLICATE
 
 
-# Deviation: a session stays in `_out` until the driver has returned, its retries are passed over, and no failure is counted.
 async def test_a_hung_store_releases_a_write_through_dispatch_within_the_deadline() -> None:
     store = FaultyStore()
     policy = FlushPolicy.parse("write-through:store_deadline=0.1,retry.base=0.01,retry.cap=0.01")
@@ -1354,7 +1352,6 @@ async def test_a_hung_store_releases_a_write_through_dispatch_within_the_deadlin
             store.release()
 
 
-# Deviation: as above.
 @pytest.mark.parametrize("verb", ["flush", "destroy", "durable"])
 async def test_a_hung_store_releases_who_waits_for_it(verb: str) -> None:
     store = FaultyStore()
@@ -1374,7 +1371,6 @@ async def test_a_hung_store_releases_who_waits_for_it(verb: str) -> None:
             store.release()
 
 
-# Deviation: `_out` holds actors, and a session whose read failed gets a new one, which does not wait for the write that is still out.
 async def test_a_write_that_comes_late_overwrites_nothing_newer() -> None:
     store = StuckOnce()
     policy = FlushPolicy.parse("write-through:store_deadline=0.1,retry.attempts=1")
@@ -1410,7 +1406,6 @@ async def test_a_session_whose_read_hangs_stops_no_other_however_often_it_is_tri
             store.go_on.set()
 
 
-# Deviation: the whole batch stays in `_out`.
 async def test_a_session_whose_write_hangs_does_not_keep_those_of_its_batch_from_the_store() -> None:
     store = Hanging("write")
     policy = FlushPolicy.parse("write-behind:max_delay=60,store_deadline=0.1,retry.base=0.01,retry.cap=0.02")
@@ -1427,7 +1422,6 @@ async def test_a_session_whose_write_hangs_does_not_keep_those_of_its_batch_from
         await asyncio.gather(flushing, return_exceptions=True)
 
 
-# Deviation: alone in its batch it is taken for an outage, over and over: each pauses every flush for up to retry.cap.
 async def test_a_session_that_the_store_refuses_does_not_hold_up_the_others() -> None:
     class Picky(DictStore):
         def write(self, session_id: str, data: dict[str, Any]) -> None:
@@ -1445,7 +1439,6 @@ async def test_a_session_that_the_store_refuses_does_not_hold_up_the_others() ->
         assert manager.health().status != "ready"
 
 
-# Deviation: _release_all fails writes that were never sent, with the error of another session.
 async def test_a_failing_store_of_one_session_fails_no_dispatch_of_another() -> None:
     entered, go_on = threading.Event(), threading.Event()
 
@@ -1570,7 +1563,6 @@ async def test_write_through_runs_a_handler_at_most_three_times_again() -> None:
     assert said == ["hello"] * 4
 
 
-# Deviation: on_conflict gets the state of the write that met the conflict; acknowledged events after it are lost without a word.
 async def test_a_conflict_hands_over_the_newest_unflushed_state() -> None:
     store = FaultyStore()
     handed: list[Any] = []
@@ -1594,7 +1586,6 @@ async def test_a_conflict_hands_over_the_newest_unflushed_state() -> None:
     assert handed == [("ann", {"n": 4})]
 
 
-# Deviation: a session that is to be read again counts as flushed.
 async def test_a_receipt_is_not_durable_when_its_event_was_lost_to_a_conflict() -> None:
     store = MemorySessionStore()
     async with SessionManager(store, handler=count) as theirs, SessionManager(store, handler=count) as ours:
@@ -1699,8 +1690,6 @@ async def test_a_wait_for_a_held_destroy_is_bounded_and_the_session_stays_when_i
         assert (store.read("ann") or {})["n"] == 2
 
 
-# Deviation: _release_all fails a write that waits for its second try and forgets to forget it in `_again`: a later flush sends
-# the destroy that was refused, counts the newer state as flushed, and breaks off in an InvalidStateError; flush() then hangs.
 async def test_a_destroy_that_was_refused_is_not_done_later() -> None:
     store = FaultyStore()
     policy = FlushPolicy.parse("write-behind:max_delay=60,batch_size=1,retry.attempts=2,retry.base=0.01,retry.cap=0.01")
@@ -1960,7 +1949,6 @@ async def test_a_full_bound_on_unflushed_state_lets_events_wait_for_the_store() 
         assert manager.stats().dirty_bytes < 2 * 70_656
 
 
-# Deviation: mark() returns before it hurries when the session is dirty already.
 async def test_sessions_that_grow_to_the_bound_on_unflushed_state_are_flushed_rather_than_refused() -> None:
     clock, store = ManualClock(), RecordingStore()
     policy = FlushPolicy.write_behind(max_delay=600.0, max_dirty_bytes=64 * 1024, store_deadline=0.5)
@@ -2025,7 +2013,6 @@ async def test_figures_mean_what_they_say() -> None:
         assert manager.stats().passivations == 2
 
 
-# Deviation: the figure looks at marks, and a session that was tried has none any more.
 async def test_the_oldest_unflushed_state_is_told_during_an_outage_too() -> None:
     clock, store = ManualClock(), FaultyStore()
     async with SessionManager(store, handler=count, clock=clock, close_timeout=0.2) as manager:
@@ -2036,7 +2023,6 @@ async def test_the_oldest_unflushed_state_is_told_during_an_outage_too() -> None
         assert manager.stats().oldest_dirty == pytest.approx(30.0)
 
 
-# Deviation: the mark of a session that was flushed early still stands at the head.
 async def test_the_oldest_unflushed_state_is_not_that_of_a_session_flushed_meanwhile() -> None:
     clock = ManualClock()
     policy = FlushPolicy.write_behind(max_delay=60.0)

@@ -29,8 +29,9 @@ class SessionStore(Protocol):
 
     Plain methods are called on one thread of actorbot's own, one at a time; `async def` methods run on the manager's event loop (of a
     threaded manager: on a private one), for different sessions side by side. A call that outlives the policy's `store_deadline` is
-    left behind, and its callers are told; the next ones are made from another thread, and may overlap with it. So give every
-    call to a server a time-out below that deadline, and do not tie a client to its thread (`sqlite3`: `check_same_thread=False`).
+    cancelled if it is `async def`, else left behind, and its callers are told; the next ones are made from another thread, and may
+    overlap with it. So give every call to a server a time-out below that deadline, and do not tie a client to its thread
+    (`sqlite3`: `check_same_thread=False`).
 
     Any exception says that the store failed: raise rather than return `None` when you do not know. A driver may have an attribute
     `expires_in` (seconds; default one year) and these optional methods:
@@ -83,8 +84,11 @@ class RecordStore(ABC):
     expires_in: float
     """Seconds after its last event that a session ends."""
 
-    at_once: int = 10_000
-    """The most records that one call may be about, where its deadline is meant for fewer than a batch."""
+    reads_at_once: int = 10_000
+    """The most records that one `read_many` may be about, where the deadline of a call is meant for fewer than a batch."""
+
+    writes_at_once: int = 10_000
+    """The same of `write_many`. Both may change from call to call."""
 
     @abstractmethod
     def init(self) -> Self:

@@ -27,11 +27,14 @@ Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 
 class DriverStore(RecordStore):
-    """Wraps a driver; *run* runs what an `async def` method makes on the loop where it belongs, and blocks for it."""
+    """Wraps a driver; *run* runs what an `async def` method makes on the loop where it belongs, and blocks for it.
+
+    *deadline*, in seconds, is how long a caller waits for one call of this store.
+    """
 
     name: str  # type: ignore[misc]  # the driver's class, so not the same for all
 
-    def __init__(self, driver: Any, run: Runner) -> None:
+    def __init__(self, driver: Any, run: Runner, deadline: float | None = None) -> None:
         missing = [verb for verb in ("init", "read", "write", "destroy") if not callable(getattr(driver, verb, None))]
         if missing or isinstance(driver, type):
             raise ConfigError(
@@ -45,6 +48,14 @@ class DriverStore(RecordStore):
         self.compares = callable(getattr(driver, "compare_and_write", None))
         self._driver = driver
         self._run = run
+        # An awaitable that hangs is cancelled a little earlier, so that those beside it get their own answers.
+        self._patience = None if deadline is None else 0.9 * deadline
+        self._writes_many = not self.compares and callable(getattr(driver, "write_many", None))
+        # One by one, each with the whole deadline, until it is seen that the answers can be awaited side by side.
+        if not callable(getattr(driver, "read_many", None)):
+            self.reads_at_once = 1
+        if not self._writes_many:
+            self.writes_at_once = 1
 
     def init(self) -> Self:
         try:
@@ -71,23 +82,24 @@ class DriverStore(RecordStore):
             except BaseException as error:
                 raise StoreUnavailableError(self.name, f"read_many failed: {type(error).__name__}: {error}") from error
         else:
-            answers = self._call_each(self._driver.read, [(session_id,) for session_id in session_ids])
+            calls = [(session_id,) for session_id in session_ids]
+            answers, self.reads_at_once = self._call_each(self._driver.read, calls)
         return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        if self.compares or not callable(write_many := getattr(self._driver, "write_many", None)):
+        if not self._writes_many:
             return self._write_each(writes, self.compares)
         kept = [write.record for write in writes if write.record.state is not None]
         gone = [write for write in writes if write.record.state is None]
-        failure = self._write_batch(write_many, kept) if kept else None
+        failure = self._write_batch(kept) if kept else None
         outcomes: dict[str, ActorbotError | None] = {record.session_id: failure for record in kept}
         destroyed = self._write_each(gone, False)
         outcomes.update((write.record.session_id, each) for write, each in zip(gone, destroyed, strict=True))
         return [outcomes[write.record.session_id] for write in writes]
 
-    def _write_batch(self, write_many: Callable[..., Any], records: Sequence[Record]) -> ActorbotError | None:
+    def _write_batch(self, records: Sequence[Record]) -> ActorbotError | None:
         try:
-            self._call(write_many, [(record.session_id, record.to_document()) for record in records])
+            self._call(self._driver.write_many, [(record.session_id, record.to_document()) for record in records])
         except BaseException as error:
             return self._failed("write_many", error)
         return None
@@ -106,7 +118,9 @@ class DriverStore(RecordStore):
                 calls.append((self._driver.destroy, record.session_id))
             else:
                 calls.append((self._driver.write, record.session_id, record.to_document()))
-        answers = self._call_each(lambda method, *args: method(*args), calls)
+        answers, at_once = self._call_each(lambda method, *args: method(*args), calls)
+        if not self._writes_many:
+            self.writes_at_once = at_once
         for write, call, answer in zip(writes, calls, answers, strict=True):
             if isinstance(answer, BaseException):
                 verb = "destroying" if write.record.state is None else "writing"
@@ -175,20 +189,25 @@ class DriverStore(RecordStore):
 
         return self._run(finish)
 
-    def _call_each(self, method: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call once per tuple of arguments; an error is its answer. What turns out to be awaitable runs side by side."""
+    def _call_each(self, method: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> tuple[list[Any], int]:
+        """Call once per tuple of arguments; an error is its answer. What turns out to be awaitable runs side by side.
+
+        Also returns how many such calls to make next time.
+        """
         answers: list[Any] = []
         for args in calls:
             try:
                 answers.append(method(*args))
             except BaseException as error:
                 answers.append(error)
-        if any(isawaitable(answer) for answer in answers):
-            return list(self._run(lambda: _gather(answers)))
-        return answers
+        awaitable = sum(map(isawaitable, answers))
+        at_once = AT_ONCE if awaitable == len(answers) else 1
+        if not awaitable:
+            return answers, at_once
+        return list(self._run(lambda: _gather(answers, self._patience))), at_once
 
 
-async def _gather(answers: list[Any]) -> list[Any]:
+async def _gather(answers: list[Any], patience: float | None) -> list[Any]:
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def finish(answer: Any) -> Any:
@@ -196,8 +215,9 @@ async def _gather(answers: list[Any]) -> list[Any]:
             return answer
         async with limit:
             try:
-                return await answer
+                async with asyncio.timeout(patience) as time:
+                    return await answer
             except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
-                return error
+                return TimeoutError("cancelled, since it took too long (store_deadline)") if time.expired() else error
 
     return await asyncio.gather(*map(finish, answers))

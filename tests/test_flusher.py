@@ -1,0 +1,160 @@
+"""What becomes of a write that failed, and of those beside and behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot.testing import FaultyStore, ManualClock
+from tests.backends import DictStore
+
+SOON = 5.0
+
+
+async def soon(awaitable: Any) -> Any:
+    return await asyncio.wait_for(awaitable, SOON)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def count(context: Context) -> int:
+    context.session["n"] = context.session.get("n", 0) + 1
+    return int(context.session["n"])
+
+
+class Stepping(DictStore):
+    """Each write waits for a step; `done` has what was asked, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = threading.Semaphore(0)
+        self.entered = 0
+        self.done: list[tuple[str, str]] = []
+
+    def read(self, session_id: str) -> dict[str, Any] | None:
+        self.done.append(("read", session_id))
+        return super().read(session_id)
+
+    def write(self, session_id: str, data: dict[str, Any]) -> None:
+        self.entered += 1
+        self.steps.acquire(timeout=SOON)
+        self.done.append(("write", session_id))
+        super().write(session_id, data)
+
+
+async def test_write_through_tries_once_while_the_store_is_known_to_be_down() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    policy = FlushPolicy.parse("write-through:retry.attempts=3")
+    async with SessionManager(store, handler=count, flush=policy, clock=clock) as manager:
+        store.outage()
+        first = asyncio.create_task(manager.dispatch("ann", "hi"))
+        await until(lambda: manager.stats().running == 0 and manager.stats().store_reads == 1)
+        with pytest.raises(errors.StoreUnavailableError):
+            await soon(first)  # its session could not be read
+        store.restore()
+        await manager.dispatch("ann", "hi")
+        store.outage()
+        first = asyncio.create_task(manager.dispatch("ann", "hi"))
+        calls = store.write_calls
+        await until(lambda: store.write_calls > calls)
+        await clock.advance(0.3)
+        with pytest.raises(errors.StoreUnavailableError):
+            await soon(first)
+        for _ in range(3):  # the clock stands still: nobody waits for a pause
+            calls = store.write_calls
+            with pytest.raises(errors.StoreUnavailableError):
+                await soon(manager.dispatch("ann", "hi"))
+            assert store.write_calls == calls + 1
+        store.restore()
+        assert await soon(manager.dispatch("ann", "hi")) == 2
+        assert manager.health().status == "ready"
+
+
+async def test_a_cold_read_does_not_wait_for_a_whole_flush_of_a_plain_driver() -> None:
+    store = Stepping()
+    async with SessionManager(store, handler=count, flush=FlushPolicy.write_behind(max_delay=60)) as manager:
+        for user in range(10):
+            await manager.dispatch(f"user:{user}", "hi")
+        flushing = asyncio.create_task(manager.flush())
+        await until(lambda: store.entered == 1)
+        store.done.clear()
+        peeking = asyncio.create_task(manager.peek("ann"))
+        await asyncio.sleep(0)
+        store.steps.release(10)
+        await soon(asyncio.gather(flushing, peeking))
+        assert store.done[1] == ("read", "ann")
+
+
+async def test_a_session_that_the_store_refuses_is_answered_from_memory_past_max_events() -> None:
+    class Refusing(DictStore):
+        tries = 0
+
+        def write(self, session_id: str, data: dict[str, Any]) -> None:
+            self.tries += 1
+            raise ValueError("document too large")
+
+    clock, store = ManualClock(), Refusing()
+    policy = FlushPolicy.write_behind(max_delay=60.0, max_events=2)
+    async with SessionManager(store, handler=count, flush=policy, clock=clock, close_timeout=0.2) as manager:
+        for expected in range(1, 20):
+            assert await soon(manager.dispatch("bad", "hi")) == expected
+        assert store.tries <= 3
+        assert manager.health().status == "degraded"
+
+
+async def test_what_a_refused_destroy_has_overtaken_is_flushed_when_the_store_is_back() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    policy = FlushPolicy.parse("write-behind:retry.attempts=1")
+    async with SessionManager(store, handler=count, flush=policy, clock=clock) as manager:
+        await manager.dispatch("ann", "hi")
+        store.lose_replies(1)
+        await clock.advance(1.0)  # written, though the flusher does not know
+        store.outage()
+        with pytest.raises(errors.StoreUnavailableError):
+            await soon(manager.destroy("ann"))
+        store.restore()
+        await manager.dispatch("ann", "hi")
+        await clock.advance(10.0)
+        assert (store.read("ann") or {})["n"] == 2
+        assert manager.stats().conflicts == 0
+
+
+async def test_a_session_that_began_again_after_a_destroy_is_flushed_in_time() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    async with SessionManager(store, handler=count, clock=clock) as manager:
+        for user in ("bob", "ann"):
+            await manager.dispatch(user, "hi")
+        store.hold()
+        calls = store.write_calls
+        advancing = asyncio.create_task(clock.advance(1.0))
+        await until(lambda: store.write_calls > calls)
+        await manager.dispatch("ann", "hi")  # marked again while it is being written
+        destroying = asyncio.create_task(manager.destroy("ann"))
+        await asyncio.sleep(0)
+        store.release()
+        await soon(asyncio.gather(advancing, destroying))
+        assert manager.stats().dirty_bytes == 0
+        assert await manager.dispatch("ann", "hi") == 1
+        await clock.advance(1.0)
+        assert store.read("ann") is not None
+        assert manager.stats().oldest_dirty == 0.0
+
+
+async def test_a_store_that_answers_too_little_fails_whoever_waits() -> None:
+    class Mute(MemorySessionStore):
+        def write_many(self, writes: Any) -> Any:
+            return []
+
+    policy = FlushPolicy.parse("write-through:retry.attempts=1")
+    async with SessionManager(Mute(), handler=count, flush=policy) as manager:
+        with pytest.raises(errors.OutcomeUnknownError):
+            await soon(manager.dispatch("ann", "hi"))

@@ -1,0 +1,86 @@
+"""A thread for a store: who goes on when a call does not come back, and where."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from actorbot import errors
+from actorbot._store_calls import StoreThread
+from actorbot.testing import ManualClock
+
+SOON = 5.0
+
+
+class Held:
+    """A call that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered, self.free = threading.Event(), threading.Event()
+
+    def __call__(self) -> int:
+        self.entered.set()
+        self.free.wait(SOON)
+        return threading.get_ident()
+
+
+def come_back(thread: StoreThread, held: Held, stuck: int) -> None:
+    held.free.set()
+    for _ in range(5000):
+        if thread._stuck == stuck:
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("the call did not come back")
+
+
+def test_calls_go_on_whatever_the_order_in_which_late_ones_come_back() -> None:
+    clock = ManualClock()
+    thread = StoreThread("actorbot-store", "mine", clock, deadline=1.0)
+    first = thread.call(threading.get_ident).result(SOON)
+    held: list[Held] = []
+    late: list[Future[int]] = []
+
+    def hang() -> None:
+        held.append(Held())
+        late.append(thread.call(held[-1]))
+        assert held[-1].entered.wait(SOON)
+
+    hang()  # on the first thread
+    clock.advance_sync(1.0)
+    hang()  # on the second
+    come_back(thread, held[0], 0)
+    assert thread.call(threading.get_ident).result(SOON) == first
+    clock.advance_sync(1.0)  # late on the second, while the first is the one that is used
+    assert thread.call(threading.get_ident).result(SOON) == first
+    hang()  # on the first again
+    clock.advance_sync(1.0)
+    come_back(thread, held[1], 1)  # the second was given up: it is not gone back to
+    thread.call(threading.get_ident).result(SOON)
+    come_back(thread, held[2], 0)
+    assert thread.call(threading.get_ident).result(SOON) == first
+    for each in late:
+        with pytest.raises(errors.OutcomeUnknownError):
+            each.result(SOON)
+    thread.close()
+
+
+def test_whatever_call_is_under_way_is_left_behind_also_beside_a_newer_one() -> None:
+    clock = ManualClock()
+    thread = StoreThread("actorbot-store", "mine", clock, deadline=1.0)
+    first, second = Held(), Held()
+    thread.call(first)
+    assert first.entered.wait(SOON)
+    clock.advance_sync(1.0)
+    waiting = thread.call(second)
+    assert second.entered.wait(SOON)
+    come_back(thread, first, 0)
+    thread.call(threading.get_ident).result(SOON)
+    try:
+        thread.leave_behind()
+        with pytest.raises(errors.OutcomeUnknownError):
+            waiting.result(SOON)
+    finally:
+        second.free.set()
+        thread.close()
