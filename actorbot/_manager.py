@@ -14,6 +14,7 @@ from asyncio import current_task
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import Context as ContextVars
 from contextvars import copy_context
 from dataclasses import dataclass
 from math import inf
@@ -57,6 +58,7 @@ __all__ = ["Health", "Receipt", "SessionInfo", "SessionManager", "ShutdownReport
 logger = logging.getLogger("actorbot")
 
 MAX_ID_BYTES: Final = 512
+FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be flushed
 Hook = Callable[..., Any]
 _numbers = itertools.count(1)
 
@@ -296,6 +298,8 @@ class SessionManager:
         self._telling = threading.Lock()  # guards the next
         self._told: dict[str, float] = {}  # the ends that were told, oldest first: a record may outlast its session
         self._report: ShutdownReport | None = None
+        self._ending = threading.Lock()  # guards the next
+        self._closing: Future[ShutdownReport] | None = None  # of the close that all who ask for one share
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -314,24 +318,26 @@ class SessionManager:
     async def close(self, timeout: float | None = None) -> ShutdownReport:
         """Stop intake, finish accepted events, flush, and close the store, in at most *timeout* (else `close_timeout`) seconds.
 
-        Calling it again returns the first report.
+        There is one close: calling it again, also meanwhile, waits for it and returns its report. It goes on if its caller is cancelled.
         """
+        seconds = self._close_timeout if timeout is None else _seconds("timeout", timeout, least=0.0)
         if self._report is not None:
             return self._report
         if self._state == "new":
             return self._never_opened()
         self._check_here(closing=True)
-        return await self._close(timeout)
+        return await self._close(seconds)
 
     def close_sync(self, timeout: float | None = None) -> ShutdownReport:
         """The same as `close`, for threads."""
+        seconds = self._close_timeout if timeout is None else _seconds("timeout", timeout, least=0.0)
         if self._report is not None:
             return self._report
         if self._state == "new":
             return self._never_opened()
         if self._state == "open" and self._loop is not None and self._loop.is_closed():
-            return self._close_without_loop(timeout)
-        return self._run_sync(lambda: self._close(timeout), None, closing=True)  # type: ignore[no-any-return]
+            return self._close_without_loop(seconds)
+        return self._run_sync(lambda: self._close(seconds), None, closing=True)  # type: ignore[no-any-return]
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -457,57 +463,98 @@ class SessionManager:
             actor.begin()
         self._registry.start_sweeping()
 
-    async def _close(self, timeout: float | None) -> ShutdownReport:
-        if self._state != "open":
-            raise ManagerClosedError("the manager is being closed by somebody else")
+    async def _close(self, seconds: float) -> ShutdownReport:
+        for context in chain():
+            context._task = None  # its handler waits for the close, which ends its turn, and need not cancel it
+        with self._ending:
+            ended, begun = self._closing, self._closing is not None
+            if ended is None:
+                ended = self._closing = new_future()
+        if not begun:
+            closing = self._end(ended, seconds)
+            if self._loop is not None:
+                self._closer = self._loop.create_task(closing, context=ContextVars())
+            else:  # a thread of its own, since user code may hold all those of the pool
+                threading.Thread(target=run_inline, args=(closing,), name="actorbot-close", daemon=True).start()
+        return await self._home.wait(ended)  # type: ignore[no-any-return]
+
+    async def _end(self, ended: Future[ShutdownReport], seconds: float) -> None:
+        try:
+            self._report = await self._shut(seconds)
+        except BaseException as error:  # cancelled with its loop, say: it may be made again
+            self._closing = None
+            ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
+            raise
+        ended.set_result(self._report)
+
+    async def _shut(self, seconds: float) -> ShutdownReport:
         self._state, self._here = "closing", 0
-        seconds = self._close_timeout if timeout is None else timeout
         clock = SystemClock.monotonic  # real time, also under a virtual clock: a close must end
         start = clock()
         until = start + seconds
         self._registry.close_intake()
-        await self._settle(until)
+        actors = list(self._registry.resident())
+        self._turns.flusher.flush(actors)  # while handlers run: they may take all the time there is
+        await self._settle(actors, until - seconds / 10)
         unfinished = self._registry.dismiss_all()
-        for context in list(self._turns.running):
-            if self._turns.running.pop(context, None) is not None:
+        running, self._turns.running = self._turns.running, _NoMore()
+        for context in list(running):
+            if running.pop(context, None) is not None:
                 error = ManagerClosedError("the manager was closed while the handler ran; its changes were discarded")
                 self._registry.revoke(context, error)
-        await self._try(self._turns.flusher.flush(self._registry.resident()), until)
+        self._loader.close()
+        await self._flush_until(actors, until)
         await self._try(self._turns.outbox.emptied(), until)
-        for running in list(self._hooks_running):
-            await self._try(running, until)
-        unflushed = tuple(actor.session_id for actor in self._registry.resident() if actor.behind())
+        for hook in list(self._hooks_running):
+            await self._try(hook, until)
+        self._turns.flusher.stop()
+        unflushed = tuple(actor.session_id for actor in actors if actor.behind())
         await self._try(self._writer.call(self._store.close), max(until, clock() + 1.0))
-        self._report = ShutdownReport(unflushed, unfinished, len(self._turns.outbox), clock() - start)
-        if not self._report.clean:
+        report = ShutdownReport(unflushed, unfinished, len(self._turns.outbox), clock() - start)
+        if not report.clean:
             logger.error(
                 "closed with %d sessions not flushed, %d unfinished, %d with replies undelivered: %s",
-                len(unflushed), unfinished, self._report.undelivered, ", ".join(map(repr, unflushed)) or "-",
+                len(unflushed), unfinished, report.undelivered, ", ".join(map(repr, unflushed)) or "-",
             )  # fmt: skip
         self._state = "closed"
         for actor in (self._turns.flusher, self._registry):
             actor.end()
         self._release()
-        return self._report
+        return report
 
-    async def _settle(self, until: float) -> None:
-        """Wait until every accepted event has had its turn: pass through each line that is not empty."""
-        for actor in self._registry.resident():
+    async def _settle(self, actors: list[SessionActor], until: float) -> None:
+        """Take each session out of memory when every accepted event has had its turn; those that do not come to that stay."""
+        for actor in actors:
             # A held turn may have no handler yet: a told event is on its way to it, or the session is being read.
-            while (actor.turn.locked() or actor.line) and not actor.closed:
-                left = until - SystemClock.monotonic()
-                waiter = self._home.waiter(actor, max(left, 0.0))
-                try:
-                    if left <= 0 or not actor.join(waiter, limit=inf):
-                        break
-                    if isinstance(self._home, LoopHome):
-                        async with asyncio.timeout(left):
-                            await waiter
-                    else:
-                        await waiter
-                except (ActorbotError, TimeoutError):
+            while not actor.closed:
+                if not actor.enter() and not await self._wait_for_turn(actor, until):
                     break
-                actor.leave()
+                if not self._registry.retire(actor):
+                    actor.leave()
+
+    async def _wait_for_turn(self, actor: SessionActor, until: float) -> bool:
+        left = until - SystemClock.monotonic()
+        waiter = self._home.waiter(actor, max(left, 0.0))
+        try:
+            if left <= 0 or not actor.join(waiter, limit=inf):
+                return False
+            if isinstance(self._home, LoopHome):
+                async with asyncio.timeout(left):
+                    await waiter
+            else:
+                await waiter
+        except (ActorbotError, TimeoutError):
+            return False
+        return True
+
+    async def _flush_until(self, actors: list[SessionActor], until: float) -> None:
+        """Flush until the store has everything, or the time is up."""
+        while True:
+            await self._try(self._turns.flusher.flush(actors), until)
+            left = until - SystemClock.monotonic()
+            if left <= 0 or not any(actor.behind() for actor in actors):
+                return
+            await self._try(new_future(), until - max(0.0, left - FLUSH_AGAIN))
 
     async def _try(self, future: Future[Any], until: float) -> None:
         try:
@@ -992,6 +1039,13 @@ class SessionManager:
             self._sweep_store_later()
         finally:
             done.set_result(None)
+
+
+class _NoMore(dict[Context, float]):
+    """The running turns of a manager that was closed: a late one does not begin."""
+
+    def __setitem__(self, context: Context, deadline: float) -> None:
+        raise ManagerClosedError("the manager was closed before the event had its turn")
 
 
 async def _no_handler(_: Context) -> Any:

@@ -108,6 +108,12 @@ class Registry(ServiceActor):
         actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
         if self.entries.setdefault(session_id, actor) is not actor:
             return None
+        # Looked at after the entry was made: who closes does it the other way round, and one of the two sees the other.
+        if self._closed:
+            error = ManagerClosedError("the manager is closing")
+            self.discard(actor)
+            self.dismiss(actor, error)
+            raise error
         self.activations += 1
         self._watch(actor, actor.touched + self._first_look)
         return actor
@@ -404,14 +410,23 @@ class Registry(ServiceActor):
         return iter(list(self.entries.values()))
 
     def close_intake(self) -> None:
-        """Stop sweeping."""
+        """Make no entry any more, and stop sweeping."""
         self._closed = True
 
+    def retire(self, actor: SessionActor) -> bool:
+        """Take *actor*, whose turn the caller holds, out of memory for good, flushed or not, unless somebody is in line."""
+        with self._lock:
+            if not actor.close_if_nobody_waits():
+                return False
+            self.entries.pop(actor.session_id, None)
+            return True
+
     def dismiss_all(self) -> int:
-        """Fail everybody who still waits in some line; return how many sessions had a turn under way."""
+        """Give no turn any more, and fail everybody who waits for one; return how many sessions had one under way."""
         busy = 0
         for actor in self.resident():
             busy += actor.turn.locked()
+            self.discard(actor)
             self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
         return busy
 

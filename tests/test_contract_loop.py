@@ -2197,7 +2197,6 @@ def test_a_process_that_forgets_to_close_ends() -> None:
     assert done.stderr == ""
 
 
-# Deviation: the second raises ManagerClosedError, out of an `async with`, say, that a signal handler has overtaken.
 async def test_two_closes_at_once_both_return_the_report() -> None:
     go_on = asyncio.Event()
 
@@ -2215,7 +2214,6 @@ async def test_two_closes_at_once_both_return_the_report() -> None:
     assert second == first
 
 
-# Deviation: the manager stays `closing` for ever, with its threads, its store open and what was dirty unflushed.
 async def test_a_close_that_was_cancelled_can_be_made_again() -> None:
     go_on = asyncio.Event()
 
@@ -2232,7 +2230,6 @@ async def test_a_close_that_was_cancelled_can_be_made_again() -> None:
     assert report.unflushed == ()
 
 
-# Deviation: it gives up when retry.attempts have failed, with most of its time left.
 async def test_a_close_goes_on_trying_until_its_time_is_up() -> None:
     store = FaultyStore()
     policy = FlushPolicy.parse("write-behind:retry.attempts=2,retry.base=0.05,retry.cap=0.05")
@@ -2248,7 +2245,6 @@ async def test_a_close_goes_on_trying_until_its_time_is_up() -> None:
     assert (store.read("ann") or {}).get("n") == 1
 
 
-# Deviation: the flush of all fails with the first error; the store is closed over the others.
 async def test_one_conflict_at_a_close_keeps_no_other_session_from_being_flushed() -> None:
     store = MemorySessionStore()
     policy = FlushPolicy.write_behind(batch_size=1, max_delay=60)
@@ -2347,7 +2343,6 @@ async def test_a_receipt_gives_its_result_also_after_the_close() -> None:
     assert receipt.version == 1
 
 
-# Deviation: it is entered after the close has passed through the lines and the flush: acknowledged, lost, and the report is clean.
 async def test_an_event_that_waits_for_room_at_a_close_is_refused_or_reaches_the_store() -> None:
     store = FaultyStore()
     manager = await SessionManager(store, handler=count, max_resident=1).start()
@@ -2363,7 +2358,6 @@ async def test_an_event_that_waits_for_room_at_a_close_is_refused_or_reaches_the
     assert isinstance(outcome, errors.ActorbotError) or store.read("bob") is not None
 
 
-# Deviation: the close takes away the clock that bounds the store's calls, and nobody fails those who wait for a read: they hang.
 async def test_an_event_whose_session_is_being_read_at_a_close_ends_within_its_time() -> None:
     store = FaultyStore()
     manager = await SessionManager(store, handler=count).start()
@@ -2395,7 +2389,6 @@ async def test_a_durable_dispatch_or_a_flush_that_waits_at_a_close_ends_within_i
     assert all(isinstance(outcome, errors.ActorbotError) for outcome in outcomes)
 
 
-# Deviation: a TypeError after the state was set to `closing`, which it then stays for ever.
 async def test_a_bad_time_out_of_a_close_changes_nothing() -> None:
     manager = await SessionManager(handler=count).start()
     try:

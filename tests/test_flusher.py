@@ -158,3 +158,35 @@ async def test_a_store_that_answers_too_little_fails_whoever_waits() -> None:
     async with SessionManager(Mute(), handler=count, flush=policy) as manager:
         with pytest.raises(errors.OutcomeUnknownError):
             await soon(manager.dispatch("ann", "hi"))
+
+
+async def test_a_handler_that_takes_all_the_time_of_a_close_keeps_no_other_session_from_the_store() -> None:
+    store = MemorySessionStore()
+
+    async def handle(context: Context) -> int:
+        if context.event == "hang":
+            await asyncio.Event().wait()
+        return await count(context)
+
+    manager = await SessionManager(store, handler=handle, flush=FlushPolicy.write_behind(max_delay=60)).start()
+    await manager.dispatch("ann", "hi")
+    hanging = asyncio.create_task(manager.dispatch("bob", "hang"))
+    await until(lambda: manager.stats().running == 1)
+    report = await soon(manager.close(timeout=0.2))
+    await asyncio.gather(hanging, return_exceptions=True)
+    assert (report.unflushed, report.unfinished) == ((), 1)
+    assert store.read("ann") is not None
+
+
+def test_two_threads_may_close_at_once() -> None:
+    manager = SessionManager(handler=lambda context: None).start_sync()
+    manager.dispatch_sync("ann", "hi")
+    reports: list[Any] = []
+    threads = [threading.Thread(target=lambda: reports.append(manager.close_sync())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+    assert len(reports) == 4
+    assert set(reports) == {reports[0]}
+    assert reports[0].clean
