@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, Self
 
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
-from actorbot._context import Apology, Context, current
+from actorbot._context import Apology, Context, chain, current
 from actorbot._flusher import Committed, Flushable, Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
 from actorbot._messages import Handle
@@ -475,7 +475,11 @@ class SessionManager:
             if self._loop is not None:
                 self._closer = self._loop.create_task(closing, context=ContextVars())
             else:  # a thread of its own, since user code may hold all those of the pool
-                threading.Thread(target=run_inline, args=(closing,), name="actorbot-close", daemon=True).start()
+                thread = threading.Thread(target=run_inline, args=(closing,), name="actorbot-close", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    run_inline(closing)  # Python 3.12 and later start no thread any more when the program ends
         return await self._home.wait(ended)  # type: ignore[no-any-return]
 
     async def _end(self, ended: Future[ShutdownReport], seconds: float) -> None:
