@@ -73,9 +73,7 @@ class FlushDue:
 
 @dataclass(frozen=True, slots=True)
 class Hurry:
-    """Write this session now."""
-
-    session: Flushable
+    """Write the sessions now that are in a hurry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +169,8 @@ class Flusher(Mailbox):
         self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._marked: deque[tuple[float, Flushable]] = deque()  # due time, session; appended to from any thread
         self._armed = False  # whether a timer for the head of _marked runs; set from any thread
+        self._hurried: deque[Flushable] = deque()  # appended to from any thread
+        self._hurrying = False  # whether we have been told of those
         self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
         self._again: dict[Flushable, _Job] = {}  # flushes that failed: sent again before anything newer
         self._resting: set[_Job] = set()  # failed by themselves: each until its own pause is over
@@ -232,7 +232,10 @@ class Flusher(Mailbox):
 
     def hurry(self, session: Flushable) -> None:
         """Flush *session* without waiting for `max_delay`."""
-        self.notify(Hurry(session))
+        self._hurried.append(session)
+        if not self._hurrying:
+            self._hurrying = True
+            self.notify(Hurry())
 
     def flush(self, sessions: Iterable[Flushable]) -> Future[None]:
         """Flush what *sessions* have committed so far.
@@ -332,8 +335,10 @@ class Flusher(Mailbox):
                 case FlushDue(done):
                     self._want_due()
                     self._quiet.append(done)
-                case Hurry(session):
-                    self._want(session)
+                case Hurry():
+                    self._hurrying = False  # first: who comes from here on tells us again
+                    while self._hurried:
+                        self._want(self._hurried.popleft())
                 case Flush(goals, done):
                     self._want_all(goals, done)
                 case Relieve(session, done):
