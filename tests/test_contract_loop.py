@@ -2493,7 +2493,6 @@ async def test_a_record_that_does_not_fit_the_dataclass_is_broken_and_stays() ->
         assert await manager.peek("ann") == {"n": "text"}
 
 
-# Deviation: `MemorySessionStore(10, 5.0)` is taken.
 async def test_only_the_first_argument_of_a_memory_store_is_positional() -> None:
     with pytest.raises(TypeError):
         MemorySessionStore(10, 5.0)  # type: ignore[misc]

@@ -144,7 +144,6 @@ def test_a_circle_of_threads_that_close_it_at_the_same_moment_is_refused(home: A
         assert [manager.dispatch_sync(str(number), "next") for number in range(sessions)] == ["served"] * sessions
 
 
-# Deviates (DESIGN G13): a receipt that is waited for inside a turn is no edge of the circle, so both wait until their time-out.
 @both_homes
 def test_a_circle_through_receipts_is_refused_too(home: Any) -> None:
     barrier = threading.Barrier(2)
@@ -162,7 +161,6 @@ def test_a_circle_through_receipts_is_refused_too(home: Any) -> None:
         assert all(call.seconds < 2.0 for call in calls)
 
 
-# Deviates (DESIGN G13): as above.
 @both_homes
 def test_a_told_event_that_waits_for_the_turn_which_waits_for_its_receipt_is_refused(home: Any) -> None:
     def handle(context: Context) -> None:
@@ -227,7 +225,6 @@ def test_diamonds_are_not_circles() -> None:
 # --- the private loop of a threaded manager ---------------------------------------------------------------------------
 
 
-# Deviates (DESIGN section 3, G13): the verb blocks the private loop on which it would have to run the other handler, for ever.
 def test_a_sync_verb_on_the_private_loop_is_refused_as_on_any_home_loop() -> None:
     async def handle(context: Context) -> Any:
         if context.session_id == "ann":
@@ -245,7 +242,6 @@ def test_a_sync_verb_on_the_private_loop_is_refused_as_on_any_home_loop() -> Non
         manager.close_sync()
 
 
-# Deviates (DESIGN G13): a time-out is told to the coroutine through its loop, which is the one that is blocked.
 def test_a_coroutine_that_blocks_the_private_loop_releases_its_caller_at_the_time_out() -> None:
     clock, started, release = ManualClock(), threading.Event(), threading.Event()
 
@@ -328,7 +324,6 @@ def test_a_time_out_of_a_call_that_waits_for_its_turn_withdraws_it(home: Any, ha
         assert manager.peek_sync("ann") == {"n": 1}
 
 
-# Deviates on threads (DESIGN G13): `timeout` bounds the wait in line only; a loop's home bounds the whole call.
 @both_homes
 def test_a_time_out_holds_while_the_session_is_being_read(home: Any) -> None:
     store = FaultyStore()
@@ -343,7 +338,6 @@ def test_a_time_out_holds_while_the_session_is_being_read(home: Any) -> None:
         assert manager.dispatch_sync("ann", "hi") == 1
 
 
-# Deviates on threads (DESIGN G13): as above; an `async def` handler can be stopped in both homes.
 @both_homes
 def test_a_time_out_stops_a_coroutine_and_rolls_it_back(home: Any) -> None:
     async def handle(context: Context) -> int:
@@ -357,7 +351,6 @@ def test_a_time_out_stops_a_coroutine_and_rolls_it_back(home: Any) -> None:
         assert manager.dispatch_sync("ann", "hi") == 1
 
 
-# Deviates on a loop: TypeError from formatting the missing time-out, because a loop hands on a copy of a plain TimeoutError.
 @both_homes
 def test_a_time_out_error_of_the_handlers_own_is_not_taken_for_ours(home: Any) -> None:
     def handle(_: Context) -> None:
@@ -416,7 +409,6 @@ async def test_more_handlers_than_the_pool_has_threads_may_wait_for_one_another(
     assert sorted(answers) == list(range(1, handlers + 1))
 
 
-# Deviates (DESIGN G2): the event had been sent to the loop already, and runs although its caller got an error.
 async def test_a_call_that_is_refused_because_too_many_wait_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actorbot._dispatcher.MAX_AWAY", 0)
 
@@ -447,7 +439,6 @@ def test_the_number_of_threads_does_not_grow_with_the_sessions(home: Any) -> Non
 # --- interrupts -------------------------------------------------------------------------------------------------------
 
 
-# Deviates on a loop (DESIGN G2): the event stays in line and runs, although its caller has left with the KeyboardInterrupt.
 @both_homes
 def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
     inside, leave = threading.Event(), threading.Event()
@@ -475,8 +466,6 @@ def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
         assert manager.dispatch_sync("ann", "hi") == 1
 
 
-# Deviates: it becomes a HandlerExitError, which the `except Exception` of a program's main loop swallows; but it is the program that
-# is told to end here, and no handler (DESIGN section 3: "raised by handler code").
 @both_homes
 @pytest.mark.parametrize("leaving", [KeyboardInterrupt(), SystemExit(3)])
 def test_a_program_told_to_end_inside_a_borrowed_turn_ends(home: Any, leaving: BaseException) -> None:
@@ -540,8 +529,6 @@ def test_the_calling_threads_context_variables_reach_the_handler(home: Any, hand
 # --- closing ----------------------------------------------------------------------------------------------------------
 
 
-# Deviates (DESIGN G2, G12): a thread that has passed the check of the manager's state may take its turn after the last flush: about one
-# round in a hundred loses an acknowledged event. Repeated so that it shows.
 @pytest.mark.parametrize("verb", ["dispatch", "submit", "turn"])
 def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: str) -> None:
     def work(manager: SessionManager, session_id: str) -> int:
@@ -582,7 +569,6 @@ def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: st
             assert (stored, report.unflushed) == (acknowledged, ())
 
 
-# Deviates (DESIGN G2, G12): the event reaches the loop while the close is under way, runs, and is acknowledged after the last flush.
 async def test_a_foreign_threads_event_that_reaches_the_loop_during_the_close_is_refused_or_kept() -> None:
     store = MemorySessionStore()
     manager = await SessionManager(store, handler=count).start()
@@ -596,7 +582,6 @@ async def test_a_foreign_threads_event_that_reaches_the_loop_during_the_close_is
     assert error is None or isinstance(error, errors.ManagerClosedError)
 
 
-# Deviates (DESIGN G12): the end of the block raises ManagerClosedError, its changes are lost, and the close waits out its time-out.
 @both_homes
 def test_a_borrowed_turn_that_was_there_before_the_close_is_committed(home: Any) -> None:
     store, inside, leave = MemorySessionStore(), threading.Event(), threading.Event()
@@ -625,7 +610,6 @@ def test_a_borrowed_turn_that_was_there_before_the_close_is_committed(home: Any)
     assert (store.read("ann") or {}).get("n") == 1
 
 
-# Deviates (DESIGN G2): ManagerClosedError for an event that was accepted, handled and stored.
 def test_a_receipt_tells_its_outcome_during_and_after_the_close() -> None:
     go_on = threading.Event()
 
@@ -645,7 +629,6 @@ def test_a_receipt_tells_its_outcome_during_and_after_the_close() -> None:
     assert receipt.result_sync() == 1
 
 
-# Deviates (docstring of `close`): the second gets ManagerClosedError, e.g. a `with` block's end while a signal's thread closes.
 def test_two_threads_that_close_at_once_get_the_same_report() -> None:
     store = FaultyStore()
     manager = SessionManager(store, handler=count_plainly).start_sync()
@@ -660,7 +643,6 @@ def test_two_threads_that_close_at_once_get_the_same_report() -> None:
     assert first.clean
 
 
-# Deviates (DESIGN G12): the manager stays "closing" with its threads running, and every later close gets ManagerClosedError.
 async def test_a_close_that_was_cancelled_may_be_called_again() -> None:
     store = FaultyStore()
     manager = await SessionManager(store, handler=count, close_timeout=5.0).start()
@@ -708,7 +690,6 @@ def test_every_verb_of_a_closed_manager_says_so() -> None:
     assert manager.close_sync() is manager.close_sync()
 
 
-# Deviates: a bare RuntimeError("Event loop is closed") and a coroutine that was never awaited.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_manager_whose_loop_has_gone_says_so() -> None:
     loop = asyncio.new_event_loop()
@@ -738,8 +719,6 @@ def test_without_idle_time_a_session_leaves_memory_as_soon_as_it_is_clean(policy
         assert manager.stats().passivations == 10
 
 
-# Deviates: the sweep asks for a flush and looks again five milliseconds later, by when a busy session is dirty once more: hardly any
-# leaves (0 to 30 in 20,000 events).
 def test_busy_sessions_leave_memory_again_and_again_and_nobody_is_lost() -> None:
     numbers, store = itertools.count(), RecordingStore()
     policy = FlushPolicy.write_behind(max_delay=0.001)

@@ -167,7 +167,6 @@ def test_every_way_to_leave_a_bot_on_a_terminal(leave: Any, tmp_path: Path) -> N
     assert stored(tmp_path) == 1
 
 
-# Deviates (DESIGN G12, section 3): the signal is looked at only after the handler has ended, up to handler_timeout (300 s) later.
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("code", [BOT, PLAIN_BOT], ids=["async", "plain"])
 def test_a_signal_while_a_handler_does_not_end_ends_the_bot_within_its_close_time(
@@ -197,7 +196,6 @@ def test_a_signal_while_a_handler_runs_lets_it_finish(tmp_path: Path) -> None:
     assert stored(tmp_path) == 2
 
 
-# Deviates (G13): the reading thread dies of UnicodeDecodeError, and nobody is left who could tell the bot that the input has ended.
 def test_input_that_is_no_utf8_ends_neither_the_bot_nor_the_line(tmp_path: Path) -> None:
     process = start(BOT, tmp_path, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
     assert process.stdin is not None
@@ -209,7 +207,6 @@ def test_input_that_is_no_utf8_ends_neither_the_bot_nor_the_line(tmp_path: Path)
     assert stored(tmp_path) == 3
 
 
-# Deviates (G13): as above, of AttributeError.
 def test_a_bot_without_a_standard_input_ends(tmp_path: Path) -> None:
     code = f"import os\nos.close(0)\nimport sys\nsys.stdin = None\n{BOT}"
     process = start(code, tmp_path)
@@ -337,7 +334,6 @@ ready.wait(10)""",
 }
 
 
-# Deviates (the issue: "a process that forgets to close"): it ends, but what was not flushed yet is lost; `atexit` could still flush it.
 @pytest.mark.parametrize("how", FORGETFUL)
 def test_a_program_that_forgets_to_close_ends_with_everything_in_the_store(how: str, tmp_path: Path) -> None:
     status, _, _ = run(PROGRAM + FORGETFUL[how], tmp_path)
@@ -395,7 +391,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 no_fork_warning = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
-# Deviates on start_sync (DESIGN G13): ManagerClosedError("the manager is forked …").
 @no_fork_warning
 def test_every_verb_of_a_forked_child_says_so(tmp_path: Path) -> None:
     with SessionManager(FileSessionStore(tmp_path / "s"), handler=count_plainly) as manager:
@@ -431,7 +426,6 @@ def test_every_verb_of_a_forked_child_says_so(tmp_path: Path) -> None:
         assert manager.dispatch_sync("ann", "hi") == 2
 
 
-# Deviates: the end of the block raises ForkedError in the child, in place of its own exit.
 @pytest.mark.parametrize("home", ["with", "async with"])
 def test_a_child_that_leaves_its_parents_block_ends_as_it_wants(home: str, tmp_path: Path) -> None:
     block = """
@@ -461,7 +455,6 @@ asyncio.run(main())
     assert stored(tmp_path, "ann") == 1
 
 
-# Deviates: the child has inherited the lock's descriptor, so the parent cannot open its own store again while the child lives.
 @no_fork_warning
 def test_a_child_does_not_hold_the_lock_of_its_parents_store(tmp_path: Path) -> None:
     end_of_child, end = os.pipe()
@@ -481,7 +474,6 @@ def test_a_child_does_not_hold_the_lock_of_its_parents_store(tmp_path: Path) -> 
         os.waitpid(child, 0)
 
 
-# Deviates (DESIGN section 6, "two processes on one file store"): the child's manager takes the parent's open folder for its own.
 @no_fork_warning
 def test_a_child_that_uses_its_parents_store_is_told_that_it_is_locked(tmp_path: Path) -> None:
     store = FileSessionStore(tmp_path / "s")
