@@ -1311,6 +1311,7 @@ async def test_a_cancelled_durable_dispatch_keeps_what_it_committed() -> None:
 
     async with SessionManager(store, handler=handle, deliver=lambda _, text: said.append(text)) as manager:
         await manager.dispatch("ann", "hi", durable=True)
+        await manager.delivered("ann")
         store.hold()
         calls = store.write_calls
         sending = asyncio.create_task(manager.dispatch("ann", "hi", event_id="1", durable=True))
