@@ -16,9 +16,10 @@ from concurrent.futures import Future
 from typing import Any, ClassVar, Self, TypeVar
 
 from actorbot._home import new_future
-from actorbot._manager import SessionManager, ShutdownReport
+from actorbot._manager import SessionManager
 from actorbot._messages import Event
 from actorbot._policy import FlushPolicy
+from actorbot._reports import ShutdownReport
 from actorbot.errors import ActorbotError, ConfigError, ManagerClosedError
 
 __all__ = ["Bot", "ConsoleBot"]

@@ -16,7 +16,6 @@ from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context as ContextVars
 from contextvars import copy_context
-from dataclasses import dataclass
 from math import inf
 from threading import get_ident
 from types import TracebackType
@@ -32,6 +31,7 @@ from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import TOMBSTONE_AGE
 from actorbot._registry import Registry, begin_to_wait, end_to_wait
+from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
 from actorbot._session import SessionShape
 from actorbot._session_actor import SessionActor, Turns
 from actorbot._store_calls import Loader, StoreThread
@@ -53,7 +53,7 @@ from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
 from actorbot.stores.memory import MemorySessionStore
 
-__all__ = ["Health", "Receipt", "SessionInfo", "SessionManager", "ShutdownReport", "Stats"]
+__all__ = ["Receipt", "SessionManager"]
 
 logger = logging.getLogger("actorbot")
 
@@ -61,75 +61,6 @@ MAX_ID_BYTES: Final = 512
 FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be flushed
 Hook = Callable[..., Any]
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counters since the start, and gauges of now."""
-
-    handled: int
-    """Events (and borrowed turns) that were committed."""
-    failed: int
-    """Events that were rolled back."""
-    duplicates: int
-    activations: int
-    passivations: int
-    resident: int
-    running: int
-    """Turns under way."""
-    dirty_bytes: int
-    """Bytes of unflushed state, rounded up per session."""
-    oldest_dirty: float
-    """Seconds since the first unflushed event of the session that has waited longest; 0.0 if all is flushed."""
-    store_reads: int
-    store_writes: int
-    store_retries: int
-    conflicts: int
-    dead_letters: int
-    replies_waiting: int
-    """Sessions with replies on their way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """How the manager is: `ready`, `degraded` (it answers, the store does not) or `failing`, and why."""
-
-    status: Literal["ready", "degraded", "failing"]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """What can be told of a resident session without touching it."""
-
-    version: int
-    flushed: int
-    """The version in the store; smaller than `version` while something waits to be flushed."""
-    idle: float
-    """Seconds since its last event."""
-    waiting: int
-    """Events in line."""
-    busy: bool
-    bytes: int
-    """The size of its encoded state."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShutdownReport:
-    """How a close went."""
-
-    unflushed: tuple[str, ...]
-    """Ids of sessions whose last events are not in the store."""
-    unfinished: int
-    """Sessions whose handler was still running when the time was up."""
-    undelivered: int
-    """Sessions whose replies were still on their way."""
-    seconds: float
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing was left behind."""
-        return not (self.unflushed or self.unfinished or self.undelivered)
 
 
 class Receipt:

@@ -1,0 +1,77 @@
+"""What a manager tells of itself: figures, health, its sessions, how its close went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Health", "SessionInfo", "ShutdownReport", "Stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the start, and gauges of now."""
+
+    handled: int
+    """Events (and borrowed turns) that were committed."""
+    failed: int
+    """Events that were rolled back."""
+    duplicates: int
+    activations: int
+    passivations: int
+    resident: int
+    running: int
+    """Turns under way."""
+    dirty_bytes: int
+    """Bytes of unflushed state, rounded up per session."""
+    oldest_dirty: float
+    """Seconds since the first unflushed event of the session that has waited longest; 0.0 if all is flushed."""
+    store_reads: int
+    store_writes: int
+    store_retries: int
+    conflicts: int
+    dead_letters: int
+    replies_waiting: int
+    """Sessions with replies on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the manager is: `ready`, `degraded` (it answers, the store does not) or `failing`, and why."""
+
+    status: Literal["ready", "degraded", "failing"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What can be told of a resident session without touching it."""
+
+    version: int
+    flushed: int
+    """The version in the store; smaller than `version` while something waits to be flushed."""
+    idle: float
+    """Seconds since its last event."""
+    waiting: int
+    """Events in line."""
+    busy: bool
+    bytes: int
+    """The size of its encoded state."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownReport:
+    """How a close went."""
+
+    unflushed: tuple[str, ...]
+    """Ids of sessions whose last events are not in the store."""
+    unfinished: int
+    """Sessions whose handler was still running when the time was up."""
+    undelivered: int
+    """Sessions whose replies were still on their way."""
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was left behind."""
+        return not (self.unflushed or self.unfinished or self.undelivered)
