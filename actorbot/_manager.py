@@ -24,13 +24,14 @@ from typing import Any, Final, Literal, Self
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
 from actorbot._context import Apology, Context, chain, current
+from actorbot._deadlock import begin_to_wait, end_to_wait
 from actorbot._flusher import Committed, Flushable, Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
 from actorbot._messages import Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._record import TOMBSTONE_AGE
-from actorbot._registry import Registry, begin_to_wait, end_to_wait
+from actorbot._registry import Registry
 from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
 from actorbot._session import SessionShape
 from actorbot._session_actor import SessionActor, Turns

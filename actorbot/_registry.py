@@ -15,7 +15,8 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from actorbot._actor import Envelope, ServiceActor
-from actorbot._context import Context, chain
+from actorbot._context import Context
+from actorbot._deadlock import begin_to_wait, end_to_wait
 from actorbot._home import new_future
 from actorbot._messages import Handle, Sweep
 from actorbot._record import Record
@@ -24,14 +25,13 @@ from actorbot._store_calls import Loader
 from actorbot.errors import (
     ActorbotError,
     CorruptSessionError,
-    DeadlockError,
     ManagerClosedError,
     OverloadedError,
     StoreUnavailableError,
     TurnTimeoutError,
 )
 
-__all__ = ["Registry", "begin_to_wait", "end_to_wait"]
+__all__ = ["Registry"]
 
 logger = logging.getLogger("actorbot")
 
@@ -429,46 +429,3 @@ class Registry(ServiceActor):
             self.discard(actor)
             self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
         return busy
-
-
-def begin_to_wait(actor: SessionActor) -> list[Context]:
-    """Note that the turns which the running code is part of wait for a turn of *actor*; return them, for `end_to_wait`.
-
-    Raises: DeadlockError.
-    """
-    mine = list(chain())
-    if mine:
-        for context in mine:
-            context._waits_for = [*(context._waits_for or ()), actor]
-        try:
-            _refuse_circle(actor, {context._actor for context in mine})
-        except DeadlockError:
-            end_to_wait(mine, actor)
-            raise
-    return mine
-
-
-def end_to_wait(mine: list[Context], actor: SessionActor) -> None:
-    """Take back what `begin_to_wait` has noted: once, since a turn may wait for the same session in several tasks."""
-    for context in mine:
-        rest = list(context._waits_for or ())
-        if actor in rest:
-            rest.remove(actor)
-        context._waits_for = rest
-
-
-def _refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
-    """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
-    waits_for = {context._actor: context._waits_for for context in list(target.turns.running) if context._waits_for}
-    seen: set[SessionActor] = set()
-    ahead = [target]
-    while ahead:
-        actor = ahead.pop()
-        if actor in mine:
-            raise DeadlockError(
-                target.session_id,
-                "waiting for its turn would wait for the turn that asks; dispatch after the handler, or use submit()",
-            )
-        if actor not in seen:
-            seen.add(actor)
-            ahead.extend(waits_for.get(actor, ()))
