@@ -34,8 +34,9 @@ from actorbot._record import TOMBSTONE_AGE
 from actorbot._registry import Registry
 from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
 from actorbot._session import SessionShape
-from actorbot._session_actor import SessionActor, Turns
+from actorbot._session_actor import SessionActor
 from actorbot._store_calls import Loader, StoreThread
+from actorbot._turns import Turns
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
@@ -376,19 +377,15 @@ class SessionManager:
             max_mailbox=self._max_mailbox,
             flusher=flusher,
             outbox=Outbox(home, self._bound["deliver"], self._tell_undelivered),
-            household=None,  # type: ignore[arg-type]  # the registry, which is made of these
             handle=self._bound["handler"] or _no_handler,
             handle_here=handler if plain else None,
-            many_events=max(1, self._policy.max_events // 2),
             on_start=self._bound["on_session_start"],
             on_error=self._tell_error,
             on_expire=self._tell_expired,
             handler_timeout=self._handler_timeout,
         )
         self._loader = Loader(self._store, self._reader, 500)
-        self._registry = turns.household = Registry(
-            turns, self._loader, max_resident=self._max_resident, idle_timeout=self._idle_timeout
-        )
+        self._registry = Registry(turns, self._loader, max_resident=self._max_resident, idle_timeout=self._idle_timeout)
         self._entries = self._registry.entries
         self._loop = home.loop if isinstance(home, LoopHome) else None
         for actor in (flusher, self._registry):
@@ -433,11 +430,7 @@ class SessionManager:
         self._turns.flusher.flush(actors)  # while handlers run: they may take all the time there is
         await self._settle(actors, until - seconds / 10)
         unfinished = self._registry.dismiss_all()
-        running, self._turns.running = self._turns.running, _NoMore()
-        for context in list(running):
-            if running.pop(context, None) is not None:
-                error = ManagerClosedError("the manager was closed while the handler ran; its changes were discarded")
-                self._registry.revoke(context, error)
+        self._turns.end_all()
         self._loader.close()
         await self._flush_until(actors, until)
         await self._try(self._turns.outbox.emptied(), until)
@@ -975,13 +968,6 @@ class SessionManager:
             self._sweep_store_later()
         finally:
             done.set_result(None)
-
-
-class _NoMore(dict[Context, float]):
-    """The running turns of a manager that was closed: a late one does not begin."""
-
-    def __setitem__(self, context: Context, deadline: float) -> None:
-        raise ManagerClosedError("the manager was closed before the event had its turn")
 
 
 async def _no_handler(_: Context) -> Any:

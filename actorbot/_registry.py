@@ -15,13 +15,13 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from actorbot._actor import Envelope, ServiceActor
-from actorbot._context import Context
 from actorbot._deadlock import begin_to_wait, end_to_wait
 from actorbot._home import new_future
 from actorbot._messages import Handle, Sweep
 from actorbot._record import Record
-from actorbot._session_actor import SessionActor, Turns
+from actorbot._session_actor import SessionActor
 from actorbot._store_calls import Loader
+from actorbot._turns import Turns
 from actorbot.errors import (
     ActorbotError,
     CorruptSessionError,
@@ -39,7 +39,6 @@ CHUNK: Final = 500  # sessions that a sweep looks at before it lets other thread
 BACK_OFF_BASE: Final = 1.0  # seconds that a session with a broken record is left alone at first, doubled each time
 BACK_OFF_CAP: Final = 60.0
 MAX_BACKED_OFF: Final = 1_000  # sessions; of more than these the oldest failure is forgotten, and its record read again
-GRACE: Final = 5.0  # seconds that a handler has to end after it was cancelled for running too long
 
 
 class Registry(ServiceActor):
@@ -49,6 +48,7 @@ class Registry(ServiceActor):
         super().__init__()
         self.entries: dict[str, SessionActor] = {}
         self.turns = turns
+        turns.load = self.load
         self._loader = loader
         self._max_resident = max_resident
         self._idle_timeout = idle_timeout
@@ -350,58 +350,6 @@ class Registry(ServiceActor):
 
     def _no_room(self) -> OverloadedError:
         return OverloadedError(f"{self._max_resident} sessions are resident (max_resident) and none can leave")
-
-    # --- time ---------------------------------------------------------------------------------------------------------
-
-    def start_ticking(self, deadline: float) -> None:
-        """Look at the turns' time at *deadline*. One ticker serves all turns, since all have the same time."""
-        self.turns.ticking = True
-        self.turns.clock.call_at(deadline, self._tick)
-
-    def _tick(self) -> Future[None]:
-        done = new_future()
-
-        def at_home() -> None:
-            try:
-                self._end_overdue()
-            finally:
-                done.set_result(None)
-
-        self.turns.home.post(at_home)
-        return done
-
-    def _end_overdue(self) -> None:
-        self.turns.ticking = False
-        now = self.turns.clock.monotonic()
-        for context, deadline in list(self.turns.running.items()):
-            if deadline > now:
-                if not self.turns.ticking:
-                    self.start_ticking(deadline)
-                return
-            if self.turns.running.pop(context, None) is not None:
-                self.revoke(context)
-
-    def revoke(self, context: Context, error: ActorbotError | None = None) -> None:
-        """Take the session from a turn, whose caller gets *error*: that its time is up, unless said otherwise.
-
-        Who calls this took the turn out of `running`.
-        """
-        context._revoked = context._actor.overdue() if error is None else error
-        context._session = None
-        if context._task is not None:
-            context._task.cancel()  # the turn is left when the handler has ended, or else after some grace
-            clock = self.turns.clock
-            clock.call_at(clock.monotonic() + GRACE, lambda: self.turns.home.post(self._take_turn_from, context))
-            return
-        if context._interrupt is not None:
-            context._interrupt()
-        self._take_turn_from(context)  # a `def` handler cannot be stopped: it goes on without its session
-
-    def _take_turn_from(self, context: Context) -> None:
-        """Leave a revoked turn in place of a handler that does not end; at home, as the handler's end is."""
-        if not context._left:
-            context._left = True
-            context._actor.leave()
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from actorbot._clock import Clock
 from actorbot._codec import UndecodableError, decode_state, encode_state
 from actorbot._context import Context, current
-from actorbot._flusher import Committed, Flusher
-from actorbot._home import Home, new_future
+from actorbot._flusher import Committed
+from actorbot._home import new_future
 from actorbot._mailbox import Mailbox
 from actorbot._messages import DUPLICATE, Handle
-from actorbot._outbox import Outbox
-from actorbot._policy import FlushPolicy
 from actorbot._record import TOMBSTONE_AGE, Record, has_id
-from actorbot._session import SessionShape
+from actorbot._turns import Turns
 from actorbot.errors import (
     ConflictError,
     CorruptSessionError,
@@ -30,67 +24,10 @@ from actorbot.errors import (
     OverloadedError,
 )
 
-__all__ = ["SessionActor", "Turns"]
-
-logger = logging.getLogger("actorbot")
+__all__ = ["SessionActor"]
 
 EVENT_IDS: Final = 64 * 8  # bytes of event-id digests that a session remembers
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
-
-Bound = Callable[..., Coroutine[Any, Any, Any]]
-
-
-class Household(Protocol):
-    """What a session asks of the registry that it lives in."""
-
-    async def load(self, actor: SessionActor) -> None:
-        """Read the record of *actor*, whose turn the caller holds; on failure everybody in its line is told."""
-
-    def start_ticking(self, deadline: float) -> None:
-        """Look after the turns' time from *deadline* on."""
-
-
-@dataclass(slots=True, eq=False)
-class Turns:
-    """What the turns of one manager have in common."""
-
-    home: Home
-    clock: Clock
-    policy: FlushPolicy
-    store: str
-    expires_in: float
-    shape: SessionShape | None
-    """What makes the author's own type of a session's values; `None` where they are a dict."""
-    max_session_bytes: int
-    max_mailbox: int
-    flusher: Flusher
-    outbox: Outbox
-    household: Household
-    handle: Bound
-    handle_here: Callable[[Context], Any] | None
-    """The handler itself, where it is plain and may run in whatever thread has the turn: it then costs no coroutine."""
-    on_start: Bound | None
-    on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
-    on_expire: Callable[[str, bytes, float], None]
-    """Told the session's id, its state, and the wall-clock second of its end."""
-    handler_timeout: float
-    running: dict[Context, float] = field(default_factory=dict)
-    """The turns that run now and when their time is up. Whoever takes a turn out of here, in one step, decides how it ends."""
-    ticking: bool = False
-    """Whether the household looks after the time of `running`."""
-    many_events: int = 0
-    """So many unflushed events of a session are reason to look closer: half of the policy's `max_events`."""
-    handled: int = 0
-    failed: int = 0
-    duplicates: int = 0
-    # What every turn asks for, without a detour.
-    writes_through: bool = field(init=False)
-    wall: Callable[[], float] = field(init=False)
-    monotonic: Callable[[], float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.writes_through = self.policy.mode == "write-through"
-        self.wall, self.monotonic = self.clock.wall, self.clock.monotonic
 
 
 class SessionActor(Mailbox):
@@ -212,7 +149,7 @@ class SessionActor(Mailbox):
         elif behind == turns.many_events:
             flusher.hurry(self)  # half-way there: with luck its turn never waits
         if self.committed is None:  # last, since what was waited for may have been a conflict
-            await turns.household.load(self)
+            await turns.load(self)
 
     def behind(self) -> int:
         """Return how many turns the store does not have yet. Any thread."""
@@ -266,7 +203,7 @@ class SessionActor(Mailbox):
         self.touched = now = turns.monotonic()
         turns.running[context] = deadline = now + turns.handler_timeout
         if not turns.ticking:
-            turns.household.start_ticking(deadline)
+            turns.start_ticking(deadline)
         return context
 
     def commit(self, context: Context, durable: bool = False) -> Future[None] | None:
