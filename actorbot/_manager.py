@@ -23,10 +23,11 @@ from typing import Any, Final, Literal, Self
 
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
-from actorbot._context import Apology, Context, chain, current
+from actorbot._context import Context, chain, current
 from actorbot._deadlock import begin_to_wait, end_to_wait
-from actorbot._flusher import Committed, Flushable, Flusher
+from actorbot._flusher import Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
+from actorbot._hooks import Hook, Hooks
 from actorbot._messages import Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
@@ -61,7 +62,6 @@ logger = logging.getLogger("actorbot")
 
 MAX_ID_BYTES: Final = 512
 FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be flushed
-Hook = Callable[..., Any]
 _numbers = itertools.count(1)
 
 
@@ -95,7 +95,7 @@ class Receipt:
             event = self._unheard.pop()
         except IndexError:
             return
-        self._manager._bury(self.session_id, event, error)
+        self._manager._hooks.bury(self.session_id, event, error)
 
     @property
     def session_id(self) -> str:
@@ -207,7 +207,7 @@ class SessionManager:
         self._max_mailbox = _count("max_mailbox", max_mailbox)
         self._max_session_bytes = _count("max_session_bytes", max_session_bytes)
         self._shape = None if session_type is dict else SessionShape(session_type)
-        self._hooks = {
+        self._functions = {
             "handler": handler,
             "deliver": deliver,
             "on_error": on_error,
@@ -216,9 +216,9 @@ class SessionManager:
             "on_dead_letter": on_dead_letter,
             "on_conflict": on_conflict,
         }
-        for name, hook in self._hooks.items():
-            if hook is not None and not callable(hook):
-                raise ConfigError(name, hook, "a function, def or async def")
+        for name, function in self._functions.items():
+            if function is not None and not callable(function):
+                raise ConfigError(name, function, "a function, def or async def")
         if clock is not None and not isinstance(clock, Clock):
             raise ConfigError("clock", clock, "a Clock, such as actorbot.testing.ManualClock()")
         self._own_clock = clock is None
@@ -226,10 +226,6 @@ class SessionManager:
         self._state: Literal["new", "starting", "open", "closing", "closed", "forked"] = "new"
         self._here = 0  # the thread of the home loop, while the manager is open
         self._inline: ThreadHome | None = None  # where turns run in the thread that calls
-        self._dead_letters = 0
-        self._hooks_running: set[Future[None]] = set()
-        self._telling = threading.Lock()  # guards the next
-        self._told: dict[str, float] = {}  # the ends that were told, oldest first: a record may outlast its session
         self._report: ShutdownReport | None = None
         self._ending = threading.Lock()  # guards the next
         self._closing: Future[ShutdownReport] | None = None  # of the close that all who ask for one share
@@ -353,19 +349,11 @@ class SessionManager:
         self._sweep_store_later()
 
     def _make_actors(self) -> None:
-        home, hooks = self._home, self._hooks
-
-        def bound(name: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
-            hook = hooks[name]
-            # What runs in a turn ends with it.
-            limit = None if name in ("handler", "on_session_start") else self._handler_timeout
-            return None if hook is None else home.bind(hook, limit)
-
-        handler = hooks["handler"]
+        home, handler = self._home, self._functions["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
         self._inline = home if plain and isinstance(home, ThreadHome) else None
-        self._bound = {name: bound(name) for name in hooks}
-        flusher = Flusher(self._store, self._writer, self._policy, self._clock, self._tell_conflict)
+        hooks = self._hooks = Hooks(home, self._functions, limit=self._handler_timeout, most_told=self._max_resident)
+        flusher = Flusher(self._store, self._writer, self._policy, self._clock, hooks.tell_conflict)
         turns = self._turns = Turns(
             home=home,
             clock=self._clock,
@@ -376,12 +364,12 @@ class SessionManager:
             max_session_bytes=self._max_session_bytes,
             max_mailbox=self._max_mailbox,
             flusher=flusher,
-            outbox=Outbox(home, self._bound["deliver"], self._tell_undelivered),
-            handle=self._bound["handler"] or _no_handler,
+            outbox=Outbox(home, hooks.bound("deliver"), hooks.tell_undelivered),
+            handle=hooks.bound("handler") or _no_handler,
             handle_here=handler if plain else None,
-            on_start=self._bound["on_session_start"],
-            on_error=self._tell_error,
-            on_expire=self._tell_expired,
+            on_start=hooks.bound("on_session_start"),
+            on_error=hooks.tell_error,
+            on_expire=hooks.tell_expired,
             handler_timeout=self._handler_timeout,
         )
         self._loader = Loader(self._store, self._reader, 500)
@@ -434,8 +422,8 @@ class SessionManager:
         self._loader.close()
         await self._flush_until(actors, until)
         await self._try(self._turns.outbox.emptied(), until)
-        for hook in list(self._hooks_running):
-            await self._try(hook, until)
+        for running in list(self._hooks.running):
+            await self._try(running, until)
         self._turns.flusher.stop()
         unflushed = tuple(actor.session_id for actor in actors if actor.behind())
         await self._try(self._writer.call(self._store.close), max(until, clock() + 1.0))
@@ -637,7 +625,7 @@ class SessionManager:
             store_writes=flusher.writes,
             store_retries=flusher.retries,
             conflicts=flusher.conflicts,
-            dead_letters=self._dead_letters,
+            dead_letters=self._hooks.dead_letters,
             replies_waiting=len(turns.outbox),
         )
 
@@ -691,11 +679,6 @@ class SessionManager:
         outcome = new_future()
         actor = self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context()))
         return Receipt(self, actor, event, outcome)
-
-    def _bury(self, session_id: str, event: Any, error: BaseException) -> None:
-        self._dead_letters += 1
-        logger.warning("dead letter of session %r: %r", session_id, error)
-        self._call_later("on_dead_letter", session_id, event, f"{type(error).__name__}: {error}")
 
     async def _borrow(
         self, session_id: str, event_id: str | None, timeout: float | None
@@ -872,78 +855,6 @@ class SessionManager:
                 future.cancel()
                 raise
 
-    # --- news from below: any thread ----------------------------------------------------------------------------------
-
-    async def _tell_error(self, context: Context, error: BaseException) -> None:
-        hook = self._bound["on_error"]
-        if hook is None:
-            return
-        try:
-            await hook(Apology(context), error)
-        except BaseException as failure:
-            if self._home.is_ending(failure):
-                raise
-            logger.exception(
-                "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
-            )
-
-    async def _tell_undelivered(self, context: Context, error: BaseException) -> None:
-        if isinstance(context, Apology) or self._bound["on_error"] is None:
-            session_id = context.session_id
-            logger.error(
-                "a reply of session %r was not delivered: %r", session_id, error, extra={"session_id": session_id}
-            )
-        else:
-            await self._tell_error(context, error)
-
-    def _tell_expired(self, session_id: str, state: bytes, end: float) -> None:
-        """Tell, once, that the session has ended at *end*: its record may be met again, in memory, by a read or by a sweep."""
-        if self._bound["on_session_expire"] is None:
-            return
-        with self._telling:
-            if self._told.pop(session_id, None) == end:
-                self._told[session_id] = end
-                return
-            if len(self._told) >= self._max_resident:
-                del self._told[next(iter(self._told))]
-            self._told[session_id] = end
-        try:
-            values = decode_state(state)
-        except UndecodableError:
-            logger.exception("an expired session cannot be decoded", extra={"session_id": session_id})
-            return
-        self._call_later("on_session_expire", session_id, values)
-
-    def _tell_conflict(self, session: Flushable, unflushed: Committed) -> None:
-        logger.error(
-            "session %r was written by another process; what this one had not flushed goes to on_conflict",
-            session.session_id,
-            extra={"session_id": session.session_id},
-        )
-        state = unflushed[1]
-        self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))
-
-    def _call_later(self, name: str, *args: Any) -> None:
-        hook = self._bound[name]
-        if hook is None:
-            return
-
-        done = new_future()
-        self._hooks_running.add(done)
-
-        async def call() -> None:
-            try:
-                await hook(*args)
-            except BaseException as failure:
-                if self._home.is_ending(failure):
-                    raise
-                logger.exception("%s failed for session %r", name, args[0], extra={"session_id": args[0]})
-            finally:
-                self._hooks_running.discard(done)
-                done.set_result(None)
-
-        self._home.spawn(call)
-
     def _sweep_store_later(self) -> None:
         seconds = min(600.0, max(1.0, self._store.expires_in / 10))
 
@@ -964,7 +875,7 @@ class SessionManager:
             else:
                 for record in outcome.result():
                     if record.session_id not in self._registry.entries:
-                        self._tell_expired(record.session_id, record.state, record.expires_at)
+                        self._hooks.tell_expired(record.session_id, record.state, record.expires_at)
             self._sweep_store_later()
         finally:
             done.set_result(None)
