@@ -11,9 +11,10 @@ import logging
 from actorbot import errors
 from actorbot._bot import Bot, ConsoleBot
 from actorbot._context import Context
-from actorbot._manager import Receipt, SessionManager
+from actorbot._manager import SessionManager
 from actorbot._messages import DUPLICATE, Event
 from actorbot._policy import FlushPolicy, Retry
+from actorbot._receipt import Receipt
 from actorbot._reports import ShutdownReport
 from actorbot._session import Session
 from actorbot.stores.base import ONE_YEAR, SessionStore

@@ -11,26 +11,27 @@ import threading
 import unicodedata
 import weakref
 from asyncio import current_task
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context as ContextVars
 from contextvars import copy_context
 from math import inf
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from actorbot._clock import Clock, SystemClock
 from actorbot._codec import UndecodableError, decode_state
 from actorbot._context import Context, chain, current
-from actorbot._deadlock import begin_to_wait, end_to_wait
+from actorbot._door import Door
 from actorbot._flusher import Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
 from actorbot._hooks import Hook, Hooks
 from actorbot._messages import Handle
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
+from actorbot._receipt import Receipt
 from actorbot._record import TOMBSTONE_AGE
 from actorbot._registry import Registry
 from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
@@ -41,22 +42,18 @@ from actorbot._turns import Turns
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
-    ConflictError,
     CorruptSessionError,
     DuplicateEventError,
-    ForkedError,
     InvalidSessionIdError,
     ManagerClosedError,
     OutcomeUnknownError,
     StoreUnavailableError,
-    TurnTimeoutError,
-    WrongLoopError,
 )
 from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
 from actorbot.stores.memory import MemorySessionStore
 
-__all__ = ["Receipt", "SessionManager"]
+__all__ = ["SessionManager"]
 
 logger = logging.getLogger("actorbot")
 
@@ -65,101 +62,7 @@ FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be
 _numbers = itertools.count(1)
 
 
-class Receipt:
-    """For an event that was accepted and is handled behind the caller's back."""
-
-    def __init__(self, manager: SessionManager, actor: SessionActor, event: Any, outcome: Future[Any]) -> None:
-        self._manager = manager
-        self._actor = actor
-        self._outcome = outcome
-        self._waiting: list[None] = []  # one for each who waits; a list, because its changes are single steps
-        self._unheard = [event]  # popped by whoever takes a failure: somebody who waited, or the dead letters
-        self._version: int | None = None
-        self._losses = 0
-        outcome.add_done_callback(self._note)
-
-    def _note(self, outcome: Future[Any]) -> None:
-        if outcome.exception() is not None:
-            self._bury_unless_heard()
-            return
-        self._unheard.clear()
-        committed = self._actor.committed
-        if committed is not None:
-            self._version, self._losses = committed[0], len(self._actor.losses)
-
-    def _bury_unless_heard(self) -> None:
-        """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""
-        if self._waiting or not self._outcome.done() or (error := self._outcome.exception()) is None:
-            return
-        try:
-            event = self._unheard.pop()
-        except IndexError:
-            return
-        self._manager._hooks.bury(self.session_id, event, error)
-
-    @property
-    def session_id(self) -> str:
-        """The session that the event belongs to."""
-        return self._actor.session_id
-
-    @property
-    def version(self) -> int | None:
-        """The version of the session that contains the event (perhaps with later ones); `None` until it was handled."""
-        return self._version
-
-    async def result(self, timeout: float | None = None) -> Any:
-        """Wait for the handler's value, or raise what it raised; what is there already is there after a close too.
-
-        Raises: DeadlockError inside a turn that this would wait for.
-        """
-        self._manager._check_here(closing=True, closed=self._outcome.done())
-        return await self._result(timeout)
-
-    async def durable(self, timeout: float | None = None) -> None:
-        """Wait until the store has what the event changed. Raises: TurnTimeoutError, StoreUnavailableError, ConflictError."""
-        self._manager._check_here(closing=True)
-        await self._durable(timeout)
-
-    def result_sync(self, timeout: float | None = None) -> Any:
-        """The same as `result`, for threads."""
-        if self._outcome.done():
-            self._manager._check_away(closing=True, closed=True)
-            return run_inline(self._result(timeout))
-        return self._manager._run_sync(lambda: self._result(timeout), None, closing=True)
-
-    def durable_sync(self, timeout: float | None = None) -> None:
-        """The same as `durable`, for threads."""
-        self._manager._run_sync(lambda: self._durable(timeout), None, closing=True)
-
-    async def _result(self, timeout: float | None) -> Any:
-        mine: list[Context] = []
-        self._waiting.append(None)
-        try:
-            if not self._outcome.done():
-                mine = begin_to_wait(self._actor)
-            return await self._manager._wait(self._outcome, timeout, self.session_id)
-        except BaseException as error:
-            if self._outcome.done() and self._outcome.exception() is error:
-                self._unheard.clear()
-            raise
-        finally:
-            end_to_wait(mine, self._actor)
-            self._waiting.pop()
-            self._bury_unless_heard()
-
-    async def _durable(self, timeout: float | None) -> None:
-        await self._result(timeout)
-        if self._manager._turns.writes_through:
-            return
-        if self._version is None:  # as below, before it could be noted
-            raise ConflictError(
-                self._manager._store.name, "lost to a write of someone else", session_id=self.session_id
-            )
-        goal = (self._actor, self._version, self._losses)
-        await self._manager._wait(self._manager._turns.flusher.reach([goal]), timeout, self.session_id)
-
-
-class SessionManager:
+class SessionManager(Door):
     """Keeps the sessions of a bot's users: each in an actor of its own, one event at a time, in memory while the user is there.
 
     `store` is a store of actorbot's or any object with the seed's four methods. `handler(context)` handles dispatched events;
@@ -192,6 +95,7 @@ class SessionManager:
         session_type: type = dict,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__()
         self._given_store = MemorySessionStore() if store is None else store
         if not isinstance(self._given_store, RecordStore):
             DriverStore(
@@ -223,8 +127,6 @@ class SessionManager:
             raise ConfigError("clock", clock, "a Clock, such as actorbot.testing.ManualClock()")
         self._own_clock = clock is None
         self._clock = SystemClock() if clock is None else clock
-        self._state: Literal["new", "starting", "open", "closing", "closed", "forked"] = "new"
-        self._here = 0  # the thread of the home loop, while the manager is open
         self._inline: ThreadHome | None = None  # where turns run in the thread that calls
         self._report: ShutdownReport | None = None
         self._ending = threading.Lock()  # guards the next
@@ -325,7 +227,7 @@ class SessionManager:
         return self._report
 
     async def _open(self, home: Home) -> None:
-        self._home = home
+        self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
         given, deadline = self._given_store, self._policy.store_deadline
         self._store: RecordStore = (
             given if isinstance(given, RecordStore) else DriverStore(given, home.run_awaitable, deadline)
@@ -375,7 +277,6 @@ class SessionManager:
         self._loader = Loader(self._store, self._reader, 500)
         self._registry = Registry(turns, self._loader, max_resident=self._max_resident, idle_timeout=self._idle_timeout)
         self._entries = self._registry.entries
-        self._loop = home.loop if isinstance(home, LoopHome) else None
         for actor in (flusher, self._registry):
             actor.begin()
         self._registry.start_sweeping()
@@ -678,7 +579,7 @@ class SessionManager:
         session_id = check_session_id(session_id)
         outcome = new_future()
         actor = self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context()))
-        return Receipt(self, actor, event, outcome)
+        return Receipt(self, self._hooks, actor, event, outcome)
 
     async def _borrow(
         self, session_id: str, event_id: str | None, timeout: float | None
@@ -773,87 +674,6 @@ class SessionManager:
                 return await self._registry.enter(session_id)
             except CorruptSessionError:
                 continue  # somebody before us in the line has tried to read it
-
-    async def _wait(self, future: Future[Any], timeout: float | None, session_id: str) -> Any:
-        try:
-            return await self._home.wait(future, timeout)
-        except TimeoutError:
-            if not future.done():
-                raise TurnTimeoutError(session_id, f"not within {timeout:g} s; it goes on") from None
-        return future.result()  # its own TimeoutError, or it ended in the same breath
-
-    # --- homes --------------------------------------------------------------------------------------------------------
-
-    def _check_open(self, closing: bool = False, closed: bool = False) -> None:
-        if self._state == "open" or (closing and self._state == "closing") or (closed and self._state == "closed"):
-            return
-        if self._state == "forked":
-            raise ForkedError(
-                "the process was forked: this manager's threads are the parent's; start a new manager after the fork"
-            )
-        raise ManagerClosedError(
-            "the manager was not started: use `async with`, `with`, start() or start_sync()"
-            if self._state == "new"
-            else f"the manager is {self._state}"
-        )
-
-    def _check_here(self, closing: bool = False, closed: bool = False) -> None:
-        """Raise unless the caller runs on the home loop."""
-        if self._state != "open":
-            self._check_open(closing, closed)
-        if self._loop is None:
-            raise WrongLoopError(
-                "a manager started with `with` or start_sync() is at home on threads: use the _sync verbs"
-            )
-        if asyncio.get_running_loop() is not self._loop:
-            raise WrongLoopError(
-                "this verb belongs to the manager's own event loop; from anywhere else use its _sync twin"
-            )
-
-    def _check_away(self, closing: bool = False, closed: bool = False) -> None:
-        """Raise if the caller runs on the home loop, which a _sync verb would block."""
-        if self._state != "open":
-            self._check_open(closing, closed)
-        if get_ident() == self._home.thread_id:
-            raise WrongLoopError(
-                "a _sync verb on the manager's event loop would block it for ever: await the async verb"
-                if self._loop is not None
-                else "a _sync verb on the loop of a threaded manager's `async def` code would block it for ever:"
-                " await asyncio.to_thread(manager.dispatch_sync, …)"
-            )
-
-    def _run_sync(
-        self,
-        make: Callable[[], Coroutine[Any, Any, Any]],
-        timeout: float | None,
-        *,
-        session_id: str = "",
-        closing: bool = False,
-    ) -> Any:
-        self._check_away(closing)
-        if isinstance(self._home, ThreadHome):
-            return run_inline(make()) if timeout is None else self._home.run(make(), session_id, timeout)
-        assert isinstance(self._home, LoopHome)
-        if self._home.loop.is_closed():
-            raise ManagerClosedError(
-                "the event loop that the manager was started on has been closed; close() the manager first"
-            )
-        with self._home.pool.blocking():  # first: it may refuse, and then nothing must run
-            future = asyncio.run_coroutine_threadsafe(make(), self._home.loop)
-            try:
-                return future.result(timeout)
-            except TimeoutError:
-                if future.done():
-                    raise
-                future.cancel()
-                raise TurnTimeoutError(
-                    session_id, f"its turn did not end within {timeout:g} s; withdrawn, unless it was being committed"
-                ) from None
-            except CancelledError:
-                raise ManagerClosedError("the manager's event loop ended before the call did") from None
-            except BaseException:  # a KeyboardInterrupt: nobody waits for it any more
-                future.cancel()
-                raise
 
     def _sweep_store_later(self) -> None:
         seconds = min(600.0, max(1.0, self._store.expires_in / 10))
