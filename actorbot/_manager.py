@@ -29,6 +29,15 @@ from actorbot._flusher import Flusher
 from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
 from actorbot._hooks import Hook, Hooks
 from actorbot._messages import Handle
+from actorbot._options import (
+    Options,
+    check_clock,
+    check_count,
+    check_functions,
+    check_policy,
+    check_seconds,
+    check_store,
+)
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._receipt import Receipt
@@ -47,11 +56,9 @@ from actorbot.errors import (
     InvalidSessionIdError,
     ManagerClosedError,
     OutcomeUnknownError,
-    StoreUnavailableError,
 )
 from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
-from actorbot.stores.memory import MemorySessionStore
 
 __all__ = ["SessionManager"]
 
@@ -96,37 +103,28 @@ class SessionManager(Door):
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
-        self._given_store = MemorySessionStore() if store is None else store
-        if not isinstance(self._given_store, RecordStore):
-            DriverStore(
-                self._given_store, run=_no_home
-            )  # lacks it a method? That is said here rather than at the start
-        self._policy = FlushPolicy.write_behind() if flush is None else flush
-        if not isinstance(self._policy, FlushPolicy):
-            raise ConfigError("flush", flush, "a FlushPolicy; FlushPolicy.parse() reads one from text")
-        self._idle_timeout = _seconds("idle_timeout", idle_timeout, least=0.0)
-        self._handler_timeout = _seconds("handler_timeout", handler_timeout)
-        self._close_timeout = _seconds("close_timeout", close_timeout)
-        self._max_resident = _count("max_resident", max_resident)
-        self._max_mailbox = _count("max_mailbox", max_mailbox)
-        self._max_session_bytes = _count("max_session_bytes", max_session_bytes)
-        self._shape = None if session_type is dict else SessionShape(session_type)
-        self._functions = {
-            "handler": handler,
-            "deliver": deliver,
-            "on_error": on_error,
-            "on_session_start": on_session_start,
-            "on_session_expire": on_session_expire,
-            "on_dead_letter": on_dead_letter,
-            "on_conflict": on_conflict,
-        }
-        for name, function in self._functions.items():
-            if function is not None and not callable(function):
-                raise ConfigError(name, function, "a function, def or async def")
-        if clock is not None and not isinstance(clock, Clock):
-            raise ConfigError("clock", clock, "a Clock, such as actorbot.testing.ManualClock()")
-        self._own_clock = clock is None
-        self._clock = SystemClock() if clock is None else clock
+        self._options = Options(
+            store=check_store(store),
+            policy=check_policy(flush),
+            idle_timeout=check_seconds("idle_timeout", idle_timeout, least=0.0),
+            handler_timeout=check_seconds("handler_timeout", handler_timeout),
+            close_timeout=check_seconds("close_timeout", close_timeout),
+            max_resident=check_count("max_resident", max_resident),
+            max_mailbox=check_count("max_mailbox", max_mailbox),
+            max_session_bytes=check_count("max_session_bytes", max_session_bytes),
+            shape=None if session_type is dict else SessionShape(session_type),
+            functions=check_functions(
+                handler=handler,
+                deliver=deliver,
+                on_error=on_error,
+                on_session_start=on_session_start,
+                on_session_expire=on_session_expire,
+                on_dead_letter=on_dead_letter,
+                on_conflict=on_conflict,
+            ),
+            clock=check_clock(clock),
+            own_clock=clock is None,
+        )
         self._inline: ThreadHome | None = None  # where turns run in the thread that calls
         self._report: ShutdownReport | None = None
         self._ending = threading.Lock()  # guards the next
@@ -137,13 +135,13 @@ class SessionManager(Door):
     async def start(self) -> Self:
         """Open the store and come to life on the running loop. Raises: StoreUnavailableError and other store errors, ConfigError."""
         self._begin()
-        await self._open(LoopHome(f"{next(_numbers)}", self._clock, self._handler_timeout))
+        await self._open(LoopHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout))
         return self
 
     def start_sync(self) -> Self:
         """Open the store and come to life on threads. Raises: as `start`."""
         self._begin()
-        run_inline(self._open(ThreadHome(f"{next(_numbers)}", self._clock, self._handler_timeout)))
+        run_inline(self._open(ThreadHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout)))
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
@@ -151,7 +149,7 @@ class SessionManager(Door):
 
         There is one close: calling it again, also meanwhile, waits for it and returns its report. It goes on if its caller is cancelled.
         """
-        seconds = self._close_timeout if timeout is None else _seconds("timeout", timeout, least=0.0)
+        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
         if self._report is not None:
             return self._report
         if self._state == "new":
@@ -161,7 +159,7 @@ class SessionManager(Door):
 
     def close_sync(self, timeout: float | None = None) -> ShutdownReport:
         """The same as `close`, for threads."""
-        seconds = self._close_timeout if timeout is None else _seconds("timeout", timeout, least=0.0)
+        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
         if self._report is not None:
             return self._report
         if self._state == "new":
@@ -199,7 +197,7 @@ class SessionManager(Door):
         """Flush what is committed: with its loop, whoever could take a turn has gone."""
         self._state = "closed"
         start = SystemClock.monotonic()
-        until = start + (self._close_timeout if timeout is None else timeout)
+        until = start + (self._options.close_timeout if timeout is None else timeout)
         self._registry.close_intake()
         actors = list(self._registry.resident())
         for future in (lambda: self._turns.flusher.flush(actors), lambda: self._writer.call(self._store.close)):
@@ -228,14 +226,16 @@ class SessionManager(Door):
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        given, deadline = self._given_store, self._policy.store_deadline
+        given, deadline = self._options.store, self._options.policy.store_deadline
         self._store: RecordStore = (
             given if isinstance(given, RecordStore) else DriverStore(given, home.run_awaitable, deadline)
         )
-        self._writer = StoreThread("actorbot-store", self._store.name, self._clock, deadline)
+        self._writer = StoreThread("actorbot-store", self._store.name, self._options.clock, deadline)
         one_thread = isinstance(self._store, DriverStore)
         self._reader = (
-            self._writer if one_thread else StoreThread("actorbot-reads", self._store.name, self._clock, deadline)
+            self._writer
+            if one_thread
+            else StoreThread("actorbot-reads", self._store.name, self._options.clock, deadline)
         )
         try:
             await home.wait(self._writer.call(self._store.init))
@@ -251,20 +251,22 @@ class SessionManager(Door):
         self._sweep_store_later()
 
     def _make_actors(self) -> None:
-        home, handler = self._home, self._functions["handler"]
+        home, handler = self._home, self._options.functions["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
         self._inline = home if plain and isinstance(home, ThreadHome) else None
-        hooks = self._hooks = Hooks(home, self._functions, limit=self._handler_timeout, most_told=self._max_resident)
-        flusher = Flusher(self._store, self._writer, self._policy, self._clock, hooks.tell_conflict)
+        hooks = self._hooks = Hooks(
+            home, self._options.functions, limit=self._options.handler_timeout, most_told=self._options.max_resident
+        )
+        flusher = Flusher(self._store, self._writer, self._options.policy, self._options.clock, hooks.tell_conflict)
         turns = self._turns = Turns(
             home=home,
-            clock=self._clock,
-            policy=self._policy,
+            clock=self._options.clock,
+            policy=self._options.policy,
             store=self._store.name,
             expires_in=self._store.expires_in,
-            shape=self._shape,
-            max_session_bytes=self._max_session_bytes,
-            max_mailbox=self._max_mailbox,
+            shape=self._options.shape,
+            max_session_bytes=self._options.max_session_bytes,
+            max_mailbox=self._options.max_mailbox,
             flusher=flusher,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.tell_undelivered),
             handle=hooks.bound("handler") or _no_handler,
@@ -272,10 +274,12 @@ class SessionManager(Door):
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.tell_error,
             on_expire=hooks.tell_expired,
-            handler_timeout=self._handler_timeout,
+            handler_timeout=self._options.handler_timeout,
         )
         self._loader = Loader(self._store, self._reader, 500)
-        self._registry = Registry(turns, self._loader, max_resident=self._max_resident, idle_timeout=self._idle_timeout)
+        self._registry = Registry(
+            turns, self._loader, max_resident=self._options.max_resident, idle_timeout=self._options.idle_timeout
+        )
         self._entries = self._registry.entries
         for actor in (flusher, self._registry):
             actor.begin()
@@ -385,8 +389,8 @@ class SessionManager(Door):
         if self._reader is not self._writer:  # which ends with the flusher
             self._reader.close()
         self._home.close()
-        if self._own_clock:
-            self._clock.close()
+        if self._options.own_clock:
+            self._options.clock.close()
 
     # --- verbs --------------------------------------------------------------------------------------------------------
 
@@ -540,7 +544,7 @@ class SessionManager(Door):
         if flusher.full:
             return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
         if flusher.outage_since is not None:
-            seconds = self._clock.monotonic() - flusher.outage_since
+            seconds = self._options.clock.monotonic() - flusher.outage_since
             return Health("degraded", f"{self._store.name} has not taken writes for {seconds:.1f} s")
         if (reason := self._registry.unreadable()) is not None:
             return Health("degraded", f"the last read failed: {reason}")
@@ -551,7 +555,7 @@ class SessionManager(Door):
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:
         """Iterate over the sessions in memory. Any thread."""
         self._check_open()
-        now = self._clock.monotonic()
+        now = self._options.clock.monotonic()
         for actor in self._registry.resident():
             version, state = (0, None) if actor.committed is None else actor.committed[:2]
             yield (
@@ -634,11 +638,11 @@ class SessionManager(Door):
         actor = self._registry.entries.get(session_id)
         committed = None if actor is None else actor.committed
         if committed is not None:
-            state, ended = committed[1], self._clock.wall() >= committed[4]
+            state, ended = committed[1], self._options.clock.wall() >= committed[4]
         else:
             record = await self._registry.read(session_id)
             state = None if record is None else record.state
-            ended = record is not None and self._clock.wall() >= record.expires_at
+            ended = record is not None and self._options.clock.wall() >= record.expires_at
         if state is None or ended:
             return None
         try:
@@ -649,7 +653,7 @@ class SessionManager(Door):
     async def _destroy(self, session_id: str) -> None:
         session_id = check_session_id(session_id)
         actor = await self._enter_to_destroy(session_id)
-        wall = self._clock.wall()
+        wall = self._options.clock.wall()
         version = actor.flushed if actor.committed is None else actor.committed[0]
         gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
         written = self._turns.flusher.write(actor, gone, forced=True)
@@ -682,11 +686,11 @@ class SessionManager(Door):
             if self._state != "open":
                 return None
             done = new_future()
-            call = self._writer.call(lambda: list(self._store.sweep(self._clock.wall())), deadline=600.0)
+            call = self._writer.call(lambda: list(self._store.sweep(self._options.clock.wall())), deadline=600.0)
             call.add_done_callback(lambda outcome: self._swept(outcome, done))
             return done
 
-        self._clock.call_at(self._clock.monotonic() + seconds, sweep)
+        self._options.clock.call_at(self._options.clock.monotonic() + seconds, sweep)
 
     def _swept(self, outcome: Future[Any], done: Future[None]) -> None:
         try:
@@ -705,10 +709,6 @@ async def _no_handler(_: Context) -> Any:
     raise ConfigError("handler", None, "a function of (context): dispatch and submit need one; turn() does not")
 
 
-def _no_home(_: Any) -> Any:
-    raise StoreUnavailableError("driver", "the manager has not been started")
-
-
 def check_session_id(session_id: str) -> str:
     """Return *session_id* as a plain `str`. Raises: InvalidSessionIdError."""
     if not isinstance(session_id, str):
@@ -725,19 +725,6 @@ def check_session_id(session_id: str) -> str:
     if not session_id.isprintable() and any(unicodedata.category(character) == "Cc" for character in session_id):
         raise InvalidSessionIdError("it holds a control character")
     return session_id
-
-
-def _seconds(field: str, value: Any, *, least: float | None = None) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not (value >= least if least is not None else value > 0) or value > 1e9:
-        raise ConfigError(field, value, f"seconds, {'at least 0' if least is not None else 'above 0'}, up to 1e9")
-    return float(value)
-
-
-def _count(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 40:
-        raise ConfigError(field, value, "a whole number, at least 1")
-    return value
 
 
 _open_managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
