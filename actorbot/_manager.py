@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import itertools
 import logging
 import os
 import threading
-import unicodedata
-import weakref
 from asyncio import current_task
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context as ContextVars
-from contextvars import copy_context
-from math import inf
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Self
 
-from actorbot._clock import Clock, SystemClock
-from actorbot._codec import UndecodableError, decode_state
+from actorbot._clock import Clock
+from actorbot._closing import shut, shut_without_loop
 from actorbot._context import Context, chain, current
 from actorbot._door import Door
-from actorbot._flusher import Flusher
-from actorbot._home import Home, LoopHome, ThreadHome, is_plain, new_future, run_inline
-from actorbot._hooks import Hook, Hooks
-from actorbot._messages import Handle
+from actorbot._engine import Engine
+from actorbot._home import Home, LoopHome, ThreadHome, new_future, run_inline
+from actorbot._hooks import Hook
 from actorbot._options import (
     Options,
     check_clock,
@@ -38,27 +32,15 @@ from actorbot._options import (
     check_seconds,
     check_store,
 )
-from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._receipt import Receipt
-from actorbot._record import TOMBSTONE_AGE
-from actorbot._registry import Registry
 from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
 from actorbot._session import SessionShape
-from actorbot._session_actor import SessionActor
-from actorbot._store_calls import Loader, StoreThread
-from actorbot._turns import Turns
+from actorbot._verbs import Verbs
 from actorbot.errors import (
     ActorbotError,
-    ConfigError,
-    CorruptSessionError,
-    DuplicateEventError,
-    InvalidSessionIdError,
     ManagerClosedError,
-    OutcomeUnknownError,
 )
-from actorbot.stores.base import RecordStore
-from actorbot.stores.driver import DriverStore
 
 __all__ = ["SessionManager"]
 
@@ -189,28 +171,19 @@ class SessionManager(Door):
             if self._loop is None or self._loop.is_running():
                 self.close_sync()
             else:
-                self._close_without_loop(None)
+                self._close_without_loop(self._options.close_timeout)
         except ActorbotError as error:
             logger.error("at the end of the program: %s", error)
 
-    def _close_without_loop(self, timeout: float | None) -> ShutdownReport:
-        """Flush what is committed: with its loop, whoever could take a turn has gone."""
+    def _close_without_loop(self, seconds: float) -> ShutdownReport:
         self._state = "closed"
-        start = SystemClock.monotonic()
-        until = start + (self._options.close_timeout if timeout is None else timeout)
-        self._registry.close_intake()
-        actors = list(self._registry.resident())
-        for future in (lambda: self._turns.flusher.flush(actors), lambda: self._writer.call(self._store.close)):
-            try:
-                future().result(max(until - SystemClock.monotonic(), 0.0))
-            except (TimeoutError, ActorbotError) as error:
-                logger.error("closing without an event loop: %s", error)
-        unflushed = tuple(actor.session_id for actor in actors if actor.behind())
-        self._report = ShutdownReport(unflushed, 0, len(self._turns.outbox), SystemClock.monotonic() - start)
-        for actor in (self._turns.flusher, self._registry):
-            actor.end()
-        self._release()
+        self._report = shut_without_loop(self._engine, seconds)
+        self._let_go()
         return self._report
+
+    def _let_go(self) -> None:
+        _open_managers.discard(self)
+        self._engine.end()
 
     def _begin(self) -> None:
         if self._state == "forked":
@@ -226,64 +199,18 @@ class SessionManager(Door):
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        given, deadline = self._options.store, self._options.policy.store_deadline
-        self._store: RecordStore = (
-            given if isinstance(given, RecordStore) else DriverStore(given, home.run_awaitable, deadline)
-        )
-        self._writer = StoreThread("actorbot-store", self._store.name, self._options.clock, deadline)
-        one_thread = isinstance(self._store, DriverStore)
-        self._reader = (
-            self._writer
-            if one_thread
-            else StoreThread("actorbot-reads", self._store.name, self._options.clock, deadline)
-        )
+        self._engine = Engine(self._options, home)
         try:
-            await home.wait(self._writer.call(self._store.init))
+            await self._engine.start()
         except BaseException:
             self._state = "closed"
-            self._writer.close()
-            self._release()
             raise
-        self._make_actors()
+        self._verbs = Verbs(self._engine.registry)
+        self._entries = self._engine.registry.entries
+        self._inline = home if isinstance(home, ThreadHome) and self._engine.turns.handle_here is not None else None
         _open_managers.add(self)
         self._state = "open"
         self._here = (home.thread_id or 0) if isinstance(home, LoopHome) else 0
-        self._sweep_store_later()
-
-    def _make_actors(self) -> None:
-        home, handler = self._home, self._options.functions["handler"]
-        plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
-        self._inline = home if plain and isinstance(home, ThreadHome) else None
-        hooks = self._hooks = Hooks(
-            home, self._options.functions, limit=self._options.handler_timeout, most_told=self._options.max_resident
-        )
-        flusher = Flusher(self._store, self._writer, self._options.policy, self._options.clock, hooks.tell_conflict)
-        turns = self._turns = Turns(
-            home=home,
-            clock=self._options.clock,
-            policy=self._options.policy,
-            store=self._store.name,
-            expires_in=self._store.expires_in,
-            shape=self._options.shape,
-            max_session_bytes=self._options.max_session_bytes,
-            max_mailbox=self._options.max_mailbox,
-            flusher=flusher,
-            outbox=Outbox(home, hooks.bound("deliver"), hooks.tell_undelivered),
-            handle=hooks.bound("handler") or _no_handler,
-            handle_here=handler if plain else None,
-            on_start=hooks.bound("on_session_start"),
-            on_error=hooks.tell_error,
-            on_expire=hooks.tell_expired,
-            handler_timeout=self._options.handler_timeout,
-        )
-        self._loader = Loader(self._store, self._reader, 500)
-        self._registry = Registry(
-            turns, self._loader, max_resident=self._options.max_resident, idle_timeout=self._options.idle_timeout
-        )
-        self._entries = self._registry.entries
-        for actor in (flusher, self._registry):
-            actor.begin()
-        self._registry.start_sweeping()
 
     async def _close(self, seconds: float) -> ShutdownReport:
         for context in chain():
@@ -306,91 +233,16 @@ class SessionManager(Door):
 
     async def _end(self, ended: Future[ShutdownReport], seconds: float) -> None:
         try:
-            self._report = await self._shut(seconds)
+            self._state, self._here = "closing", 0
+            report = await shut(self._engine, seconds)
+            self._state = "closed"
+            self._let_go()
         except BaseException as error:  # cancelled with its loop, say: it may be made again
             self._closing = None
             ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
             raise
-        ended.set_result(self._report)
-
-    async def _shut(self, seconds: float) -> ShutdownReport:
-        self._state, self._here = "closing", 0
-        clock = SystemClock.monotonic  # real time, also under a virtual clock: a close must end
-        start = clock()
-        until = start + seconds
-        self._registry.close_intake()
-        actors = list(self._registry.resident())
-        self._turns.flusher.flush(actors)  # while handlers run: they may take all the time there is
-        await self._settle(actors, until - seconds / 10)
-        unfinished = self._registry.dismiss_all()
-        self._turns.end_all()
-        self._loader.close()
-        await self._flush_until(actors, until)
-        await self._try(self._turns.outbox.emptied(), until)
-        for running in list(self._hooks.running):
-            await self._try(running, until)
-        self._turns.flusher.stop()
-        unflushed = tuple(actor.session_id for actor in actors if actor.behind())
-        await self._try(self._writer.call(self._store.close), max(until, clock() + 1.0))
-        report = ShutdownReport(unflushed, unfinished, len(self._turns.outbox), clock() - start)
-        if not report.clean:
-            logger.error(
-                "closed with %d sessions not flushed, %d unfinished, %d with replies undelivered: %s",
-                len(unflushed), unfinished, report.undelivered, ", ".join(map(repr, unflushed)) or "-",
-            )  # fmt: skip
-        self._state = "closed"
-        for actor in (self._turns.flusher, self._registry):
-            actor.end()
-        self._release()
-        return report
-
-    async def _settle(self, actors: list[SessionActor], until: float) -> None:
-        """Take each session out of memory when every accepted event has had its turn; those that do not come to that stay."""
-        for actor in actors:
-            # A held turn may have no handler yet: a told event is on its way to it, or the session is being read.
-            while not actor.closed:
-                if not actor.enter() and not await self._wait_for_turn(actor, until):
-                    break
-                if not self._registry.retire(actor):
-                    actor.leave()
-
-    async def _wait_for_turn(self, actor: SessionActor, until: float) -> bool:
-        left = until - SystemClock.monotonic()
-        waiter = self._home.waiter(actor, max(left, 0.0))
-        try:
-            if left <= 0 or not actor.join(waiter, limit=inf):
-                return False
-            if isinstance(self._home, LoopHome):
-                async with asyncio.timeout(left):
-                    await waiter
-            else:
-                await waiter
-        except (ActorbotError, TimeoutError):
-            return False
-        return True
-
-    async def _flush_until(self, actors: list[SessionActor], until: float) -> None:
-        """Flush until the store has everything, or the time is up."""
-        while True:
-            await self._try(self._turns.flusher.flush(actors), until)
-            left = until - SystemClock.monotonic()
-            if left <= 0 or not any(actor.behind() for actor in actors):
-                return
-            await self._try(new_future(), until - max(0.0, left - FLUSH_AGAIN))
-
-    async def _try(self, future: Future[Any], until: float) -> None:
-        try:
-            await self._home.wait(future, max(until - SystemClock.monotonic(), 0.0))
-        except (TimeoutError, ActorbotError) as error:
-            logger.debug("while closing: %r", error)
-
-    def _release(self) -> None:
-        _open_managers.discard(self)
-        if self._reader is not self._writer:  # which ends with the flusher
-            self._reader.close()
-        self._home.close()
-        if self._options.own_clock:
-            self._options.clock.close()
+        self._report = report
+        ended.set_result(report)
 
     # --- verbs --------------------------------------------------------------------------------------------------------
 
@@ -408,7 +260,7 @@ class SessionManager(Door):
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 return await actor.take_turn(event, event_id, durable, task)
         self._check_here()
-        return await self._dispatch(session_id, event, event_id, durable, None)
+        return await self._verbs.dispatch(session_id, event, event_id, durable, None)
 
     def dispatch_sync(
         self,
@@ -431,18 +283,22 @@ class SessionManager(Door):
                 turn = actor.take_turn(event, event_id, durable, None)
                 return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
         return self._run_sync(
-            lambda: self._dispatch(session_id, event, event_id, durable, timeout), timeout, session_id=session_id
+            lambda: self._verbs.dispatch(session_id, event, event_id, durable, timeout), timeout, session_id=session_id
         )
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """Accept *event* and return at once; it is handled in its turn. Raises: OverloadedError."""
         self._check_here()
-        return self._submit(session_id, event, event_id)
+        return self._accept(session_id, event, event_id)
 
     def submit_sync(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """The same as `submit`, for threads."""
         self._check_away()
-        return self._submit(session_id, event, event_id)
+        return self._accept(session_id, event, event_id)
+
+    def _accept(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
+        actor, outcome = self._verbs.tell(session_id, event, event_id)
+        return Receipt(self, self._engine.hooks, actor, event, outcome)
 
     @asynccontextmanager
     async def turn(self, session_id: str, *, event_id: str | None = None) -> AsyncIterator[Context]:
@@ -451,7 +307,7 @@ class SessionManager(Door):
         Raises: DuplicateEventError on entry, ConflictError at the exit.
         """
         self._check_here()
-        actor, context = await self._borrow(session_id, event_id, None)
+        actor, context = await self._verbs.borrow(session_id, event_id, None)
         try:
             yield context
         except BaseException as error:
@@ -459,7 +315,7 @@ class SessionManager(Door):
             if raised is error or isinstance(error, SystemExit | KeyboardInterrupt):
                 raise  # an exit is not a handler's here: it is the program that is told to end
             raise raised from error
-        await self._give_back(actor, context)
+        await self._verbs.give_back(actor, context)
 
     @contextmanager
     def turn_sync(
@@ -467,7 +323,7 @@ class SessionManager(Door):
     ) -> Iterator[Context]:
         """The same as `turn`, for threads."""
         actor, context = self._run_sync(
-            lambda: self._borrow(session_id, event_id, timeout), timeout, session_id=session_id
+            lambda: self._verbs.borrow(session_id, event_id, timeout), timeout, session_id=session_id
         )
         current.set(context)
         try:
@@ -478,44 +334,46 @@ class SessionManager(Door):
             if raised is failure or isinstance(failure, SystemExit | KeyboardInterrupt):
                 raise  # an exit is not a handler's here: it is the program that is told to end
             raise raised from failure
-        self._run_sync(lambda: self._give_back(actor, context), None, closing=True)  # it was accepted before the close
+        self._run_sync(
+            lambda: self._verbs.give_back(actor, context), None, closing=True
+        )  # it was accepted before the close
 
     async def flush(self, session_id: str | None = None) -> None:
         """Return when what was committed, of one session or of all, is in the store. Raises: StoreUnavailableError."""
         self._check_here()
-        await self._flush(session_id)
+        await self._verbs.flush(session_id)
 
     def flush_sync(self, session_id: str | None = None) -> None:
         """The same as `flush`, for threads."""
-        self._run_sync(lambda: self._flush(session_id), None)
+        self._run_sync(lambda: self._verbs.flush(session_id), None)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`; takes no turn, activates nothing, slides no expiry."""
         self._check_here()
-        return await self._peek(session_id)
+        return await self._verbs.peek(session_id)
 
     def peek_sync(self, session_id: str) -> dict[str, Any] | None:
         """The same as `peek`, for threads."""
-        return self._run_sync(lambda: self._peek(session_id), None)  # type: ignore[no-any-return]
+        return self._run_sync(lambda: self._verbs.peek(session_id), None)  # type: ignore[no-any-return]
 
     async def destroy(self, session_id: str) -> None:
         """Remove the session for every reader; no older write brings it back. Raises: StoreUnavailableError, OutcomeUnknownError."""
         self._check_here()
-        await self._destroy(session_id)
+        await self._verbs.destroy(session_id)
 
     def destroy_sync(self, session_id: str) -> None:
         """The same as `destroy`, for threads."""
-        self._run_sync(lambda: self._destroy(session_id), None)
+        self._run_sync(lambda: self._verbs.destroy(session_id), None)
 
     async def delivered(self, session_id: str) -> None:
         """Return when the replies that the session has sent so far have been handed to `deliver`, or have failed."""
         self._check_here()
-        await self._home.wait(self._turns.outbox.emptied(session_id))
+        await self._home.wait(self._engine.turns.outbox.emptied(session_id))
 
     def stats(self) -> Stats:
         """Return counters and gauges. Any thread."""
         self._check_open()
-        turns, flusher, registry = self._turns, self._turns.flusher, self._registry
+        turns, flusher, registry = self._engine.turns, self._engine.turns.flusher, self._engine.registry
         return Stats(
             handled=turns.handled,
             failed=turns.failed,
@@ -526,11 +384,11 @@ class SessionManager(Door):
             running=len(turns.running),
             dirty_bytes=flusher.dirty_bytes,
             oldest_dirty=flusher.oldest_dirty(),
-            store_reads=self._loader.reads,
+            store_reads=self._engine.loader.reads,
             store_writes=flusher.writes,
             store_retries=flusher.retries,
             conflicts=flusher.conflicts,
-            dead_letters=self._hooks.dead_letters,
+            dead_letters=self._engine.hooks.dead_letters,
             replies_waiting=len(turns.outbox),
         )
 
@@ -538,25 +396,25 @@ class SessionManager(Door):
         """Say whether the manager does its work. Any thread."""
         if self._state != "open":
             return Health("failing", f"the manager is {self._state}")
-        flusher = self._turns.flusher
-        if not (flusher.is_running() and self._registry.is_running()):
+        flusher = self._engine.turns.flusher
+        if not (flusher.is_running() and self._engine.registry.is_running()):
             return Health("failing", "an actor of the manager has ended; restart the process")
         if flusher.full:
             return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
         if flusher.outage_since is not None:
             seconds = self._options.clock.monotonic() - flusher.outage_since
-            return Health("degraded", f"{self._store.name} has not taken writes for {seconds:.1f} s")
-        if (reason := self._registry.unreadable()) is not None:
+            return Health("degraded", f"{self._engine.store.name} has not taken writes for {seconds:.1f} s")
+        if (reason := self._engine.registry.unreadable()) is not None:
             return Health("degraded", f"the last read failed: {reason}")
         if flusher.refusing:
-            return Health("degraded", f"{self._store.name} does not take the writes of some sessions")
+            return Health("degraded", f"{self._engine.store.name} does not take the writes of some sessions")
         return Health("ready", "")
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:
         """Iterate over the sessions in memory. Any thread."""
         self._check_open()
         now = self._options.clock.monotonic()
-        for actor in self._registry.resident():
+        for actor in self._engine.registry.resident():
             version, state = (0, None) if actor.committed is None else actor.committed[:2]
             yield (
                 actor.session_id,
@@ -570,164 +428,8 @@ class SessionManager(Door):
                 ),
             )
 
-    # --- the verbs, once for both homes ---------------------------------------------------------------------------------
 
-    async def _dispatch(
-        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
-    ) -> Any:
-        session_id = check_session_id(session_id)
-        actor = await self._registry.enter(session_id, timeout)
-        return await actor.take_turn(event, event_id, durable, self._home.current_task())
-
-    def _submit(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
-        session_id = check_session_id(session_id)
-        outcome = new_future()
-        actor = self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context()))
-        return Receipt(self, self._hooks, actor, event, outcome)
-
-    async def _borrow(
-        self, session_id: str, event_id: str | None, timeout: float | None
-    ) -> tuple[SessionActor, Context]:
-        session_id = check_session_id(session_id)
-        actor = await self._registry.enter(session_id, timeout)
-        try:
-            await actor.make_ready()
-            context = actor.open(
-                None, event_id, None
-            )  # a time-out takes the session from the borrower, not its task's life
-        except BaseException:
-            actor.leave()
-            raise
-        if context is None:
-            actor.leave()
-            raise DuplicateEventError(session_id, f"event id {event_id!r} was counted before")
-        try:
-            if context.is_new and self._turns.on_start is not None:
-                await self._turns.on_start(context)
-        except BaseException as error:
-            raised = await actor.fail(context, error)
-            if raised is error:
-                raise
-            raise raised from error
-        return actor, context
-
-    async def _give_back(self, actor: SessionActor, context: Context) -> None:
-        try:
-            done = actor.commit(context)
-            if done is not None:
-                await self._home.wait(done)
-        except BaseException as error:
-            raised = await actor.fail(context, error)
-            if raised is error:
-                raise
-            raise raised from error
-        if not context._left:
-            actor.leave()
-
-    async def _flush(self, session_id: str | None) -> None:
-        if session_id is None:
-            actors = list(self._registry.resident())
-        else:
-            session_id = check_session_id(session_id)
-            actor = self._registry.entries.get(session_id)
-            actors = [] if actor is None else [actor]
-        await self._home.wait(self._turns.flusher.flush(actors))
-
-    async def _peek(self, session_id: str) -> dict[str, Any] | None:
-        session_id = check_session_id(session_id)
-        actor = self._registry.entries.get(session_id)
-        committed = None if actor is None else actor.committed
-        if committed is not None:
-            state, ended = committed[1], self._options.clock.wall() >= committed[4]
-        else:
-            record = await self._registry.read(session_id)
-            state = None if record is None else record.state
-            ended = record is not None and self._options.clock.wall() >= record.expires_at
-        if state is None or ended:
-            return None
-        try:
-            return decode_state(state)
-        except UndecodableError as error:
-            raise CorruptSessionError(self._store.name, session_id, str(error)) from error
-
-    async def _destroy(self, session_id: str) -> None:
-        session_id = check_session_id(session_id)
-        actor = await self._enter_to_destroy(session_id)
-        wall = self._options.clock.wall()
-        version = actor.flushed if actor.committed is None else actor.committed[0]
-        gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
-        written = self._turns.flusher.write(actor, gone, forced=True)
-
-        def settle(written: Future[None]) -> None:
-            # Whatever has become of the caller: what comes next reads the store where nobody knows what it holds now.
-            error = written.exception()
-            if error is None:
-                actor.committed = gone
-            elif isinstance(error, OutcomeUnknownError) and not actor.behind():
-                actor.committed = None
-            actor.leave()
-
-        written.add_done_callback(lambda done: self._home.post(settle, done))
-        await self._home.wait(written)
-
-    async def _enter_to_destroy(self, session_id: str) -> SessionActor:
-        """Take the turn, also of a session whose record is broken: destroying it is the cure."""
-        while True:
-            self._registry.forgive(session_id)
-            try:
-                return await self._registry.enter(session_id)
-            except CorruptSessionError:
-                continue  # somebody before us in the line has tried to read it
-
-    def _sweep_store_later(self) -> None:
-        seconds = min(600.0, max(1.0, self._store.expires_in / 10))
-
-        def sweep() -> Future[None] | None:
-            if self._state != "open":
-                return None
-            done = new_future()
-            call = self._writer.call(lambda: list(self._store.sweep(self._options.clock.wall())), deadline=600.0)
-            call.add_done_callback(lambda outcome: self._swept(outcome, done))
-            return done
-
-        self._options.clock.call_at(self._options.clock.monotonic() + seconds, sweep)
-
-    def _swept(self, outcome: Future[Any], done: Future[None]) -> None:
-        try:
-            if (error := outcome.exception()) is not None:
-                logger.warning("sweeping expired records failed: %s", error)
-            else:
-                for record in outcome.result():
-                    if record.session_id not in self._registry.entries:
-                        self._hooks.tell_expired(record.session_id, record.state, record.expires_at)
-            self._sweep_store_later()
-        finally:
-            done.set_result(None)
-
-
-async def _no_handler(_: Context) -> Any:
-    raise ConfigError("handler", None, "a function of (context): dispatch and submit need one; turn() does not")
-
-
-def check_session_id(session_id: str) -> str:
-    """Return *session_id* as a plain `str`. Raises: InvalidSessionIdError."""
-    if not isinstance(session_id, str):
-        raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")
-    session_id = str.__str__(session_id)  # of a StrEnum, say: what a record keeps is a str
-    if not session_id:
-        raise InvalidSessionIdError("it is empty")
-    try:
-        size = len(session_id.encode())
-    except UnicodeEncodeError:
-        raise InvalidSessionIdError("it holds a lone surrogate") from None
-    if size > MAX_ID_BYTES:
-        raise InvalidSessionIdError(f"it has {size} UTF-8 bytes; at most {MAX_ID_BYTES} are allowed")
-    if not session_id.isprintable() and any(unicodedata.category(character) == "Cc" for character in session_id):
-        raise InvalidSessionIdError("it holds a control character")
-    return session_id
-
-
-_open_managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
+_open_managers: set[SessionManager] = set()  # also those that a program has let go of: they run until they are closed
 
 
 def _after_fork() -> None:

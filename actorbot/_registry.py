@@ -59,7 +59,7 @@ class Registry(ServiceActor):
         self._buckets: dict[int, deque[SessionActor]] = {}  # by the quantum in which a session may be due
         self._backed_off: dict[str, tuple[int, float, ActorbotError]] = {}  # failures, until when, what was wrong
         self._unreadable: tuple[str, int] | None = None  # and how many writes were confirmed then
-        self._closed = False
+        self.closing = False
         self.activations = self.passivations = 0
 
     # --- taking a turn ------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Registry(ServiceActor):
         if self.entries.setdefault(session_id, actor) is not actor:
             return None
         # Looked at after the entry was made: who closes does it the other way round, and one of the two sees the other.
-        if self._closed:
+        if self.closing:
             error = ManagerClosedError("the manager is closing")
             self.discard(actor)
             self.dismiss(actor, error)
@@ -232,7 +232,7 @@ class Registry(ServiceActor):
         self._sweep_later()
 
     def _sweep_later(self) -> None:
-        if self._closed:
+        if self.closing:
             return
         clock = self.turns.clock
 
@@ -359,7 +359,7 @@ class Registry(ServiceActor):
 
     def close_intake(self) -> None:
         """Make no entry any more, and stop sweeping."""
-        self._closed = True
+        self.closing = True
 
     def retire(self, actor: SessionActor) -> bool:
         """Take *actor*, whose turn the caller holds, out of memory for good, flushed or not, unless somebody is in line."""

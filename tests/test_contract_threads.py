@@ -699,9 +699,7 @@ def test_a_manager_whose_loop_has_gone_says_so() -> None:
         with pytest.raises(errors.ManagerClosedError, match="loop"):
             Call(manager.dispatch_sync, "ann", "hi").result()
     finally:
-        for actor in (manager._turns.flusher, manager._registry):
-            actor.end()
-        manager._release()
+        manager._engine.end()
 
 
 # --- leaving memory ---------------------------------------------------------------------------------------------------

@@ -24,14 +24,14 @@ async def test_a_session_whose_read_failed_can_never_be_entered_by_its_old_actor
         store.fail_reads(1)
         waiting = asyncio.create_task(manager.dispatch("ann", "hi"))
         await asyncio.sleep(0)
-        old = manager._registry.entries["ann"]
+        old = manager._engine.registry.entries["ann"]
         store.release()
         with pytest.raises(errors.StoreUnavailableError):
             await waiting
 
         assert not old.turn.acquire(False)
         assert await manager.dispatch("ann", "hi") == 1
-        assert manager._registry.entries["ann"] is not old
+        assert manager._engine.registry.entries["ann"] is not old
 
 
 async def test_a_destroy_after_a_failed_flush_writes_the_tombstone_and_not_the_old_state() -> None:
@@ -177,7 +177,7 @@ async def test_a_session_is_read_again_once_its_stuck_read_has_come_back() -> No
         go_on.set()
         assert back.wait(5.0)
         async with asyncio.timeout(5):
-            while manager._loader._at_store:
+            while manager._engine.loader._at_store:
                 await asyncio.sleep(0)
 
         assert await manager.dispatch("ann", "hi") == 1

@@ -1,0 +1,134 @@
+"""What a started manager consists of: the store and its threads, the flusher, the outbox, the turns, the registry."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from typing import Any
+
+from actorbot._context import Context
+from actorbot._flusher import Flusher
+from actorbot._home import Home, ThreadHome, is_plain, new_future
+from actorbot._hooks import Hooks
+from actorbot._options import Options
+from actorbot._outbox import Outbox
+from actorbot._registry import Registry
+from actorbot._store_calls import Loader, StoreThread
+from actorbot._turns import Turns
+from actorbot.errors import ConfigError
+from actorbot.stores.base import RecordStore
+from actorbot.stores.driver import DriverStore
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("actorbot")
+
+READ_AT_ONCE = 500  # records that are asked for in one call
+
+
+class Engine:
+    """The parts of one manager, at their home; `_closing` tells how they end."""
+
+    turns: Turns
+    loader: Loader
+    registry: Registry
+
+    def __init__(self, options: Options, home: Home) -> None:
+        self._options = options
+        self._clock = clock = options.clock
+        self.home = home
+        self.hooks = Hooks(home, options.functions, limit=options.handler_timeout, most_told=options.max_resident)
+        given, deadline = options.store, options.policy.store_deadline
+        self.store: RecordStore = given
+        if not isinstance(given, RecordStore):
+            self.store = DriverStore(given, home.run_awaitable, deadline)
+        name = self.store.name
+        self.writer = self._reader = StoreThread("actorbot-store", name, clock, deadline)
+        if not isinstance(self.store, DriverStore):  # which has one thread for all
+            self._reader = StoreThread("actorbot-reads", name, clock, deadline)
+
+    async def start(self) -> None:
+        """Open the store, and make and start what needs it open. Raises: store errors."""
+        try:
+            await self.home.wait(self.writer.call(self.store.init))
+        except BaseException:
+            self.writer.close()
+            self._release()
+            raise
+        options = self._options
+        flusher = Flusher(self.store, self.writer, options.policy, self._clock, self.hooks.tell_conflict)
+        self.turns = self._make_turns(flusher)
+        self.loader = Loader(self.store, self._reader, READ_AT_ONCE)
+        self.registry = Registry(
+            self.turns, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
+        )
+        for actor in (flusher, self.registry):
+            actor.begin()
+        self.registry.start_sweeping()
+        self._sweep_store_later()
+
+    def _make_turns(self, flusher: Flusher) -> Turns:
+        home, hooks, options = self.home, self.hooks, self._options
+        handler = options.functions["handler"]
+        plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        return Turns(
+            home=home,
+            clock=options.clock,
+            policy=options.policy,
+            store=self.store.name,
+            expires_in=self.store.expires_in,
+            shape=options.shape,
+            max_session_bytes=options.max_session_bytes,
+            max_mailbox=options.max_mailbox,
+            flusher=flusher,
+            outbox=Outbox(home, hooks.bound("deliver"), hooks.tell_undelivered),
+            handle=hooks.bound("handler") or _no_handler,
+            handle_here=handler if plain else None,
+            on_start=hooks.bound("on_session_start"),
+            on_error=hooks.tell_error,
+            on_expire=hooks.tell_expired,
+            handler_timeout=options.handler_timeout,
+        )
+
+    def end(self) -> None:
+        """Let go of every thread; the last step of a close."""
+        for actor in (self.turns.flusher, self.registry):
+            actor.end()
+        self._release()
+
+    def _release(self) -> None:
+        if self._reader is not self.writer:  # which ends with the flusher
+            self._reader.close()
+        self.home.close()
+        if self._options.own_clock:
+            self._clock.close()
+
+    def _sweep_store_later(self) -> None:
+        """Have the store drop what has expired in it, again and again."""
+        seconds = min(600.0, max(1.0, self.store.expires_in / 10))
+
+        def sweep() -> Future[None] | None:
+            if self.registry.closing:
+                return None
+            done = new_future()
+            call = self.writer.call(lambda: list(self.store.sweep(self._clock.wall())), deadline=600.0)
+            call.add_done_callback(lambda outcome: self._swept(outcome, done))
+            return done
+
+        self._clock.call_at(self._clock.monotonic() + seconds, sweep)
+
+    def _swept(self, outcome: Future[Any], done: Future[None]) -> None:
+        try:
+            if (error := outcome.exception()) is not None:
+                logger.warning("sweeping expired records failed: %s", error)
+            else:
+                for record in outcome.result():
+                    if record.session_id not in self.registry.entries:
+                        self.hooks.tell_expired(record.session_id, record.state, record.expires_at)
+            self._sweep_store_later()
+        finally:
+            done.set_result(None)
+
+
+async def _no_handler(_: Context) -> Any:
+    raise ConfigError("handler", None, "a function of (context): dispatch and submit need one; turn() does not")

@@ -1,0 +1,154 @@
+"""What the verbs of a manager do, once for both homes; their callers have passed its door."""
+
+from __future__ import annotations
+
+import unicodedata
+from concurrent.futures import Future
+from contextvars import copy_context
+from typing import Any, Final
+
+from actorbot._codec import UndecodableError, decode_state
+from actorbot._context import Context
+from actorbot._home import new_future
+from actorbot._messages import Handle
+from actorbot._record import TOMBSTONE_AGE
+from actorbot._registry import Registry
+from actorbot._session_actor import SessionActor
+from actorbot.errors import CorruptSessionError, DuplicateEventError, InvalidSessionIdError, OutcomeUnknownError
+
+__all__ = ["Verbs"]
+
+MAX_ID_BYTES: Final = 512
+
+
+class Verbs:
+    """`SessionManager` says what each is for. At home."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._turns = registry.turns
+        self._home = registry.turns.home
+
+    async def dispatch(
+        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+    ) -> Any:
+        session_id = check_session_id(session_id)
+        actor = await self._registry.enter(session_id, timeout)
+        return await actor.take_turn(event, event_id, durable, self._home.current_task())
+
+    def tell(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
+        """Accept *event*; the future holds what becomes of it. Any thread."""
+        session_id = check_session_id(session_id)
+        outcome = new_future()
+        return self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context())), outcome
+
+    async def borrow(
+        self, session_id: str, event_id: str | None, timeout: float | None
+    ) -> tuple[SessionActor, Context]:
+        session_id = check_session_id(session_id)
+        actor = await self._registry.enter(session_id, timeout)
+        try:
+            await actor.make_ready()
+            # Without a task: a time-out takes the session from the borrower, not its task's life.
+            context = actor.open(None, event_id, None)
+        except BaseException:
+            actor.leave()
+            raise
+        if context is None:
+            actor.leave()
+            raise DuplicateEventError(session_id, f"event id {event_id!r} was counted before")
+        try:
+            if context.is_new and self._turns.on_start is not None:
+                await self._turns.on_start(context)
+        except BaseException as error:
+            raised = await actor.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
+        return actor, context
+
+    async def give_back(self, actor: SessionActor, context: Context) -> None:
+        try:
+            done = actor.commit(context)
+            if done is not None:
+                await self._home.wait(done)
+        except BaseException as error:
+            raised = await actor.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
+        if not context._left:
+            actor.leave()
+
+    async def flush(self, session_id: str | None) -> None:
+        if session_id is None:
+            actors = list(self._registry.resident())
+        else:
+            session_id = check_session_id(session_id)
+            actor = self._registry.entries.get(session_id)
+            actors = [] if actor is None else [actor]
+        await self._home.wait(self._turns.flusher.flush(actors))
+
+    async def peek(self, session_id: str) -> dict[str, Any] | None:
+        session_id = check_session_id(session_id)
+        actor = self._registry.entries.get(session_id)
+        committed = None if actor is None else actor.committed
+        if committed is not None:
+            state, ended = committed[1], self._turns.clock.wall() >= committed[4]
+        else:
+            record = await self._registry.read(session_id)
+            state = None if record is None else record.state
+            ended = record is not None and self._turns.clock.wall() >= record.expires_at
+        if state is None or ended:
+            return None
+        try:
+            return decode_state(state)
+        except UndecodableError as error:
+            raise CorruptSessionError(self._turns.store, session_id, str(error)) from error
+
+    async def destroy(self, session_id: str) -> None:
+        session_id = check_session_id(session_id)
+        actor = await self._enter_to_destroy(session_id)
+        wall = self._turns.clock.wall()
+        version = actor.flushed if actor.committed is None else actor.committed[0]
+        gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
+        written = self._turns.flusher.write(actor, gone, forced=True)
+
+        def settle(written: Future[None]) -> None:
+            # Whatever has become of the caller: what comes next reads the store where nobody knows what it holds now.
+            error = written.exception()
+            if error is None:
+                actor.committed = gone
+            elif isinstance(error, OutcomeUnknownError) and not actor.behind():
+                actor.committed = None
+            actor.leave()
+
+        written.add_done_callback(lambda done: self._home.post(settle, done))
+        await self._home.wait(written)
+
+    async def _enter_to_destroy(self, session_id: str) -> SessionActor:
+        """Take the turn, also of a session whose record is broken: destroying it is the cure."""
+        while True:
+            self._registry.forgive(session_id)
+            try:
+                return await self._registry.enter(session_id)
+            except CorruptSessionError:
+                continue  # somebody before us in the line has tried to read it
+
+
+def check_session_id(session_id: str) -> str:
+    """Return *session_id* as a plain `str`. Raises: InvalidSessionIdError."""
+    if not isinstance(session_id, str):
+        raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")
+    session_id = str.__str__(session_id)  # of a StrEnum, say: what a record keeps is a str
+    if not session_id:
+        raise InvalidSessionIdError("it is empty")
+    try:
+        size = len(session_id.encode())
+    except UnicodeEncodeError:
+        raise InvalidSessionIdError("it holds a lone surrogate") from None
+    if size > MAX_ID_BYTES:
+        raise InvalidSessionIdError(f"it has {size} UTF-8 bytes; at most {MAX_ID_BYTES} are allowed")
+    if not session_id.isprintable() and any(unicodedata.category(character) == "Cc" for character in session_id):
+        raise InvalidSessionIdError("it holds a control character")
+    return session_id
