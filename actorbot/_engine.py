@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,6 +14,7 @@ from actorbot._hooks import Hooks
 from actorbot._options import Options
 from actorbot._outbox import Outbox
 from actorbot._registry import Registry
+from actorbot._reports import Health, SessionInfo, Stats
 from actorbot._store_calls import Loader, StoreThread
 from actorbot._turns import Turns
 from actorbot.errors import ConfigError
@@ -102,6 +104,64 @@ class Engine:
         self.home.close()
         if self._options.own_clock:
             self._clock.close()
+
+    # --- how it is doing ----------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Count. Any thread."""
+        turns, flusher, registry = self.turns, self.turns.flusher, self.registry
+        return Stats(
+            handled=turns.handled,
+            failed=turns.failed,
+            duplicates=turns.duplicates,
+            activations=registry.activations,
+            passivations=registry.passivations,
+            resident=len(registry.entries),
+            running=len(turns.running),
+            dirty_bytes=flusher.dirty_bytes,
+            oldest_dirty=flusher.oldest_dirty(),
+            store_reads=self.loader.reads,
+            store_writes=flusher.writes,
+            store_retries=flusher.retries,
+            conflicts=flusher.conflicts,
+            dead_letters=self.hooks.dead_letters,
+            replies_waiting=len(turns.outbox),
+        )
+
+    def health(self) -> Health:
+        """Say whether the parts do their work. Any thread."""
+        flusher = self.turns.flusher
+        if not (flusher.is_running() and self.registry.is_running()):
+            return Health("failing", "an actor of the manager has ended; restart the process")
+        if flusher.full:
+            return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
+        if flusher.outage_since is not None:
+            seconds = self._clock.monotonic() - flusher.outage_since
+            return Health("degraded", f"{self.store.name} has not taken writes for {seconds:.1f} s")
+        if (reason := self.registry.unreadable()) is not None:
+            return Health("degraded", f"the last read failed: {reason}")
+        if flusher.refusing:
+            return Health("degraded", f"{self.store.name} does not take the writes of some sessions")
+        return Health("ready", "")
+
+    def sessions(self) -> Iterator[tuple[str, SessionInfo]]:
+        """Iterate over the sessions in memory. Any thread."""
+        now = self._clock.monotonic()
+        for actor in self.registry.resident():
+            version, state = (0, None) if actor.committed is None else actor.committed[:2]
+            yield (
+                actor.session_id,
+                SessionInfo(
+                    version=version,
+                    flushed=actor.flushed,
+                    idle=now - actor.touched,
+                    waiting=len(actor.line or ()),
+                    busy=actor.turn.locked(),
+                    bytes=0 if state is None else len(state),
+                ),
+            )
+
+    # --- what has expired in the store --------------------------------------------------------------------------------
 
     def _sweep_store_later(self) -> None:
         """Have the store drop what has expired in it, again and again."""

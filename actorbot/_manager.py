@@ -1,4 +1,4 @@
-"""`SessionManager`: what a bot embeds. Every verb stands here once, as a coroutine, and serves both homes."""
+"""`SessionManager`: what a bot embeds. Its options, its life, and each verb for both homes; what a verb does stands in `_verbs`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context as ContextVars
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from actorbot._clock import Clock
 from actorbot._closing import shut, shut_without_loop
@@ -37,17 +37,12 @@ from actorbot._receipt import Receipt
 from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
 from actorbot._session import SessionShape
 from actorbot._verbs import Verbs
-from actorbot.errors import (
-    ActorbotError,
-    ManagerClosedError,
-)
+from actorbot.errors import ActorbotError, ManagerClosedError
 
 __all__ = ["SessionManager"]
 
 logger = logging.getLogger("actorbot")
 
-MAX_ID_BYTES: Final = 512
-FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be flushed
 _numbers = itertools.count(1)
 
 
@@ -334,9 +329,8 @@ class SessionManager(Door):
             if raised is failure or isinstance(failure, SystemExit | KeyboardInterrupt):
                 raise  # an exit is not a handler's here: it is the program that is told to end
             raise raised from failure
-        self._run_sync(
-            lambda: self._verbs.give_back(actor, context), None, closing=True
-        )  # it was accepted before the close
+        # It was accepted before a close that may have begun.
+        self._run_sync(lambda: self._verbs.give_back(actor, context), None, closing=True)
 
     async def flush(self, session_id: str | None = None) -> None:
         """Return when what was committed, of one session or of all, is in the store. Raises: StoreUnavailableError."""
@@ -373,60 +367,16 @@ class SessionManager(Door):
     def stats(self) -> Stats:
         """Return counters and gauges. Any thread."""
         self._check_open()
-        turns, flusher, registry = self._engine.turns, self._engine.turns.flusher, self._engine.registry
-        return Stats(
-            handled=turns.handled,
-            failed=turns.failed,
-            duplicates=turns.duplicates,
-            activations=registry.activations,
-            passivations=registry.passivations,
-            resident=len(registry.entries),
-            running=len(turns.running),
-            dirty_bytes=flusher.dirty_bytes,
-            oldest_dirty=flusher.oldest_dirty(),
-            store_reads=self._engine.loader.reads,
-            store_writes=flusher.writes,
-            store_retries=flusher.retries,
-            conflicts=flusher.conflicts,
-            dead_letters=self._engine.hooks.dead_letters,
-            replies_waiting=len(turns.outbox),
-        )
+        return self._engine.stats()
 
     def health(self) -> Health:
         """Say whether the manager does its work. Any thread."""
-        if self._state != "open":
-            return Health("failing", f"the manager is {self._state}")
-        flusher = self._engine.turns.flusher
-        if not (flusher.is_running() and self._engine.registry.is_running()):
-            return Health("failing", "an actor of the manager has ended; restart the process")
-        if flusher.full:
-            return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
-        if flusher.outage_since is not None:
-            seconds = self._options.clock.monotonic() - flusher.outage_since
-            return Health("degraded", f"{self._engine.store.name} has not taken writes for {seconds:.1f} s")
-        if (reason := self._engine.registry.unreadable()) is not None:
-            return Health("degraded", f"the last read failed: {reason}")
-        if flusher.refusing:
-            return Health("degraded", f"{self._engine.store.name} does not take the writes of some sessions")
-        return Health("ready", "")
+        return self._engine.health() if self._state == "open" else Health("failing", f"the manager is {self._state}")
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:
         """Iterate over the sessions in memory. Any thread."""
         self._check_open()
-        now = self._options.clock.monotonic()
-        for actor in self._engine.registry.resident():
-            version, state = (0, None) if actor.committed is None else actor.committed[:2]
-            yield (
-                actor.session_id,
-                SessionInfo(
-                    version=version,
-                    flushed=actor.flushed,
-                    idle=now - actor.touched,
-                    waiting=len(actor.line or ()),
-                    busy=actor.turn.locked(),
-                    bytes=0 if state is None else len(state),
-                ),
-            )
+        yield from self._engine.sessions()
 
 
 _open_managers: set[SessionManager] = set()  # also those that a program has let go of: they run until they are closed
