@@ -66,7 +66,7 @@ class Engine:
         )
         for actor in (flusher, self.registry):
             actor.begin()
-        self.registry.start_sweeping()
+        self.registry.sweep_later()
         self._sweep_store_later()
 
     def _make_turns(self, flusher: Flusher) -> Turns:

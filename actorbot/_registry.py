@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Final
 
 from actorbot._actor import Envelope, ServiceActor
+from actorbot._back_off import Failures
 from actorbot._deadlock import begin_to_wait, end_to_wait
 from actorbot._home import new_future
 from actorbot._messages import Handle, Sweep
@@ -22,6 +22,7 @@ from actorbot._record import Record
 from actorbot._session_actor import SessionActor
 from actorbot._store_calls import Loader
 from actorbot._turns import Turns
+from actorbot._watch import Watch
 from actorbot.errors import (
     ActorbotError,
     CorruptSessionError,
@@ -36,9 +37,6 @@ __all__ = ["Registry"]
 logger = logging.getLogger("actorbot")
 
 CHUNK: Final = 500  # sessions that a sweep looks at before it lets other threads run
-BACK_OFF_BASE: Final = 1.0  # seconds that a session with a broken record is left alone at first, doubled each time
-BACK_OFF_CAP: Final = 60.0
-MAX_BACKED_OFF: Final = 1_000  # sessions; of more than these the oldest failure is forgotten, and its record read again
 
 
 class Registry(ServiceActor):
@@ -53,11 +51,9 @@ class Registry(ServiceActor):
         self._max_resident = max_resident
         self._idle_timeout = idle_timeout
         self._first_look = min(idle_timeout, turns.expires_in)  # seconds after its last event that a session may leave
-        self._quantum = max(self._first_look / 16, 0.001)
         self._lock = threading.Lock()  # guards that an entry and its actor's `closed` change together
-        self._watching = threading.Lock()  # guards the buckets
-        self._buckets: dict[int, deque[SessionActor]] = {}  # by the quantum in which a session may be due
-        self._backed_off: dict[str, tuple[int, float, ActorbotError]] = {}  # failures, until when, what was wrong
+        self.watch = Watch(self._first_look)
+        self._failures = Failures()
         self._unreadable: tuple[str, int] | None = None  # and how many writes were confirmed then
         self.closing = False
         self.activations = self.passivations = 0
@@ -102,10 +98,9 @@ class Registry(ServiceActor):
         return self._add_entry(session_id)
 
     def _add_entry(self, session_id: str) -> SessionActor | None:
-        failures = self._backed_off.get(session_id)
-        if failures is not None and self.turns.clock.monotonic() < failures[1]:
-            raise failures[2].with_traceback(None)  # or it would grow with each who is told
-        actor = SessionActor(session_id, self.turns, self.turns.clock.monotonic())
+        now = self.turns.clock.monotonic()
+        self._failures.check(session_id, now)
+        actor = SessionActor(session_id, self.turns, now)
         if self.entries.setdefault(session_id, actor) is not actor:
             return None
         # Looked at after the entry was made: who closes does it the other way round, and one of the two sees the other.
@@ -115,7 +110,7 @@ class Registry(ServiceActor):
             self.dismiss(actor, error)
             raise error
         self.activations += 1
-        self._watch(actor, actor.touched + self._first_look)
+        self.watch.add(actor, now + self._first_look)
         return actor
 
     def tell(self, session_id: str, message: Handle) -> SessionActor:
@@ -163,16 +158,12 @@ class Registry(ServiceActor):
         except ActorbotError as error:
             self._load_failed(actor, error)
             raise
-        self._backed_off.pop(actor.session_id, None)
+        self._failures.forget(actor.session_id)
         actor.adopt(record)
 
     def _load_failed(self, actor: SessionActor, error: ActorbotError) -> None:
         if isinstance(error, CorruptSessionError):
-            failures = self._backed_off.get(actor.session_id, (0, 0.0, error))[0] + 1
-            if len(self._backed_off) >= MAX_BACKED_OFF and actor.session_id not in self._backed_off:
-                self._backed_off.pop(next(iter(self._backed_off)), None)
-            pause = min(BACK_OFF_CAP, BACK_OFF_BASE * 2.0 ** (failures - 1))
-            self._backed_off[actor.session_id] = (failures, self.turns.clock.monotonic() + pause, error)
+            pause = self._failures.note(actor.session_id, error, self.turns.clock.monotonic())
             logger.error("a session cannot be read and is left alone for %g s: %s", pause, error)
         self.discard(actor)
         self.dismiss(actor, error)
@@ -194,7 +185,7 @@ class Registry(ServiceActor):
 
     def forgive(self, session_id: str) -> None:
         """Forget that the record of *session_id* could not be read."""
-        self._backed_off.pop(session_id, None)
+        self._failures.forget(session_id)
 
     # --- leaving memory -----------------------------------------------------------------------------------------------
 
@@ -219,19 +210,8 @@ class Registry(ServiceActor):
             logger.exception("the registry met an error of its own")
             message.done.set_exception(error)
 
-    def _watch(self, actor: SessionActor, due: float) -> None:
-        key = int(due / self._quantum) + 1
-        with self._watching:
-            bucket = self._buckets.get(key)
-            if bucket is None:
-                bucket = self._buckets[key] = deque()
-            bucket.append(actor)
-
-    def start_sweeping(self) -> None:
+    def sweep_later(self) -> None:
         """Sweep from now on, every sixteenth of the time after which a session may have to leave."""
-        self._sweep_later()
-
-    def _sweep_later(self) -> None:
         if self.closing:
             return
         clock = self.turns.clock
@@ -240,29 +220,24 @@ class Registry(ServiceActor):
             done = new_future()
             if not self.notify(Sweep(done)):
                 return None
-            self._sweep_later()
+            self.sweep_later()
             return done
 
         # Under a virtual clock that takes long strides, sweeping in steps of the quantum would be all it does.
-        clock.call_at(clock.monotonic() + max(self._quantum, 0.005), sweep)
+        clock.call_at(clock.monotonic() + max(self.watch.quantum, 0.005), sweep)
 
     def _sweep(self) -> None:
         now = self.turns.clock.monotonic()
         wall = self.turns.clock.wall()
-        seen = 0
         unflushed: list[SessionActor] = []
-        with self._watching:
-            due = [self._buckets.pop(key) for key in sorted(self._buckets) if key * self._quantum <= now]
-        for bucket in due:
-            for actor in bucket:
-                if self._look_at(actor, now, wall):
-                    unflushed.append(actor)
-                    if len(unflushed) == self.turns.policy.batch_size:
-                        self._flush_out(unflushed)
-                        unflushed = []
-                seen += 1
-                if seen % CHUNK == 0:
-                    threading.Event().wait(0)  # lets a thread that waits for the interpreter have it
+        for seen, actor in enumerate(self.watch.take_due(now), 1):
+            if self._look_at(actor, now, wall):
+                unflushed.append(actor)
+                if len(unflushed) == self.turns.policy.batch_size:
+                    self._flush_out(unflushed)
+                    unflushed = []
+            if seen % CHUNK == 0:
+                threading.Event().wait(0)  # lets a thread that waits for the interpreter have it
         if unflushed:
             self._flush_out(unflushed)
 
@@ -278,11 +253,11 @@ class Registry(ServiceActor):
                 return False
             due = min(due, now + max(ends_in, 0.0))
         if due > now:
-            self._watch(actor, due)
+            self.watch.add(actor, due)
         elif not self.passivate(actor):
             if actor.behind():
                 return True
-            self._watch(actor, now)
+            self.watch.add(actor, now)
         return False
 
     def _flush_out(self, actors: list[SessionActor]) -> None:
@@ -296,7 +271,7 @@ class Registry(ServiceActor):
             self._flush_out(unflushed)
             return
         for actor in unflushed:
-            self._watch(actor, now)  # the store does not take it now: the next sweep asks again
+            self.watch.add(actor, now)  # the store does not take it now: the next sweep asks again
 
     def _expire(self, actor: SessionActor) -> bool:
         with self._lock:
@@ -323,18 +298,14 @@ class Registry(ServiceActor):
     def _passivate_some(self, most: int) -> bool:
         """Try the sessions that have been watched longest; `True` if one left. Those that are gone already are let go of."""
         for _ in range(most):
-            with self._watching:
-                key = min(self._buckets, default=None)
-                if key is None:
-                    return False
-                actor = self._buckets[key].popleft()
-                if not self._buckets[key]:
-                    del self._buckets[key]
+            actor = self.watch.take_first()
+            if actor is None:
+                return False
             if self.entries.get(actor.session_id) is not actor:
                 continue
             if self.passivate(actor):
                 return True
-            self._watch(actor, self.turns.clock.monotonic() + self._first_look)
+            self.watch.add(actor, self.turns.clock.monotonic() + self._first_look)
         return False
 
     async def _make_room(self) -> None:
