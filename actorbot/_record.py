@@ -10,16 +10,9 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, Final, Self
 
-from actorbot._codec import (
-    RESERVED,
-    UndecodableError,
-    decode_state,
-    encode_state,
-    from_document,
-    pack_fields,
-    to_document,
-    unpack_fields,
-)
+from actorbot._codec import decode_state, encode_state, pack_fields, unpack_fields
+from actorbot._document import RESERVED, from_document, to_document
+from actorbot._values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
 __all__ = ["RING_BYTES", "TOMBSTONE_AGE", "Record", "has_id"]

@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from actorbot._codec import MAX_DEPTH, UndecodableError
+from actorbot._values import MAX_DEPTH, UndecodableError
 from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
 
 __all__ = ["Session", "SessionShape"]

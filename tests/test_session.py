@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal, Optional
 
 import pytest
 
-from actorbot._codec import UndecodableError, decode_state, encode_state
+from actorbot._codec import decode_state, encode_state
 from actorbot._session import SessionShape
+from actorbot._values import UndecodableError
 from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
 
 
