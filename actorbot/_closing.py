@@ -14,7 +14,8 @@ from time import monotonic
 from typing import Any, Final
 
 from actorbot._engine import Engine
-from actorbot._home import Home, LoopHome, new_future
+from actorbot._home import Home, new_future
+from actorbot._loop_home import LoopHome
 from actorbot._reports import ShutdownReport
 from actorbot._session_actor import SessionActor
 from actorbot.errors import ActorbotError

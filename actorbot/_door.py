@@ -8,7 +8,9 @@ from concurrent.futures import CancelledError, Future
 from threading import get_ident
 from typing import Any, Literal
 
-from actorbot._home import Home, LoopHome, ThreadHome, run_inline
+from actorbot._home import Home
+from actorbot._loop_home import LoopHome
+from actorbot._thread_home import ThreadHome, run_inline
 from actorbot.errors import ForkedError, ManagerClosedError, TurnTimeoutError, WrongLoopError
 
 __all__ = ["Door"]

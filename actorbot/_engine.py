@@ -9,13 +9,14 @@ from typing import Any
 
 from actorbot._context import Context
 from actorbot._flusher import Flusher
-from actorbot._home import Home, ThreadHome, is_plain, new_future
+from actorbot._home import Home, is_plain, new_future
 from actorbot._hooks import Hooks
 from actorbot._options import Options
 from actorbot._outbox import Outbox
 from actorbot._registry import Registry
 from actorbot._reports import Health, SessionInfo, Stats
 from actorbot._store_calls import Loader, StoreThread
+from actorbot._thread_home import ThreadHome
 from actorbot._turns import Turns
 from actorbot.errors import ConfigError
 from actorbot.stores.base import RecordStore

@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from actorbot._codec import UndecodableError, decode_state
+from actorbot._codec import decode_state
 from actorbot._context import Apology, Context
 from actorbot._flusher import Committed, Flushable
 from actorbot._home import Home, new_future
+from actorbot._values import UndecodableError
 
 __all__ = ["Hook", "Hooks"]
 

@@ -21,8 +21,9 @@ from actorbot._closing import shut, shut_without_loop
 from actorbot._context import Context, chain, current
 from actorbot._door import Door
 from actorbot._engine import Engine
-from actorbot._home import Home, LoopHome, ThreadHome, new_future, run_inline
+from actorbot._home import Home, new_future
 from actorbot._hooks import Hook
+from actorbot._loop_home import LoopHome
 from actorbot._options import (
     Options,
     check_clock,
@@ -36,6 +37,7 @@ from actorbot._policy import FlushPolicy
 from actorbot._receipt import Receipt
 from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
 from actorbot._session import SessionShape
+from actorbot._thread_home import ThreadHome, run_inline
 from actorbot._verbs import Verbs
 from actorbot.errors import ActorbotError, ManagerClosedError
 

@@ -8,9 +8,9 @@ from typing import Any
 from actorbot._context import Context
 from actorbot._deadlock import begin_to_wait, end_to_wait
 from actorbot._door import Door
-from actorbot._home import run_inline
 from actorbot._hooks import Hooks
 from actorbot._session_actor import SessionActor
+from actorbot._thread_home import run_inline
 from actorbot.errors import ConflictError
 
 __all__ = ["Receipt"]

@@ -7,13 +7,14 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any, Final
 
-from actorbot._codec import UndecodableError, decode_state
+from actorbot._codec import decode_state
 from actorbot._context import Context
 from actorbot._home import new_future
 from actorbot._messages import Handle
 from actorbot._record import TOMBSTONE_AGE
 from actorbot._registry import Registry
 from actorbot._session_actor import SessionActor
+from actorbot._values import UndecodableError
 from actorbot.errors import CorruptSessionError, DuplicateEventError, InvalidSessionIdError, OutcomeUnknownError
 
 __all__ = ["Verbs"]
