@@ -135,8 +135,10 @@ def outside_of_turns() -> ContextVars:
     return variables
 
 
-def run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Awaitable[Any]], variables: ContextVars) -> _Answer:
+def run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Awaitable[Any]]) -> _Answer:
+    """Run an awaitable of user code on *loop*, with the variables of the calling thread, which may then wait for it."""
     answer = _Answer(loop)
+    variables = copy_context()
 
     def start() -> None:
         answer._task = loop.create_task(answer._run(make), context=variables)

@@ -10,9 +10,9 @@ from typing import Any
 
 from actorbot._codec import decode_state
 from actorbot._context import Apology, Context
-from actorbot._flusher import Committed, Flushable
 from actorbot._home import Home, new_future
 from actorbot._values import UndecodableError
+from actorbot._writes import Committed, Flushable
 
 __all__ = ["Hook", "Hooks"]
 

@@ -105,7 +105,7 @@ class LoopHome(Home):
         return await value if is_to_await(value) else value
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        return run_on(self.loop, make, copy_context()).result()
+        return run_on(self.loop, make).result()
 
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task(self.loop)

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from actorbot._codec import decode_state, encode_state
 from actorbot._context import Context, current
-from actorbot._flusher import Committed
 from actorbot._home import new_future
 from actorbot._mailbox import Mailbox
 from actorbot._messages import DUPLICATE, Handle
 from actorbot._record import TOMBSTONE_AGE, Record, has_id
 from actorbot._turns import Turns
 from actorbot._values import UndecodableError
+from actorbot._writes import Committed
 from actorbot.errors import (
     ConflictError,
     CorruptSessionError,

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextvars import Context as ContextVars
-from contextvars import copy_context
 from typing import Any, NamedTuple, TypeVar
 
 from actorbot._clock import Clock
@@ -110,14 +109,14 @@ class ThreadHome(Home):
         return await self._on_private_loop(limit, lambda: value) if is_to_await(value) else value
 
     async def _on_private_loop(self, limit: float | None, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        answer = run_on(self.loop, lambda: function(*args), copy_context())
+        answer = run_on(self.loop, lambda: function(*args))
         context = current.get()
         if context is not None:
             context._interrupt = answer.interrupt
         return self._result(answer.result, limit)
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        return run_on(self.loop, make, copy_context()).result()
+        return run_on(self.loop, make).result()
 
     def close(self) -> None:
         self.pool.close()

@@ -1,0 +1,125 @@
+"""What the store does not have yet: which sessions, since when, how many bytes, and when each is due."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+from actorbot._clock import Clock
+from actorbot._home import new_future
+from actorbot._policy import FlushPolicy
+from actorbot._writes import Flushable
+
+__all__ = ["Unflushed"]
+
+
+class Unflushed(ABC):
+    """The flusher's books: sessions are entered from any thread, and taken out on the flusher's."""
+
+    def __init__(self, policy: FlushPolicy, clock: Clock) -> None:
+        super().__init__()
+        self._policy = policy
+        self._clock = clock
+        self.dirty_bytes = 0
+        self.full = False
+        self._lock = threading.Lock()  # guards dirty, charged, dirty_bytes, full, _since and _room
+        self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
+        self._room: list[Future[None]] = []
+        self._marked: deque[tuple[float, Flushable]] = deque()  # due time, session; appended to from any thread
+        self._armed = False  # whether a timer for the head of _marked runs; set from any thread
+        self._hurried: deque[Flushable] = deque()  # appended to from any thread
+        self._hurrying = False  # whether we have been told of those
+
+    @abstractmethod
+    def _announce_due(self) -> Future[None] | None:
+        """Have `_take_due` called on the flusher's thread. May be called from any."""
+
+    @abstractmethod
+    def _announce_hurry(self) -> None:
+        """Have `_take_hurried` called on the flusher's thread. May be called from any."""
+
+    def mark(self, session: Flushable) -> None:
+        """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
+        size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
+        now = self._clock.monotonic()
+        with self._lock:
+            charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
+            if charge > session.charged:
+                self.dirty_bytes += charge - session.charged
+                session.charged = charge
+                self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
+            marked, session.dirty = session.dirty, True
+            if not marked:
+                self._since.setdefault(session, now)
+        if not marked:
+            due = now + self._policy.max_delay
+            self._marked.append((due, session))
+            if not self._armed:
+                self._armed = True
+                self._clock.call_at(due, self._announce_due)
+        if self.full:
+            self.hurry(session)
+
+    def hurry(self, session: Flushable) -> None:
+        """Flush *session* without waiting for `max_delay`."""
+        self._hurried.append(session)
+        if not self._hurrying:
+            self._hurrying = True
+            self._announce_hurry()
+
+    def room(self) -> Future[None]:
+        """Return a future that is done when unflushed state is below its bound again."""
+        done = new_future()
+        with self._lock:
+            if self.full:
+                self._room.append(done)
+                return done
+        done.set_result(None)
+        return done
+
+    def oldest_dirty(self) -> float:
+        """Return how many seconds ago the longest waiting session had its first unflushed event."""
+        since = min(list(self._since.values()), default=None)  # the list is made in one step
+        return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
+
+    # --- on the flusher's thread --------------------------------------------------------------------------------------
+
+    def _take_due(self) -> Iterator[Flushable]:
+        self._armed = False
+        # With what is due soon: flushed one by one as they come due, sessions would change threads a thousand times a second.
+        soon = self._clock.monotonic() + self._policy.max_delay / 8
+        while self._marked and self._marked[0][0] <= soon:
+            yield self._marked.popleft()[1]
+        if self._marked and not self._armed:
+            self._armed = True
+            self._clock.call_at(self._marked[0][0], self._announce_due)
+
+    def _take_hurried(self) -> Iterator[Flushable]:
+        self._hurrying = False  # first: who comes from here on tells us again
+        while self._hurried:
+            yield self._hurried.popleft()
+
+    def _unmark(self, session: Flushable) -> None:
+        """Note that *session* is about to be written, before what it has committed is read: a later commit marks it again."""
+        with self._lock:
+            session.dirty = False
+
+    def _uncharge(self, session: Flushable, since: float | None = None) -> None:
+        """Give back what *session* takes of the bound, and let in who waits for room.
+
+        Unless it is unflushed again: by a mark, or *since* an instant.
+        """
+        with self._lock:
+            if session.dirty or since is not None:
+                self._since[session] = self._clock.monotonic() if since is None else since
+            else:
+                self._since.pop(session, None)
+                self.dirty_bytes -= session.charged
+                session.charged = 0
+            self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
+            room, self._room = ([], self._room) if self.full else (self._room, [])
+        for future in room:
+            future.set_result(None)

@@ -1,0 +1,146 @@
+"""A session's write, from what its turn has committed to what the store is handed; and what the flusher is told."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from actorbot._home import new_future
+from actorbot._record import RING_BYTES, Record
+from actorbot.stores.base import Write
+
+__all__ = [
+    "Committed",
+    "End",
+    "Flush",
+    "FlushDue",
+    "Flushable",
+    "Goal",
+    "Hurry",
+    "Job",
+    "Relieve",
+    "RetryDue",
+    "Returned",
+    "WriteThrough",
+    "is_lost",
+]
+
+
+Committed = tuple[int, "bytes | None", bytes, float, float]
+"""What a turn leaves behind, as one immutable value: version, encoded state (`None`: destroyed, or never there), digests of event ids,
+wall-clock seconds of the last event, and of the end that it set. The flusher may read it from its own thread while the next turn runs."""
+
+
+class Flushable(Protocol):
+    """What the flusher keeps about a session, on the session's actor."""
+
+    session_id: str
+    committed: Committed | None
+    flushed: int
+    """The version that the store has confirmed. Written by the flusher while a write of the session is out."""
+    write_ids: bytes
+    """The write ids of the record in the store, newest first."""
+    dirty: bool
+    """Whether the flusher has been told of it and has not yet begun to write it."""
+    charged: int
+    """How many bytes of the bound on unflushed state it takes."""
+    losses: tuple[int, ...]
+    """For each conflict that took unflushed state of it, the version that the store had confirmed until then."""
+
+
+Goal = tuple[Flushable, int, int]
+"""What somebody wants to be in the store: a session, its version, and how many `losses` there were when it had that."""
+
+
+def is_lost(session: Flushable, version: int, losses: int) -> bool:
+    """Tell whether a conflict has taken *version*, which *session* had when there had been so many *losses*; from any thread."""
+    if len(session.losses) > losses:
+        return version > session.losses[losses]
+    return session.committed is None and version > session.flushed
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One session's write on its way; sent again, after a failure, with the same write id."""
+
+    session: Flushable
+    write: Write
+    made: float
+    through: WriteThrough | None  # None: a flush
+    tries: int = 0  # that have failed
+    unknown: bool = False  # whether one of them may have been done all the same
+
+    @classmethod
+    def make(
+        cls, session: Flushable, committed: Committed, write_id: bytes, now: float, through: WriteThrough | None = None
+    ) -> Job:
+        """Make the write of *committed* over the record that the store has confirmed, or, if it is forced, over any."""
+        version, state, event_ids, last_activity, expires_at = committed
+        base = None if through is not None and through.forced else session.write_ids[:8]
+        write_ids = (write_id + session.write_ids)[:RING_BYTES]
+        record = Record(session.session_id, version, state, write_ids, event_ids, last_activity, expires_at)
+        return cls(session, Write(record, base), now, through)
+
+
+# --- what the flusher is told -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FlushDue:
+    """`max_delay` has run out for some session."""
+
+    done: Future[None] = field(default_factory=new_future)
+
+
+@dataclass(frozen=True, slots=True)
+class Hurry:
+    """Write the sessions now that are in a hurry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Write these sessions now; *done* when the store has these versions, or all has been tried and some could not be written."""
+
+    goals: list[Goal]
+    done: Future[None] = field(default_factory=new_future)
+
+
+@dataclass(frozen=True, slots=True)
+class Relieve:
+    """Write this session now; *done* when that is done, or when it turns out that it cannot be."""
+
+    session: Flushable
+    done: Future[None] = field(default_factory=new_future)
+
+
+@dataclass(slots=True, eq=False)
+class WriteThrough:
+    """Write what a turn wants to commit, and nothing if that fails."""
+
+    session: Flushable
+    committed: Committed
+    forced: bool
+    done: Future[None] = field(default_factory=new_future)
+    job: Job | None = None
+    """Once it has been tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A call that was left behind has come back: nothing of it is still to come."""
+
+    jobs: list[Job]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDue:
+    """The pause of these is over, or, where there are none, that of all."""
+
+    jobs: list[Job]
+    done: Future[None] = field(default_factory=new_future)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Write nothing any more."""
