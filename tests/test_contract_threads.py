@@ -454,7 +454,8 @@ def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
 
         def interrupt() -> None:
             until(lambda: next(manager.resident())[1].waiting == 1)
-            signal.raise_signal(signal.SIGINT)
+            # To the thread that waits: sent to another one, it is heard when the wait is over, in whatever line comes next.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
         interrupting = Call(interrupt)
         with pytest.raises(KeyboardInterrupt):
