@@ -145,7 +145,14 @@ class SessionManager(Door):
             return self._never_opened()
         if self._state == "open" and self._loop is not None and self._loop.is_closed():
             return self._close_without_loop(seconds)
-        return self._run_sync(lambda: self._close(seconds), None, closing=True)  # type: ignore[no-any-return]
+        try:
+            report: ShutdownReport = self._run_sync(lambda: self._close(seconds), None, closing=True)
+        except ManagerClosedError:
+            ended: ShutdownReport | None = self._report  # another thread's close may have ended since we looked
+            if ended is None:
+                raise
+            return ended
+        return report
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -231,14 +238,13 @@ class SessionManager(Door):
     async def _end(self, ended: Future[ShutdownReport], seconds: float) -> None:
         try:
             self._state, self._here = "closing", 0
-            report = await shut(self._engine, seconds)
+            report = self._report = await shut(self._engine, seconds)
             self._state = "closed"
             self._let_go()
         except BaseException as error:  # cancelled with its loop, say: it may be made again
             self._closing = None
             ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
             raise
-        self._report = report
         ended.set_result(report)
 
     # --- verbs --------------------------------------------------------------------------------------------------------
