@@ -316,6 +316,10 @@ class Flusher(Unflushed, Mailbox):
             results = [error] * len(jobs)
             self._retries.note_outage(error)
             self._listeners.tell_everybody(ANY_NEWS)
+        judged = any(result is None or isinstance(result, ConflictError) for result in results)
+        answered = judged and not self._retries.is_well
+        if answered:
+            self._retries.note_answer()  # before its callers are told: they may look
         failed: list[Job] = []
         for job, result in zip(jobs, results, strict=True):
             if result is None:
@@ -333,8 +337,8 @@ class Flusher(Unflushed, Mailbox):
             return
         if failed:
             self._retries.rest(failed)
-        if not self._retries.is_well and any(result is None or isinstance(result, ConflictError) for result in results):
-            self._retries.note_answer()
+        if answered:
+            self._retries.note_answer()  # with what is still refused
 
     def _release_all(self, error: BaseException) -> None:
         """Let nobody wait longer for a store that is down: not even those whose write was never sent."""
