@@ -11,7 +11,7 @@ from actorbot._door import Door
 from actorbot._hooks import Hooks
 from actorbot._session_actor import SessionActor
 from actorbot._thread_home import run_inline
-from actorbot.errors import ConflictError
+from actorbot.errors import ConflictError, ManagerClosedError
 
 __all__ = ["Receipt"]
 
@@ -74,10 +74,14 @@ class Receipt:
 
     def result_sync(self, timeout: float | None = None) -> Any:
         """The same as `result`, for threads."""
-        if self._outcome.done():
-            self._door._check_away(closing=True, closed=True)
-            return run_inline(self._result(timeout))
-        return self._door._run_sync(lambda: self._result(timeout), None, closing=True)
+        if not self._outcome.done():
+            try:
+                return self._door._run_sync(lambda: self._result(timeout), None, closing=True)
+            except ManagerClosedError:
+                if not self._outcome.done():
+                    raise
+        self._door._check_away(closing=True, closed=True)
+        return run_inline(self._result(timeout))
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
