@@ -7,6 +7,8 @@ the handler left, commits it, and lets the `Outbox` deliver the replies. The `Fl
 """
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from actorbot import errors
 from actorbot._bot import Bot, ConsoleBot
@@ -20,6 +22,9 @@ from actorbot._session import Session
 from actorbot.stores.base import ONE_YEAR, SessionStore
 from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
+
+if TYPE_CHECKING:
+    from actorbot.stores.redis import RedisSessionStore as RedisSessionStore
 
 __all__ = [
     "DUPLICATE",
@@ -39,5 +44,15 @@ __all__ = [
     "ShutdownReport",
     "errors",
 ]
+
+# Stores whose driver is an extra: imported when they are first asked for, and not by `import *`, which works without the extras.
+_WHEN_WANTED = {"RedisSessionStore": "actorbot.stores.redis"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHEN_WANTED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHEN_WANTED[name]), name)
+
 
 logging.getLogger("actorbot").addHandler(logging.NullHandler())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actorbot import FileSessionStore, MemorySessionStore
+from actorbot.stores.redis import RedisSessionStore
+from tests import servers
 
 
 class DictStore:
@@ -67,12 +71,18 @@ class ComparingStore(DictStore):
         return True
 
 
+def redis_store(kind: str, folder: Path) -> RedisSessionStore:
+    """Make a store on the shared server of *kind*; the same sessions for the same *folder*, which is one test's."""
+    return RedisSessionStore(servers.shared(kind).url, key_prefix=f"{sha256(bytes(folder)).hexdigest()[:16]}:")
+
+
 STORES: dict[str, Callable[[Path], Any]] = {
     "memory": lambda _: MemorySessionStore(),
     "file": lambda folder: FileSessionStore(folder / "sessions"),
     "driver": lambda _: DictStore(),
     "async driver": lambda _: AsyncDictStore(),
     "comparing driver": lambda _: ComparingStore(),
+    **{kind: partial(redis_store, kind) for kind in servers.PLACES},
 }
 
 each_store = pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())

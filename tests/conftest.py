@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests import servers
+
 # In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the one that fails.
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
 if os.environ.get("CI"):
@@ -29,6 +31,23 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
             asyncio.run(test(**arguments))
 
         pyfuncitem.obj = run
+
+
+def pytest_sessionfinish() -> None:
+    servers.end_shared()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which servers the tests ran against."""
+    for kind, version in sorted(servers.ran.items()):
+        terminalreporter.write_line(f"server: {kind} {version}")
+
+
+@pytest.fixture(params=list(servers.PLACES))
+def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """Each kind of server in turn, running, of the test's own: to kill, to freeze, to fill."""
+    with servers.Server(request.param, tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

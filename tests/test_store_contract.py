@@ -15,6 +15,7 @@ from actorbot._record import Record
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
 from actorbot.testing._asking import Opened
+from tests import servers
 from tests.backends import STORES, AsyncDictStore, DictStore
 from tests.test_codec import same, states
 
@@ -24,7 +25,7 @@ class TestOurStores(StoreContract):
     @pytest.fixture(autouse=True)
     def _prepare(self, make_store: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
         self.make_store = lambda: make_store(tmp_path)  # type: ignore[method-assign]
-        self.persistent = request.node.callspec.id == "file"
+        self.persistent = request.node.callspec.id in {"file", *servers.PLACES}
 
 
 class TestAStoreThatFails(StoreContract):
