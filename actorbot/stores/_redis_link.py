@@ -1,0 +1,268 @@
+"""Asking Redis: one server, or the nodes of a cluster; each command is sent once, and its answer, refusal or silence told apart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
+
+try:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.crc import key_slot
+    from redis.exceptions import AskError, NoScriptError
+    from redis.retry import Retry
+except ImportError as error:
+    raise ImportError("RedisSessionStore needs redis-py: pip install 'actorbot[redis]'") from error
+
+__all__ = ["Command", "Link", "is_about_script", "is_refused"]
+
+CONNECT_TIMEOUT: Final = 1.5  # seconds; with the next, less than the 5 s of `store_deadline`
+READ_TIMEOUT: Final = 3.0  # seconds without a byte of the answer
+MAX_CONNECTIONS: Final = 20  # to each server; more than the calls that can be under way, those left behind included
+
+# What a server answers when it does not do what it is asked: nothing was written. All else that fails may have been done.
+REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
+
+Command = tuple["str | bytes | int", ...]
+
+
+class Link:
+    """What a URL leads to. All but `open` and `close` may be used from several threads at once."""
+
+    def __init__(self, url: str) -> None:
+        self._first = _Server(_make_pool(url))
+        self._lock = threading.Lock()  # guards the two below while they change
+        self._others: dict[tuple[str, int], _Server] = {}
+        self._slots: list[tuple[int, int, _Server]] | None = None  # first, last, and who has them; None: not a cluster
+        self._stale = False  # whether the slots should be learned again
+        self._is_open = False
+
+    @property
+    def where(self) -> str:
+        return self._first.where
+
+    @property
+    def is_cluster(self) -> bool:
+        return self._slots is not None
+
+    def open(self) -> None:
+        """Connect, and see whether this is a cluster. Raises: StoreUnavailableError."""
+        self._is_open = True
+        answer = self._first.ask([("CLUSTER", "SLOTS")])[0]
+        if isinstance(answer, list):
+            self._take(answer)
+        elif not is_refused(answer):  # as it is by a server without slots, and where the user may not ask
+            raise answer
+
+    def close(self) -> None:
+        self._is_open = False
+        for server in (self._first, *self._others.values()):
+            server.pool.disconnect()
+        self._others, self._slots = {}, None
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        """Ask the server of the URL. Raises: StoreUnavailableError."""
+        answer = self._first.ask([command])[0]
+        if isinstance(answer, StoreUnavailableError):
+            raise answer
+        return answer
+
+    def group(self, keys: Sequence[bytes]) -> list[list[int]]:
+        """Sort *keys*, as numbers, into those that one command may be about: of a cluster, those in one slot."""
+        if self._slots is None:
+            return [list(range(len(keys)))] if keys else []
+        slots: dict[int, list[int]] = {}
+        for number, key in enumerate(keys):
+            slots.setdefault(key_slot(key), []).append(number)
+        return list(slots.values())
+
+    def run(self, calls: Sequence[tuple[bytes, Command]], *, writes: bool = False) -> list[Any]:
+        """Run commands, each with a key that it is about: all for one server in one go.
+
+        Returns for each its answer or a StoreUnavailableError; an OutcomeUnknownError if it *writes* and may have done so.
+        """
+        if not self._is_open:
+            raise StoreUnavailableError("redis", f"{self.where} is not open: init() comes first")
+        answers = self._run(calls, writes)
+        moved = [n for n, answer in enumerate(answers) if is_refused(answer) and isinstance(answer.__cause__, AskError)]
+        if moved:
+            self._stale = True
+            for n, answer in zip(moved, self._run([calls[n] for n in moved], writes), strict=True):
+                answers[n] = answer
+        return answers
+
+    def _run(self, calls: Sequence[tuple[bytes, Command]], writes: bool) -> list[Any]:
+        if self._stale and self._slots is not None:
+            self._learn()
+        shares: dict[_Server, list[int]] = {}
+        for n, (key, _) in enumerate(calls):
+            shares.setdefault(self._server_of(key), []).append(n)
+        answers: list[Any] = [None] * len(calls)
+        until = time.monotonic() + READ_TIMEOUT
+        for server, numbers in shares.items():
+            try:
+                if time.monotonic() > until:
+                    raise StoreUnavailableError("redis", f"{server.where} was not asked: no time was left")
+                given = server.ask([calls[n][1] for n in numbers], writes=writes)
+            except StoreUnavailableError as error:
+                self._stale = True  # a replica may have taken its place
+                given = [error] * len(numbers)
+            for n, answer in zip(numbers, given, strict=True):
+                answers[n] = answer
+        return answers
+
+    # --- the cluster --------------------------------------------------------------------------------------------------
+
+    def _server_of(self, key: bytes) -> _Server:
+        if self._slots is not None:
+            slot = key_slot(key)
+            for first, last, server in self._slots:
+                if first <= slot <= last:
+                    return server
+        return self._first  # which, in a cluster, says what is the matter
+
+    def _learn(self) -> None:
+        """Ask who has which slot now; if nobody answers, what was known is used again."""
+        for server in (self._first, *list(self._others.values())):
+            try:
+                answer = server.ask([("CLUSTER", "SLOTS")])[0]
+            except StoreUnavailableError:
+                continue
+            if isinstance(answer, list):
+                self._take(answer)
+                return
+
+    def _take(self, ranges: list[Any]) -> None:
+        with self._lock:
+            self._slots = [(first, last, self._node(node)) for first, last, node, *_ in ranges]
+            self._stale = False
+
+    def _node(self, node: list[Any]) -> _Server:
+        settings = self._first.pool.connection_kwargs
+        host = (node[0] or b"").decode() or settings.get("host", "localhost")
+        address = (host, int(node[1]))
+        if address == (settings.get("host", "localhost"), settings.get("port", 6379)):
+            return self._first
+        if address not in self._others:
+            make: Any = redis.BlockingConnectionPool
+            pool = make(
+                MAX_CONNECTIONS,
+                CONNECT_TIMEOUT,
+                self._first.pool.connection_class,
+                **settings | {"host": host, "port": address[1]},
+            )
+            self._others[address] = _Server(pool)
+        return self._others[address]
+
+
+class _Server:
+    """One server and the connections to it."""
+
+    def __init__(self, pool: Any) -> None:  # a BlockingConnectionPool, parts of whose interface are not typed
+        self.pool = pool
+        settings = pool.connection_kwargs
+        self.where = str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
+
+    def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
+        """Send *commands* in one go, and return the answer of each: a StoreUnavailableError if it was refused.
+
+        What only reads is sent again if the connection breaks: a read that fails costs its callers their events.
+        Raises: StoreUnavailableError; OutcomeUnknownError if they are *writes* and may have been done.
+        """
+        began = time.monotonic()
+        try:
+            return self._ask(commands, writes)
+        except StoreUnavailableError as error:
+            broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
+            if writes or not broke or time.monotonic() - began > CONNECT_TIMEOUT / 2:
+                raise
+        return self._ask(commands, writes)
+
+    def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
+        try:
+            connection = self.pool.get_connection()
+        except Exception as error:
+            failure = self._failure(error)
+            raise failure from failure.__cause__
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [self._receive(connection) for _ in commands]
+        except Exception as error:
+            connection.disconnect()  # an answer that comes late must not be taken for that of the next command
+            if writes:
+                raise OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {error}") from error
+            failure = self._failure(error)
+            raise failure from failure.__cause__
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            self.pool.release(connection)
+
+    def _receive(self, connection: Any) -> Any:
+        try:
+            return connection.read_response()
+        except REFUSALS as error:
+            return self._failure(error)
+
+    def _failure(self, error: Exception) -> StoreUnavailableError:
+        # A server that does not know a command repeats its arguments, data and passwords among them.
+        said, separator, _ = str(error).partition(", with args beginning with")
+        if separator:
+            error = redis.ResponseError(said)
+        if isinstance(error, redis.AuthenticationError):
+            said = f"{self.where} does not accept this user or password"
+        else:
+            said = f"{self.where} {'refuses' if isinstance(error, REFUSALS) else 'does not answer'}: {said}"
+        failure = StoreUnavailableError("redis", said)
+        failure.__cause__ = error
+        return failure
+
+
+def is_refused(answer: object) -> bool:
+    """Tell whether a server has answered that it does not do what it was asked."""
+    return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, REFUSALS)
+
+
+def is_about_script(answer: object) -> bool:
+    """Tell whether a server has answered that it does not know the script."""
+    return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
+
+
+def _make_pool(url: str) -> redis.BlockingConnectionPool:
+    """Make a pool for *url*, and connect nowhere. Raises: ConfigError, which says nothing of a password."""
+    expected = "redis://[[user]:password@]host[:port][/database], rediss://… or unix:///path"
+    if not isinstance(url, str):
+        raise ConfigError("url", type(url), expected)
+    try:
+        parts = urlsplit(url)
+        if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+            raise ValueError
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=CONNECT_TIMEOUT,  # to wait for a connection when all are in use
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=READ_TIMEOUT,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
+            # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Let it: with TLS 1.3 and no answer read yet,
+            # redis-py takes the session tickets for data that somebody left behind, and gives the connection up.
+            protocol=2,
+        )
+        pool.connection_class(**pool.connection_kwargs)
+    except TypeError as error:
+        raise ConfigError("url", _without_secrets(url), f"{expected}; {str(error).partition(') ')[2]}") from None
+    except (ValueError, redis.RedisError):  # whose text may hold the password
+        raise ConfigError("url", _without_secrets(url), expected) from None
+    return pool
+
+
+def _without_secrets(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    return f"{scheme}://…" if separator else "…"
