@@ -45,14 +45,13 @@ __all__ = [
     "errors",
 ]
 
-# Stores whose driver is an extra: imported when they are first asked for, and not by `import *`, which works without the extras.
-_WHEN_WANTED = {"RedisSessionStore": "actorbot.stores.redis"}
+logging.getLogger("actorbot").addHandler(logging.NullHandler())
+
+# Each needs a driver, which an extra installs: imported when first asked for, and not by `import *`, which works without.
+_ON_DEMAND = {"RedisSessionStore": "actorbot.stores.redis"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHEN_WANTED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHEN_WANTED[name]), name)
-
-
-logging.getLogger("actorbot").addHandler(logging.NullHandler())
+    if name in _ON_DEMAND:
+        return getattr(import_module(_ON_DEMAND[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

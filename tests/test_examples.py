@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import Server
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(example: str, folder: Path, lines: str = "") -> str:
+def run(example: str, folder: Path, lines: str = "", **environment: str) -> str:
     """Run an example to its end and return what it printed; it must not complain."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / example)],
-        input=lines, cwd=folder, capture_output=True, text=True, timeout=30, check=False,
+        input=lines, cwd=folder, capture_output=True, text=True, timeout=30, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert (done.stderr, done.returncode) == ("", 0)
     return done.stdout
@@ -43,6 +46,16 @@ def test_with_file_session(tmp_path: Path) -> None:
     )
     assert run("with_file_session.py", tmp_path, "It rains\n/quit\n") == "You > Bot > You said 'It rains', Tim\nYou > "
     assert (tmp_path / ".sessions").is_dir()
+
+
+def test_with_redis_session(redis_server: Server, tmp_path: Path) -> None:
+    url = redis_server.url
+    assert run("with_redis_session.py", tmp_path, "Hi\nTim\n", REDIS_URL=url) == (
+        "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+    )
+    assert run("with_redis_session.py", tmp_path, "It rains\n/quit\n", REDIS_URL=url) == (
+        "You > Bot > You said 'It rains', Tim\nYou > "
+    )
 
 
 def test_custom_store(tmp_path: Path) -> None:
