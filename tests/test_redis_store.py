@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -453,6 +454,19 @@ def test_many_threads_share_a_bounded_number_of_connections(redis_server: Server
     assert not failures
     clients = str(redis_server.ask("CLIENT", "LIST", "TYPE", "normal")).count(" addr=127")
     assert clients <= _redis_link.MAX_CONNECTIONS + 1
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_socket_in_the_file_system_will_do(kind: str) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="actorbot-") as folder,  # short, as the path of a socket must be
+        Server(kind, Path(folder), "--unixsocket", f"{folder}/socket"),
+    ):
+        store = RedisSessionStore(f"unix://{folder}/socket?db=2").init()
+        put(store, "ann", {"n": 1})
+        assert get(store, "ann") == {"n": 1}
+        assert repr(store) == f"<RedisSessionStore {folder}/socket, key_prefix='actorbot:'>"
+        store.close()
 
 
 def test_tls_is_used_and_the_server_s_certificate_checked(redis_server: Server, tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def _make_pool(url: str) -> redis.BlockingConnectionPool:
             timeout=CONNECT_TIMEOUT,  # to wait for a connection when all are in use
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=READ_TIMEOUT,
-            socket_keepalive=True,
+            **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
             retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
             # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Let it: with TLS 1.3 and no answer read yet,
             # redis-py takes the session tickets for data that somebody left behind, and gives the connection up.

@@ -224,9 +224,8 @@ class RedisSessionStore(RecordStore):
 
     def _run_script(self, calls: Sequence[tuple[bytes, Command]]) -> list[Any]:
         answers = self._link.run([(key, ("EVALSHA", SCRIPT_SHA, *rest)) for key, rest in calls], writes=True)
-        unknown = [
-            n for n, answer in enumerate(answers) if is_about_script(answer)
-        ]  # restarted, failed over or flushed
+        # A server that has restarted, failed over or been flushed does not know it any more.
+        unknown = [n for n, answer in enumerate(answers) if is_about_script(answer)]
         whole = [(key, ("EVAL", SCRIPT, *rest)) for key, rest in (calls[n] for n in unknown)]
         for n, answer in zip(unknown, self._link.run(whole, writes=True), strict=True):
             answers[n] = answer
