@@ -24,6 +24,7 @@ from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
 
 if TYPE_CHECKING:
+    from actorbot.stores.mongo import MongoSessionStore as MongoSessionStore
     from actorbot.stores.redis import RedisSessionStore as RedisSessionStore
 
 __all__ = [
@@ -48,7 +49,7 @@ __all__ = [
 logging.getLogger("actorbot").addHandler(logging.NullHandler())
 
 # Each needs a driver, which an extra installs: imported when first asked for, and not by `import *`, which works without.
-_ON_DEMAND = {"RedisSessionStore": "actorbot.stores.redis"}
+_ON_DEMAND = {"MongoSessionStore": "actorbot.stores.mongo", "RedisSessionStore": "actorbot.stores.redis"}
 
 
 def __getattr__(name: str) -> Any:
