@@ -13,7 +13,7 @@ import pytest
 
 from actorbot import FileSessionStore, MemorySessionStore
 from actorbot.stores.redis import RedisSessionStore
-from tests import servers
+from tests import mongo_server, servers
 
 
 class DictStore:
@@ -79,6 +79,7 @@ def redis_store(kind: str, folder: Path) -> RedisSessionStore:
 STORES: dict[str, Callable[[Path], Any]] = {
     "memory": lambda _: MemorySessionStore(),
     "file": lambda folder: FileSessionStore(folder / "sessions"),
+    "mongo": mongo_server.shared_store,
     "driver": lambda _: DictStore(),
     "async driver": lambda _: AsyncDictStore(),
     "comparing driver": lambda _: ComparingStore(),

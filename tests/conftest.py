@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests import servers
+from tests import mongo_server, servers
 
 # In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the one that fails.
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
@@ -35,12 +35,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 
 def pytest_sessionfinish() -> None:
     servers.end_shared()
+    mongo_server.stop_shared()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which servers the tests ran against."""
-    for kind, version in sorted(servers.ran.items()):
-        terminalreporter.write_line(f"server: {kind} {version}")
+    for server in sorted({f"{kind} {version}" for kind, version in servers.ran.items()} | mongo_server.ran):
+        terminalreporter.write_line(f"server: {server}")
 
 
 @pytest.fixture(params=list(servers.PLACES))

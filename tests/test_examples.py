@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import mongo_server
 from tests.servers import Server
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -56,6 +57,18 @@ def test_with_redis_session(redis_server: Server, tmp_path: Path) -> None:
     assert run("with_redis_session.py", tmp_path, "It rains\n/quit\n", REDIS_URL=url) == (
         "You > Bot > You said 'It rains', Tim\nYou > "
     )
+
+
+def test_with_mongo_session(tmp_path: Path) -> None:
+    with mongo_server.server() as own:
+        assert run("with_mongo_session.py", tmp_path, "Hi\nTim\n", MONGO_URL=own.url) == (
+            "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+        )
+        assert run("with_mongo_session.py", tmp_path, "It rains\n/quit\n", MONGO_URL=own.url) == (
+            "You > Bot > You said 'It rains', Tim\nYou > "
+        )
+        with own.client() as client:
+            assert client["actorbot"]["sessions"].find_one({"state.nickname": "Tim"})["_id"] == "console:1"
 
 
 def test_custom_store(tmp_path: Path) -> None:

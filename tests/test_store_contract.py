@@ -25,7 +25,7 @@ class TestOurStores(StoreContract):
     @pytest.fixture(autouse=True)
     def _prepare(self, make_store: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
         self.make_store = lambda: make_store(tmp_path)  # type: ignore[method-assign]
-        self.persistent = request.node.callspec.id in {"file", *servers.PLACES}
+        self.persistent = request.node.callspec.id in {"file", "mongo", *servers.PLACES}
 
 
 class TestAStoreThatFails(StoreContract):

@@ -8,8 +8,9 @@ import os
 import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -41,6 +42,8 @@ try:
     from pymongo.driver_info import DriverInfo
     from pymongo.errors import (
         BulkWriteError,
+        ConnectionFailure,
+        NetworkTimeout,
         OperationFailure,
         PyMongoError,
         ServerSelectionTimeoutError,
@@ -57,7 +60,9 @@ logger = logging.getLogger("actorbot")
 
 FORMAT: Final = 1
 CALL: Final = 4.0  # seconds for a call with all its commands, less than the five of `store_deadline`; `timeoutMS=` in the URL is another
-CONNECT: Final = 2.0  # seconds to find a server that takes writes, and to connect to it
+REACH: Final = (
+    1.0  # seconds to wait for a server that takes writes, when none is known: so long until an outage is noticed
+)
 CLOSE: Final = 1.0
 GRACE: Final = (
     120.0  # seconds that the server keeps a record longer than it lives: its next write may still be on its way
@@ -130,21 +135,21 @@ class MongoSessionStore(RecordStore):
         try:
             client: pymongo.MongoClient[RawBSONDocument] = pymongo.MongoClient(
                 self._url,
-                connectTimeoutMS=round(CONNECT * 1000),
-                serverSelectionTimeoutMS=round(CONNECT * 1000),
-                waitQueueTimeoutMS=round(CONNECT * 1000),
+                # The first three for what `_Call` does not bound: the driver's own threads.
+                connectTimeoutMS=round(CALL * 1000),
+                serverSelectionTimeoutMS=round(CALL * 1000),
                 socketTimeoutMS=round(CALL * 1000),
+                waitQueueTimeoutMS=round(REACH * 1000),
                 maxPoolSize=10,  # the writer, the reader, and the eight calls that a manager may leave behind
                 retryWrites=False,  # a standalone server cannot; and the ring of write ids does the same everywhere
-                retryReads=True,  # they change nothing, and end with the call
+                retryReads=False,  # its retry may take as long again
                 driver=DriverInfo("actorbot"),
             )
         except (PyMongoError, OSError, TypeError, ValueError) as error:
             raise self._unavailable(error) from error
         self._patience = client.options.timeout or CALL
         try:
-            with pymongo.timeout(self._patience):
-                self._opened = self._prepare(client)
+            self._opened = self._prepare(client, _Call(self._patience))
         except PyMongoError as error:
             raise self._unavailable(error) from error
         finally:
@@ -152,9 +157,10 @@ class MongoSessionStore(RecordStore):
                 _close(client)
         return self
 
-    def _prepare(self, client: pymongo.MongoClient[RawBSONDocument]) -> Collection[RawBSONDocument]:
+    def _prepare(self, client: pymongo.MongoClient[RawBSONDocument], call: _Call) -> Collection[RawBSONDocument]:
         database = client[self._database]
-        newest = database.command("hello", codec_options=_OPTIONS).get("maxWireVersion", 0)
+        with call.command():
+            newest = database.command("hello", codec_options=_OPTIONS).get("maxWireVersion", 0)
         if newest < OLDEST:
             raise StoreUnavailableError(self.name, f"{self._hosts} is older than MongoDB 5.0")
         collection = database.get_collection(
@@ -164,11 +170,13 @@ class MongoSessionStore(RecordStore):
             write_concern=pymongo.WriteConcern("majority", j=True),
         )
         try:
-            collection.create_index("expireAt", name="actorbot_expiry", expireAfterSeconds=0)
+            with call.command():
+                collection.create_index("expireAt", name="actorbot_expiry", expireAfterSeconds=0)
         except OperationFailure as error:
             if error.code not in _OTHER_INDEX:
                 raise
-            indexes = collection.with_options(codec_options=_OPTIONS).index_information().values()
+            with call.command():
+                indexes = collection.with_options(codec_options=_OPTIONS).index_information().values()
             if not any(each["key"] == [("expireAt", 1)] and "expireAfterSeconds" in each for each in indexes):
                 logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
         return collection
@@ -192,21 +200,26 @@ class MongoSessionStore(RecordStore):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        collection = self._collection
+        collection, call = self._collection, _Call(self._patience)
         try:
-            with pymongo.timeout(self._patience):
-                return self._find(collection, session_ids)
+            call.reach(collection)
+            try:
+                return self._find(collection, session_ids, call)
+            except NetworkTimeout:
+                raise
+            except ConnectionFailure:  # perhaps only this one has been closed meanwhile, and reading changes nothing
+                call.reach(collection)
+                return self._find(collection, session_ids, call)
         except PyMongoError as error:
             raise StoreUnavailableError(self.name, f"reading from {self._hosts} failed: {_short(error)}") from error
 
     def _find(
-        self, collection: Collection[RawBSONDocument], session_ids: Sequence[str]
+        self, collection: Collection[RawBSONDocument], session_ids: Sequence[str], call: _Call
     ) -> list[Record | ActorbotError | None]:
-        found: dict[str, Record | ActorbotError] = {}
         wanted = {"_id": {"$in": list(session_ids)}}
-        for document in collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1):
-            session_id, answer = self._read_raw(document.raw)
-            found[session_id] = answer
+        with call.command():
+            documents = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
+        found = dict(self._read_raw(document.raw) for document in documents)
         return [found.get(session_id) for session_id in session_ids]
 
     def _read_raw(self, raw: bytes | memoryview) -> tuple[str, Record | ActorbotError]:
@@ -224,7 +237,7 @@ class MongoSessionStore(RecordStore):
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        collection = self._collection
+        collection, call = self._collection, _Call(self._patience)
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
         for n, write in enumerate(writes):
@@ -234,19 +247,16 @@ class MongoSessionStore(RecordStore):
                 outcomes[n] = error
         sent = False
         try:
-            with pymongo.timeout(self._patience):
-                for _ in range(TRIES):
-                    if not operations:
-                        return outcomes
-                    refused = self._send(collection, list(operations.values()))
-                    sent = True
-                    numbers = list(operations)
-                    operations = self._resolve(
-                        collection,
-                        writes,
-                        outcomes,
-                        {numbers[at]: (operations[numbers[at]], error) for at, error in refused.items()},
-                    )
+            call.reach(collection)
+            for _ in range(TRIES):
+                if not operations:
+                    return outcomes
+                refused = self._send(collection, list(operations.values()), call)
+                sent = True
+                numbers = list(operations)
+                errors = {numbers[at]: error for at, error in refused.items()}
+                again = self._resolve(collection, writes, outcomes, errors, call)
+                operations = {n: operations[n] for n in again}
         except (ServerSelectionTimeoutError, WaitQueueTimeoutError) as error:
             kind = OutcomeUnknownError if sent else StoreUnavailableError
             raise kind(self.name, f"{self._hosts} cannot be reached: {_short(error)}") from error
@@ -296,10 +306,13 @@ class MongoSessionStore(RecordStore):
         except (BSONError, ArithmeticError, ValueError) as error:  # whose texts may quote the session
             raise NotEncodableError("session", f"BSON cannot hold it ({type(error).__name__})") from None
 
-    def _send(self, collection: Collection[RawBSONDocument], operations: list[Any]) -> dict[int, Mapping[str, Any]]:
+    def _send(
+        self, collection: Collection[RawBSONDocument], operations: list[Any], call: _Call
+    ) -> dict[int, Mapping[str, Any]]:
         """Return the errors by the number of the operation; what has none was applied."""
         try:
-            collection.bulk_write(operations, ordered=False)
+            with call.command():
+                collection.bulk_write(operations, ordered=False)
         except BulkWriteError as error:
             details = error.details  # the error itself must not be a cause: it quotes the sessions
             unconfirmed = details.get("writeConcernErrors")
@@ -314,15 +327,16 @@ class MongoSessionStore(RecordStore):
         collection: Collection[RawBSONDocument],
         writes: Sequence[Write],
         outcomes: list[ActorbotError | None],
-        refused: Mapping[int, tuple[pymongo.ReplaceOne[Any], Mapping[str, Any]]],
-    ) -> dict[int, pymongo.ReplaceOne[Any]]:
-        """Note what became of the *refused* operations, after one look at what is there; return those that are to be sent again.
+        refused: Mapping[int, Mapping[str, Any]],
+        call: _Call,
+    ) -> list[int]:
+        """Note what became of what was *refused*, after one look at what is there; return the numbers of what is to be sent again.
 
         To be told that an `_id` is taken, the server has waited for a majority to have what is there, as for every write: a write that is
         found to have been applied is as safe as if it had been confirmed.
         """
         compared = []
-        for n, (_, error) in refused.items():
+        for n, error in refused.items():
             if error.get("code") != _DUPLICATE or list(error.get("keyPattern") or ()) != ["_id"]:
                 outcomes[n] = StoreUnavailableError(
                     self.name, f"MongoDB refuses it: {_refusal(error)}", session_id=writes[n].record.session_id
@@ -330,13 +344,13 @@ class MongoSessionStore(RecordStore):
             elif writes[n].base is not None:  # else it was applied before, since nothing but its own id keeps it away
                 compared.append(n)
         if not compared:
-            return {}
-        again = {}
-        found = self._find(collection, [writes[n].record.session_id for n in compared])
+            return []
+        again = []
+        found = self._find(collection, [writes[n].record.session_id for n in compared], call)
         for n, stored in zip(compared, found, strict=True):
             verdict = self._judge(writes[n], stored)
             if verdict is True:
-                again[n] = refused[n][0]
+                again.append(n)
             elif verdict is not False:
                 outcomes[n] = verdict
         return again
@@ -345,6 +359,27 @@ class MongoSessionStore(RecordStore):
         if isinstance(stored, ActorbotError):
             return stored
         return judge(self.name, write, None if stored is None else stored.write_ids)
+
+
+class _Call:
+    """What is left of the time of one call, for its commands.
+
+    Under `pymongo.timeout` the driver waits for a server as long as the whole time-out, however much of it has passed already, and for
+    longer than `serverSelectionTimeoutMS`. So each command gets a time-out of its own: what is left.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def command(self, most: float = inf) -> AbstractContextManager[object]:
+        return pymongo.timeout(min(most, max(0.05, self._until - time.monotonic())))
+
+    def reach(self, collection: Collection[Any]) -> None:
+        """Wait for a server that takes writes; at once if one is known. Raises: ServerSelectionTimeoutError."""
+        client = collection.database.client
+        if not client.topology_description.has_writable_server():
+            with self.command(REACH):
+                client.is_mongos  # noqa: B018  # waits for such a server, and sends nothing
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
