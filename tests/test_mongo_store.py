@@ -23,8 +23,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actorbot import FlushPolicy, MongoSessionStore, SessionManager, errors
-from actorbot._codec import MAX_DEPTH, decode_state, encode_state
+from actorbot._codec import decode_state, encode_state
 from actorbot._record import Record
+from actorbot._values import MAX_DEPTH
 from actorbot.stores.base import Write
 from actorbot.stores.mongo import GRACE, MAX_BYTES
 from actorbot.testing import StoreContract

@@ -15,8 +15,10 @@ from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from actorbot._codec import UndecodableError, decode_state, encode_state, from_document, to_document
+from actorbot._codec import decode_state, encode_state
+from actorbot._document import from_document, to_document
 from actorbot._record import Record
+from actorbot._values import UndecodableError
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
@@ -393,7 +395,7 @@ def _exact_decimal(text: str) -> Decimal128 | None:
     return value if str(value.to_decimal()) == text else None  # a large exponent would be folded into zeros
 
 
-# The tags of `_codec` that BSON has a type for, and how their text becomes it.
+# The tags of `_document` that BSON has a type for, and how their text becomes it.
 _NATIVE: Final[Mapping[str, Callable[[str], Any]]] = {
     "$bytes": b64decode,
     "$uuid": UUID,
