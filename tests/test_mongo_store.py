@@ -151,6 +151,14 @@ def test_whatever_a_session_holds_comes_back(store: MongoSessionStore) -> None:
     check()
 
 
+@pytest.mark.parametrize("key", ["$bytes", "$uuid", "$decimal", "$json", "$tuple", "$ref"])
+@pytest.mark.parametrize("value", ["aGk=", [], "1"])
+def test_a_sessions_only_key_is_no_tag_whatever_it_is_called(store: MongoSessionStore, key: str, value: Any) -> None:
+    put(store, "ann", {key: value})
+
+    assert read(store, "ann") == {key: value}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [lambda inner: {"a": inner}, lambda inner: [inner], lambda inner: (inner,), lambda inner: {"a": 1, "\0": (inner,)}],

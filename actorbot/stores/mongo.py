@@ -292,7 +292,9 @@ class MongoSessionStore(RecordStore):
             if record.state is None:
                 document["deleted"] = True
             else:
-                document["state"] = _to_bson(to_document(decode_state(record.state)), 2)
+                # Part by part: at the top level of a session nothing is a tag, whatever its only key is called.
+                parts = to_document(decode_state(record.state)).items()
+                document["state"] = {_to_key(key): _to_bson(part, 3) for key, part in parts}
             document |= {
                 "format": FORMAT,
                 "version": record.version,
