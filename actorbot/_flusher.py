@@ -209,9 +209,10 @@ class Flusher(Unflushed, Mailbox):
                     self._want_all(goals, done)
                 case Relieve(session, done):
                     self._listeners.add(session, ANY_NEWS, tell_news(done))
-                    if self._retries.outage_since is None and session not in self._retries.again:
+                    known_outage = self._retries.outage_since is not None
+                    if not known_outage and session not in self._retries.again:
                         self._want(session)
-                    if session not in self._wanted:
+                    if known_outage or session not in self._wanted:
                         self._listeners.tell(session, ANY_NEWS)
                 case WriteThrough(session):
                     self._wanted[session] = message
