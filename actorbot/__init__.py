@@ -22,6 +22,7 @@ from actorbot._session import Session
 from actorbot.stores.base import ONE_YEAR, SessionStore
 from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
+from actorbot.stores.url import store_from_url
 
 if TYPE_CHECKING:
     from actorbot.stores.mongo import MongoSessionStore as MongoSessionStore
@@ -44,6 +45,7 @@ __all__ = [
     "SessionStore",
     "ShutdownReport",
     "errors",
+    "store_from_url",
 ]
 
 logging.getLogger("actorbot").addHandler(logging.NullHandler())

@@ -17,7 +17,7 @@ from actorbot import errors, stores, testing
 
 NAMES = [
     "DUPLICATE", "ONE_YEAR", "Bot", "ConsoleBot", "Context", "Event", "FileSessionStore", "FlushPolicy", "MemorySessionStore",
-    "Receipt", "Retry", "Session", "SessionManager", "SessionStore", "ShutdownReport", "errors",
+    "Receipt", "Retry", "Session", "SessionManager", "SessionStore", "ShutdownReport", "errors", "store_from_url",
 ]  # fmt: skip
 
 

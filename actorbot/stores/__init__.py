@@ -3,5 +3,15 @@
 from actorbot.stores.base import ONE_YEAR, Record, RecordStore, SessionStore, Write
 from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
+from actorbot.stores.url import store_from_url
 
-__all__ = ["ONE_YEAR", "FileSessionStore", "MemorySessionStore", "Record", "RecordStore", "SessionStore", "Write"]
+__all__ = [
+    "ONE_YEAR",
+    "FileSessionStore",
+    "MemorySessionStore",
+    "Record",
+    "RecordStore",
+    "SessionStore",
+    "Write",
+    "store_from_url",
+]

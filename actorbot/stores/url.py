@@ -1,0 +1,96 @@
+"""A store by its URL, as it stands in a configuration file, an environment variable or a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, unquote_plus, urlsplit
+
+from actorbot.errors import ConfigError
+
+__all__ = ["store_from_url"]
+
+ENTRY_POINTS: Final = "actorbot.stores"
+"""The group of entry points that serve other schemes: each is named by one, and is a function of the URL."""
+
+
+class _Kind(NamedTuple):
+    module: str  # imported when wanted: it may need a driver
+    name: str
+    options: Mapping[str, Callable[[str], Any]]
+    takes_url: bool
+
+
+_MEMORY: Final = _Kind("memory", "MemorySessionStore", {"max_sessions": int, "expires_in": float}, False)
+_FILE: Final = _Kind("file", "FileSessionStore", {"expires_in": float}, False)
+_REDIS: Final = _Kind("redis", "RedisSessionStore", {"key_prefix": str, "expires_in": float}, True)
+_MONGO: Final = _Kind(
+    "mongo", "MongoSessionStore", {"database": str, "collection_name": str, "expires_in": float}, True
+)
+_KINDS: Final = {
+    "memory": _MEMORY,
+    "file": _FILE,
+    **dict.fromkeys(("redis", "rediss", "unix"), _REDIS),
+    **dict.fromkeys(("mongodb", "mongodb+srv"), _MONGO),
+}
+
+
+def store_from_url(url: str) -> Any:
+    """Make the store that *url* names; nothing is connected yet.
+
+    `memory://`, `file:///a/folder` (or `file://folder`, relative), `redis://…`, `rediss://…`, `unix://…`, `mongodb://…` or `mongodb+srv://…`.
+    The options of the store's constructor stand in its query, as in `redis://localhost/0?key_prefix=mybot:&expires_in=3600`; what is
+    left of the query is the driver's. Other schemes are served by entry points of the group `actorbot.stores`.
+
+    Raises: ConfigError, which never quotes more of the URL than its scheme; ImportError if the store's driver is not installed.
+    """
+    given: object = url
+    scheme, colon, _ = given.partition(":") if isinstance(given, str) else ("", "", "")
+    if not scheme or not colon:
+        raise ConfigError("url", type(given), "text such as 'redis://localhost:6379/0'")
+    scheme = scheme.lower()
+    kind = _KINDS.get(scheme)
+    if kind is None:
+        return _from_entry_point(scheme, url)
+    rest, options = _take_options(url, kind.options)
+    store = getattr(import_module(f"actorbot.stores.{kind.module}"), kind.name)
+    if kind.takes_url:
+        return store(rest, **options)
+    parts = urlsplit(rest)
+    if parts.query or parts.fragment:
+        raise ConfigError("url", scheme, f"no options but {', '.join(kind.options)}")
+    place = unquote(parts.netloc + parts.path)
+    if kind is _FILE:
+        return store(*[place] if place else [], **options)
+    if place:
+        raise ConfigError("url", scheme, "nothing behind memory:// but options")
+    return store(**options)
+
+
+def _take_options(url: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[str, dict[str, Any]]:
+    """Return *url* without the options that are ours, and these; what is the driver's is left as it was written."""
+    front, question, query = url.partition("?")
+    options: dict[str, Any] = {}
+    left = []
+    for pair in query.split("&") if question else ():
+        name, _, text = pair.partition("=")
+        if name not in known:
+            left.append(pair)
+            continue
+        if name in options:
+            raise ConfigError(name, unquote_plus(text), "no second value")
+        try:
+            options[name] = known[name](unquote_plus(text))
+        except ValueError:
+            raise ConfigError(name, unquote_plus(text), f"a value of type {known[name].__name__}") from None
+    return f"{front}?{'&'.join(left)}" if any(left) else front, options
+
+
+def _from_entry_point(scheme: str, url: str) -> Any:
+    found = entry_points(group=ENTRY_POINTS, name=scheme)
+    if not found:
+        others = sorted({*_KINDS, *entry_points(group=ENTRY_POINTS).names})
+        raise ConfigError("url", scheme, f"a URL that begins with one of {', '.join(others)}")
+    return next(iter(found)).load()(url)
