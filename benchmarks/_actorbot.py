@@ -7,10 +7,19 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from actorbot import Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager
+from actorbot import (
+    Context,
+    FileSessionStore,
+    FlushPolicy,
+    MemorySessionStore,
+    MongoSessionStore,
+    RedisSessionStore,
+    SessionManager,
+)
+from benchmarks._servers import DATABASE, Place
 from benchmarks._workload import remember, remember_and_await
 
-StoreName = Literal["memory", "file"]
+StoreName = Literal["memory", "file", "redis", "mongo"]
 HandlerName = Literal["async", "awaits", "sync"]
 
 
@@ -38,14 +47,22 @@ class Actorbot:
 
     name = "actorbot"
 
-    def __init__(self, store: StoreName, policy: str, handler: HandlerName, users: int) -> None:
-        self._folder: str | None = None
-        self._store: MemorySessionStore | FileSessionStore
+    def __init__(self, store: StoreName, url: str, policy: str, handler: HandlerName, users: int) -> None:
+        self._clear: Callable[[], object] = lambda: None
+        self._store: MemorySessionStore | FileSessionStore | RedisSessionStore | MongoSessionStore
         if store == "memory":
             self._store = MemorySessionStore(max_sessions=users)  # evicts nobody
+        elif store == "file":
+            folder = tempfile.mkdtemp(prefix="actorbot-benchmark-")
+            self._store = FileSessionStore(folder)
+            self._clear = lambda: shutil.rmtree(folder)
         else:
-            self._folder = tempfile.mkdtemp(prefix="actorbot-benchmark-")
-            self._store = FileSessionStore(self._folder)
+            place = Place(store, url)
+            self._clear = place.clear
+            if store == "redis":
+                self._store = RedisSessionStore(url, key_prefix=f"{place.name}:")
+            else:
+                self._store = MongoSessionStore(url, database=DATABASE, collection_name=place.name)
         self._manager = SessionManager(
             self._store, handler=HANDLERS[handler], flush=FlushPolicy.parse(policy), max_resident=users
         )
@@ -56,10 +73,6 @@ class Actorbot:
 
     def writes_per_event(self, events: int) -> float:
         return self._manager.stats().store_writes / events
-
-    def _remove_folder(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder)
 
 
 class LoopActorbot(Actorbot):
@@ -75,7 +88,7 @@ class LoopActorbot(Actorbot):
 
     async def close(self) -> None:
         await self._manager.close()
-        self._remove_folder()
+        self._clear()
 
 
 class ThreadActorbot(Actorbot):
@@ -91,4 +104,4 @@ class ThreadActorbot(Actorbot):
 
     def close(self) -> None:
         self._manager.close_sync()
-        self._remove_folder()
+        self._clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -16,11 +17,13 @@ from benchmarks import _report
 from benchmarks._actorbot import HandlerName, LoopActorbot, StoreName, ThreadActorbot
 from benchmarks._drive import Run, Series, run_in_threads, run_on_loop, time_in_threads, time_on_loop
 from benchmarks._floors import FolderShelf, LockFloor, PykkaFloor, Shelf
+from benchmarks._servers import FLOORS, URLS, MongoFloor, Place, RedisFloor
 from benchmarks._workload import Workload, make_workload
 
 PERCENTILES = (50.0, 99.0, 99.9)
 
-AnyContender = LockFloor | PykkaFloor | LoopActorbot | ThreadActorbot
+OnLoop = LockFloor | RedisFloor | MongoFloor | LoopActorbot
+AnyContender = OnLoop | PykkaFloor | ThreadActorbot
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Setting:
     """Who is measured, and how often."""
 
     store: StoreName
+    url: str
     policy: str
     home: Literal["loop", "threads"]
     handler: HandlerName
@@ -38,7 +42,8 @@ class Setting:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
-    add("--store", choices=("memory", "file"), default="memory", help="(%(default)s)")
+    add("--store", choices=("memory", "file", "redis", "mongo"), default="memory", help="(%(default)s)")
+    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
     add("--policy", type=_policy, default="write-behind:max_delay=0.5", help="actorbot's flush policy (%(default)s)")
     add("--home", choices=("loop", "threads"), default="loop", help="who calls: tasks, or threads (%(default)s)")
     add("--handler", choices=("async", "awaits", "sync"), help="(async in the loop, sync in threads; awaits: does so)")
@@ -54,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit status: 1 if a counter was wrong."""
     handler: HandlerName = args.handler or ("async" if args.home == "loop" else "sync")
-    setting = Setting(args.store, args.policy, args.home, handler, args.repeats, args.seconds)
+    if args.store in URLS and (args.home != "loop" or handler == "sync"):
+        print("--store redis and mongo are measured on a loop, with an async handler", file=sys.stderr)
+        return 2
+    setting = Setting(
+        args.store, args.url or URLS.get(args.store, ""), args.policy, args.home, handler, args.repeats, args.seconds
+    )
     workload = make_workload(args.users, args.events, args.in_flight, args.distribution)
     with _report.progress(2 * (setting.repeats + 1)) as begin:
         floor, actorbot = measure(setting, workload, begin)
@@ -87,25 +97,27 @@ def measure(setting: Setting, workload: Workload, begin: Callable[[str], None]) 
 
 
 def _run(contender: AnyContender, workload: Workload, seconds: float) -> Run:
-    if isinstance(contender, LockFloor | LoopActorbot):
+    if isinstance(contender, OnLoop):
         return asyncio.run(run_on_loop(contender, workload, seconds))
     return run_in_threads(contender, workload, seconds)
 
 
 def _time(contender: AnyContender, workload: Workload) -> list[int]:
-    if isinstance(contender, LockFloor | LoopActorbot):
+    if isinstance(contender, OnLoop):
         return asyncio.run(time_on_loop(contender, workload))
     return time_in_threads(contender, workload)
 
 
 def _floor(setting: Setting, workload: Workload) -> AnyContender:
+    if setting.store in FLOORS:
+        return FLOORS[setting.store](Place(setting.store, setting.url), setting.handler)
     shelf: Shelf = {} if setting.store == "memory" else FolderShelf()
     return LockFloor(shelf, setting.handler) if setting.home == "loop" else PykkaFloor(shelf)
 
 
 def _actorbot(setting: Setting, workload: Workload) -> AnyContender:
     make = LoopActorbot if setting.home == "loop" else ThreadActorbot
-    return make(setting.store, setting.policy, setting.handler, len(workload.users))
+    return make(setting.store, setting.url, setting.policy, setting.handler, len(workload.users))
 
 
 def session_rows(floor: Series, actorbot: Series) -> dict[str, list[str]]:

@@ -9,12 +9,16 @@ from typing import Any
 
 import msgpack
 import pytest
+from pymongo import MongoClient
+from redis import Redis
 
 from benchmarks import residents, session
 from benchmarks.__main__ import main
 from benchmarks._drive import run_in_threads, run_on_loop
 from benchmarks._floors import FolderShelf, LockFloor, PykkaFloor
+from benchmarks._servers import DATABASE
 from benchmarks._workload import make_workload, remember, remember_and_await
+from tests import mongo_server, servers
 
 TINY = ("--users", "7", "--events", "200", "--in-flight", "8", "--repeats", "2", "--seconds", "0")
 
@@ -40,6 +44,27 @@ def test_session_counts_every_event_in_the_store(
         assert [run["wrong_counters"] for run in contender["runs"]] == [0, 0]
         assert 0 < contender["latency_ns"]["p50"] <= contender["latency_ns"]["p99.9"]
     assert "lost updates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("handler", ["async", "awaits"])
+@pytest.mark.parametrize("store", ["redis", "mongo"])
+def test_session_counts_every_event_in_a_server_and_leaves_nothing_there(store: str, handler: str) -> None:
+    server = servers.shared("redis") if store == "redis" else mongo_server.shared()
+
+    status = main(["session", *TINY, "--store", store, "--url", server.url, "--handler", handler])
+
+    assert status == 0
+    if store == "redis":
+        with Redis.from_url(server.url) as redis:
+            assert redis.keys("benchmark-*") == []
+    else:
+        with MongoClient[Any](server.url) as mongo:
+            assert mongo[DATABASE].list_collection_names() == []
+
+
+def test_a_server_is_not_measured_from_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["session", *TINY, "--store", "redis", "--home", "threads"]) == 2
+    assert "on a loop" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("handler", ["async", "awaits", "sync"])
