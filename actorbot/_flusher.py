@@ -319,8 +319,11 @@ class Flusher(Unflushed, Mailbox):
             self._listeners.tell_everybody(ANY_NEWS)
         judged = any(result is None or isinstance(result, ConflictError) for result in results)
         answered = judged and not self._retries.is_well
-        if answered:
-            self._retries.note_answer()  # before its callers are told: they may look
+        if answered:  # noted before its callers are told: they may look
+            for job, result in zip(jobs, results, strict=True):
+                if result is None:
+                    self._retries.again.pop(job.session, None)
+            self._retries.note_answer()
         failed: list[Job] = []
         for job, result in zip(jobs, results, strict=True):
             if result is None:
