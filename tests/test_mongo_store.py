@@ -26,8 +26,8 @@ from actorbot import FlushPolicy, MongoSessionStore, SessionManager, errors
 from actorbot._codec import decode_state, encode_state
 from actorbot._record import Record
 from actorbot._values import MAX_DEPTH
+from actorbot.stores._mongo_documents import GRACE, MAX_BYTES
 from actorbot.stores.base import Write
-from actorbot.stores.mongo import GRACE, MAX_BYTES
 from actorbot.testing import StoreContract
 from tests.mongo_server import LossyProxy, free_port, server, shared, shared_store
 from tests.test_codec import nested, same, values

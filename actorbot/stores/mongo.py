@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC
-from math import inf, isfinite
+from math import inf
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
-from uuid import UUID
 
-from actorbot._codec import decode_state, encode_state
-from actorbot._document import from_document, to_document
 from actorbot._record import Record
-from actorbot._values import UndecodableError
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
@@ -32,13 +25,7 @@ from actorbot.errors import (
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
 
 try:
-    import bson
     import pymongo
-    from bson.binary import UuidRepresentation
-    from bson.codec_options import CodecOptions, DatetimeConversion
-    from bson.datetime_ms import DatetimeMS
-    from bson.decimal128 import Decimal128
-    from bson.errors import BSONError
     from bson.raw_bson import RawBSONDocument
     from pymongo.collection import Collection
     from pymongo.driver_info import DriverInfo
@@ -53,6 +40,8 @@ try:
     )
     from pymongo.read_preferences import ReadPreference
     from pymongo.uri_parser import parse_uri
+
+    from actorbot.stores._mongo_documents import FORMAT, OPTIONS, RAW, decode_record, encode_record
 except ImportError as missing:
     raise ImportError("MongoSessionStore needs the driver pymongo: pip install 'actorbot[mongo]'") from missing
 
@@ -60,33 +49,16 @@ __all__ = ["MongoSessionStore"]
 
 logger = logging.getLogger("actorbot")
 
-FORMAT: Final = 1
 CALL: Final = 4.0  # seconds for a call with all its commands, less than the five of `store_deadline`; `timeoutMS=` in the URL is another
-REACH: Final = (
-    1.0  # seconds to wait for a server that takes writes, when none is known: so long until an outage is noticed
-)
+# Seconds to wait for a server that takes writes, when none is known: so long until an outage is noticed.
+REACH: Final = 1.0
 CLOSE: Final = 1.0
-GRACE: Final = (
-    120.0  # seconds that the server keeps a record longer than it lives: its next write may still be on its way
-)
 TRIES: Final = 3
-MAX_BYTES: Final = 16 * 1024**2
-MAX_LEVELS: Final = 90  # of documents and arrays; beyond them a value is kept as text. MongoDB takes 100
 OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps keys with `$` where they are nested
-LATEST: Final = 253_402_300_799.0  # the end of the year 9999: what dates can say
 
 _DUPLICATE: Final = 11000
 _OTHER_INDEX: Final = frozenset({85, 86})  # there is one of this name, or of these keys, with other options
 _AUTHENTICATION: Final = 18
-
-# Read strictly, so that what is damaged is noticed; leniently only to learn whose record it is.
-_OPTIONS: Final = CodecOptions[dict[str, Any]](
-    tz_aware=True, tzinfo=UTC, uuid_representation=UuidRepresentation.STANDARD
-)
-_LENIENT: Final = CodecOptions[dict[str, Any]](
-    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_MS
-)
-_RAW: Final = CodecOptions(document_class=RawBSONDocument, uuid_representation=UuidRepresentation.STANDARD)
 
 
 class MongoSessionStore(RecordStore):
@@ -162,12 +134,12 @@ class MongoSessionStore(RecordStore):
     def _prepare(self, client: pymongo.MongoClient[RawBSONDocument], call: _Call) -> Collection[RawBSONDocument]:
         database = client[self._database]
         with call.command():
-            newest = database.command("hello", codec_options=_OPTIONS).get("maxWireVersion", 0)
+            newest = database.command("hello", codec_options=OPTIONS).get("maxWireVersion", 0)
         if newest < OLDEST:
             raise StoreUnavailableError(self.name, f"{self._hosts} is older than MongoDB 5.0")
         collection = database.get_collection(
             self._collection_name,
-            codec_options=_RAW,
+            codec_options=RAW,
             read_preference=ReadPreference.PRIMARY,  # what a secondary has may be old, and would be a conflict
             write_concern=pymongo.WriteConcern("majority", j=True),
         )
@@ -178,7 +150,7 @@ class MongoSessionStore(RecordStore):
             if error.code not in _OTHER_INDEX:
                 raise
             with call.command():
-                indexes = collection.with_options(codec_options=_OPTIONS).index_information().values()
+                indexes = collection.with_options(codec_options=OPTIONS).index_information().values()
             if not any(each["key"] == [("expireAt", 1)] and "expireAfterSeconds" in each for each in indexes):
                 logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
         return collection
@@ -221,20 +193,8 @@ class MongoSessionStore(RecordStore):
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
             documents = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
-        found = dict(self._read_raw(document.raw) for document in documents)
+        found = dict(decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in documents)
         return [found.get(session_id) for session_id in session_ids]
-
-    def _read_raw(self, raw: bytes | memoryview) -> tuple[str, Record | ActorbotError]:
-        try:
-            document = bson.decode(raw, _OPTIONS)
-        except (BSONError, ArithmeticError, ValueError) as error:
-            session_id = bson.decode(raw, _LENIENT)["_id"]
-            return session_id, CorruptSessionError(self.name, session_id, f"its BSON is malformed: {error}")
-        session_id = document.pop("_id")
-        try:
-            return session_id, _to_record(session_id, document, self.expires_in)
-        except (UndecodableError, NotEncodableError, SessionTooLargeError) as error:
-            return session_id, CorruptSessionError(self.name, session_id, str(error))
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -272,11 +232,7 @@ class MongoSessionStore(RecordStore):
     def _operation(self, write: Write) -> pymongo.ReplaceOne[Any]:
         """Replace what the write may replace, else insert: which the unique `_id` refuses where there is anything else."""
         record = write.record
-        raw = self._to_raw(record)
-        if len(raw) > MAX_BYTES:
-            raise SessionTooLargeError(
-                "session", f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB", limit=MAX_BYTES
-            )
+        raw = encode_record(record, store=self.name)
         may_replace: dict[str, Any] = {"_id": record.session_id}
         if write.base is None:
             may_replace["write_ids"] = {"$ne": record.write_id}  # applied before, it would end what has begun since
@@ -285,30 +241,6 @@ class MongoSessionStore(RecordStore):
         else:  # a session to be adopted
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)
-
-    def _to_raw(self, record: Record) -> bytes:
-        document: dict[str, Any] = {"_id": record.session_id}
-        try:
-            if record.state is None:
-                document["deleted"] = True
-            else:
-                # Part by part: at the top level of a session nothing is a tag, whatever its only key is called.
-                parts = to_document(decode_state(record.state)).items()
-                document["state"] = {_to_key(key): _to_bson(part, 3) for key, part in parts}
-            document |= {
-                "format": FORMAT,
-                "version": record.version,
-                "write_ids": [record.write_ids[i : i + 8] for i in range(0, len(record.write_ids), 8)],
-                "event_ids": record.event_ids,
-                "last_activity": float(record.last_activity),
-                "expires_at": float(record.expires_at),
-                "expireAt": DatetimeMS(round(min(max(record.expires_at, 0.0) + GRACE, LATEST) * 1000)),
-            }
-            return bson.encode(document, codec_options=_OPTIONS)
-        except UndecodableError as error:
-            raise CorruptSessionError(self.name, record.session_id, str(error)) from error
-        except (BSONError, ArithmeticError, ValueError) as error:  # whose texts may quote the session
-            raise NotEncodableError("session", f"BSON cannot hold it ({type(error).__name__})") from None
 
     def _send(
         self, collection: Collection[RawBSONDocument], operations: list[Any], call: _Call
@@ -384,109 +316,6 @@ class _Call:
         if not client.topology_description.has_writable_server():
             with self.command(REACH):
                 client.is_mongos  # noqa: B018  # waits for such a server, and sends nothing
-
-
-# --- documents --------------------------------------------------------------------------------------------------------
-
-
-def _exact_decimal(text: str) -> Decimal128 | None:
-    try:
-        value = Decimal128(text)
-    except ArithmeticError:
-        return None
-    return value if str(value.to_decimal()) == text else None  # a large exponent would be folded into zeros
-
-
-# The tags of `_document` that BSON has a type for, and how their text becomes it.
-_NATIVE: Final[Mapping[str, Callable[[str], Any]]] = {
-    "$bytes": b64decode,
-    "$uuid": UUID,
-    "$decimal": _exact_decimal,
-}
-_TEXT: Final = "$json"
-_ODD: Final = "$key:"  # in front of a key that BSON or the driver would not give back; behind it `%00` stands for NUL
-_TAKEN: Final = frozenset({_TEXT, "$ref", "$id", "$db"})  # the last three look like a reference to the driver
-
-
-def _to_bson(value: Any, level: int) -> Any:
-    """Return a part of a JSON-safe document as BSON keeps it: natively where it comes back exactly."""
-    kind = type(value)
-    if kind is dict:
-        if len(value) == 1:
-            ((key, only),) = value.items()
-            if key in _NATIVE and (native := _NATIVE[key](only)) is not None:
-                return native
-        if level <= MAX_LEVELS:
-            return {_to_key(key): _to_bson(part, level + 1) for key, part in value.items()}
-    elif kind is list:
-        if level <= MAX_LEVELS:
-            return [_to_bson(part, level + 1) for part in value]
-    else:
-        return value
-    return {_TEXT: json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))}
-
-
-def _from_bson(value: Any) -> Any:
-    kind = type(value)
-    if kind is dict:
-        if len(value) == 1 and type(text := value.get(_TEXT)) is str:
-            return json.loads(text)
-        return {_from_key(key): _from_bson(part) for key, part in value.items()}
-    if kind is list:
-        return [_from_bson(part) for part in value]
-    return value.to_decimal() if kind is Decimal128 else value
-
-
-def _to_key(key: str) -> str:
-    if "\0" in key or key in _TAKEN or key.startswith(_ODD):
-        return _ODD + key.replace("%", "%25").replace("\0", "%00")
-    return key
-
-
-def _from_key(key: str) -> str:
-    return key[len(_ODD) :].replace("%00", "\0").replace("%25", "%") if key.startswith(_ODD) else key
-
-
-def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> Record:
-    """Return the record of a document without its `_id`. Raises: UndecodableError, NotEncodableError, SessionTooLargeError."""
-    state = None
-    if document.get("deleted") is not True:
-        if type(document.get("state")) is not dict:
-            raise UndecodableError("it has no state")
-        try:
-            values = _from_bson(document["state"])
-        except (RecursionError, ValueError) as error:
-            raise UndecodableError(f"malformed text: {type(error).__name__}") from None
-        state = encode_state(from_document(values), 2 * MAX_BYTES)  # as bytes it is smaller than as BSON
-    elif "state" in document:
-        raise UndecodableError("it is deleted and has a state")
-    if document.keys() == {"state"}:
-        now = time.time()
-        return Record(session_id, 0, state, b"", b"", now, now + expires_in)
-    return Record(session_id, *_read_rest(document, state))
-
-
-def _read_rest(
-    document: Mapping[str, Any], state: bytes | None
-) -> tuple[int, bytes | None, bytes, bytes, float, float]:
-    """Return all fields behind the session id. Raises: UndecodableError."""
-    if document.get("format") != FORMAT:
-        raise UndecodableError(f"its format version is {document.get('format')!r}, and this release reads {FORMAT}")
-    try:
-        version = document["version"]
-        write_ids, event_ids = document["write_ids"], document["event_ids"]
-        last_activity, expires_at = document["last_activity"], document["expires_at"]
-    except KeyError as error:
-        raise UndecodableError(f"it has no {error}") from None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
-        raise UndecodableError("its version is out of range")
-    if type(write_ids) is not list or any(type(one) is not bytes or len(one) != 8 for one in write_ids):
-        raise UndecodableError("its write_ids are not ids of 8 bytes")
-    if type(event_ids) is not bytes or len(event_ids) % 8:
-        raise UndecodableError("its event_ids are not ids of 8 bytes")
-    if type(last_activity) is not float or type(expires_at) is not float or not isfinite(last_activity + expires_at):
-        raise UndecodableError("one of its times is no finite number")
-    return int(version), state, b"".join(write_ids), event_ids, last_activity, expires_at
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,190 @@
+"""A session as MongoDB keeps it: its values under `state`, natively where BSON gives them back exactly, the rest beside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from math import isfinite
+from typing import Any, Final
+from uuid import UUID
+
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.datetime_ms import DatetimeMS
+from bson.decimal128 import Decimal128
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+
+from actorbot._codec import decode_state, encode_state
+from actorbot._document import from_document, to_document
+from actorbot._record import Record
+from actorbot._values import UndecodableError
+from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
+
+__all__ = ["FORMAT", "GRACE", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record"]
+
+FORMAT: Final = 1
+GRACE: Final = 120.0  # seconds that the server keeps a record longer: its next write may still be on its way
+MAX_BYTES: Final = 16 * 1024**2
+MAX_LEVELS: Final = 90  # of documents and arrays; beyond them a value is kept as text. MongoDB takes 100
+LATEST: Final = 253_402_300_799.0  # the end of the year 9999: what dates can say
+
+# Read strictly, so that what is damaged is noticed; leniently only to learn whose record it is.
+OPTIONS: Final = CodecOptions[dict[str, Any]](
+    tz_aware=True, tzinfo=UTC, uuid_representation=UuidRepresentation.STANDARD
+)
+_LENIENT: Final = CodecOptions[dict[str, Any]](
+    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_MS
+)
+RAW: Final = CodecOptions(document_class=RawBSONDocument, uuid_representation=UuidRepresentation.STANDARD)
+
+
+def encode_record(record: Record, *, store: str) -> bytes:
+    """Return the document of *record* as BSON. Raises: CorruptSessionError, NotEncodableError, SessionTooLargeError."""
+    document: dict[str, Any] = {"_id": record.session_id}
+    try:
+        if record.state is None:
+            document["deleted"] = True
+        else:
+            # Part by part: at the top level of a session nothing is a tag, whatever its only key is called.
+            parts = to_document(decode_state(record.state)).items()
+            document["state"] = {_to_key(key): _to_bson(part, 3) for key, part in parts}
+        document |= {
+            "format": FORMAT,
+            "version": record.version,
+            "write_ids": [record.write_ids[i : i + 8] for i in range(0, len(record.write_ids), 8)],
+            "event_ids": record.event_ids,
+            "last_activity": float(record.last_activity),
+            "expires_at": float(record.expires_at),
+            "expireAt": DatetimeMS(round(min(max(record.expires_at, 0.0) + GRACE, LATEST) * 1000)),
+        }
+        raw = bson.encode(document, codec_options=OPTIONS)
+    except UndecodableError as error:
+        raise CorruptSessionError(store, record.session_id, str(error)) from error
+    except (BSONError, ArithmeticError, ValueError) as error:  # whose texts may quote the session
+        raise NotEncodableError("session", f"BSON cannot hold it ({type(error).__name__})") from None
+    if len(raw) > MAX_BYTES:
+        raise SessionTooLargeError(
+            "session", f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB", limit=MAX_BYTES
+        )
+    return raw
+
+
+def decode_record(
+    raw: bytes | memoryview, *, store: str, expires_in: float
+) -> tuple[str, Record | CorruptSessionError]:
+    """Return the session id of a document, and its record; a session that is adopted ends in *expires_in* seconds."""
+    try:
+        document = bson.decode(raw, OPTIONS)
+    except (BSONError, ArithmeticError, ValueError) as error:
+        session_id = bson.decode(raw, _LENIENT)["_id"]
+        return session_id, CorruptSessionError(store, session_id, f"its BSON is malformed: {error}")
+    session_id = document.pop("_id")
+    try:
+        return session_id, _to_record(session_id, document, expires_in)
+    except (UndecodableError, NotEncodableError, SessionTooLargeError) as error:
+        return session_id, CorruptSessionError(store, session_id, str(error))
+
+
+def _exact_decimal(text: str) -> Decimal128 | None:
+    try:
+        value = Decimal128(text)
+    except ArithmeticError:
+        return None
+    return value if str(value.to_decimal()) == text else None  # a large exponent would be folded into zeros
+
+
+# The tags of `_document` that BSON has a type for, and how their text becomes it.
+_NATIVE: Final[Mapping[str, Callable[[str], Any]]] = {
+    "$bytes": b64decode,
+    "$uuid": UUID,
+    "$decimal": _exact_decimal,
+}
+_TEXT: Final = "$json"
+_ODD: Final = "$key:"  # in front of a key that BSON or the driver would not give back; behind it `%00` stands for NUL
+_TAKEN: Final = frozenset({_TEXT, "$ref", "$id", "$db"})  # the last three look like a reference to the driver
+
+
+def _to_bson(value: Any, level: int) -> Any:
+    """Return a part of a JSON-safe document as BSON keeps it: natively where it comes back exactly."""
+    kind = type(value)
+    if kind is dict:
+        if len(value) == 1:
+            ((key, only),) = value.items()
+            if key in _NATIVE and (native := _NATIVE[key](only)) is not None:
+                return native
+        if level <= MAX_LEVELS:
+            return {_to_key(key): _to_bson(part, level + 1) for key, part in value.items()}
+    elif kind is list:
+        if level <= MAX_LEVELS:
+            return [_to_bson(part, level + 1) for part in value]
+    else:
+        return value
+    return {_TEXT: json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))}
+
+
+def _from_bson(value: Any) -> Any:
+    kind = type(value)
+    if kind is dict:
+        if len(value) == 1 and type(text := value.get(_TEXT)) is str:
+            return json.loads(text)
+        return {_from_key(key): _from_bson(part) for key, part in value.items()}
+    if kind is list:
+        return [_from_bson(part) for part in value]
+    return value.to_decimal() if kind is Decimal128 else value
+
+
+def _to_key(key: str) -> str:
+    if "\0" in key or key in _TAKEN or key.startswith(_ODD):
+        return _ODD + key.replace("%", "%25").replace("\0", "%00")
+    return key
+
+
+def _from_key(key: str) -> str:
+    return key[len(_ODD) :].replace("%00", "\0").replace("%25", "%") if key.startswith(_ODD) else key
+
+
+def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> Record:
+    """Return the record of a document without its `_id`. Raises: UndecodableError, NotEncodableError, SessionTooLargeError."""
+    state = None
+    if document.get("deleted") is not True:
+        if type(document.get("state")) is not dict:
+            raise UndecodableError("it has no state")
+        try:
+            values = _from_bson(document["state"])
+        except (RecursionError, ValueError) as error:
+            raise UndecodableError(f"malformed text: {type(error).__name__}") from None
+        state = encode_state(from_document(values), 2 * MAX_BYTES)  # as bytes it is smaller than as BSON
+    elif "state" in document:
+        raise UndecodableError("it is deleted and has a state")
+    if document.keys() == {"state"}:
+        now = time.time()
+        return Record(session_id, 0, state, b"", b"", now, now + expires_in)
+    return Record(session_id, *_read_rest(document, state))
+
+
+def _read_rest(
+    document: Mapping[str, Any], state: bytes | None
+) -> tuple[int, bytes | None, bytes, bytes, float, float]:
+    """Return all fields behind the session id. Raises: UndecodableError."""
+    if document.get("format") != FORMAT:
+        raise UndecodableError(f"its format version is {document.get('format')!r}, and this release reads {FORMAT}")
+    try:
+        version = document["version"]
+        write_ids, event_ids = document["write_ids"], document["event_ids"]
+        last_activity, expires_at = document["last_activity"], document["expires_at"]
+    except KeyError as error:
+        raise UndecodableError(f"it has no {error}") from None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise UndecodableError("its version is out of range")
+    if type(write_ids) is not list or any(type(one) is not bytes or len(one) != 8 for one in write_ids):
+        raise UndecodableError("its write_ids are not ids of 8 bytes")
+    if type(event_ids) is not bytes or len(event_ids) % 8:
+        raise UndecodableError("its event_ids are not ids of 8 bytes")
+    if type(last_activity) is not float or type(expires_at) is not float or not isfinite(last_activity + expires_at):
+        raise UndecodableError("one of its times is no finite number")
+    return int(version), state, b"".join(write_ids), event_ids, last_activity, expires_at
