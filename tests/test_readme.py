@@ -1,4 +1,4 @@
-"""The README's Python runs."""
+"""The Python of the README and of the pages about stores and testing runs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ def run(program: str, lines: str, folder: Path) -> str:
 @pytest.mark.parametrize(("program", "says"), list(zip(PROGRAMS, SAID, strict=True)))
 def test_the_readme_s_programs_run(program: str, says: str, tmp_path: Path) -> None:
     assert says in run(program, "Hi\nTim\n", tmp_path)
+
+
+TESTING = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "program", [block for block in re.findall(r"```python\n(.*?)```", TESTING, re.DOTALL) if "run(" in block]
+)
+def test_what_the_page_about_testing_prints_is_what_it_says(program: str, tmp_path: Path) -> None:
+    said = re.findall(r"print\(.*\)  # (.*)", program)
+
+    assert run(program, "", tmp_path).splitlines() == said
 
 
 def test_the_tests_that_the_readme_names_exist() -> None:
