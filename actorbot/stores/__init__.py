@@ -1,5 +1,6 @@
 """Where sessions are kept. The rest of actorbot knows a store by `base.RecordStore` and your own driver by `SessionStore`."""
 
+from actorbot.stores._copy import CopyReport, copy
 from actorbot.stores.base import ONE_YEAR, Record, RecordStore, SessionStore, Write
 from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
@@ -7,11 +8,13 @@ from actorbot.stores.url import store_from_url
 
 __all__ = [
     "ONE_YEAR",
+    "CopyReport",
     "FileSessionStore",
     "MemorySessionStore",
     "Record",
     "RecordStore",
     "SessionStore",
     "Write",
+    "copy",
     "store_from_url",
 ]

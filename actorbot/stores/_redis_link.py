@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -95,6 +95,21 @@ class Link:
             for n, answer in zip(moved, self._run([calls[n] for n in moved], writes), strict=True):
                 answers[n] = answer
         return answers
+
+    def scan(self, pattern: bytes, at_once: int) -> Iterator[list[bytes]]:
+        """Yield the keys that match *pattern*, some at a time, of each server that has slots. Raises: StoreUnavailableError."""
+        servers = [self._first]
+        if self._slots is not None:
+            self._learn()
+            servers = list(dict.fromkeys(server for _, _, server in self._slots))
+        for server in servers:
+            cursor: bytes | int = 0
+            while cursor != b"0":
+                answer = server.ask([("SCAN", cursor, "MATCH", pattern, "COUNT", at_once)])[0]
+                if isinstance(answer, StoreUnavailableError):
+                    raise answer
+                cursor, keys = answer
+                yield list(dict.fromkeys(keys))
 
     def _run(self, calls: Sequence[tuple[bytes, Command]], writes: bool) -> list[Any]:
         if self._stale and self._slots is not None:

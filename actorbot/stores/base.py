@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
@@ -39,6 +39,7 @@ class SessionStore(Protocol):
     * `read_many(session_ids) -> Mapping[str, dict]` and `write_many(Sequence[tuple[str, dict]])`: one call per batch,
     * `compare_and_write(session_id, data, base) -> bool`: write only if the stored `data["$actorbot"]["write_ids"][0]` equals
       *base* (`None`: nothing is stored), and say whether it was written. With it, two processes cannot overwrite each other,
+    * `ids()`: all session ids, as an iterable or an async iterable; for `actorbot.stores.copy` and the command `actorbot sessions`,
     * `close()`.
 
     What was destroyed leaves nothing behind, so a session that another process still has in memory may be written again by it: the
@@ -118,6 +119,24 @@ class RecordStore(ABC):
         Called now and then by the registry, on the writing thread. A server that expires records by itself keeps this default: nothing.
         """
         return ()
+
+    def scan(self) -> Iterator[Record | ActorbotError]:
+        """Yield every record, expired ones and tombstones too, in no particular order; for what cannot be read, why.
+
+        What is there all along is yielded at least once (Redis may yield a record twice); what comes and goes meanwhile may be, or not.
+        For tools: it runs on the caller's thread, and reads a page at a time. Raises: StoreUnavailableError; ConfigError if the
+        store cannot list its sessions.
+        """
+        raise self._unlisted()
+
+    def count(self) -> int:
+        """Return about how many records `scan` will yield, without reading them. Raises: as `scan`."""
+        raise self._unlisted()
+
+    def _unlisted(self) -> ConfigError:
+        return ConfigError(
+            "store", self.name, "a store that can list its sessions; your own driver needs a method ids()"
+        )
 
     def close(self) -> None:  # noqa: B027  # not every store holds something
         """Release what `init` acquired. Calling it twice is no error."""

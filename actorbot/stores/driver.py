@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Self
@@ -85,6 +85,31 @@ class DriverStore(RecordStore):
             calls = [(session_id,) for session_id in session_ids]
             answers, self.reads_at_once = self._call_each(self._driver.read, calls)
         return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
+
+    def scan(self) -> Iterator[Record | ActorbotError]:
+        ids = self._ids()
+        while ids:
+            page, ids = ids[: self.reads_at_once], ids[self.reads_at_once :]
+            yield from (found for found in self.read_many(page) if found is not None)
+
+    def count(self) -> int:
+        return len(self._ids())
+
+    def _ids(self) -> list[str]:
+        if not callable(ids := getattr(self._driver, "ids", None)):
+            raise self._unlisted()
+        try:
+            found = self._call(ids)
+            if isinstance(found, AsyncIterable):
+                listed = found
+
+                async def collect() -> list[str]:
+                    return [session_id async for session_id in listed]
+
+                found = self._run(collect)
+            return list(found)
+        except BaseException as error:
+            raise StoreUnavailableError(self.name, f"ids failed: {type(error).__name__}: {error}") from error
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         if not self._writes_many:

@@ -160,6 +160,35 @@ class FileSessionStore(RecordStore):
         finally:
             os.close(descriptor)
 
+    def scan(self) -> Iterator[Record | ActorbotError]:
+        for name in self._names():
+            try:
+                data = self._read_file(name)
+            except FileNotFoundError:
+                continue  # it has gone meanwhile
+            except OSError as error:
+                yield StoreUnavailableError(self.name, f"{self.directory}/{name} cannot be read: {error}")
+                continue
+            yield self._to_record(name, data)
+
+    def _to_record(self, name: str, data: bytes) -> Record | ActorbotError:
+        session_id = Record.peek_id(data)
+        if session_id and file_name(session_id) != name:
+            return CorruptSessionError(self.name, session_id, f"{self.directory}/{name} is not the name of its file")
+        try:
+            return Record.from_bytes(data, session_id=session_id, store=self.name)
+        except CorruptSessionError as error:
+            return CorruptSessionError(self.name, session_id or name, error.reason)
+
+    def count(self) -> int:
+        return len(self._names())
+
+    def _names(self) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._dir) if name.startswith("s-") and name.endswith(SUFFIX)]
+        except OSError as error:
+            raise StoreUnavailableError(self.name, f"{self.directory} cannot be listed: {error}") from error
+
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 from cachetools import Cache, LRUCache
@@ -99,6 +99,15 @@ class MemorySessionStore(RecordStore):
             except Exception:
                 logger.exception("on_evict failed", extra={"session_id": session_id})
 
+    def scan(self) -> Iterator[Record | ActorbotError]:
+        with self._lock:
+            found = [*_look_at(self._sessions), *_look_at(self._tombstones)]
+        yield from found
+
+    def count(self) -> int:
+        with self._lock:
+            return len(self._sessions) + len(self._tombstones)
+
     def sweep(self, now: float) -> Iterable[Record]:
         with self._lock:
             gone = [_remove_ended(records, now) for records in (self._sessions, self._tombstones)]
@@ -106,8 +115,11 @@ class MemorySessionStore(RecordStore):
 
 
 def _remove_ended(records: _Lru, now: float) -> list[Record]:
-    stored = (Cache.__getitem__(records, session_id) for session_id in records)  # past LRUCache's: a look is no use
-    ended = [record for record in stored if record.is_expired(now)]
+    ended = [record for record in _look_at(records) if record.is_expired(now)]
     for record in ended:
         del records[record.session_id]
     return ended
+
+
+def _look_at(records: _Lru) -> list[Record]:
+    return [Cache.__getitem__(records, session_id) for session_id in records]  # past LRUCache's: a look is no use

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import inf
 from typing import Any, ClassVar, Final, Self
@@ -54,6 +54,7 @@ CALL: Final = 4.0  # seconds for a call with all its commands, less than the fiv
 REACH: Final = 1.0
 CLOSE: Final = 1.0
 TRIES: Final = 3
+PAGE: Final = 250  # sessions that a scan reads at a time
 OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps keys with `$` where they are nested
 
 _DUPLICATE: Final = 11000
@@ -195,6 +196,29 @@ class MongoSessionStore(RecordStore):
             documents = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
         found = dict(decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in documents)
         return [found.get(session_id) for session_id in session_ids]
+
+    def scan(self) -> Iterator[Record | ActorbotError]:
+        last = ""
+        while page := self._read_page(last):
+            yield from (record for _, record in page)
+            last = page[-1][0]
+
+    def _read_page(self, after: str) -> list[tuple[str, Record | CorruptSessionError]]:
+        """Read the sessions whose ids come next: what has an `_id` that is no text is none."""
+        call = _Call(self._patience)
+        try:
+            with call.command():
+                page = self._collection.find({"_id": {"$gt": after}}, {"expireAt": False}).sort("_id").limit(PAGE)
+                return [decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in page]
+        except PyMongoError as error:
+            raise StoreUnavailableError(self.name, f"listing {self._hosts} failed: {_short(error)}") from error
+
+    def count(self) -> int:
+        try:
+            with _Call(self._patience).command():
+                return self._collection.estimated_document_count()
+        except PyMongoError as error:
+            raise StoreUnavailableError(self.name, f"counting in {self._hosts} failed: {_short(error)}") from error
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 from unittest import SkipTest
 
 from actorbot._codec import decode_state, encode_state
-from actorbot.errors import ActorbotError, ConflictError, StoreUnavailableError
+from actorbot.errors import ActorbotError, ConfigError, ConflictError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.stores.driver import DriverStore
 
@@ -18,6 +18,7 @@ __all__ = [
     "destroy",
     "expect",
     "expect_records",
+    "expect_scan",
     "get",
     "make_record",
     "make_tombstone",
@@ -27,6 +28,7 @@ __all__ = [
     "read_document",
     "refused",
     "skip_unless_it_compares",
+    "skip_unless_it_lists",
     "spelled",
     "write_all",
 ]
@@ -123,6 +125,30 @@ def read_document(store: RecordStore, session_id: str) -> Any:
 def skip_unless_it_compares(store: RecordStore) -> None:
     if isinstance(store, DriverStore) and not store.compares:
         raise SkipTest("the driver has no compare_and_write")
+
+
+def skip_unless_it_lists(store: RecordStore) -> None:
+    try:
+        store.count()
+    except ConfigError as error:
+        raise SkipTest("the store cannot list its sessions") from error
+
+
+def expect_scan(store: RecordStore, expected: Mapping[str, Record]) -> list[Record]:
+    """Expect a scan to yield these, perhaps more than once, and return what else it does."""
+    missing, others = dict(expected), []
+    for found in store.scan():
+        if isinstance(found, ActorbotError):
+            raise AssertionError(f"{store.name}: a scan failed on a session: {found}") from found
+        missing.pop(found.session_id, None)
+        if found.session_id in expected:
+            expect_records(store, [found], [expected[found.session_id]])
+        else:
+            others.append(found)
+    must(not missing, store, f"a scan leaves out {len(missing)} of {len(expected)} sessions: {list(missing)[:5]}")
+    odd = [each.session_id for each in others if each.state is not None]
+    must(not odd, store, f"a scan yields what was never stored: {odd[:5]}")
+    return others
 
 
 def spelled(value: Any) -> str:

@@ -18,6 +18,7 @@ from actorbot.testing._asking import (
     destroy,
     expect,
     expect_records,
+    expect_scan,
     get,
     make_record,
     make_tombstone,
@@ -27,6 +28,7 @@ from actorbot.testing._asking import (
     read_document,
     refused,
     skip_unless_it_compares,
+    skip_unless_it_lists,
     spelled,
     write_all,
 )
@@ -273,6 +275,37 @@ class StoreContract:
             if failures:
                 raise failures[0]
             expect_records(store, read(store, ids), [current[each] for each in ids])
+
+    # --- listing ------------------------------------------------------------------------------------------------------
+
+    def test_a_scan_yields_what_is_stored_and_nothing_else(self) -> None:
+        with Opened(self.make_store()) as store:
+            skip_unless_it_lists(store)
+            stored = {each: make_record(each, {"id": each}) for each in IDS}
+            stored["past"] = make_record("past", {}, expires_at=1.0)
+            write_all(store, [Write(each, b"") for each in stored.values()])
+            expect_scan(store, stored)
+            destroy(store, IDS[0])
+            found = expect_scan(store, {each: record for each, record in stored.items() if each != IDS[0]})
+
+            must(all(each.state is None for each in found), store, f"a scan yields {IDS[0]!r}, which was destroyed")
+
+    def test_a_scan_of_many_sessions_is_whole(self) -> None:
+        with Opened(self.make_store()) as store:
+            skip_unless_it_lists(store)
+            stored = {f"user:{n}": make_record(f"user:{n}", {"n": n}) for n in range(1_200)}
+            for at in range(0, 1_200, 200):
+                write_all(store, [Write(each, b"") for each in [*stored.values()][at : at + 200]])
+
+            expect_scan(store, stored)
+
+    def test_a_store_counts_what_it_holds(self) -> None:
+        with Opened(self.make_store()) as store:
+            skip_unless_it_lists(store)
+            must(store.count() == 0, store, f"it counts {store.count()} sessions where there are none")
+            write_all(store, [Write(make_record(each, {}), b"") for each in IDS])
+
+            must(store.count() == len(IDS), store, f"it counts {store.count()} sessions and holds {len(IDS)}")
 
     # --- destroying ---------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
 from actorbot.errors import (
@@ -45,6 +45,12 @@ class _Around(RecordStore):
 
     def sweep(self, now: float) -> Iterable[Record]:
         return self.inner.sweep(now)
+
+    def scan(self) -> Iterator[Record | ActorbotError]:
+        return self.inner.scan()
+
+    def count(self) -> int:
+        return self.inner.count()
 
     def close(self) -> None:
         self.inner.close()

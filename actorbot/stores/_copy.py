@@ -1,0 +1,162 @@
+"""Moving house: all sessions of one store, as they are, into another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from time import time
+from typing import Any, Final
+
+from actorbot._record import Record, has_id
+from actorbot.errors import ActorbotError, ConfigError, ConflictError
+from actorbot.stores.base import RecordStore, Write
+from actorbot.stores.driver import DriverStore
+
+__all__ = ["CopyReport", "copy", "open_store"]
+
+AT_ONCE: Final = 100  # records that are compared and written at a time
+BYTES_AT_ONCE: Final = 16 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What became of the records of a copy."""
+
+    copied: int = 0
+    already_there: int = 0
+    expired: int = 0
+    """Which were left where they are."""
+    destroyed: int = 0
+    """Sessions that an earlier run had copied, and that were destroyed in the source since."""
+    failed: tuple[ActorbotError, ...] = ()
+    """One error for each session that was not copied; it names the session."""
+
+
+def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None = None) -> CopyReport:
+    """Copy all sessions of *source*, any store or driver that can list them, to *target*, any store or driver.
+
+    Records come as they are: values, version, event ids, last activity and end; what has expired is left behind. It may be run
+    again, after an interruption or to bring what has changed since: what is there already is not written again, what a run
+    before has copied is brought up to date, and a session that somebody else has written in the target stays as it is and is
+    reported as a ConflictError.
+
+    Blocks (on an event loop: `await asyncio.to_thread(copy, …)`). Bots that use one of the two should not run meanwhile. Stores of
+    actorbot's are opened if need be and stay open; drivers of four methods are opened and closed, `async def` ones on a loop of
+    the copy's own. *progress* is told after each batch how many records have been looked at.
+
+    Raises: StoreUnavailableError, also OutcomeUnknownError, if a whole batch fails: what came before is in the target; ConfigError.
+    """
+    if source is target:
+        raise ConfigError("target", type(target), "another store than the source")
+    with ExitStack() as stack:
+        out_of, into = (stack.enter_context(open_store(store)) for store in (source, target))
+        totals: dict[str, int] = dict.fromkeys(("copied", "already_there", "expired", "destroyed"), 0)
+        failed: list[ActorbotError] = []
+        seen = 0
+        for batch in _batches(out_of):
+            records = []
+            for found in batch:
+                if isinstance(found, ActorbotError):
+                    failed.append(found)
+                elif found.is_expired(time()) and found.state is not None:
+                    totals["expired"] += 1
+                else:
+                    records.append(found)
+            for outcome in _copy_batch(records, into):
+                if isinstance(outcome, ActorbotError):
+                    failed.append(outcome)
+                elif outcome:
+                    totals[outcome] += 1
+            seen += len(batch)
+            if progress is not None:
+                progress(seen)
+        return CopyReport(**totals, failed=tuple(failed))
+
+
+class open_store:  # noqa: N801  # reads as the function that it is
+    """Open any store as a store of records, for a `with` block, and close it at its end if it is a driver of four methods."""
+
+    def __init__(self, store: Any) -> None:
+        self._runner: asyncio.Runner | None = None
+        self._store = store if isinstance(store, RecordStore) else DriverStore(store, self._run)
+
+    def _run(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+
+        async def finish() -> Any:
+            return await make()
+
+        return self._runner.run(finish())
+
+    def __enter__(self) -> RecordStore:
+        return self._store.init()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if isinstance(self._store, DriverStore):
+                self._store.close()
+        finally:
+            if self._runner is not None:
+                self._runner.close()
+
+
+def _batches(store: RecordStore) -> Iterator[list[Record | ActorbotError]]:
+    batch: list[Record | ActorbotError] = []
+    size = 0
+    for found in store.scan():
+        batch.append(found)
+        size += 0 if isinstance(found, ActorbotError) or found.state is None else len(found.state)
+        if len(batch) == AT_ONCE or size >= BYTES_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _copy_batch(records: Sequence[Record], target: RecordStore) -> Iterator[ActorbotError | str]:
+    """Yield what became of each: how it is counted (`""`: not at all), or the error."""
+    records = [_with_write_id(record) for record in {record.session_id: record for record in records}.values()]
+    there = _in_turn(target.read_many, [record.session_id for record in records], target.reads_at_once)
+    writes: list[Write] = []
+    for record, stored in zip(records, there, strict=True):
+        decided = _decide(record, stored, target.name)
+        if isinstance(decided, Write):
+            writes.append(decided)
+        else:
+            yield decided
+    outcomes = _in_turn(target.write_many, writes, target.writes_at_once)
+    for write, error in zip(writes, outcomes, strict=True):
+        yield error if error is not None else "copied" if write.record.state is not None else "destroyed"
+
+
+def _in_turn(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any], at_once: int) -> list[Any]:
+    return [answer for at in range(0, len(items), at_once) for answer in call(items[at : at + at_once])]
+
+
+def _with_write_id(record: Record) -> Record:
+    """Give a record that has none, an adopted document, a write id that a later run will find again."""
+    if record.write_ids:
+        return record
+    content = record.session_id.encode() + b"\0" + (record.state or b"")
+    return replace(record, write_ids=blake2b(content, digest_size=8).digest())
+
+
+def _decide(record: Record, stored: Record | ActorbotError | None, target: str) -> Write | ActorbotError | str:
+    if isinstance(stored, ActorbotError):
+        return stored
+    if stored is None:
+        return "" if record.state is None else Write(record, b"")
+    if stored.write_id == record.write_id:
+        return "already_there"
+    if stored.write_id and has_id(record.write_ids, stored.write_id):
+        return Write(record, stored.write_id)
+    if (
+        record.state is None and stored.last_activity <= record.last_activity
+    ):  # the end of a session knows no earlier ids
+        return "" if stored.state is None else Write(record, stored.write_id)
+    reason = "it was written in the target by someone else; destroy it there if the source's is to take its place"
+    return ConflictError(target, reason, session_id=record.session_id)
