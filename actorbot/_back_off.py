@@ -34,6 +34,10 @@ class Failures:
         self._known[session_id] = (failures, now + pause, error)
         return pause
 
+    def count(self, now: float) -> int:
+        """Count the sessions that are left alone."""
+        return sum(now < until for _, until, _ in list(self._known.values()))
+
     def forget(self, session_id: str) -> None:
         """Leave the session alone no longer."""
         self._known.pop(session_id, None)

@@ -44,7 +44,8 @@ async def shut(engine: Engine, seconds: float) -> ShutdownReport:
     for running in list(engine.hooks.running):
         await _try(home, running, until)
     turns.flusher.stop()
-    unflushed = _behind(actors)
+    await _try(home, engine.close_journal(), max(until, monotonic() + 1.0))
+    unflushed = _behind(engine, actors)
     await _try(home, engine.writer.call(engine.store.close), max(until, monotonic() + 1.0))
     report = ShutdownReport(unflushed, unfinished, len(turns.outbox), monotonic() - start)
     if not report.clean:
@@ -61,16 +62,21 @@ def shut_without_loop(engine: Engine, seconds: float) -> ShutdownReport:
     until = start + seconds
     engine.registry.close_intake()
     actors = list(engine.registry.resident())
-    for future in (lambda: engine.turns.flusher.flush(actors), lambda: engine.writer.call(engine.store.close)):
+    for future in (
+        lambda: engine.turns.flusher.flush(actors),
+        engine.close_journal,
+        lambda: engine.writer.call(engine.store.close),
+    ):
         try:
             future().result(max(until - monotonic(), 0.0))
         except (TimeoutError, ActorbotError) as error:
             logger.error("closing without an event loop: %s", error)
-    return ShutdownReport(_behind(actors), 0, len(engine.turns.outbox), monotonic() - start)
+    return ShutdownReport(_behind(engine, actors), 0, len(engine.turns.outbox), monotonic() - start)
 
 
-def _behind(actors: Iterable[SessionActor]) -> tuple[str, ...]:
-    return tuple(actor.session_id for actor in actors if actor.behind())
+def _behind(engine: Engine, actors: Iterable[SessionActor]) -> tuple[str, ...]:
+    behind = dict.fromkeys(actor.session_id for actor in actors if actor.behind())
+    return tuple(behind | dict.fromkeys(engine.only_in_journal()))
 
 
 async def _settle(engine: Engine, actors: Iterable[SessionActor], until: float) -> None:

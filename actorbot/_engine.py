@@ -11,6 +11,8 @@ from actorbot._context import Context
 from actorbot._flusher import Flusher
 from actorbot._home import Home, is_plain, new_future
 from actorbot._hooks import Hooks
+from actorbot._journal import Journal
+from actorbot._journal_file import JournalFile
 from actorbot._options import Options
 from actorbot._outbox import Outbox
 from actorbot._registry import Registry
@@ -52,15 +54,22 @@ class Engine:
 
     async def start(self) -> None:
         """Open the store, and make and start what needs it open. Raises: store errors."""
+        options = self._options
+        journal = self._journal = self._make_journal()
         try:
+            if journal is not None:
+                await self.home.wait(journal.open())
             await self.home.wait(self.writer.call(self.store.init))
         except BaseException:
+            if journal is not None:
+                await self.home.wait(journal.close())
             self.writer.close()
             self._release()
             raise
-        options = self._options
-        flusher = Flusher(self.store, self.writer, options.policy, self._clock, self.hooks.tell_conflict)
-        self.turns = self._make_turns(flusher)
+        flusher = self._flusher = Flusher(
+            self.store, self.writer, options.policy, self._clock, self.hooks.tell_conflict, journal
+        )
+        self.turns = self._make_turns(flusher, journal)
         self.loader = Loader(self.store, self._reader, READ_AT_ONCE)
         self.registry = Registry(
             self.turns, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
@@ -69,8 +78,50 @@ class Engine:
             actor.begin()
         self.registry.sweep_later()
         self._sweep_store_later()
+        if journal is not None:
+            await self._recover(journal, flusher)
 
-    def _make_turns(self, flusher: Flusher) -> Turns:
+    def _make_journal(self) -> Journal | None:
+        policy = self._options.policy
+        if policy.mode != "journaled":
+            return None
+        return Journal(
+            JournalFile(policy.path, policy.sync),
+            self._clock,
+            policy.store_deadline,
+            self.home.post,
+            self._note_journal,
+            keeps=not self.store.outlives_process,
+        )
+
+    def _note_journal(self, size: int) -> None:
+        self._flusher.note_journal(size)
+
+    async def _recover(self, journal: Journal, flusher: Flusher) -> None:
+        """Bring what the journal has from an earlier process to the store, and wait for that as long as for one of the store's calls."""
+        for entry in await self.home.wait(journal.conflicts()):
+            self.hooks.keep(entry.record.session_id, entry.committed)
+        if self.store.outlives_process:
+            flusher.note_journal(journal.bytes)
+        found = len(journal.ids())
+        if found:
+            logger.info("%d sessions in the journal are newer than the store, or may be", found)
+            recovered = new_future()
+
+            async def recover() -> None:
+                try:
+                    await self.registry.replay()
+                finally:
+                    recovered.set_result(None)
+
+            self.home.spawn(recover)
+            try:
+                await self.home.wait(recovered, self._options.policy.store_deadline)
+            except TimeoutError:
+                logger.info("the rest of the journal goes to the store while the bot runs")
+        flusher.on_answer = lambda: self.home.spawn(self.registry.replay)
+
+    def _make_turns(self, flusher: Flusher, journal: Journal | None) -> Turns:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
@@ -84,6 +135,7 @@ class Engine:
             max_session_bytes=options.max_session_bytes,
             max_mailbox=options.max_mailbox,
             flusher=flusher,
+            journal=journal,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.tell_undelivered),
             handle=hooks.bound("handler") or _no_handler,
             handle_here=handler if plain else None,
@@ -92,6 +144,18 @@ class Engine:
             on_expire=hooks.tell_expired,
             handler_timeout=options.handler_timeout,
         )
+
+    def close_journal(self) -> Future[None]:
+        """Have the journal commit what it was told, and let go of its file."""
+        if self._journal is not None:
+            return self._journal.close()
+        closed = new_future()
+        closed.set_result(None)
+        return closed
+
+    def only_in_journal(self) -> list[str]:
+        """List the sessions of which the store does not have what the journal, closed, has."""
+        return [] if self._journal is None or not self.store.outlives_process else self._journal.ids()
 
     def end(self) -> None:
         """Let go of every thread; the last step of a close."""
@@ -121,10 +185,14 @@ class Engine:
             running=len(turns.running),
             dirty_bytes=flusher.dirty_bytes,
             oldest_dirty=flusher.oldest_dirty(),
+            events_at_risk=0 if self._journal is not None else flusher.events(),
+            bytes_at_risk=0 if self._journal is not None else flusher.dirty_bytes,
+            journal_bytes=flusher.journal_bytes,
             store_reads=self.loader.reads,
             store_writes=flusher.writes,
             store_retries=flusher.retries,
             conflicts=flusher.conflicts,
+            backed_off=registry.backed_off(),
             dead_letters=self.hooks.dead_letters,
             replies_waiting=len(turns.outbox),
         )
@@ -134,6 +202,8 @@ class Engine:
         flusher = self.turns.flusher
         if not (flusher.is_running() and self.registry.is_running()):
             return Health("failing", "an actor of the manager has ended; restart the process")
+        if self._journal is not None and self._journal.broken is not None:
+            return Health("failing", f"journal: {self._journal.broken}; no event is acknowledged")
         if flusher.full:
             return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
         if flusher.outage_since is not None:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from actorbot._actor import Envelope
 from actorbot._clock import Clock
+from actorbot._entry import rebase, write_id_of
+from actorbot._journal import Journal
 from actorbot._listeners import ALL, ANY_NEWS, Listeners, tell_first_error, tell_news
 from actorbot._mailbox import Mailbox
 from actorbot._policy import FlushPolicy
@@ -31,6 +33,7 @@ from actorbot._writes import (
     Relieve,
     RetryDue,
     Returned,
+    Spill,
     WriteThrough,
     is_lost,
 )
@@ -41,11 +44,15 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores.base import RecordStore
+from actorbot.stores.base import RecordStore, Write
 
 __all__ = ["Flusher"]
 
 logger = logging.getLogger("actorbot")
+
+LOOKS: Final = (
+    3  # at the store, for a recovered session: between a look and its write, a write of the dead process may come
+)
 
 
 class Flusher(Unflushed, Mailbox):
@@ -63,8 +70,12 @@ class Flusher(Unflushed, Mailbox):
         policy: FlushPolicy,
         clock: Clock,
         on_conflict: Callable[[Flushable, Committed], None],
+        journal: Journal | None = None,
     ) -> None:
         super().__init__(policy, clock)
+        self._journal = journal
+        self.on_answer: Callable[[], None] | None = None
+        """Called, on the store's thread, when the store takes writes again."""
         self._store = store
         self._thread = thread
         self._on_conflict = on_conflict
@@ -134,6 +145,10 @@ class Flusher(Unflushed, Mailbox):
         """Write *committed* before it is committed. The caller holds the session's turn until the future is done."""
         return self._ask(WriteThrough(session, committed, forced))
 
+    def spill(self, session: Flushable) -> None:
+        """Let go of *session*, which leaves memory with its newest state in the journal. The caller holds its turn."""
+        self.notify(Spill(session))
+
     def relieve(self, session: Flushable) -> Future[None]:
         """Flush *session*, which has come to `max_events`. The future never fails, and does not outlast the news of an outage."""
         return self._ask(Relieve(session))
@@ -167,8 +182,7 @@ class Flusher(Unflushed, Mailbox):
         """Write a batch, then let in who waits for the thread or with a message; pass the turn on when there is nothing to write."""
         try:
             if not self.closed and (jobs := self._next_jobs()):
-                writes = [job.write for job in jobs]
-                answer = self._thread.run(partial(self._overdue, jobs), self._store.write_many, writes)
+                answer = self._thread.run(partial(self._overdue, jobs), self._write, jobs)
                 if answer is None:
                     self.notify(Returned(jobs))
                     return  # another thread has the turn
@@ -179,6 +193,33 @@ class Flusher(Unflushed, Mailbox):
         except Exception:
             logger.exception("the flusher met an error of its own while writing")
         self.leave()
+
+    def _write(self, jobs: list[Job]) -> Sequence[ActorbotError | None]:
+        if not any(job.session.lineages for job in jobs):
+            return self._store.write_many([job.write for job in jobs])
+        outcomes: dict[Job, ActorbotError | None] = {}
+        left = jobs
+        for _ in range(LOOKS):
+            settled = self._rebase([job for job in left if job.session.lineages])
+            left = [job for job in left if job not in settled]
+            written = self._store.write_many([job.write for job in left]) if left else ()
+            outcomes |= settled | dict(zip(left, written, strict=True))
+            left = [job for job in left if job.session.lineages and isinstance(outcomes[job], ConflictError)]
+            if not left:
+                break
+        return [outcomes[job] for job in jobs]
+
+    def _rebase(self, jobs: list[Job]) -> dict[Job, ActorbotError | None]:
+        """Make the writes of recovered sessions fit what the store has; return what is settled by looking."""
+        settled: dict[Job, ActorbotError | None] = {}
+        found = self._store.read_many([job.session.session_id for job in jobs]) if jobs else ()
+        for job, stored in zip(jobs, found, strict=True):
+            verdict = rebase(job.write, job.session.lineages, stored, self._store.name)
+            if isinstance(verdict, Write):
+                job.write = verdict
+            else:
+                settled[job] = verdict
+        return settled
 
     def _overdue(self, jobs: list[Job], error: ActorbotError) -> None:
         """Go on in the place of a call that has not come back; nobody waits for its sessions any more."""
@@ -218,6 +259,8 @@ class Flusher(Unflushed, Mailbox):
                     self._wanted[session] = message
                     if self._retries.is_down:
                         self._retries.paused = False  # whoever waits for it learns at once whether the store is back
+                case Spill(session):
+                    self._let_go(session)
                 case Returned(jobs):
                     for job in jobs:
                         for session in self._out.pop(job.session.session_id, ()):
@@ -230,6 +273,16 @@ class Flusher(Unflushed, Mailbox):
                     self._finish()
         except Exception:  # pykka would end the actor, and with it every flush
             logger.exception("the flusher met an error of its own while handling %s", type(message).__name__)
+
+    def _let_go(self, session: Flushable) -> None:
+        self._wanted.pop(session, None)
+        job = self._retries.again.pop(session, None)
+        if job is not None:
+            self._retries.resting.discard(job)
+        self._unmark(session)
+        self._uncharge(session)
+        reason = "it does not take writes; what it has not is in the journal"
+        self._listeners.tell(session, StoreUnavailableError(self._store.name, reason, session_id=session.session_id))
 
     def _finish(self) -> None:
         """Release whoever still waits: nothing is written any more."""
@@ -286,6 +339,7 @@ class Flusher(Unflushed, Mailbox):
         if through is not None:
             # It comes from who holds the turn, so nothing newer is committed meanwhile; a flush that failed before is overtaken.
             if through.job is None:
+                write_id = self._write_id(session, through.committed, write_id)
                 through.job = Job.make(session, through.committed, write_id, now, through)
             return through.job
         if session in self._retries.again:
@@ -295,7 +349,15 @@ class Flusher(Unflushed, Mailbox):
             self._uncharge(session)
             self._listeners.tell(session, ALL)
             return None
-        return Job.make(session, committed, write_id, now)
+        return Job.make(session, committed, self._write_id(session, committed, write_id), now)
+
+    def _write_id(self, session: Flushable, committed: Committed, random: bytes) -> bytes:
+        """Return a random write id, or the one that can be found out again after a crash."""
+        if self._journal is None:
+            return random
+        version = committed[0]
+        name, last = session.lineages[0] if session.lineages else (self._journal.lineage, version)
+        return write_id_of(name if last == version else self._journal.lineage, version)
 
     def _hold_back(self, session: Flushable, through: WriteThrough | None) -> None:
         """Write nothing of a session while an older write of it may still arrive, and let nobody wait for that."""
@@ -324,6 +386,8 @@ class Flusher(Unflushed, Mailbox):
                 if result is None:
                     self._retries.again.pop(job.session, None)
             self._retries.note_answer()
+            if self.on_answer is not None:
+                self.on_answer()
         failed: list[Job] = []
         for job, result in zip(jobs, results, strict=True):
             if result is None:
@@ -356,6 +420,9 @@ class Flusher(Unflushed, Mailbox):
         self.writes += 1
         session.write_ids = record.write_ids
         session.flushed = record.version
+        if self._journal is not None:
+            session.lineages = ()
+            self._journal.forget(session.session_id, record.version)
         self._retries.again.pop(session, None)
         # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
         committed = session.committed
@@ -378,6 +445,10 @@ class Flusher(Unflushed, Mailbox):
         # In one step, since no call stands between: a turn that commits meanwhile is handed over too, or fails. The session is
         # read again before its next turn.
         unflushed, session.committed = session.committed, None
+        if self._journal is not None:
+            session.lineages = ()
+            if unflushed is not None:
+                self._journal.set_aside(session.session_id, unflushed)
         self._unmark(session)
         self._uncharge(session)
         if unflushed is not None:

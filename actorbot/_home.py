@@ -21,6 +21,7 @@ from actorbot._mailbox import Waiter
 __all__ = [
     "Home",
     "Leavable",
+    "Promise",
     "TurnWaiter",
     "is_async",
     "is_plain",
@@ -30,6 +31,8 @@ __all__ = [
     "run_on",
     "too_long",
 ]
+
+Promise = Future[Any] | asyncio.Future[Any]
 
 POOL_SIZE = 32  # threads for user code that may block; an idle pool has none
 
@@ -67,7 +70,11 @@ class Home(ABC):
         """Make a place in line. Called where the caller will await it."""
 
     @abstractmethod
-    async def wait(self, future: Future[Any], timeout: float | None = None) -> Any:
+    def promise(self) -> Promise:
+        """Make what is ended at home, and waited for there with `wait` by one: cancelling that one ends it."""
+
+    @abstractmethod
+    async def wait(self, future: Promise, timeout: float | None = None) -> Any:
         """Wait for *future*. Raises: TimeoutError after *timeout* real seconds; cancelling this leaves the future alone."""
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from actorbot._codec import decode_state
 from actorbot._context import Apology, Context
 from actorbot._home import Home, new_future
+from actorbot._reports import Conflict
 from actorbot._values import UndecodableError
 from actorbot._writes import Committed, Flushable
 
@@ -19,6 +21,7 @@ __all__ = ["Hook", "Hooks"]
 logger = logging.getLogger("actorbot")
 
 Hook = Callable[..., Any]
+KEPT = 1_000  # conflicts, the newest
 IN_TURNS = ("handler", "on_session_start")  # what runs in a turn ends with it, and needs no time limit of its own
 
 
@@ -37,6 +40,7 @@ class Hooks:
         self._told: dict[str, float] = {}  # the ends that were told, oldest first: a record may outlast its session
         self.running: set[Future[None]] = set()
         self.dead_letters = 0
+        self.conflicts: deque[Conflict] = deque(maxlen=KEPT)
 
     def bound(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
         """Return the function of that name as a coroutine function of the home; `None` if the author gave none."""
@@ -91,8 +95,16 @@ class Hooks:
             session.session_id,
             extra={"session_id": session.session_id},
         )
+        self.keep(session.session_id, unflushed)
         state = unflushed[1]
         self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))
+
+    def keep(self, session_id: str, unflushed: Committed) -> None:
+        """Keep what is lost to a conflict for whoever asks later."""
+        version, state, _, last_activity, _ = unflushed
+        self.conflicts.append(
+            Conflict(session_id, None if state is None else decode_state(state), version, last_activity)
+        )
 
     def bury(self, session_id: str, event: Any, error: BaseException) -> None:
         """Make *event* a dead letter."""

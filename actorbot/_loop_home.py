@@ -13,7 +13,17 @@ from contextvars import copy_context
 from typing import Any
 
 from actorbot._clock import Clock
-from actorbot._home import Home, Leavable, TurnWaiter, is_async, is_to_await, outside_of_turns, run_on, too_long
+from actorbot._home import (
+    Home,
+    Leavable,
+    Promise,
+    TurnWaiter,
+    is_async,
+    is_to_await,
+    outside_of_turns,
+    run_on,
+    too_long,
+)
 
 __all__ = ["LoopHome"]
 
@@ -37,9 +47,14 @@ class LoopHome(Home):
     def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
         return LoopWaiter(self, actor)
 
-    async def wait(self, future: Future[Any], timeout: float | None = None) -> Any:
+    def promise(self) -> Promise:
+        return self.loop.create_future()
+
+    async def wait(self, future: Promise, timeout: float | None = None) -> Any:
         if future.done():
             return future.result()
+        if timeout is None and isinstance(future, asyncio.Future):
+            return await future
         answer = self.loop.create_future()
         future.add_done_callback(lambda done: self.post(_pass_on, done, answer))
         if timeout is None:

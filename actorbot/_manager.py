@@ -35,7 +35,7 @@ from actorbot._options import (
 )
 from actorbot._policy import FlushPolicy
 from actorbot._receipt import Receipt
-from actorbot._reports import Health, SessionInfo, ShutdownReport, Stats
+from actorbot._reports import Conflict, Health, SessionInfo, ShutdownReport, Stats
 from actorbot._session import SessionShape
 from actorbot._thread_home import ThreadHome, run_inline
 from actorbot._verbs import Verbs
@@ -376,6 +376,14 @@ class SessionManager(Door):
         """Return counters and gauges. Any thread."""
         self._check_open()
         return self._engine.stats()
+
+    def conflicts(self) -> list[Conflict]:
+        """List what could not be flushed because another process had written the session: the newest 1,000, oldest first.
+
+        With a journal also those of earlier managers on it. Any thread.
+        """
+        self._check_open()
+        return list(self._engine.hooks.conflicts)
 
     def health(self) -> Health:
         """Say whether the manager does its work. Any thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final, Literal, Self
@@ -14,7 +15,12 @@ _DAY: Final = 86_400.0  # seconds
 
 _BEHIND: Final = ("max_delay", "max_events", "max_dirty_bytes", "when_full")
 _SHARED: Final = ("batch_size", "store_deadline", "retry.attempts", "retry.base", "retry.cap")
-_KNOBS: Final[dict[str, tuple[str, ...]]] = {"write-through": _SHARED, "write-behind": _BEHIND + _SHARED}
+_JOURNAL: Final = ("path", "sync")
+_KNOBS: Final[dict[str, tuple[str, ...]]] = {
+    "write-through": _SHARED,
+    "write-behind": _BEHIND + _SHARED,
+    "journaled": _JOURNAL + _BEHIND + _SHARED,
+}
 
 
 def _check_word(field: str, value: object, words: tuple[str, ...]) -> None:
@@ -63,10 +69,14 @@ class Retry:
 class FlushPolicy:
     """When a dispatch is acknowledged, and how what it changed reaches the store.
 
-    Made by `write_through()`, by `write_behind()`, or by `parse()` from the text that `str()` gives.
+    Made by `write_through()`, by `write_behind()`, by `journaled()`, or by `parse()` from the text that `str()` gives.
     """
 
-    mode: Literal["write-through", "write-behind"]
+    mode: Literal["write-through", "write-behind", "journaled"]
+    path: str = ""
+    """The journal's file, made if need be; beside it there will be files of the same name with an ending."""
+    sync: Literal["full", "normal"] = "full"
+    """Whether the journal is synced before an event is acknowledged, or now and then: then a power loss costs the last moments."""
     max_delay: float = 1.0
     """Seconds from a session's first unflushed event to its flush (above 0, up to a day)."""
     max_events: int = 100
@@ -92,11 +102,14 @@ class FlushPolicy:
         _check_seconds("store_deadline", self.store_deadline)
         if not isinstance(self.retry, Retry):
             raise ConfigError("retry", self.retry, "a Retry")
-        if self.mode == "write-through":
-            for field in fields(self):
-                value = getattr(self, field.name)
-                if field.name in _BEHIND and value != field.default:
-                    raise ConfigError(field.name, value, "nothing: write-through has no such knob")
+        _check_word("sync", self.sync, ("full", "normal"))
+        path: object = self.path
+        if not isinstance(path, str) or "\0" in path or (self.mode == "journaled" and not path):
+            raise ConfigError("path", path, "the path of the journal's file")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _JOURNAL + _BEHIND and field.name not in _KNOBS[self.mode] and value != field.default:
+                raise ConfigError(field.name, value, f"nothing: {self.mode} has no such knob")
 
     # The defaults below are those of the fields above: `= batch_size` is the value that this field was given.
 
@@ -132,6 +145,34 @@ class FlushPolicy:
         )
 
     @classmethod
+    def journaled(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        sync: Literal["full", "normal"] = sync,
+        max_delay: float = max_delay,
+        max_events: int = max_events,
+        batch_size: int = batch_size,
+        max_dirty_bytes: int = max_dirty_bytes,
+        when_full: Literal["wait", "reject"] = when_full,
+        store_deadline: float = store_deadline,
+        retry: Retry = retry,
+    ) -> Self:
+        """Acknowledge a dispatch when it is in the journal, a file on this machine's disk, and flush as write-behind does."""
+        return cls(
+            mode="journaled",
+            path=os.fspath(path) if isinstance(path, os.PathLike) else path,
+            sync=sync,
+            max_delay=max_delay,
+            max_events=max_events,
+            batch_size=batch_size,
+            max_dirty_bytes=max_dirty_bytes,
+            when_full=when_full,
+            store_deadline=store_deadline,
+            retry=retry,
+        )
+
+    @classmethod
     def parse(cls, text: str) -> Self:
         """Read a policy as it stands in a configuration file: `write-behind:max_delay=0.5,retry.attempts=3`.
 
@@ -154,12 +195,12 @@ class FlushPolicy:
                 raise ConfigError(name, value, f"a name that {mode} knows: {', '.join(_KNOBS[mode])}")
             if name in values:
                 raise ConfigError(name, value, "no second value")
-            values[name] = _number_or_text(value)
+            values[name] = value if name in _JOURNAL else _number_or_text(value)
         retry = {name: values.pop(f"retry.{name}") for name in Retry.__slots__ if f"retry.{name}" in values}
         return cls(retry=Retry(**retry), **values)
 
     def __str__(self) -> str:
-        default = FlushPolicy(mode=self.mode)
+        default = FlushPolicy(mode=self.mode, path=self.path and "-")
         knobs = ((name, attrgetter(name)) for name in _KNOBS[self.mode])
         changed = [f"{name}={value(self)}" for name, value in knobs if value(self) != value(default)]
         return f"{self.mode}:{','.join(changed)}" if changed else self.mode

@@ -68,7 +68,10 @@ class Receipt:
         return await self._result(timeout)
 
     async def durable(self, timeout: float | None = None) -> None:
-        """Wait until the store has what the event changed. Raises: TurnTimeoutError, StoreUnavailableError, ConflictError."""
+        """Wait until the store, or the journal where there is one, has what the event changed.
+
+        Raises: TurnTimeoutError, StoreUnavailableError, ConflictError.
+        """
         self._door._check_here(closing=True)
         await self._durable(timeout)
 
@@ -105,7 +108,7 @@ class Receipt:
 
     async def _durable(self, timeout: float | None) -> None:
         await self._result(timeout)
-        if self._actor.turns.writes_through:
+        if self._actor.turns.writes_through or self._actor.turns.journal is not None:
             return
         if self._version is None:  # as below, before it could be noted
             raise ConflictError(self._actor.turns.store, "lost to a write of someone else", session_id=self.session_id)

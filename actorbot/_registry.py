@@ -16,6 +16,7 @@ from typing import Any, Final
 from actorbot._actor import Envelope, ServiceActor
 from actorbot._back_off import Failures
 from actorbot._deadlock import begin_to_wait, end_to_wait
+from actorbot._entry import Entry
 from actorbot._home import new_future
 from actorbot._messages import Handle, Sweep
 from actorbot._record import Record
@@ -25,6 +26,7 @@ from actorbot._turns import Turns
 from actorbot._watch import Watch
 from actorbot.errors import (
     ActorbotError,
+    ConflictError,
     CorruptSessionError,
     ManagerClosedError,
     OverloadedError,
@@ -36,6 +38,7 @@ __all__ = ["Registry"]
 
 logger = logging.getLogger("actorbot")
 
+REPLAYED: Final = 500  # sessions of the journal that come to memory at a time
 CHUNK: Final = 500  # sessions that a sweep looks at before it lets other threads run
 
 
@@ -56,6 +59,7 @@ class Registry(ServiceActor):
         self._failures = Failures()
         self._unreadable: tuple[str, int] | None = None  # and how many writes were confirmed then
         self.closing = False
+        self._replaying = False
         self.activations = self.passivations = 0
 
     # --- taking a turn ------------------------------------------------------------------------------------------------
@@ -134,7 +138,17 @@ class Registry(ServiceActor):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def read(self, session_id: str) -> Record | None:
-        """Read the record of *session_id*. Raises: StoreUnavailableError, CorruptSessionError."""
+        """Read the record of *session_id* from the journal or the store. Raises: StoreUnavailableError, CorruptSessionError."""
+        entry = await self._read_entry(session_id)
+        return entry.record if entry is not None else await self._read_store(session_id)
+
+    async def _read_entry(self, session_id: str) -> Entry | None:
+        journal = self.turns.journal
+        if journal is None or not journal.holds(session_id):
+            return None
+        return await self.turns.home.wait(journal.read(session_id))  # type: ignore[no-any-return]
+
+    async def _read_store(self, session_id: str) -> Record | None:
         try:
             record: Record | None = await self.turns.home.wait(self._loader.read(session_id))
         except ActorbotError as error:
@@ -152,14 +166,18 @@ class Registry(ServiceActor):
     async def load(self, actor: SessionActor) -> None:
         """Read the record of *actor*, whose turn the caller holds; if that fails, everybody in its line gets the error."""
         try:
-            record = await self.read(actor.session_id)
+            entry = await self._read_entry(actor.session_id)
+            record = None if entry is not None else await self._read_store(actor.session_id)
         except (asyncio.CancelledError, TurnTimeoutError):
             raise  # only this caller has gone: the next in line reads for itself
         except ActorbotError as error:
             self._load_failed(actor, error)
             raise
         self._failures.forget(actor.session_id)
-        actor.adopt(record)
+        if entry is None:
+            actor.adopt(record)
+        else:
+            actor.adopt_entry(entry)
 
     def _load_failed(self, actor: SessionActor, error: ActorbotError) -> None:
         if isinstance(error, CorruptSessionError):
@@ -183,6 +201,10 @@ class Registry(ServiceActor):
             else:
                 item.fail(error)
 
+    def backed_off(self) -> int:
+        """Count the sessions that are left alone because their record cannot be read."""
+        return self._failures.count(self.turns.clock.monotonic())
+
     def forgive(self, session_id: str) -> None:
         """Forget that the record of *session_id* could not be read."""
         self._failures.forget(session_id)
@@ -190,16 +212,77 @@ class Registry(ServiceActor):
     # --- leaving memory -----------------------------------------------------------------------------------------------
 
     def passivate(self, actor: SessionActor) -> bool:
-        """Let *actor* leave memory if it is idle, clean and nobody is in line; never waits and never parks an event."""
+        """Let *actor* leave memory if it is idle, clean and nobody is in line; never waits and never parks an event.
+
+        While the store is down it need not be clean if the journal has what the store has not.
+        """
+        turns = self.turns
         with self._lock:
             if not actor.enter():
                 return False
-            if not actor.behind() and not actor.dirty and actor.close_if_nobody_waits():
+            clean = not actor.behind() and not actor.dirty
+            spills = turns.journal is not None and turns.flusher.outage_since is not None
+            if (clean or spills) and actor.close_if_nobody_waits():
                 del self.entries[actor.session_id]
                 self.passivations += 1
+                if not clean:
+                    turns.flusher.spill(actor)
                 return True
         actor.leave()
         return False
+
+    async def replay(self) -> None:
+        """Bring to the store what only the journal has, of sessions that are not in memory, until there is no such session.
+
+        Begun at the start and after an outage; one at a time does it. In an outage it ends.
+        """
+        journal = self.turns.journal
+        if journal is None or self._replaying:
+            return
+        self._replaying = True
+        try:
+            ids = [session_id for session_id in journal.ids() if session_id not in self.entries]
+            whole = True
+            for at in range(0, len(ids), REPLAYED):
+                if self.closing:
+                    return
+                whole &= await self._replay(ids[at : at + REPLAYED])
+                if self.turns.flusher.outage_since is not None:
+                    return
+        finally:
+            self._replaying = False
+        if not whole:
+            clock, home = self.turns.clock, self.turns.home
+            clock.call_at(clock.monotonic() + self.turns.policy.retry.cap, lambda: home.spawn(self.replay))
+
+    async def _replay(self, ids: list[str]) -> bool:
+        """Activate these, flush them, and let them go; `False` if that is to be tried again."""
+        actors, failure = [], None
+        for session_id in ids:
+            try:
+                actors.append(await self._activate(session_id))
+            except ActorbotError as error:
+                failure = error
+        try:
+            await self.turns.home.wait(self.turns.flusher.flush(actors))
+        except ConflictError:
+            pass  # told, and set aside
+        except ActorbotError as error:
+            failure = error
+        for actor in actors:
+            self.passivate(actor)
+        if failure is not None:
+            logger.warning("what the journal holds could not be brought to the store yet: %s", failure)
+        return failure is None
+
+    async def _activate(self, session_id: str) -> SessionActor:
+        actor = await self.enter(session_id)
+        try:
+            if actor.committed is None:
+                await self.load(actor)
+        finally:
+            actor.leave()
+        return actor
 
     def on_receive(self, message: Any) -> None:
         try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Health", "SessionInfo", "ShutdownReport", "Stats"]
+__all__ = ["Conflict", "Health", "SessionInfo", "ShutdownReport", "Stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,19 @@ class Stats:
     """Bytes of unflushed state, rounded up per session."""
     oldest_dirty: float
     """Seconds since the first unflushed event of the session that has waited longest; 0.0 if all is flushed."""
+    events_at_risk: int
+    """Acknowledged events that would be lost if the process were killed now."""
+    bytes_at_risk: int
+    """Bytes of the sessions that have such events."""
+    journal_bytes: int
+    """Bytes of what the journal holds for the store; 0 without a journal."""
     store_reads: int
     store_writes: int
     store_retries: int
     conflicts: int
+    """Sessions that another process had written when they were to be written here."""
+    backed_off: int
+    """Sessions that are left alone for a while because their record cannot be read."""
     dead_letters: int
     replies_waiting: int
     """Sessions with replies on their way."""
@@ -41,6 +50,18 @@ class Health:
 
     status: Literal["ready", "degraded", "failing"]
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """What was acknowledged here and could not be flushed, because another process had written the session."""
+
+    session_id: str
+    state: dict[str, Any] | None
+    """The session's values; `None` if it had been destroyed here."""
+    version: int
+    last_activity: float
+    """Wall-clock seconds of its last event here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,16 @@ from typing import Any, Final
 
 from actorbot._codec import decode_state, encode_state
 from actorbot._context import Context, current
-from actorbot._home import new_future
+from actorbot._entry import Committed, Entry, Lineage
+from actorbot._home import Promise
+from actorbot._journal import Journal
 from actorbot._mailbox import Mailbox
 from actorbot._messages import DUPLICATE, Handle
 from actorbot._record import TOMBSTONE_AGE, Record, has_id
 from actorbot._turns import Turns
 from actorbot._values import UndecodableError
-from actorbot._writes import Committed
 from actorbot.errors import (
+    ActorbotError,
     ConflictError,
     CorruptSessionError,
     HandlerExitError,
@@ -46,7 +48,9 @@ class SessionActor(Mailbox):
         "write_ids",
     )
 
-    losses: tuple[int, ...] = ()  # no slot: hardly any session ever has one, and then it takes a dict
+    # No slots: hardly any session ever has one, and then it takes a dict.
+    losses: tuple[int, ...] = ()
+    lineages: tuple[Lineage, ...] = ()
 
     def __init__(self, session_id: str, turns: Turns, now: float) -> None:
         super().__init__()
@@ -83,6 +87,13 @@ class SessionActor(Mailbox):
                 record.expires_at,
             )
 
+    def adopt_entry(self, entry: Entry) -> None:
+        """Take what the journal holds; whether the store has it, or what else, shows when it is flushed."""
+        self.adopt(entry.record)
+        self.flushed = entry.record.version - 1
+        self.lineages = entry.lineages
+        self.turns.flusher.mark(self)
+
     async def take_turn(self, event: Any, event_id: str | None, durable: bool, task: asyncio.Task[Any] | None) -> Any:
         """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end.
 
@@ -98,7 +109,7 @@ class SessionActor(Mailbox):
                     await self.make_ready()
                 context = self.open(event, event_id, task)
                 if context is None:
-                    if durable:  # it may be counted in memory alone
+                    if durable and turns.journal is None:  # it may be counted in memory alone
                         await turns.home.wait(turns.flusher.flush([self]))
                     return DUPLICATE
                 if turns.on_start is not None and context.is_new:
@@ -207,7 +218,7 @@ class SessionActor(Mailbox):
             turns.start_ticking(deadline)
         return context
 
-    def commit(self, context: Context, durable: bool = False) -> Future[None] | None:
+    def commit(self, context: Context, durable: bool = False) -> Promise | None:
         """End the turn well: its changes become the session's. Returns a future if the acknowledgement must wait for the store.
 
         With write-through the turn then belongs to the write, and is left when that has ended (`context._left`).
@@ -233,6 +244,9 @@ class SessionActor(Mailbox):
         if turns.writes_through:
             context._left = True
             return self._write_through(context, committed)
+        if turns.journal is not None:
+            context._left = True
+            return self._write_ahead(context, committed, turns.journal)
         self.committed = committed
         self.trusted = True
         turns.handled += 1
@@ -251,8 +265,8 @@ class SessionActor(Mailbox):
         if context._replies is not None:
             self.turns.outbox.put(context, context._replies, gate)
 
-    def _write_through(self, context: Context, committed: Committed) -> Future[None]:
-        acknowledged = new_future()
+    def _write_through(self, context: Context, committed: Committed) -> Promise:
+        acknowledged = self.turns.home.promise()
         written = self.turns.flusher.write(self, committed)
 
         def settle(written: Future[None]) -> None:
@@ -268,12 +282,38 @@ class SessionActor(Mailbox):
                 context._left = False  # the caller has the turn back and runs the handler again
             else:
                 self.leave()
+            if acknowledged.done():
+                return  # whoever waited was cancelled
             if error is None:
                 acknowledged.set_result(None)
             else:
                 acknowledged.set_exception(error)
 
         written.add_done_callback(lambda written: self.turns.home.post(settle, written))
+        return acknowledged
+
+    def _write_ahead(self, context: Context, committed: Committed, journal: Journal) -> Promise:
+        acknowledged = self.turns.home.promise()
+
+        def settle(error: ActorbotError | None) -> None:
+            # At home, whatever has become of the caller: a commit is never interrupted.
+            if error is None:
+                self.committed = committed
+                self.trusted = True
+                self.turns.handled += 1
+                if not self.dirty or (committed[1] is not None and len(committed[1]) > self.charged):
+                    self.turns.flusher.mark(self)
+                self.send(context)
+            self.leave()
+            if acknowledged.done():
+                return  # whoever waited was cancelled
+            if error is None:
+                acknowledged.set_result(None)
+            else:
+                acknowledged.set_exception(error)
+
+        lineages = ((journal.lineage, committed[0]), *self.lineages)
+        journal.put(self.session_id, committed, self.write_ids, lineages, settle)
         return acknowledged
 
     def close(self, context: Context) -> None:

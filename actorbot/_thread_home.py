@@ -16,7 +16,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from actorbot._clock import Clock
 from actorbot._context import current
-from actorbot._home import Home, Leavable, TurnWaiter, is_async, is_to_await, outside_of_turns, run_on
+from actorbot._home import (
+    Home,
+    Leavable,
+    Promise,
+    TurnWaiter,
+    is_async,
+    is_to_await,
+    new_future,
+    outside_of_turns,
+    run_on,
+)
 from actorbot.errors import TurnTimeoutError
 
 __all__ = ["ThreadHome", "run_inline"]
@@ -94,7 +104,11 @@ class ThreadHome(Home):
     def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
         return ThreadWaiter(self, actor, timeout)
 
-    async def wait(self, future: Future[Any], timeout: float | None = None) -> Any:
+    def promise(self) -> Promise:
+        return new_future()
+
+    async def wait(self, future: Promise, timeout: float | None = None) -> Any:
+        assert isinstance(future, Future)
         return self._result(future.result, timeout)
 
     def post(self, function: Callable[..., object], *args: Any) -> None:

@@ -11,6 +11,7 @@ from actorbot._clock import Clock
 from actorbot._context import Context
 from actorbot._flusher import Flusher
 from actorbot._home import Home, new_future
+from actorbot._journal import Journal
 from actorbot._outbox import Outbox
 from actorbot._policy import FlushPolicy
 from actorbot._session import SessionShape
@@ -37,6 +38,7 @@ class Turns:
     max_session_bytes: int
     max_mailbox: int
     flusher: Flusher
+    journal: Journal | None
     outbox: Outbox
     handle: Bound
     handle_here: Callable[[Context], Any] | None

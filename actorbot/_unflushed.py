@@ -24,8 +24,9 @@ class Unflushed(ABC):
         self._policy = policy
         self._clock = clock
         self.dirty_bytes = 0
+        self.journal_bytes = 0
         self.full = False
-        self._lock = threading.Lock()  # guards dirty, charged, dirty_bytes, full, _since and _room
+        self._lock = threading.Lock()  # guards dirty, charged, dirty_bytes, journal_bytes, full, _since and _room
         self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._room: list[Future[None]] = []
         self._marked: deque[tuple[float, Flushable]] = deque()  # due time, session; appended to from any thread
@@ -50,7 +51,7 @@ class Unflushed(ABC):
             if charge > session.charged:
                 self.dirty_bytes += charge - session.charged
                 session.charged = charge
-                self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
+                self.full = self._is_full()
             marked, session.dirty = session.dirty, True
             if not marked:
                 self._since.setdefault(session, now)
@@ -70,6 +71,23 @@ class Unflushed(ABC):
             self._hurrying = True
             self._announce_hurry()
 
+    def _is_full(self) -> bool:
+        return max(self.dirty_bytes, self.journal_bytes) >= self._policy.max_dirty_bytes
+
+    def note_journal(self, size: int) -> None:
+        """Note how many bytes the journal holds, which are bounded as those in memory are."""
+        with self._lock:
+            self.journal_bytes = size
+            room = self._look_for_room()
+        for future in room:
+            future.set_result(None)
+
+    def _look_for_room(self) -> list[Future[None]]:
+        # The caller holds the lock, and lets in whom this returns.
+        self.full = self._is_full()
+        room, self._room = ([], self._room) if self.full else (self._room, [])
+        return room
+
     def room(self) -> Future[None]:
         """Return a future that is done when unflushed state is below its bound again."""
         done = new_future()
@@ -79,6 +97,11 @@ class Unflushed(ABC):
                 return done
         done.set_result(None)
         return done
+
+    def events(self) -> int:
+        """Count the turns that the store does not have."""
+        sessions = list(self._since)  # made in one step
+        return sum(0 if (now := each.committed) is None else max(0, now[0] - each.flushed) for each in sessions)
 
     def oldest_dirty(self) -> float:
         """Return how many seconds ago the longest waiting session had its first unflushed event."""
@@ -119,7 +142,6 @@ class Unflushed(ABC):
                 self._since.pop(session, None)
                 self.dirty_bytes -= session.charged
                 session.charged = 0
-            self.full = self.dirty_bytes >= self._policy.max_dirty_bytes
-            room, self._room = ([], self._room) if self.full else (self._room, [])
+            room = self._look_for_room()
         for future in room:
             future.set_result(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -9,13 +10,20 @@ from typing import Any, Final
 
 from actorbot._codec import decode_state
 from actorbot._context import Context
+from actorbot._entry import ANYBODYS
 from actorbot._home import new_future
 from actorbot._messages import Handle
 from actorbot._record import TOMBSTONE_AGE
 from actorbot._registry import Registry
 from actorbot._session_actor import SessionActor
 from actorbot._values import UndecodableError
-from actorbot.errors import CorruptSessionError, DuplicateEventError, InvalidSessionIdError, OutcomeUnknownError
+from actorbot.errors import (
+    ActorbotError,
+    CorruptSessionError,
+    DuplicateEventError,
+    InvalidSessionIdError,
+    OutcomeUnknownError,
+)
 
 __all__ = ["Verbs"]
 
@@ -112,20 +120,50 @@ class Verbs:
         actor = await self._enter_to_destroy(session_id)
         wall = self._turns.clock.wall()
         version = actor.flushed if actor.committed is None else actor.committed[0]
+        journal = self._turns.journal
+        if journal is not None:  # whose entry may be newer than what was read, if anything was
+            version = max(version, journal.version(session_id))
         gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
-        written = self._turns.flusher.write(actor, gone, forced=True)
+        done = new_future()
+
+        def write() -> None:
+            written = self._turns.flusher.write(actor, gone, forced=True)
+            written.add_done_callback(lambda written: self._home.post(settle, written))
 
         def settle(written: Future[None]) -> None:
             # Whatever has become of the caller: what comes next reads the store where nobody knows what it holds now.
             error = written.exception()
-            if error is None:
+            if error is not None and journal is not None:
+                error = None  # the journal has it, and the store will
+                actor.committed = gone
+                self._turns.flusher.mark(actor)
+            elif error is None:
                 actor.committed = gone
             elif isinstance(error, OutcomeUnknownError) and not actor.behind():
                 actor.committed = None
-            actor.leave()
+            leave(error)
 
-        written.add_done_callback(lambda done: self._home.post(settle, done))
-        await self._home.wait(written)
+        def leave(error: BaseException | None) -> None:
+            actor.leave()
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def write_behind_journal(error: ActorbotError | None) -> None:
+            if error is None:
+                actor.lineages = ends
+                write()
+            else:
+                leave(error)
+
+        if journal is None:
+            write()
+        else:
+            # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+            ends = ((os.urandom(8), gone[0]), ANYBODYS)
+            journal.put(session_id, gone, actor.write_ids, ends, write_behind_journal)
+        await self._home.wait(done)
 
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, also of a session whose record is broken: destroying it is the cure."""

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from actorbot._entry import Committed, Lineage
 from actorbot._home import new_future
 from actorbot._record import RING_BYTES, Record
 from actorbot.stores.base import Write
@@ -22,14 +23,10 @@ __all__ = [
     "Relieve",
     "RetryDue",
     "Returned",
+    "Spill",
     "WriteThrough",
     "is_lost",
 ]
-
-
-Committed = tuple[int, "bytes | None", bytes, float, float]
-"""What a turn leaves behind, as one immutable value: version, encoded state (`None`: destroyed, or never there), digests of event ids,
-wall-clock seconds of the last event, and of the end that it set. The flusher may read it from its own thread while the next turn runs."""
 
 
 class Flushable(Protocol):
@@ -47,6 +44,8 @@ class Flushable(Protocol):
     """How many bytes of the bound on unflushed state it takes."""
     losses: tuple[int, ...]
     """For each conflict that took unflushed state of it, the version that the store had confirmed until then."""
+    lineages: tuple[Lineage, ...]
+    """Of a session that came from the journal, until the store has been compared with it: who may have made what is stored."""
 
 
 Goal = tuple[Flushable, int, int]
@@ -112,6 +111,13 @@ class Relieve:
 
     session: Flushable
     done: Future[None] = field(default_factory=new_future)
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Let go of this session: it has left memory, and the journal has what the store has not."""
+
+    session: Flushable
 
 
 @dataclass(slots=True, eq=False)

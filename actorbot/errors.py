@@ -14,6 +14,7 @@ __all__ = [
     "HandlerTimeoutError",
     "InsecureStorageError",
     "InvalidSessionIdError",
+    "JournalError",
     "ManagerClosedError",
     "NotEncodableError",
     "OutcomeUnknownError",
@@ -116,7 +117,11 @@ class ConflictError(StoreError):
 
 
 class StoreLockedError(StoreError):
-    """Another process has this file store open."""
+    """Another process has this file store, or this journal, open."""
+
+
+class JournalError(StoreError):
+    """The journal is damaged, or is none; it was left as it is, and the message says what to do."""
 
 
 class InsecureStorageError(StoreError):

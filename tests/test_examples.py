@@ -115,6 +115,7 @@ def test_embed_threads(tmp_path: Path) -> None:
 def test_flush_policies(tmp_path: Path) -> None:
     writes = [int(number) for number in re.findall(r": 100 events, (\d+) writes", run("flush_policies.py", tmp_path))]
 
-    through, behind, often = writes
+    through, behind, often, journaled = writes
     assert through == 100
     assert behind < often < 100
+    assert journaled < 100

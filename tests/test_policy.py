@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,13 +25,17 @@ def retries(draw):
 
 
 BATCHES = {"batch_size": st.integers(1, 10_000), "store_deadline": seconds(), "retry": retries()}
-POLICIES = st.builds(FlushPolicy.write_through, **BATCHES) | st.builds(
-    FlushPolicy.write_behind,
-    max_delay=seconds(),
-    max_events=st.integers(1, 1_000_000),
-    max_dirty_bytes=st.integers(64 * 1024, 1024**4),
-    when_full=st.sampled_from(["wait", "reject"]),
-    **BATCHES,
+BEHIND = {
+    "max_delay": seconds(),
+    "max_events": st.integers(1, 1_000_000),
+    "max_dirty_bytes": st.integers(64 * 1024, 1024**4),
+    "when_full": st.sampled_from(["wait", "reject"]),
+}
+JOURNAL = {"path": st.from_regex(r"/[\w./-]*\w", fullmatch=True), "sync": st.sampled_from(["full", "normal"])}
+POLICIES = (
+    st.builds(FlushPolicy.write_through, **BATCHES)
+    | st.builds(FlushPolicy.write_behind, **BEHIND, **BATCHES)
+    | st.builds(FlushPolicy.journaled, **JOURNAL, **BEHIND, **BATCHES)
 )
 
 
@@ -57,6 +62,21 @@ def test_a_knob_that_write_through_does_not_have_is_refused_rather_than_ignored(
     assert (caught.value.field, caught.value.value) == ("max_delay", 0.5)
 
 
+def test_only_a_journaled_policy_has_a_path():
+    with pytest.raises(ConfigError) as caught:
+        FlushPolicy(mode="write-behind", path="/var/lib/bot/journal")
+
+    assert caught.value.field == "path"
+
+
+@pytest.mark.parametrize("path", ["", None, 7, "a\0b", b"journal"])
+def test_a_journal_needs_a_path(path):
+    with pytest.raises(ConfigError) as caught:
+        FlushPolicy.journaled(path)
+
+    assert caught.value.field == "path"
+
+
 @pytest.mark.parametrize("make", [FlushPolicy.write_behind, lambda **knobs: FlushPolicy(mode="write-behind", **knobs)])
 @pytest.mark.parametrize(
     ("field", "value"),
@@ -81,7 +101,7 @@ def test_a_value_out_of_range_is_refused_and_named(make, field, value):
 
 
 def test_a_mode_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="write-through or write-behind"):
+    with pytest.raises(ConfigError, match="write-through or write-behind or journaled"):
         FlushPolicy(mode="write-around")
 
 
@@ -137,6 +157,11 @@ def test_a_retry_out_of_range_is_refused_and_named(field, knobs):
             "write-through:retry.attempts=3,retry.cap=60,batch_size=7",
             FlushPolicy.write_through(retry=Retry(attempts=3, cap=60.0), batch_size=7),
         ),
+        ("journaled:path=/var/lib/bot/journal", FlushPolicy.journaled("/var/lib/bot/journal")),
+        (
+            "journaled:path=bot.journal,sync=normal,max_delay=2",
+            FlushPolicy.journaled(Path("bot.journal"), sync="normal", max_delay=2.0),
+        ),
         (" write-behind : max_delay = 2 \n", FlushPolicy.write_behind(max_delay=2.0)),
     ],
 )
@@ -157,10 +182,13 @@ def test_the_text_of_a_policy_names_only_what_was_chosen():
 @pytest.mark.parametrize(
     ("text", "field", "hint"),
     [
-        ("", "flush", "write-through or write-behind"),
-        ("write_behind", "flush", "write-through or write-behind"),
-        ("Write-Behind", "flush", "write-through or write-behind"),
-        ("journaled:/var/bot", "flush", "write-through or write-behind"),
+        ("", "flush", "write-through or write-behind or journaled"),
+        ("write_behind", "flush", "write-through or write-behind or journaled"),
+        ("Write-Behind", "flush", "write-through or write-behind or journaled"),
+        ("journaled:/var/bot", "flush", "name=value"),
+        ("journaled", "path", "the path"),
+        ("journaled:path=/var/bot,sync=often", "sync", "full or normal"),
+        ("write-behind:path=/var/bot", "path", "max_delay, max_events"),
         ("write-behind:", "flush", "name=value"),
         ("write-behind:max_delay=1,", "flush", "name=value"),
         ("write-behind:max_delay", "flush", "name=value"),

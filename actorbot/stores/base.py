@@ -85,6 +85,9 @@ class RecordStore(ABC):
     expires_in: float
     """Seconds after its last event that a session ends."""
 
+    outlives_process: bool = True
+    """Whether what it has confirmed is still there when this process has been killed."""
+
     reads_at_once: int = 10_000
     """The most records that one `read_many` may be about, where the deadline of a call is meant for fewer than a batch."""
 

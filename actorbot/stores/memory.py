@@ -39,6 +39,7 @@ class MemorySessionStore(RecordStore):
     """
 
     name: ClassVar[str] = "memory"
+    outlives_process = False
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class _Around(RecordStore):
             )
         self.name = self.inner.name
         self.expires_in = self.inner.expires_in
+        self.outlives_process = self.inner.outlives_process
 
     def init(self) -> Self:
         self.inner.init()
