@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import residents, session
+from benchmarks import journal, residents, session
 
-QUESTIONS = {"session": session, "residents": residents}
+QUESTIONS = {"session": session, "residents": residents, "journal": journal}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

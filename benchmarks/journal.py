@@ -1,0 +1,157 @@
+"""What a journal costs: actorbot with `journaled` beside a bare group commit of the same records to SQLite, in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from time import perf_counter
+from typing import Any, Literal
+
+from actorbot._journal_file import JournalFile
+from benchmarks import _report
+from benchmarks._actorbot import LoopActorbot
+from benchmarks._drive import Run, run_on_loop
+from benchmarks._workload import Workload, make_workload
+
+RECORDED = 2_000  # transactions that the floor repeats
+MAX_DELAY = 0.5
+
+Sync = Literal["full", "normal"]
+Rows = Sequence[tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """A run of the floor."""
+
+    records: int
+    seconds: float
+
+    @property
+    def records_per_second(self) -> float:
+        return self.records / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """What was measured."""
+
+    batch: float
+    """Records in a transaction, on average, of actorbot's and so of the floor's."""
+    record_bytes: float
+    floors: tuple[Floor, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        pairs = zip(self.floors, self.runs, strict=True)
+        return [ours.events_per_second / floor.records_per_second for floor, ours in pairs]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add, count = parser.add_argument, _report.positive
+    add("--sync", choices=("full", "normal"), default="full", help="(%(default)s)")
+    add("--users", type=count, default=1_000, metavar="N", help="(%(default)s)")
+    add("--events", type=count, default=100_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
+    add("--in-flight", type=count, default=256, metavar="N", help="tasks (%(default)s)")
+    add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")
+    add("--seconds", type=float, default=5.0, help="the least that a measured run lasts (%(default)s)")
+    add("--folder", help="where the journals are: the disk to be measured (the system's temporary folder)")
+    add("--json", metavar="FILE", help="write all figures there, too")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status: 1 if a counter was wrong."""
+    workload = make_workload(args.users, args.events, args.in_flight, "uniform")
+    with _report.progress(1 + 2 * args.repeats) as begin:
+        measured = measure(workload, args.sync, args.folder, args.repeats, args.seconds, begin)
+    events = [run.events_per_second for run in measured.runs]
+    records = [floor.records_per_second for floor in measured.floors]
+    rows = {
+        "events (records) a second": [_report.spread(records, "{:,.0f}"), _report.spread(events, "{:,.0f}")],
+        "ratio": ["1", _report.spread(measured.ratios, "{:.2f}")],
+        "records in a transaction": [f"{measured.batch:.0f}"] * 2,
+        "bytes of a record": [f"{measured.record_bytes:.0f}"] * 2,
+        "wrong counters": ["-", f"{sum(run.wrong_counters for run in measured.runs)}"],
+    }
+    title = f"journal, sync={args.sync}, {args.users:,} users, {args.in_flight} in flight"
+    _report.print_table(title, rows, ["bare group commit", "actorbot"])
+    if args.json:
+        options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
+        figures = {"ratio": measured.ratios, "events_per_second": events, "floor": records, "batch": measured.batch}
+        _report.write_json(args.json, options, figures)
+    return int(any(run.wrong_counters for run in measured.runs))
+
+
+def measure(
+    workload: Workload, sync: Sync, folder: str | None, repeats: int, seconds: float, begin: Callable[[str], None]
+) -> Journaled:
+    """Record what actorbot commits, then measure the floor with that, and actorbot, by turns."""
+    begin("recording")
+    with _recording() as batches:
+        _run(workload, sync, folder, 0.0)
+    recorded = batches[:RECORDED]
+    floors, runs = [], []
+    for repeat in range(1, repeats + 1):
+        begin(f"bare group commit, run {repeat} of {repeats}")
+        floors.append(_run_floor(recorded, sync, folder, seconds))
+        begin(f"actorbot, run {repeat} of {repeats}")
+        runs.append(_run(workload, sync, folder, seconds))
+    return Journaled(
+        batch=mean(map(len, recorded)),
+        record_bytes=median(len(data) for rows in recorded for _, data in rows),
+        floors=tuple(floors),
+        runs=tuple(runs),
+    )
+
+
+@contextmanager
+def _recording() -> Iterator[list[Rows]]:
+    batches: list[Rows] = []
+    commit: Any = JournalFile.commit
+
+    def record(file: JournalFile, rows: Rows, *rest: Any) -> None:
+        commit(file, rows, *rest)
+        batches.append(rows)
+
+    both: Any = JournalFile
+    both.commit = record
+    try:
+        yield batches
+    finally:
+        both.commit = commit
+
+
+def _run(workload: Workload, sync: Sync, folder: str | None, seconds: float) -> Run:
+    with tempfile.TemporaryDirectory(prefix="actorbot-benchmark-", dir=folder) as place:
+        policy = f"journaled:path={place}/journal,sync={sync},max_delay={MAX_DELAY}"
+        contender = LoopActorbot("memory", "", policy, "async", len(workload.users))
+        return asyncio.run(run_on_loop(contender, workload, seconds))
+
+
+def _run_floor(batches: Sequence[Rows], sync: Sync, folder: str | None, seconds: float) -> Floor:
+    """Commit *batches* over and over: a transaction each, the connection set as actorbot's, and nothing else done."""
+    with tempfile.TemporaryDirectory(prefix="actorbot-benchmark-", dir=folder) as place:
+        connection = sqlite3.connect(Path(place) / "floor", isolation_level=None)
+        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", f"synchronous={sync.upper()}"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("CREATE TABLE entries (number INTEGER PRIMARY KEY, data BLOB NOT NULL)")
+        records, started = 0, perf_counter()
+        for rows in itertools.cycle(batches):
+            connection.execute("BEGIN")
+            connection.executemany("REPLACE INTO entries VALUES (?,?)", rows)
+            connection.execute("COMMIT")
+            records += len(rows)
+            if perf_counter() - started >= seconds:
+                break
+        floor = Floor(records, perf_counter() - started)
+        connection.close()
+        return floor
