@@ -16,13 +16,21 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint types imports check clean
+.PHONY: run test torture mutants lint types imports check clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python examples/with_file_session.py
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(ARGS)
+
+# The long tier of the fault suite: an hour or more. -rP shows what each test has measured.
+torture: $(VENV)/dev.stamp
+	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults -rP $(ARGS)
+
+# Faults seeded on purpose: each must be caught by the test named for it. An hour.
+mutants: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

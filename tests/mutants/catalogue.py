@@ -1,0 +1,253 @@
+"""The faults, each with the test that catches it. What they are modelled on: bugs of other bot libraries, stores and journals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MUTANTS", "Mutant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault: in *file*, *right* becomes *wrong*; *test* (a node id, or part of one with -k after a space) must then fail."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    test: str
+
+
+MUTANTS = (
+    # --- the turn ---
+    Mutant(
+        "an event id is not recorded",
+        "_session_actor.py",
+        "        if digest is not None:\n            context._event_id = digest",
+        "        if digest is None:\n            context._event_id = digest",
+        "tests/test_manager.py -k test_an_event_delivered_twice_counts_once",
+    ),
+    Mutant(
+        "SystemExit in a handler ends the bot",
+        "_session_actor.py",
+        "if isinstance(error, SystemExit | KeyboardInterrupt):",
+        "if isinstance(error, KeyboardInterrupt):",
+        "tests/test_manager.py -k test_a_failing_handler_leaves_no_trace",
+    ),
+    Mutant(
+        "a time-out does not take the session from its handler",
+        "_turns.py",
+        "        context._revoked = error\n        context._session = None\n",
+        "        context._revoked = error\n",
+        "tests/test_contract_threads.py tests/test_contract_loop.py",
+    ),
+    Mutant(
+        "a turn commits over a conflict that came meanwhile",
+        "_session_actor.py",
+        "if self.committed is not base:",
+        "if self.committed is None and base is None:",
+        "tests/test_manager_hard.py -k test_a_turn_that_runs_while_its_session_meets_a_conflict",
+    ),
+    Mutant(
+        "expiry is left to the server",
+        "_session_actor.py",
+        "if state is not None and turns.wall() >= committed[4]:",
+        "if state is not None and turns.wall() < 0:",
+        "tests/test_manager.py -k test_a_session_expires_by_its_last_event",
+    ),
+    Mutant(
+        "a circle of sessions waits for ever",
+        "_deadlock.py",
+        "raise DeadlockError",
+        "return [] or DeadlockError",
+        "tests/test_manager.py -k test_waiting_for_ones_own_turn",
+    ),
+    # --- replies ---
+    Mutant(
+        "a reply leaves before its event is in the journal",
+        "_session_actor.py",
+        "        lineages = ((journal.lineage, committed[0]), *self.lineages)\n",
+        "        lineages = ((journal.lineage, committed[0]), *self.lineages)\n        self.send(context)\n",
+        "tests/test_journaled.py -k test_a_reply_leaves_after",
+    ),
+    Mutant(
+        "a failed turn's replies are sent",
+        "_session_actor.py",
+        "        self.turns.running.pop(context, None)\n        context._session = None\n        context._abandoned = True",
+        "        self.turns.running.pop(context, None)\n        self.send(context)\n        context._abandoned = True",
+        "tests/test_manager.py -k test_a_failing_handler_leaves_no_trace",
+    ),
+    # --- leaving memory ---
+    Mutant(
+        "a session leaves memory while it is dirty",
+        "_registry.py",
+        "clean = not actor.behind() and not actor.dirty",
+        "clean = True",
+        "tests/test_manager.py tests/test_manager_hard.py tests/test_contract_loop.py tests/test_states.py",
+    ),
+    Mutant(
+        "a session leaves memory with somebody in line",
+        "_mailbox.py",
+        "        if self.line:\n            self.closed = False\n            return False\n",
+        "",
+        "tests/test_manager.py tests/test_contract_threads.py tests/test_stress.py",
+    ),
+    # --- the flusher ---
+    Mutant(
+        "a write that failed is forgotten",
+        "_retries.py",
+        "            self.again[job.session] = job",
+        "            pass",
+        "tests/test_manager.py tests/test_manager_hard.py tests/test_contract_loop.py",
+    ),
+    Mutant(
+        "an outage lasts for ever",
+        "_retries.py",
+        "            self.paused = self._waking = False",
+        "            self._waking = False",
+        "tests/test_manager.py -k test_the_bot_goes_on_through_an_outage",
+    ),
+    Mutant(
+        "one session that the store refuses holds up all others",
+        "_flusher.py",
+        "        if error is not None:\n            self._retries.pause(failed)",
+        "        if error is not None or failed:\n            self._retries.pause(failed)",
+        "tests/test_flusher.py tests/test_contract_loop.py tests/test_driver_deadlines.py",
+    ),
+    Mutant(
+        "what is committed while a write is out is not flushed",
+        "_flusher.py",
+        "        behind = committed is not None and committed[0] > record.version",
+        "        behind = False and committed is not None",
+        "tests/test_manager.py tests/test_manager_hard.py tests/test_contract_loop.py",
+    ),
+    Mutant(
+        "a closed manager leaves its sessions unflushed",
+        "_closing.py",
+        "    await _flush_until(engine, actors, until)\n",
+        "",
+        "tests/test_manager.py tests/test_contract_loop.py",
+    ),
+    # --- stores ---
+    Mutant(
+        "a write whose reply was lost is taken for somebody else's",
+        "stores/base.py",
+        "    if has_id(stored, write.record.write_id):\n        return False\n",
+        "",
+        "tests/test_store_contract.py -k memory",
+    ),
+    Mutant(
+        "one write id is remembered instead of sixteen",
+        "_record.py",
+        "RING_BYTES: Final = 16 * 8",
+        "RING_BYTES: Final = 8",
+        "tests/test_two_owners.py tests/test_record.py tests/test_states.py tests/test_flusher.py",
+    ),
+    Mutant(
+        "a stale write overwrites",
+        "stores/base.py",
+        "    if stored is None or write.base is None:\n        return True\n",
+        "    return True\n",
+        "tests/test_store_contract.py -k memory",
+    ),
+    Mutant(
+        "a failed read is a new session",
+        "stores/file.py",
+        '            failure = StoreUnavailableError(self.name, f"reading failed: {error}", session_id=session_id)\n'
+        "            failure.__cause__ = error\n            return failure\n        try:\n            return Record",
+        "            return None\n        try:\n            return Record",
+        "tests/test_store_contract.py tests/test_file_store.py -k 'file or File or read'",
+    ),
+    Mutant(
+        "a record is put in place before it is synced",
+        "stores/file.py",
+        "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n\n    def _discard",
+        "        finally:\n            os.close(descriptor)\n\n    def _discard",
+        "tests/test_file_store.py",
+    ),
+    Mutant(
+        "the folder is not synced",
+        "stores/file.py",
+        "            os.fsync(folder)\n        except OSError as error:\n            raise OutcomeUnknownError",
+        "            pass\n        except OSError as error:\n            raise OutcomeUnknownError",
+        "tests/test_file_store.py",
+    ),
+    Mutant(
+        "a damaged record reads as whole",
+        "_record.py",
+        '    if zlib.crc32(data[8:]).to_bytes(4, "big") != data[4:8]:',
+        "    if False and data[4:8]:",
+        "tests/test_record.py",
+    ),
+    Mutant(
+        "the record of another session is taken for this one",
+        "_record.py",
+        "if reason is None and fields[0] != session_id:",
+        "if reason is None and not fields[0]:",
+        "tests/test_file_store.py -k test_the_file_of_another_session",
+    ),
+    # --- the journal ---
+    Mutant(
+        "an event is acknowledged before its commit",
+        "_session_actor.py",
+        "        journal.put(self.session_id, committed, self.write_ids, lineages, settle)\n",
+        "        settle(None)\n        journal.put(self.session_id, committed, self.write_ids, lineages, lambda _: None)\n",
+        "tests/test_journaled.py",
+    ),
+    Mutant(
+        "the journal is not synced",
+        "_journal_file.py",
+        'f"synchronous={self._sync.upper()}",',
+        '"synchronous=OFF",',
+        "tests/faults/test_power_loss.py",
+    ),
+    Mutant(
+        "a row goes though it is newer than what the store has",
+        "_journal.py",
+        "place.version <= version and session_id not in places",
+        "session_id not in places",
+        "tests/faults",
+    ),
+    Mutant(
+        "a destroyed session comes back from the journal",
+        "_verbs.py",
+        "        if journal is None:\n            write()",
+        "        if journal is None or not actor.behind():\n            write()",
+        "tests/test_journaled.py -k destroyed",
+    ),
+    Mutant(
+        "a commit that failed is tried again on the same file",
+        "_journal.py",
+        "            self._file.renew()\n            self._index()",
+        "            self._index()",
+        "tests/faults/test_disk.py",
+    ),
+    Mutant(
+        "a recovery overwrites whatever it finds",
+        "_entry.py",
+        "    forced = ANYBODYS in lineages",
+        "    forced = True",
+        "tests/test_journaled.py -k somebody_else",
+    ),
+    Mutant(
+        "a recovery takes its own write for somebody else's",
+        "_entry.py",
+        "    if has_id(stored.write_ids, record.write_id):\n        return None\n",
+        "",
+        "tests/test_journaled.py tests/faults",
+    ),
+    Mutant(
+        "two bots share a journal",
+        "_file_lock.py",
+        "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "tests/test_journaled.py -k second_bot",
+    ),
+    Mutant(
+        "a forked child closes its parent's journal",
+        "_journal_file.py",
+        "            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))",
+        "            pass",
+        "tests/test_journaled.py -k forked",
+    ),
+)
