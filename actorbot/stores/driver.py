@@ -17,10 +17,12 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from actorbot.stores._finding import Finding
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
 __all__ = ["DriverStore"]
 
+OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
 AT_ONCE = 32  # calls of an async driver that are under way at the same time
 
 Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
@@ -65,6 +67,12 @@ class DriverStore(RecordStore):
         except BaseException as error:
             raise StoreUnavailableError(self.name, f"init failed: {type(error).__name__}: {error}") from error
         return self
+
+    def examine(self) -> Iterator[Finding]:
+        self.init()
+        yield Finding("reach", "ok", f"{self.name} opens")
+        has = [name for name in OPTIONAL if callable(getattr(self._driver, name, None))]
+        yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(OPTIONAL)}")
 
     def close(self) -> None:
         if not callable(close := getattr(self._driver, "close", None)):

@@ -24,6 +24,8 @@ from actorbot.errors import (
     StoreLockedError,
     StoreUnavailableError,
 )
+from actorbot.stores._file_findings import examine_folder
+from actorbot.stores._finding import Finding
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
 
 try:
@@ -110,6 +112,22 @@ class FileSessionStore(RecordStore):
             raise StoreLockedError(
                 self.name, f"{self.directory} is open in another process or store; one at a time can have it"
             ) from error
+
+    def examine(self) -> Iterator[Finding]:
+        was_there = os.path.lexists(self.directory)
+        self.init()
+        if was_there:
+            yield Finding("reach", "ok", f"{self.directory} opens")
+        else:
+            text = (
+                f"{self.directory} was not there and has been made, as a bot does; look at the path if you expected it"
+            )
+            yield Finding("reach", "warning", text)
+        yield Finding("lock", "ok", "is free: no other process has the folder open")
+        try:
+            yield from examine_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
+        except OSError as error:
+            raise StoreUnavailableError(self.name, f"{self.directory} cannot be used: {error}") from error
 
     def close(self) -> None:
         with self._swap:

@@ -12,6 +12,7 @@ from cachetools import Cache, LRUCache
 from actorbot._codec import decode_state
 from actorbot._record import Record
 from actorbot.errors import ActorbotError, ConfigError
+from actorbot.stores._finding import Finding
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
 
 __all__ = ["MemorySessionStore"]
@@ -60,6 +61,9 @@ class MemorySessionStore(RecordStore):
 
     def init(self) -> Self:
         return self
+
+    def examine(self) -> Iterable[Finding]:
+        yield Finding("persistence", "warning", "keeps nothing: sessions end with the process; name a file or a server")
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         with self._lock:

@@ -22,6 +22,8 @@ from actorbot.errors import (
     SessionTooLargeError,
     StoreUnavailableError,
 )
+from actorbot.stores._finding import Finding, judge_clock
+from actorbot.stores._mongo_findings import has_expiry, judge_server
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
 
 try:
@@ -59,6 +61,7 @@ OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps keys wit
 
 _DUPLICATE: Final = 11000
 _OTHER_INDEX: Final = frozenset({85, 86})  # there is one of this name, or of these keys, with other options
+_UNAUTHORIZED: Final = 13
 _AUTHENTICATION: Final = 18
 
 
@@ -150,11 +153,35 @@ class MongoSessionStore(RecordStore):
         except OperationFailure as error:
             if error.code not in _OTHER_INDEX:
                 raise
-            with call.command():
-                indexes = collection.with_options(codec_options=OPTIONS).index_information().values()
-            if not any(each["key"] == [("expireAt", 1)] and "expireAfterSeconds" in each for each in indexes):
+            if not has_expiry(_indexes(collection, call)):
                 logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
         return collection
+
+    def examine(self) -> Iterator[Finding]:
+        self.init()
+        call = _Call(self._patience)
+        yield Finding("reach", "ok", f"{self._hosts} answers")
+        try:
+            yield from self._examine(self._collection, call)
+        except PyMongoError as error:
+            raise self._unavailable(error) from error
+
+    def _examine(self, collection: Collection[RawBSONDocument], call: _Call) -> Iterator[Finding]:
+        database, before = collection.database, time.time()
+        with call.command():
+            hello = database.command("hello", codec_options=OPTIONS)
+        ahead = hello["localTime"].timestamp() - (before + time.time()) / 2
+        with call.command():
+            version = database.command("buildInfo", codec_options=OPTIONS)["version"]
+        try:
+            with call.command():
+                status = database.client.admin.command("serverStatus", codec_options=OPTIONS)
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:
+                raise
+            status = None
+        yield from judge_server(hello, version, status, _indexes(collection, call))
+        yield judge_clock(ahead)
 
     def close(self) -> None:
         if self._opened is not None and self._process == os.getpid():
@@ -340,6 +367,11 @@ class _Call:
         if not client.topology_description.has_writable_server():
             with self.command(REACH):
                 client.is_mongos  # noqa: B018  # waits for such a server, and sends nothing
+
+
+def _indexes(collection: Collection[Any], call: _Call) -> list[Mapping[str, Any]]:
+    with call.command():
+        return list(collection.with_options(codec_options=OPTIONS).index_information().values())
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

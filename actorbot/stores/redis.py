@@ -18,6 +18,8 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from actorbot.stores._finding import Finding, judge_clock
+from actorbot.stores._redis_findings import judge_server
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
@@ -30,7 +32,6 @@ LATEST: Final = 10**15  # milliseconds; beyond the year 30,000, and well inside 
 CALL_BYTES: Final = 16 * 1024**2  # of a batch that stand in one command
 SCANNED: Final = 1_000  # keys that the server looks at in one go
 PAGE: Final = 250  # records of them that are read at a time
-OLDEST: Final = (6, 2)  # the first with SET … PXAT
 
 # A value is the number of write ids, these ids (8 bytes each, newest first), and the record's bytes. For each key three
 # arguments: the base ("*": anything may be replaced), the value, and when it goes, in milliseconds. Answers a letter for each:
@@ -113,14 +114,35 @@ class RedisSessionStore(RecordStore):
         self._is_open = False
         self._link.close()
 
+    def examine(self) -> Iterator[Finding]:
+        self._link.open()
+        yield Finding("reach", "ok", f"{self._link.where} answers{', a node of a cluster' * self._link.is_cluster}")
+        facts = self._facts()
+        yield from judge_server(facts, in_cluster=self._link.is_cluster)
+        if not {"redis_version", "save"} <= facts.keys():
+            text = "cannot be told: this user needs +info +config|get for it"
+            yield Finding("server" if "redis_version" not in facts else "persistence", "warning", text)
+        yield self._examine_clock()
+
+    def _examine_clock(self) -> Finding:
+        before = time.time()
+        try:
+            seconds, micro = self._link.ask("TIME")
+        except StoreUnavailableError as error:
+            if not is_refused(error):
+                raise
+            return Finding("clock", "warning", "cannot be told: this user needs +time for it")
+        return judge_clock(int(seconds) + int(micro) / 1e6 - (before + time.time()) / 2)
+
     def _facts(self) -> dict[str, str]:
         """Return what `INFO` and `CONFIG GET` tell, as far as this user may ask."""
         facts: dict[str, str] = {}
         try:
             text = self._link.ask("INFO").decode("utf-8", "replace")
             facts.update(line.split(":", 1) for line in text.splitlines() if ":" in line)
-            setting = self._link.ask("CONFIG", "GET", "save")
-            facts["save"] = (setting if type(setting) is list else [b"", b"unknown"])[-1].decode()
+            for name in ("appendfsync", "save"):
+                setting = self._link.ask("CONFIG", "GET", name)
+                facts[name] = (setting if type(setting) is list else [b"", b"unknown"])[-1].decode()
         except StoreUnavailableError as error:
             if not is_refused(error):
                 raise
@@ -128,30 +150,11 @@ class RedisSessionStore(RecordStore):
         return facts
 
     def _look_at(self, facts: dict[str, str]) -> None:
-        version = facts.get("redis_version", "")
-        if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-            raise StoreUnavailableError(
-                self.name, f"{self._link.where} runs Redis {version}; 6.2 is the oldest that will do"
-            )
-        if facts.get("role") == "slave" and not self._link.is_cluster:
-            raise StoreUnavailableError(
-                self.name,
-                f"{self._link.where} is a replica, which takes no writes; name its primary,"
-                f" {facts.get('master_host')}:{facts.get('master_port')}",
-            )
-        policy = facts.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            logger.warning(
-                "%s: %s may evict sessions when its memory is full (maxmemory-policy %s); set it to noeviction",
-                self.name, self._link.where, policy,
-            )  # fmt: skip
-        if facts.get("aof_enabled") == "0" and "save" in facts:
-            logger.warning(
-                "%s: %s loses %s; set appendonly to yes",
-                self.name, self._link.where,
-                "what came since its last snapshot when it crashes" if facts["save"] else
-                "all sessions when it ends: its persistence is off",
-            )  # fmt: skip
+        for finding in judge_server(facts, in_cluster=self._link.is_cluster):
+            if finding.level == "failure":
+                raise StoreUnavailableError(self.name, f"{self._link.where} {finding.text}")
+            if finding.level == "warning":
+                logger.warning("%s: %s %s", self.name, self._link.where, finding.text)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
