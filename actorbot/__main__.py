@@ -1,0 +1,3 @@
+from actorbot.cli import main
+
+main()

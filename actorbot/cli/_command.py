@@ -1,0 +1,48 @@
+"""The command itself: its parts, and what it says when something fails."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import click
+
+from actorbot.cli._chat import chat
+from actorbot.cli._doctor import doctor
+from actorbot.cli._words import clean, hide_secrets_of, redact
+from actorbot.errors import ActorbotError
+
+__all__ = ["command"]
+
+
+class _Command(click.Group):
+    """Says errors of actorbot in one line on stderr (exit status 1), and nothing that was given as a password."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        hide_secrets_of(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if redact(error.message) == error.message:
+                raise
+            raise click.UsageError(redact(error.format_message()), error.ctx) from error
+        except click.ClickException as error:
+            raise click.ClickException(clean(error.format_message())) from error
+        except ActorbotError as error:
+            raise click.ClickException(clean(str(error))) from error
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("actorbot"), prog_name="actorbot", message="%(prog)s %(version)s")
+def command() -> None:
+    """Look after the sessions of a bot.
+
+    A store is named by its URL, as in file:///var/lib/bot/sessions, redis://localhost/0?key_prefix=bot:,
+    mongodb://localhost/?database=bot; other packages may serve more.
+    """
+
+
+for each in (chat, doctor):
+    command.add_command(each)

@@ -1,0 +1,63 @@
+"""A store by its URL, opened for one command: your own driver too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+import click
+
+from actorbot.errors import ActorbotError
+from actorbot.stores import FileSessionStore, RecordStore, store_from_url
+from actorbot.stores.driver import DriverStore
+
+__all__ = ["make_store", "made", "opened"]
+
+PATIENCE: Final = 5.0  # seconds for one call of an `async def` driver, as a manager's `store_deadline`
+
+
+def make_store(url: str) -> Any:
+    """Make the store of *url*, open nothing. Raises: ClickException, ConfigError."""
+    try:
+        return store_from_url(url)
+    except ActorbotError:
+        raise
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    except Exception as error:  # an entry point may raise anything
+        scheme = url.partition(":")[0]
+        raise click.ClickException(f"{scheme}: its store cannot be made: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def made(url: str) -> Iterator[RecordStore]:
+    """Make the store of *url*, and close it at the end; it is for the body to open it."""
+    given = make_store(url)
+    # Everything here happens on one thread: an async client runs on this loop, whenever it is called.
+    with asyncio.Runner() as runner:
+        store = given if isinstance(given, RecordStore) else DriverStore(given, partial(_run, runner), PATIENCE)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@contextmanager
+def opened(url: str, *, to_read: bool = True) -> Iterator[RecordStore]:
+    """Open the store of *url*. What is only *to_read* is not made where it is missing. Raises: ClickException, store errors."""
+    with made(url) as store:
+        if to_read and isinstance(store, FileSessionStore) and not os.path.lexists(store.directory):
+            raise click.ClickException(f"{store.name}: there is no folder {store.directory}")
+        yield store.init()
+
+
+def _run(runner: asyncio.Runner, make: Callable[[], Awaitable[Any]]) -> Any:
+    async def finish() -> Any:
+        async with asyncio.timeout(PATIENCE):
+            return await make()
+
+    return runner.run(finish())

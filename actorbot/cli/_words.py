@@ -1,0 +1,80 @@
+"""What the command shows: ids, times and errors in words, without control characters and without passwords."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import click
+
+__all__ = ["clean", "hide_secrets_of", "redact", "show_id", "show_when", "write_json"]
+
+SECRETS: Final = "actorbot.secrets"
+"""Where the context keeps what must not be shown."""
+
+UNITS: Final = ((365 * 86_400, "year"), (86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+
+def hide_secrets_of(context: click.Context, args: Iterable[str]) -> None:
+    """Have `clean` take out what stands as a password in *args*, as far as they are URLs."""
+    secrets = {secret for arg in args if "://" in arg for secret in _secrets_of(arg)}
+    context.meta.setdefault(SECRETS, sorted(secrets - {""}, key=len, reverse=True))
+
+
+def _secrets_of(url: str) -> set[str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return {url}
+    raw = parts.netloc.rpartition("@")[0].partition(":")[2]
+    options = parse_qsl(parts.query)
+    named = {value for name, value in options if any(word in name.lower() for word in ("password", "secret", "token"))}
+    return {raw, unquote(raw)} | named
+
+
+def redact(text: str) -> str:
+    """Return *text* without secrets."""
+    for secret in click.get_current_context().meta.get(SECRETS, ()):
+        text = text.replace(secret, "…")
+    return text
+
+
+def clean(text: str) -> str:
+    """Return *text* in one line, without secrets and control characters."""
+    return show_id(" ".join(redact(text).split()))
+
+
+def show_id(text: str) -> str:
+    """Return *text* with an escape for what does not print: a session id must not steer the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def show_when(when: float, *, now: float | None = None) -> str:
+    """Return a wall-clock time as local time, and how far away that is."""
+    seconds = int(when - (time.time() if now is None else now))
+    try:
+        local = _local_minute(int(when // 60))
+    except (OverflowError, OSError, ValueError):
+        return "in the far future" if seconds > 0 else "in the far past"
+    size, unit = next((each for each in UNITS if abs(seconds) >= each[0]), UNITS[-1])
+    number = abs(seconds) // size
+    distance = f"{number} {unit}{'s' * (number != 1)}"
+    return f"{local} ({f'in {distance}' if seconds > 0 else f'{distance} ago'})"
+
+
+@lru_cache(1024)
+def _local_minute(minute: int) -> str:
+    return datetime.fromtimestamp(60 * minute, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def write_json(value: Any) -> None:
+    """Write *value* as one line of JSON, in UTF-8 whatever the locale."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    click.echo(line.encode())
