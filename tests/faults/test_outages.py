@@ -62,7 +62,7 @@ def test_an_outage_costs_nothing_though_the_bot_is_killed_in_it(
     outage = scaled(5, 60)
     with store(kind, tmp_path) as one:
         policy = journaled(tmp_path, store_deadline=0.5)
-        campaign = Campaign(server, orders_for(one.url, policy, idle_timeout=idle_timeout))
+        campaign = Campaign(server, orders_for(one.url, policy, idle_timeout=idle_timeout, destroys=True))
         life = campaign.live()
         assert campaign.follow(life, "done", count=300)
 
@@ -95,7 +95,7 @@ def test_an_outage_costs_nothing_though_the_bot_is_killed_in_it(
 @pytest.mark.parametrize("kind", ["redis frozen", "mongo frozen"])
 def test_a_write_of_a_killed_bot_that_comes_late_costs_nothing(kind: str, server: ForkServer, tmp_path: Path) -> None:
     with store(kind, tmp_path) as one:
-        campaign = Campaign(server, orders_for(one.url, journaled(tmp_path)))
+        campaign = Campaign(server, orders_for(one.url, journaled(tmp_path), destroys=True))
         life = campaign.live()
         for _ in range(scaled(20, 300)):
             assert campaign.follow(life, "done", count=campaign.chance.randrange(1, 60))
