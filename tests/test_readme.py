@@ -40,8 +40,11 @@ def test_what_the_page_about_testing_prints_is_what_it_says(program: str, tmp_pa
     assert run(program, "", tmp_path).splitlines() == said
 
 
-def test_the_tests_that_the_readme_names_exist() -> None:
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+GUARANTEES = (Path(__file__).parent.parent / "docs" / "guarantees.md").read_text(encoding="utf-8")
 
-    for name in re.findall(r"`(test_\w+)`", README):
+
+def test_the_tests_that_the_readme_and_the_guarantees_name_exist() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
+
+    for name in re.findall(r"`(test_\w+)`", README + GUARANTEES):
         assert f"def {name}(" in tests, name
