@@ -23,11 +23,11 @@ Lineage = tuple[bytes, int]
 """Which versions of a session a process has made: a random id of 8 bytes, which each start of a manager draws, and the last version.
 A write id follows from both, so that after a crash a record in the store is recognised as one's own, whatever became of its write."""
 
-ANYBODYS: Final[Lineage] = (b"", 2**63 - 1)
+ANYBODYS: Final[Lineage] = (bytes(8), 2**63 - 1)
 """Stands for all that anybody has written: what was destroyed may replace it."""
 
-_FIELDS: Final = (str, int, bytes, bytes, bytes, float, float, list)
-_TOMBSTONE_FIELDS: Final = (str, int, type(None), bytes, bytes, float, float, list)
+_FIELDS: Final = (str, int, bytes, bytes, bytes, float, float, bytes)
+_TOMBSTONE_FIELDS: Final = (str, int, type(None), bytes, bytes, float, float, bytes)
 
 
 def write_id_of(lineage: bytes, version: int) -> bytes:
@@ -59,14 +59,17 @@ class Entry:
         kinds = tuple(map(type, fields)) if type(fields) is list else ()
         if kinds not in {_FIELDS, _TOMBSTONE_FIELDS}:
             raise UndecodableError("an entry does not hold the fields of one")
-        *rest, lineages = fields
-        return cls(Record(*rest), tuple((name, version) for name, version in lineages))
+        *rest, known = fields
+        lineages = [
+            (known[at : at + 8], int.from_bytes(known[at + 8 : at + 16], "big")) for at in range(0, len(known), 16)
+        ]
+        return cls(Record(*rest), tuple(lineages))
 
 
 def pack_entry(session_id: str, committed: Committed, write_ids: bytes, lineages: tuple[Lineage, ...]) -> bytes:
     """Return the checksum and the fields of an Entry, which need not be made for this."""
     version, state, event_ids, seen, ends = committed
-    known = [list(lineage) for lineage in lineages]
+    known = b"".join([name + last.to_bytes(8, "big") for name, last in lineages])
     body = pack_fields([session_id, version, state, write_ids, event_ids, float(seen), float(ends), known])
     return zlib.crc32(body).to_bytes(4, "big") + body
 

@@ -25,8 +25,8 @@ __all__ = ["Journal"]
 logger = logging.getLogger("actorbot")
 
 # Entries in one transaction. On a quick disk few, so that the loop handles the events of some while the disk has others: with 256 in
-# flight 64 at a time gave 80,000 events/s, all that had come 67,000. A slow disk takes as many at once as there are.
-FEW: Final = 64
+# flight 48 at a time gave 73,000 events/s in one run, 32 gave 64,000, 128 gave 67,000. A slow disk takes as many at once as there are.
+FEW: Final = 48
 MANY: Final = 256
 QUICK: Final = 0.003  # seconds for a transaction
 OPENING: Final = 600.0  # seconds to check and read what an earlier manager has left

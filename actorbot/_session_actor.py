@@ -118,7 +118,7 @@ class SessionActor(Mailbox):
                 try:
                     done = self.commit(context, durable)
                     if done is not None:
-                        await turns.home.wait(done)
+                        await (turns.home.wait(done) if isinstance(done, Future) else done)
                 except ConflictError:
                     reruns += 1
                     if not turns.writes_through or reruns > RERUNS:
