@@ -21,21 +21,24 @@ async def deliver(session_id: str, message: str) -> None:
     print(f"{session_id}: {message}", flush=True)
 
 
+async def consume(source: asyncio.StreamReader, manager: SessionManager) -> None:
+    async for line in source:
+        user, _, text = line.decode(errors="replace").strip().partition(" ")
+        await manager.submit(f"demo:{user}", text)  # users side by side, each user's events in order
+
+
 async def main() -> None:
     loop = asyncio.get_running_loop()
     source = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
-    consumer = asyncio.current_task()
-    assert consumer is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, consumer.cancel)
 
     manager = SessionManager(FileSessionStore(".sessions"), handler=handle, deliver=deliver)
     await manager.start()
+    consumer = asyncio.create_task(consume(source, manager))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, consumer.cancel)  # and nothing else: the close below must go on
     try:
-        async for line in source:
-            user, _, text = line.decode(errors="replace").strip().partition(" ")
-            await manager.submit(f"demo:{user}", text)  # users side by side, each user's events in order
+        await consumer
     except asyncio.CancelledError:
         print("stopping: finishing what was accepted", flush=True)
     finally:
