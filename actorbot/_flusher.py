@@ -86,6 +86,7 @@ class Flusher(Unflushed, Mailbox):
         # By id, for a session that is read again is another one: those in a call that was left behind, a write of which may still
         # arrive, each with the sessions that are to be written when it has come back.
         self._out: dict[str, set[Flushable]] = {}
+        self._called = 0.0  # the monotonic second at which the last call began
         self._listeners = Listeners()
         self._quiet: list[Future[None]] = []  # done when nothing can be written
 
@@ -182,6 +183,7 @@ class Flusher(Unflushed, Mailbox):
         """Write a batch, then let in who waits for the thread or with a message; pass the turn on when there is nothing to write."""
         try:
             if not self.closed and (jobs := self._next_jobs()):
+                self._called = self._clock.monotonic()
                 answer = self._thread.run(partial(self._overdue, jobs), self._write, jobs)
                 if answer is None:
                     self.notify(Returned(jobs))
@@ -342,9 +344,12 @@ class Flusher(Unflushed, Mailbox):
                 write_id = self._write_id(session, through.committed, write_id)
                 through.job = Job.make(session, through.committed, write_id, now, through)
             return through.job
-        if session in self._retries.again:
-            return self._retries.again[session]
         committed = session.committed
+        if (failed := self._retries.again.get(session)) is not None:
+            if committed is not None and not failed.unknown:
+                # It is known that nothing of it was done, and it may be the very state that the store does not take.
+                failed.renew(committed, self._write_id(session, committed, write_id), now)
+            return failed
         if committed is None or committed[0] <= session.flushed:
             self._uncharge(session)
             self._listeners.tell(session, ALL)
@@ -377,7 +382,8 @@ class Flusher(Unflushed, Mailbox):
             error = OutcomeUnknownError(self._store.name, f"{len(results)} results for {len(jobs)} writes")
         if error is not None:
             results = [error] * len(jobs)
-            self._retries.note_outage(error)
+            took = self._clock.monotonic() - self._called
+            self._retries.note_outage(error, slow=took >= self._policy.store_deadline / 2)
             self._listeners.tell_everybody(ANY_NEWS)
         judged = any(result is None or isinstance(result, ConflictError) for result in results)
         answered = judged and not self._retries.is_well
@@ -398,7 +404,7 @@ class Flusher(Unflushed, Mailbox):
                 failed.append(job)
             self._listeners.tell(job.session, ANY_NEWS)
         if error is not None:
-            self._retries.pause(failed)
+            self._retries.pause(failed, error)
             self._want_again(failed)
             if self._retries.is_down:
                 self._release_all(error)
@@ -412,7 +418,14 @@ class Flusher(Unflushed, Mailbox):
         """Let nobody wait longer for a store that is down: not even those whose write was never sent."""
         for through in [each for each in self._wanted.values() if each is not None]:
             del self._wanted[through.session]
-            self._fail(through, error)
+            if through.job is None and isinstance(error, OutcomeUnknownError):
+                # Of this one it is known: it was not sent.
+                session_id = through.session.session_id
+                unsent = StoreUnavailableError(self._store.name, f"not sent, since {error}", session_id=session_id)
+                unsent.__cause__ = error
+                self._fail(through, unsent)
+            else:
+                self._fail(through, error)
         self._listeners.tell_everybody(error)
 
     def _confirm(self, job: Job) -> None:
@@ -438,6 +451,7 @@ class Flusher(Unflushed, Mailbox):
         self.conflicts += 1
         session = job.session
         if job.through is not None:
+            session.unanswered = job.write.record.version if job.unknown else 0
             self._fail(job.through, error)
             return
         self._retries.again.pop(session, None)

@@ -14,7 +14,7 @@ from actorbot._home import Promise
 from actorbot._journal import Journal
 from actorbot._mailbox import Mailbox
 from actorbot._messages import DUPLICATE, Handle
-from actorbot._record import TOMBSTONE_AGE, Record, has_id
+from actorbot._record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
 from actorbot._turns import Turns
 from actorbot._values import UndecodableError
 from actorbot.errors import (
@@ -25,6 +25,7 @@ from actorbot.errors import (
     HandlerTimeoutError,
     OutcomeUnknownError,
     OverloadedError,
+    StoreUnavailableError,
 )
 
 __all__ = ["SessionActor"]
@@ -51,6 +52,7 @@ class SessionActor(Mailbox):
     # No slots: hardly any session ever has one, and then it takes a dict.
     losses: tuple[int, ...] = ()
     lineages: tuple[Lineage, ...] = ()
+    unanswered = 0
 
     def __init__(self, session_id: str, turns: Turns, now: float) -> None:
         super().__init__()
@@ -124,6 +126,7 @@ class SessionActor(Mailbox):
                     if not turns.writes_through or reruns > RERUNS:
                         raise
                     self.close(context)
+                    await self.look_back(RING_BYTES if event_id is None else EVENT_IDS)
                 else:
                     return value
         except BaseException as error:
@@ -142,12 +145,34 @@ class SessionActor(Mailbox):
             return error
         raised = self._translate(error, context)
         self.close(context)
+        try:
+            await self.look_back(RING_BYTES)
+        except OutcomeUnknownError as unknown:
+            raised = unknown
         if not context._left:
             context._left = True
             self.leave()
         if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
             await self.turns.on_error(context, raised)
         return raised
+
+    async def look_back(self, ids: int) -> None:
+        """See after a conflict whether the write that met it can have been done by a try that had no answer.
+
+        *ids* is how many bytes of ids a record keeps to tell. Raises: OutcomeUnknownError if others have written more often since.
+        """
+        version, self.unanswered = self.unanswered, 0
+        if not version:
+            return
+        name = self.turns.store
+        try:
+            await self.turns.load(self)
+        except StoreUnavailableError as error:
+            raise OutcomeUnknownError(name, f"a try had no answer: {error}", session_id=self.session_id) from error
+        if (self.flushed - version) * 8 >= ids:
+            raise OutcomeUnknownError(
+                name, "a try had no answer, and many others have written since", session_id=self.session_id
+            )
 
     async def make_ready(self) -> None:
         """Wait until the session is read and there is room for what its turn will change."""
@@ -281,6 +306,7 @@ class SessionActor(Mailbox):
             if isinstance(error, ConflictError) and not context._abandoned:
                 context._left = False  # the caller has the turn back and runs the handler again
             else:
+                self.unanswered = 0
                 self.leave()
             if acknowledged.done():
                 return  # whoever waited was cancelled

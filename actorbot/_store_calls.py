@@ -51,13 +51,19 @@ class StoreThread:
         with self._lock:
             self._lane.submit(task)
 
-    def call(self, function: Callable[..., Any], *args: Any, deadline: float | None = None) -> Future[Any]:
-        """Call *function* on the thread after what was handed in before; the deadline counts from now.
+    def now(self) -> float:
+        """Return the monotonic second that `call` counts from."""
+        return self._clock.monotonic()
+
+    def call(
+        self, function: Callable[..., Any], *args: Any, deadline: float | None = None, since: float | None = None
+    ) -> Future[Any]:
+        """Call *function* on the thread after what was handed in before; the deadline counts from now, or from *since*.
 
         The future holds what it returned, or an ActorbotError for whatever it raised.
         """
         outcome = new_future()
-        call = self._watch(outcome.set_exception, self._deadline if deadline is None else deadline)
+        call = self._watch(outcome.set_exception, self._deadline if deadline is None else deadline, since)
 
         def work() -> None:
             answer = self._make(call, function, *args)
@@ -96,7 +102,7 @@ class StoreThread:
             self._closed = True
             self._lane.close()
 
-    def _watch(self, overdue: Callable[[ActorbotError], None], seconds: float) -> _Call:
+    def _watch(self, overdue: Callable[[ActorbotError], None], seconds: float, since: float | None = None) -> _Call:
         call = _Call(overdue)
 
         def end() -> None:
@@ -104,7 +110,7 @@ class StoreThread:
                 call, OutcomeUnknownError(self._store, f"no answer within {seconds:g} s (store_deadline)")
             )
 
-        call.timer = self._clock.call_at(self._clock.monotonic() + seconds, end)
+        call.timer = self._clock.call_at((self.now() if since is None else since) + seconds, end)
         return call
 
     def _make(self, call: _Call, function: Callable[..., Any], *args: Any) -> tuple[Any, ActorbotError | None] | None:
@@ -165,6 +171,9 @@ class StoreThread:
         call.overdue(error)
 
 
+_Ask = tuple[str, "Future[Record | None]", float]  # a session id, what is to become of it, and when it was asked for
+
+
 class Loader:
     """Reads records: all that are asked for while one call is on its way go out together in the next. Used from any thread."""
 
@@ -175,8 +184,8 @@ class Loader:
         # Ids in a call that runs, also after its deadline; none of the call that `_fly` comes after.
         self._at_store: set[str] = set()
         self._lock = threading.Lock()  # guards the three below
-        self._asked: deque[tuple[str, Future[Record | None]]] = deque()
-        self._flying: list[tuple[str, Future[Record | None]]] | None = None  # what a call is about that is on its way
+        self._asked: deque[_Ask] = deque()
+        self._flying: list[_Ask] | None = None  # what a call is about that is on its way
         self._closed = False
         self.reads = 0
 
@@ -187,7 +196,7 @@ class Loader:
             if self._closed:
                 answer.set_exception(_closed())
                 return answer
-            self._asked.append((session_id, answer))
+            self._asked.append((session_id, answer, self._thread.now()))
             if self._flying is not None:
                 return answer
             self._flying = []
@@ -201,11 +210,11 @@ class Loader:
             waiting = [*(self._flying or ()), *self._asked]
             self._flying = None
             self._asked.clear()
-        for _, answer in waiting:
+        for _, answer, _ in waiting:
             answer.set_exception(_closed())
 
     def _fly(self) -> None:
-        batch: list[tuple[str, Future[Record | None]]] = []
+        batch: list[_Ask] = []
         while not batch:
             with self._lock:
                 size = min(len(self._asked), self._batch_size, self._store.reads_at_once)
@@ -217,8 +226,8 @@ class Loader:
             if not asked:
                 return
         self.reads += len(batch)
-        ids = list(dict.fromkeys(session_id for session_id, _ in batch))
-        call = self._thread.call(self._read, ids)
+        ids = list(dict.fromkeys(session_id for session_id, _, _ in batch))
+        call = self._thread.call(self._read, ids, since=batch[0][2])  # who asked first has waited for the call before
         call.add_done_callback(lambda outcome: self._land(ids, outcome))
 
     def _read(self, ids: list[str]) -> Sequence[Any]:
@@ -228,9 +237,9 @@ class Loader:
         finally:
             self._at_store.difference_update(ids)
 
-    def _refuse(self, asked: list[tuple[str, Future[Record | None]]]) -> None:
+    def _refuse(self, asked: list[_Ask]) -> None:
         """Refuse what is at the store already: asking again for what has not come back would cost one more of the `MAX_STUCK`."""
-        for session_id, answer in asked:
+        for session_id, answer, _ in asked:
             reason = "an earlier read has not come back yet; try again"
             answer.set_exception(StoreUnavailableError(self._store.name, reason, session_id=session_id))
 
@@ -244,7 +253,7 @@ class Loader:
         with self._lock:
             batch = self._flying
             self._flying = None if self._closed else []
-        for session_id, answer in batch or ():
+        for session_id, answer, _ in batch or ():
             value = found[session_id]
             if isinstance(value, BaseException):
                 answer.set_exception(value)

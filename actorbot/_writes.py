@@ -42,6 +42,8 @@ class Flushable(Protocol):
     """Whether the flusher has been told of it and has not yet begun to write it."""
     charged: int
     """How many bytes of the bound on unflushed state it takes."""
+    unanswered: int
+    """The version of a write-through that met a conflict after a try that had no answer, until its turn has looked into it; else 0."""
     losses: tuple[int, ...]
     """For each conflict that took unflushed state of it, the version that the store had confirmed until then."""
     lineages: tuple[Lineage, ...]
@@ -61,7 +63,7 @@ def is_lost(session: Flushable, version: int, losses: int) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One session's write on its way; sent again, after a failure, with the same write id."""
+    """One session's write on its way; sent again, after a failure that may have been none, with the same write id."""
 
     session: Flushable
     write: Write
@@ -80,6 +82,10 @@ class Job:
         write_ids = (write_id + session.write_ids)[:RING_BYTES]
         record = Record(session.session_id, version, state, write_ids, event_ids, last_activity, expires_at)
         return cls(session, Write(record, base), now, through)
+
+    def renew(self, committed: Committed, write_id: bytes, now: float) -> None:
+        """Write *committed* in its place; only while it is known that no try of it was done."""
+        self.write, self.made = Job.make(self.session, committed, write_id, now).write, now
 
 
 # --- what the flusher is told -----------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -65,7 +64,9 @@ class MongoServer:
         self.port = free_port()
         self._command = [
             mongod, "--dbpath", self._folder.name, "--port", str(self.port), "--bind_ip", "127.0.0.1", "--nounixsocket",
-            "--wiredTigerCacheSizeGB", "0.25", "--setParameter", "diagnosticDataCollectionEnabled=false", *options,
+            "--wiredTigerCacheSizeGB", "0.25", "--setParameter", "diagnosticDataCollectionEnabled=false",
+            # A member of a replica set gives its clients fifteen seconds to leave.
+            "--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100", *options,
         ]  # fmt: skip
         if replica_set:
             self._command += ["--replSet", "rs0", "--oplogSize", "64"]
@@ -193,78 +194,9 @@ def shared_store(folder: Path, replica_set: bool = False) -> MongoSessionStore:
     return MongoSessionStore(shared(replica_set).url, database="actorbot_tests", collection_name=name)
 
 
-# --- a server that loses replies --------------------------------------------------------------------------------------
-
-
-class LossyProxy:
-    """Stands before a server; after each `update` for which *loses* says so, the reply is dropped and the connection closed."""
-
-    def __init__(self, port: int, loses: Callable[[], bool]) -> None:
-        self._target = port
-        self._loses = loses
-        self.lost = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._ends: set[socket.socket] = {self._listener}
-        self._lock = threading.Lock()  # guards the ends, and what is counted
-        self._threads: list[threading.Thread] = []
-        self._spawn(self._accept)
-
-    def _spawn(self, work: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=work, args=args, daemon=True, name="lossy-proxy")
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                return
-            for one in (client, server):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._ends |= {client, server}
-            self._spawn(self._serve, client, server)
-
-    def _serve(self, client: socket.socket, server: socket.socket) -> None:
-        """Pass on one request and its reply after the other; a monitor must poll (`serverMonitoringMode=poll`)."""
-        with client, server, suppress(OSError):
-            while request := read_message(client):
-                server.sendall(request)
-                reply = read_message(server)
-                with self._lock:
-                    if is_update(request) and self._loses():
-                        self.lost += 1
-                        return
-                client.sendall(reply)
-
-    def close(self) -> None:
-        with self._lock:
-            ends = list(self._ends)
-        for one in ends:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        for thread in self._threads:
-            thread.join(timeout=3.0)
-
-
-def read_message(source: socket.socket) -> bytes:
-    """Return one message of MongoDB's wire protocol, which begins with its length; nothing at the end."""
-    data = b""
-    wanted = 4
-    while len(data) < wanted:
-        more = source.recv(wanted - len(data))
-        if not more:
-            return b""
-        data += more
-        if wanted == 4 and len(data) == 4:
-            wanted = struct.unpack("<i", data)[0]
-    return data
-
-
 def is_update(request: bytes) -> bool:
-    """Tell whether an OP_MSG is an `update`: behind its header, flags and kind stands a document whose first key says so."""
+    """Tell whether a message of MongoDB's wire protocol, an OP_MSG, is an `update`.
+
+    Behind its header, flags and kind stands a document whose first key says so.
+    """
     return request[12:16] == struct.pack("<i", 2013) and request[26:33] == b"update\0"

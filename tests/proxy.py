@@ -29,6 +29,8 @@ class Proxy:
         """The most bytes that are passed on in one piece; 0: as they come."""
         self.black_hole = False
         """Whether what comes is swallowed. Connections are accepted all the same."""
+        self.garbage = b""
+        """What each piece of a request is answered with, in place of the upstream's reply."""
         self.loses: Callable[[bytes], bool] = lambda request: False
         """Asked with each piece of a request. When it says yes, the request is passed on, and when the upstream has replied, the
         reply is dropped and the connection cut."""
@@ -53,6 +55,10 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cut all connections, and accept none any more."""
         self._closed.set()
         self._threads[0].join(PATIENCE)
         self.reset()
@@ -97,7 +103,9 @@ class Proxy:
                     return
                 if self.black_hole:
                     continue
-                if side is client:
+                if self.garbage:
+                    client.sendall(self.garbage)
+                elif side is client:
                     losing = self.loses(data) or losing
                     self._pass_on(data, upstream, cut)
                 elif losing:

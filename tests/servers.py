@@ -211,3 +211,8 @@ def version(binary: Path) -> str:
     said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     found = re.search(r"v=(\S+)", said)
     return found[1] if found else said.strip()
+
+
+def is_write(request: bytes) -> bool:
+    """Tell whether what a client sends is a batch to be written."""
+    return b"EVAL" in request

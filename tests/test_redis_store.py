@@ -28,7 +28,7 @@ from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
 from actorbot.testing._asking import get, make_record, make_tombstone, put, write_all
 from tests.proxy import Proxy
-from tests.servers import PLACES, Server, cluster, free_port
+from tests.servers import PLACES, Server, cluster, free_port, is_write
 
 DEADLINE = 5.0  # seconds: the default `store_deadline`
 SECRET = "s3cret-pa55"
@@ -348,10 +348,6 @@ def test_a_command_that_the_server_does_not_know_is_not_repeated_with_its_argume
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-def is_write(request: bytes) -> bool:
-    return b"EVAL" in request
-
-
 def test_a_lost_reply_leaves_the_outcome_open_until_the_write_is_sent_again(
     proxy: Proxy, far_store: RedisSessionStore, store: RedisSessionStore
 ) -> None:
@@ -618,42 +614,6 @@ async def test_the_bot_answers_through_an_outage_and_everything_arrives(outage: 
         assert sum(get(store, f"user:{user}")["n"] for user in range(users)) == sent
     finally:
         store.close()
-
-
-async def test_two_bots_count_right_though_replies_are_lost(redis_server: Server) -> None:
-    events, sessions = 120, 3
-    rng = random.Random(5)
-    policy = FlushPolicy.write_through(retry=Retry(attempts=20, base=0.001, cap=0.01))
-
-    async def bot(number: int) -> int:
-        with Proxy(redis_server.port) as proxy:
-            proxy.loses = lambda request: is_write(request) and rng.random() < 0.2
-            store = RedisSessionStore(f"redis://127.0.0.1:{proxy.port}/0")
-            async with SessionManager(store, handler=count, flush=policy) as manager:
-                for n in range(events):
-                    await insist(manager, f"hot:{n % sessions}", f"{number}:{n}")
-            return proxy.lost
-
-    lost = await asyncio.gather(bot(1), bot(2))
-
-    store = RedisSessionStore(redis_server.url).init()
-    try:
-        counted = sum(get(store, f"hot:{n}")["n"] for n in range(sessions))
-    finally:
-        store.close()
-    assert min(lost) > 0
-    assert counted == 2 * events
-
-
-async def insist(manager: SessionManager, session_id: str, event_id: str) -> None:
-    """Send an event until it is acknowledged, as a platform does that delivers at least once."""
-    for _ in range(100):
-        try:
-            await manager.dispatch(session_id, "hi", event_id=event_id)
-        except (errors.ConflictError, errors.StoreUnavailableError):
-            continue
-        return
-    raise AssertionError(f"{event_id} was never acknowledged")
 
 
 # --- without the extra ------------------------------------------------------------------------------------------------

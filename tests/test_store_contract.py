@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
+from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from actorbot._codec import decode_state, encode_state
-from actorbot._record import Record
+from actorbot._codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
-from actorbot.testing._asking import Opened
+from actorbot.testing._asking import Opened, make_record, read, write_all
 from tests import servers
 from tests.backends import STORES, AsyncDictStore, DictStore
-from tests.test_codec import same, states
+from tests.test_codec import keys, same, values
 
 
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
@@ -99,18 +101,54 @@ class JsonStore(DictStore):
 EVERY_STORE = STORES | {"driver that keeps JSON": lambda _: JsonStore()}
 
 
-@pytest.mark.parametrize("make_store", EVERY_STORE.values(), ids=EVERY_STORE.keys())
-def test_whatever_a_session_holds_comes_back_from_every_store(make_store: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder, Opened(make_store(Path(folder))) as store:
+# Examples of one test, since most of the time it takes to make a value.
+EXAMPLES = 5_000 if os.environ.get("CI") else 500
+BATCH = 20
 
-        @settings(max_examples=50, deadline=None)
-        @given(states)
-        def check(state: dict[str, Any]) -> None:
-            record = Record("ann", 1, encode_state(state, 1 << 20), b"", b"", 1.5e9, 4e9).next_write()
-            assert store.write_many([Write(record, None)]) == [None]
-            found = store.read_many(["ann"])[0]
-            assert isinstance(found, Record)
-            assert found.state is not None
-            assert same(decode_state(found.state), state)
+odd_keys = st.sampled_from(
+    [
+        "",
+        "\0",
+        "a\0b",
+        "a.b",
+        ".",
+        "$",
+        "$ref",
+        "$id",
+        "$db",
+        "$json",
+        "$key:",
+        "$key:$ref",
+        "%00",
+        "%",
+        "$where",
+        "_id",
+    ]
+)
+any_states = st.dictionaries(keys | odd_keys, values | st.dictionaries(odd_keys, values, max_size=3), max_size=4)
+MONGO_WOULD_CHANGE = [
+    {"a": {"$ref": "b", "$id": 1, "$db": "c"}, "b": {"$json": "[]"}, "c": {"$key:%00": 1}, "\0%00": {"\0": 1}},
+    {
+        "many": Decimal("1." + "1" * 50), "large": Decimal("1E+6144"), "tiny": Decimal("1E-9999"), "zero": Decimal("-0.00"),
+    },
+]  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_whatever_a_session_holds_comes_back_from_every_store(tmp_path: Path) -> None:
+    ids = [f"user:{n}" for n in range(BATCH)]
+    with ExitStack() as stack:
+        stores = {name: stack.enter_context(Opened(make(tmp_path / name))) for name, make in EVERY_STORE.items()}
+
+        @settings(max_examples=EXAMPLES // BATCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(any_states, min_size=BATCH, max_size=BATCH))
+        @example(MONGO_WOULD_CHANGE)
+        def check(batch: list[dict[str, Any]]) -> None:
+            records = [make_record(session_id, state) for session_id, state in zip(ids, batch, strict=False)]
+            for name, store in stores.items():
+                write_all(store, [Write(record, None) for record in records])
+                found = [decode_state(each.state or b"") for each in read(store, ids[: len(batch)]) if each is not None]
+                differing = [pair for pair in zip(batch, found, strict=True) if not same(*pair)]
+                assert not differing, f"{name}: {differing[0][0]!r} came back as {differing[0][1]!r}"
 
         check()

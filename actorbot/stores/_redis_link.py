@@ -57,13 +57,17 @@ class Link:
         if isinstance(answer, list):
             self._take(answer)
         elif not is_refused(answer):  # as it is by a server without slots, and where the user may not ask
-            raise answer
+            raise answer if isinstance(answer, StoreUnavailableError) else self.misunderstood(StoreUnavailableError)
 
     def close(self) -> None:
         self._is_open = False
         for server in (self._first, *self._others.values()):
             server.pool.disconnect()
         self._others, self._slots = {}, None
+
+    def misunderstood(self, kind: type[StoreUnavailableError]) -> StoreUnavailableError:
+        """Make the error, of that *kind*, of an answer that no Redis gives."""
+        return kind("redis", f"{self.where} answers something else than a Redis would")
 
     def ask(self, *command: str | bytes | int) -> Any:
         """Ask the server of the URL. Raises: StoreUnavailableError."""

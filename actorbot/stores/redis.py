@@ -138,8 +138,11 @@ class RedisSessionStore(RecordStore):
         """Return what `INFO` and `CONFIG GET` tell, as far as this user may ask."""
         facts: dict[str, str] = {}
         try:
-            text = self._link.ask("INFO").decode("utf-8", "replace")
-            facts.update(line.split(":", 1) for line in text.splitlines() if ":" in line)
+            told = self._link.ask("INFO")
+            if type(told) is not bytes:
+                raise self._link.misunderstood(StoreUnavailableError)
+            lines = told.decode("utf-8", "replace").splitlines()
+            facts.update(line.split(":", 1) for line in lines if ":" in line)  # type: ignore[misc]
             for name in ("appendfsync", "save"):
                 setting = self._link.ask("CONFIG", "GET", name)
                 facts[name] = (setting if type(setting) is list else [b"", b"unknown"])[-1].decode()
@@ -162,7 +165,9 @@ class RedisSessionStore(RecordStore):
         keys = [self._key(session_id) for session_id in session_ids]
         values: list[Any] = [None] * len(keys)
         for group, found in self._run_grouped("MGET", keys, range(len(keys))):
-            for n, value in zip(group, found if type(found) is list else [found] * len(group), strict=True):
+            fits = type(found) is list and len(found) == len(group)  # else it tells of no session that it is absent
+            each = found if fits else self._spread(found, len(group), StoreUnavailableError)
+            for n, value in zip(group, each, strict=True):
                 values[n] = value
         # MGET answers nil too where a key holds something else than a string, and that is not an absent session.
         absent = [n for n, value in enumerate(values) if value is None]
@@ -227,7 +232,8 @@ class RedisSessionStore(RecordStore):
                 calls.append((keys[part[0]], (len(part), *(keys[n] for n in part), *arguments)))
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         for part, answer in zip(groups, self._run_script(calls), strict=True):
-            each = [answer] * len(part) if isinstance(answer, ActorbotError) else answer.decode()
+            fits = type(answer) is bytes and len(answer) == len(part) and not answer.strip(b"wdcx")
+            each = answer.decode() if fits else self._spread(answer, len(part), OutcomeUnknownError)
             for n, one in zip(part, each, strict=True):
                 outcomes[n] = self._outcome(writes[n], one)
         _raise_if_all_failed(outcomes)
@@ -272,6 +278,11 @@ class RedisSessionStore(RecordStore):
 
     def _key(self, session_id: str) -> bytes:
         return self._prefix + session_id.encode()
+
+    def _spread(self, answer: Any, size: int, kind: type[StoreUnavailableError]) -> list[ActorbotError]:
+        """Make an error for each of *size* sessions of the one answer that there was; of that *kind* if it makes no sense."""
+        error = answer if isinstance(answer, ActorbotError) else self._link.misunderstood(kind)
+        return [error] * size
 
     def _foreign(self, session_id: str) -> CorruptSessionError:
         return CorruptSessionError(self.name, session_id, "its key holds something that is not a record of actorbot")
