@@ -281,6 +281,9 @@ class Flusher(Unflushed, Mailbox):
         job = self._retries.again.pop(session, None)
         if job is not None:
             self._retries.resting.discard(job)
+        # Whoever comes next is another actor, so nothing of this one is written any more: not by a timer that still knows of it,
+        # nor by a call that is under way and fails.
+        session.committed = None
         self._unmark(session)
         self._uncharge(session)
         reason = "it does not take writes; what it has not is in the journal"
@@ -345,15 +348,16 @@ class Flusher(Unflushed, Mailbox):
                 through.job = Job.make(session, through.committed, write_id, now, through)
             return through.job
         committed = session.committed
-        if (failed := self._retries.again.get(session)) is not None:
-            if committed is not None and not failed.unknown:
-                # It is known that nothing of it was done, and it may be the very state that the store does not take.
-                failed.renew(committed, self._write_id(session, committed, write_id), now)
-            return failed
         if committed is None or committed[0] <= session.flushed:
+            self._retries.again.pop(session, None)
             self._uncharge(session)
             self._listeners.tell(session, ALL)
             return None
+        if (failed := self._retries.again.get(session)) is not None:
+            if not failed.unknown:
+                # It is known that nothing of it was done, and it may be the very state that the store does not take.
+                failed.renew(committed, self._write_id(session, committed, write_id), now)
+            return failed
         return Job.make(session, committed, self._write_id(session, committed, write_id), now)
 
     def _write_id(self, session: Flushable, committed: Committed, random: bytes) -> bytes:

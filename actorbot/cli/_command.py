@@ -8,6 +8,7 @@ import click
 
 from actorbot.cli._chat import chat
 from actorbot.cli._doctor import doctor
+from actorbot.cli._sessions import sessions
 from actorbot.cli._words import clean, hide_secrets_of, redact
 from actorbot.errors import ActorbotError
 
@@ -44,5 +45,5 @@ def command() -> None:
     """
 
 
-for each in (chat, doctor):
+for each in (chat, doctor, sessions):
     command.add_command(each)

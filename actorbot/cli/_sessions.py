@@ -1,0 +1,180 @@
+"""`actorbot sessions`: list, show, destroy, export and copy what a store holds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.pretty import Pretty
+
+from actorbot._codec import decode_state
+from actorbot._values import UndecodableError
+from actorbot._verbs import check_session_id
+from actorbot.cli._copy import copy
+from actorbot.cli._export import export
+from actorbot.cli._store import opened
+from actorbot.cli._words import clean, show_id, show_when, write_json
+from actorbot.errors import ActorbotError, CorruptSessionError
+from actorbot.stores import Record, RecordStore
+
+__all__ = ["sessions"]
+
+LINE = "{:<32} {:>9} {:>8}  {:<36} {}"
+
+
+@click.group()
+def sessions() -> None:
+    """Look at the sessions of a store, destroy them, take them elsewhere.
+
+    Bots may go on meanwhile, except with a store of files, which one process at a time can open. What a bot has in memory and has not
+    flushed yet is not seen.
+    """
+
+
+sessions.add_command(copy)
+sessions.add_command(export)
+
+
+# --- ls ---------------------------------------------------------------------------------------------------------------
+
+
+@sessions.command()
+@click.argument("url")
+@click.option("--prefix", default="", metavar="TEXT", help="Only ids that begin with TEXT.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="No more than N.")
+@click.option("--all", "everything", is_flag=True, help="Those too that have expired or were destroyed.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
+def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool) -> None:
+    """List the sessions, in the store's own order. The exit status is 1 if one of them cannot be read."""
+    listed = unreadable = 0
+    if not as_json:
+        click.echo(LINE.format("SESSION", "BYTES", "VERSION", "LAST ACTIVITY", "EXPIRES"))
+    with opened(url) as store:
+        for found in store.scan():
+            if isinstance(found, ActorbotError):
+                session_id = getattr(found, "session_id", None) or ""
+                if session_id and not session_id.startswith(prefix):
+                    continue
+                unreadable += 1
+                _tell_unreadable(session_id, found, as_json)
+            elif found.session_id.startswith(prefix) and (everything or _status(found) == "alive"):
+                (_print_json if as_json else _print_line)(found)
+            else:
+                continue
+            listed += 1
+            if listed == limit:
+                break
+    if unreadable:
+        sys.exit(1)
+
+
+def _status(record: Record) -> str:
+    if record.state is None:
+        return "destroyed"
+    return "expired" if record.is_expired(time.time()) else "alive"
+
+
+def _print_line(record: Record) -> None:
+    ends = show_when(record.expires_at) if record.state is not None else "destroyed"
+    size = 0 if record.state is None else len(record.state)
+    seen = show_when(record.last_activity)
+    click.echo(LINE.format(show_id(record.session_id), size, record.version, seen, ends))
+
+
+def _print_json(record: Record) -> None:
+    write_json({"session_id": record.session_id, "status": _status(record), **_stamps(record)})
+
+
+def _stamps(record: Record) -> dict[str, Any]:
+    return {
+        "bytes": 0 if record.state is None else len(record.state),
+        "version": record.version,
+        "last_activity": record.last_activity,
+        "expires_at": record.expires_at,
+    }
+
+
+def _tell_unreadable(session_id: str, error: ActorbotError, as_json: bool) -> None:
+    if as_json:
+        write_json({"session_id": session_id, "error": clean(str(error))})
+    else:
+        click.echo(f"unreadable: {clean(str(error))}", err=True)
+
+
+# --- show -------------------------------------------------------------------------------------------------------------
+
+
+@sessions.command()
+@click.argument("url")
+@click.argument("session_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the session's JSON document, as drivers see it.")
+def show(url: str, session_id: str, as_json: bool) -> None:
+    """Show what a session holds. The exit status is 1 if there is none."""
+    check_session_id(session_id)
+    with opened(url) as store:
+        record = _read(store, session_id)
+        if record is None or record.state is None:
+            raise click.ClickException(f"{store.name}: there is no session {session_id!r}")
+        try:
+            if as_json:
+                write_json(record.to_document())
+            else:
+                _show(record, decode_state(record.state))
+        except UndecodableError as error:
+            raise CorruptSessionError(store.name, session_id, str(error)) from error
+
+
+def _read(store: RecordStore, session_id: str) -> Record | None:
+    found = store.read_many([session_id])[0]
+    if isinstance(found, ActorbotError):
+        raise found
+    return found
+
+
+def _show(record: Record, state: dict[str, Any]) -> None:
+    click.echo(f"session        {show_id(record.session_id)}")
+    click.echo(f"version        {record.version}, {len(record.state or b'')} bytes")
+    click.echo(f"last activity  {show_when(record.last_activity)}")
+    click.echo(f"{'expired' if _status(record) == 'expired' else 'expires'}        {show_when(record.expires_at)}")
+    Console(soft_wrap=True).print(Pretty(state, expand_all=True))
+
+
+# --- rm ---------------------------------------------------------------------------------------------------------------
+
+
+@sessions.command()
+@click.argument("url")
+@click.argument("session_ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
+    """Destroy sessions, for every bot that uses the store. One that is not there is no error; an unreadable one is destroyed too."""
+    for session_id in session_ids:
+        check_session_id(session_id)
+    if not yes:
+        _ask(len(session_ids))
+    with opened(url) as store:
+        for session_id in dict.fromkeys(session_ids):
+            there = _describe(store, session_id)
+            if there is not None:
+                store.destroy(session_id)
+            click.echo(f"{show_id(session_id)}: {'was not there' if there is None else f'destroyed ({there})'}")
+
+
+def _ask(number: int) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody is there to ask: add --yes")
+    click.confirm(f"Destroy {number} session{'s' * (number != 1)}?", abort=True)
+
+
+def _describe(store: RecordStore, session_id: str) -> str | None:
+    """Say what is there, `None`: nothing that could be destroyed."""
+    try:
+        record = _read(store, session_id)
+    except CorruptSessionError:
+        return "it could not be read"
+    if record is None or record.state is None:
+        return None
+    return f"version {record.version}, {len(record.state)} bytes, last activity {show_when(record.last_activity)}"
