@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Final
@@ -320,7 +321,7 @@ class Registry(ServiceActor):
                     self._flush_out(unflushed)
                     unflushed = []
             if seen % CHUNK == 0:
-                threading.Event().wait(0)  # lets a thread that waits for the interpreter have it
+                time.sleep(0)  # lets a thread that waits for the interpreter have it; `Event().wait(0)` does not
         if unflushed:
             self._flush_out(unflushed)
 

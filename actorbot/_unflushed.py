@@ -26,10 +26,14 @@ class Unflushed(ABC):
         self.dirty_bytes = 0
         self.journal_bytes = 0
         self.full = False
-        self._lock = threading.Lock()  # guards dirty, charged, dirty_bytes, journal_bytes, full, _since and _room
+        # Guards dirty, charged, dirty_bytes, journal_bytes, full, _since, _room, and what is appended to _marked and _due.
+        self._lock = threading.Lock()
         self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._room: list[Future[None]] = []
-        self._marked: deque[tuple[float, Flushable]] = deque()  # due time, session; appended to from any thread
+        # Sessions, and when each is due. Not pairs of both: 20,000 of those in a second that live for another one make the garbage
+        # collector walk over all that is resident every few seconds, for 100 ms each time.
+        self._marked: deque[Flushable] = deque()
+        self._due: deque[float] = deque()
         self._armed = False  # whether a timer for the head of _marked runs; set from any thread
         self._hurried: deque[Flushable] = deque()  # appended to from any thread
         self._hurrying = False  # whether we have been told of those
@@ -46,6 +50,7 @@ class Unflushed(ABC):
         """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
         size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
         now = self._clock.monotonic()
+        due = now + self._policy.max_delay
         with self._lock:
             charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
             if charge > session.charged:
@@ -55,12 +60,11 @@ class Unflushed(ABC):
             marked, session.dirty = session.dirty, True
             if not marked:
                 self._since.setdefault(session, now)
-        if not marked:
-            due = now + self._policy.max_delay
-            self._marked.append((due, session))
-            if not self._armed:
-                self._armed = True
-                self._clock.call_at(due, self._announce_due)
+                self._marked.append(session)
+                self._due.append(due)  # second: who finds one here finds its session
+        if not marked and not self._armed:
+            self._armed = True
+            self._clock.call_at(due, self._announce_due)
         if self.full:
             self.hurry(session)
 
@@ -114,11 +118,12 @@ class Unflushed(ABC):
         self._armed = False
         # With what is due soon: flushed one by one as they come due, sessions would change threads a thousand times a second.
         soon = self._clock.monotonic() + self._policy.max_delay / 8
-        while self._marked and self._marked[0][0] <= soon:
-            yield self._marked.popleft()[1]
-        if self._marked and not self._armed:
+        while self._due and self._due[0] <= soon:
+            self._due.popleft()
+            yield self._marked.popleft()
+        if self._due and not self._armed:
             self._armed = True
-            self._clock.call_at(self._marked[0][0], self._announce_due)
+            self._clock.call_at(self._due[0], self._announce_due)
 
     def _take_hurried(self) -> Iterator[Flushable]:
         self._hurrying = False  # first: who comes from here on tells us again

@@ -6,9 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import journal, residents, session
+from benchmarks import activation, journal, offered, residents, session
 
-QUESTIONS = {"session": session, "residents": residents, "journal": journal}
+QUESTIONS = {
+    "session": session,
+    "residents": residents,
+    "activation": activation,
+    "offered": offered,
+    "journal": journal,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

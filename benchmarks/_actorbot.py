@@ -16,6 +16,7 @@ from actorbot import (
     RedisSessionStore,
     SessionManager,
 )
+from actorbot.stores.base import RecordStore
 from benchmarks._servers import DATABASE, Place
 from benchmarks._workload import remember, remember_and_await
 
@@ -42,27 +43,30 @@ HANDLERS: Mapping[HandlerName, Callable[[Context], Any]] = {
 }
 
 
+def make_store(store: StoreName, url: str, sessions: int) -> tuple[RecordStore, Callable[[], object]]:
+    """Make an empty store with room for so many sessions; return it, and what removes all that it holds."""
+    if store == "memory":
+        return MemorySessionStore(max_sessions=sessions), _nothing_to_clear  # evicts nobody
+    if store == "file":
+        folder = tempfile.mkdtemp(prefix="actorbot-benchmark-")
+        return FileSessionStore(folder), lambda: shutil.rmtree(folder)
+    place = Place(store, url)
+    if store == "redis":
+        return RedisSessionStore(url, key_prefix=f"{place.name}:"), place.clear
+    return MongoSessionStore(url, database=DATABASE, collection_name=place.name), place.clear
+
+
+def _nothing_to_clear() -> None:
+    pass
+
+
 class Actorbot:
     """A fresh manager over a fresh, empty store."""
 
     name = "actorbot"
 
     def __init__(self, store: StoreName, url: str, policy: str, handler: HandlerName, users: int) -> None:
-        self._clear: Callable[[], object] = lambda: None
-        self._store: MemorySessionStore | FileSessionStore | RedisSessionStore | MongoSessionStore
-        if store == "memory":
-            self._store = MemorySessionStore(max_sessions=users)  # evicts nobody
-        elif store == "file":
-            folder = tempfile.mkdtemp(prefix="actorbot-benchmark-")
-            self._store = FileSessionStore(folder)
-            self._clear = lambda: shutil.rmtree(folder)
-        else:
-            place = Place(store, url)
-            self._clear = place.clear
-            if store == "redis":
-                self._store = RedisSessionStore(url, key_prefix=f"{place.name}:")
-            else:
-                self._store = MongoSessionStore(url, database=DATABASE, collection_name=place.name)
+        self._store, self._clear = make_store(store, url, users)
         self._manager = SessionManager(
             self._store, handler=HANDLERS[handler], flush=FlushPolicy.parse(policy), max_resident=users
         )

@@ -16,7 +16,7 @@ from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.testing import ManualClock
 from benchmarks import _memory, _report
 from benchmarks._actorbot import handle
-from benchmarks._workload import make_texts, remember
+from benchmarks._stored import stored_record
 
 IN_FLIGHT = 64
 IDLE_TIMEOUT = 900.0
@@ -32,11 +32,7 @@ class FarStore(RecordStore):
     expires_in = ONE_YEAR
 
     def __init__(self, now: float) -> None:
-        state: dict[str, object] = {}
-        for text in make_texts(10):
-            remember(state, text)
-        read = Record.from_document(state, session_id="-", store=self.name, expires_in=ONE_YEAR, now=now)
-        self._record = read.next_write()
+        self._record = stored_record(now)
 
     def init(self) -> Self:
         return self

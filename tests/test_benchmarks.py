@@ -195,3 +195,41 @@ def test_a_stock_actor_lives_no_longer_than_its_run() -> None:
     floor.close()
 
     assert not ref.is_alive()
+
+
+@pytest.mark.parametrize("store", ["memory", "file", "redis", "mongo"])
+def test_activation_counts_every_session_in_the_store(store: str, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    options = ["--sessions", "300", "--in-flight", "8", "64", "--repeats", "1", *at_server(store), "--json", str(file)]
+
+    assert main(["activation", "--store", store, *options]) == 0
+    runs = json.loads(file.read_text())["runs"]
+    assert [(run["in_flight"], run["lost"]) for run in runs] == [(8, 0), (8, 0), (64, 0), (64, 0)]
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+def test_offered_counts_every_event_in_the_store(store: str, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    options = ["--rate", "500", "--resident", "300", "--seconds", "0.3", "--repeats", "1", *at_server(store)]
+
+    assert main(["offered", "--store", store, *options, "--json", str(file)]) == 0
+    run = json.loads(file.read_text())["runs"][0]
+    assert (run["lost"], run["failed"], run["wrong_counters"]) == (0, 0, 0)
+    assert run["events"] >= 100
+
+
+@pytest.mark.parametrize("sync", ["full", "normal"])
+def test_journal_counts_every_event_and_repeats_the_same_transactions(sync: str, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+
+    assert main(["journal", *TINY, "--sync", sync, "--folder", str(tmp_path), "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert len(figures["ratio"]) == 2
+    assert 1 <= figures["batch"] <= 8
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def at_server(store: str) -> list[str]:
+    if store == "redis":
+        return ["--url", servers.shared("new redis").url]
+    return ["--url", mongo_server.shared().url] if store == "mongo" else []

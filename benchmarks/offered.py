@@ -1,0 +1,222 @@
+"""How late the answers are, and how long the loop stands still, while events are offered at a fixed rate whatever the answers do."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import random
+from array import array
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+
+from actorbot import SessionManager
+from benchmarks import _report
+from benchmarks._actorbot import handle, make_store
+from benchmarks._servers import URLS
+from benchmarks._stored import TEXTS, fill, wrong_counters
+from benchmarks._workload import SEED, make_texts
+from benchmarks.session import PERCENTILES, percentile
+
+TICK = 0.001  # seconds between two looks at what is due, and between two of the stall ticker's
+LOOK = 0.1  # seconds between two looks at `stats()`
+WAKING = 512  # sessions that are brought into memory at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What one run measured."""
+
+    events: int
+    seconds: float
+    """From the first scheduled instant to the last answer."""
+    latency_ns: dict[str, int]
+    """Of `dispatch`, from the instant for which the event was scheduled."""
+    stall_ms: float
+    """The longest that the loop kept a task waiting that wanted to run every millisecond."""
+    collections_ms: dict[str, float]
+    """By the garbage collector's generation, its longest pause."""
+    oldest_dirty: float
+    """Seconds: the highest `stats().oldest_dirty`."""
+    failed: int
+    """Events whose `dispatch` raised."""
+    lost: int
+    """Events that their sessions' counters in the store miss, those that failed among them."""
+    wrong_counters: int
+
+    @property
+    def events_per_second(self) -> float:
+        return self.events / self.seconds
+
+
+@dataclass(slots=True)
+class Watcher:
+    """Looks on while the events come."""
+
+    manager: SessionManager
+    stall: float = 0.0
+    oldest_dirty: float = 0.0
+    pauses: dict[int, float] = field(default_factory=dict)
+    _began: float = 0.0
+
+    async def tick(self) -> None:
+        before = perf_counter()
+        while True:
+            await asyncio.sleep(TICK)
+            now = perf_counter()
+            self.stall = max(self.stall, now - before - TICK)
+            before = now
+
+    async def look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            self.oldest_dirty = max(self.oldest_dirty, self.manager.stats().oldest_dirty)
+
+    def note_collection(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = perf_counter()
+        else:
+            generation = info["generation"]
+            self.pauses[generation] = max(self.pauses.get(generation, 0.0), perf_counter() - self._began)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add, count = parser.add_argument, _report.positive
+    add("--store", choices=("memory", "file", "redis", "mongo"), default="redis", help="(%(default)s)")
+    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--rate", type=count, default=20_000, metavar="N", help="events a second (%(default)s)")
+    add("--resident", type=count, default=100_000, metavar="N", help="sessions in memory (%(default)s)")
+    add("--seconds", type=float, default=10.0, help="that events are offered for (%(default)s)")
+    add("--repeats", type=count, default=3, metavar="N", help="measured runs, one after the other (%(default)s)")
+    add("--json", metavar="FILE", help="write all figures there, too")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status: 1 if a counter was wrong."""
+    names = [f"bench:{number}" for number in range(args.resident)]
+    with _report.progress(args.repeats + 1) as begin:
+        runs = asyncio.run(measure(args, names, begin))
+    title = f"{args.store}, {args.resident:,} resident, {args.rate:,} events/s offered for {args.seconds:g} s"
+    _report.print_table(title, rows(runs))
+    if args.json:
+        options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
+        every = [asdict(run) | {"events_per_second": run.events_per_second} for run in runs]
+        _report.write_json(args.json, options, {"runs": every})
+    return int(any(run.wrong_counters for run in runs))
+
+
+async def measure(args: argparse.Namespace, names: Sequence[str], begin: Callable[[str], None]) -> list[Offered]:
+    """Bring all sessions into memory, then offer them events, run after run; *begin* is told what comes next."""
+    store, clear = make_store(args.store, args.url or URLS.get(args.store, ""), len(names))
+    try:
+        begin("bringing the sessions into memory")
+        store.init()
+        fill(store, names)
+        draw, texts, runs = random.Random(SEED), make_texts(1000), []
+        async with SessionManager(store, handler=handle, max_resident=len(names)) as manager:
+            await _wake(manager, names)
+            expected = Counter(dict.fromkeys(names, TEXTS + 1))
+            count = max(1, round(args.rate * args.seconds))
+            for repeat in range(1, args.repeats + 1):
+                begin(f"run {repeat} of {args.repeats}")
+                users = draw.choices(names, k=count)
+                events = tuple(zip(users, draw.choices(texts, k=count), strict=True))
+                expected.update(users)
+                runs.append(await offer(manager, events, args.rate, lambda: wrong_counters(store, expected)))
+        return runs
+    finally:
+        clear()
+
+
+async def _wake(manager: SessionManager, names: Sequence[str]) -> None:
+    rest = iter(names)
+
+    async def greet() -> None:
+        for name in rest:
+            await manager.dispatch(name, "Hello, it is me again")
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(WAKING):
+            tasks.create_task(greet())
+    await manager.flush()
+
+
+async def offer(
+    manager: SessionManager,
+    events: Sequence[tuple[str, str]],
+    rate: float,
+    wrong: Callable[[], Mapping[str, int]],
+) -> Offered:
+    """Dispatch *events* of (session id, text), each in a task of its own at its instant; then count what is *wrong* in the store."""
+    late, failed = array("q", bytes(8 * len(events))), 0
+    loop, answered, left = asyncio.get_running_loop(), asyncio.Event(), len(events)
+    gc.collect()  # what came before; from here on the collector keeps its defaults
+    async with watching(manager) as watcher:
+        started = perf_counter()
+
+        async def dispatch(number: int) -> None:
+            nonlocal failed, left
+            try:
+                await manager.dispatch(*events[number])
+            except Exception:
+                failed += 1
+            late[number] = int((perf_counter() - started - number / rate) * 1e9)
+            left -= 1
+            if not left:
+                answered.set()
+
+        sent = 0
+        while sent < len(events):
+            due = min(len(events), int((perf_counter() - started) * rate) + 1)
+            for number in range(sent, due):
+                loop.create_task(dispatch(number))  # whatever it waits for knows it
+            sent = due
+            await asyncio.sleep(TICK)
+        await answered.wait()
+        seconds = perf_counter() - started
+    await manager.flush()
+    missing, ordered = wrong(), sorted(late)
+    return Offered(
+        events=len(events),
+        seconds=seconds,
+        latency_ns={f"p{percent:g}": percentile(ordered, percent) for percent in (*PERCENTILES, 100.0)},
+        stall_ms=watcher.stall * 1000,
+        collections_ms={f"generation {number}": pause * 1000 for number, pause in sorted(watcher.pauses.items())},
+        oldest_dirty=watcher.oldest_dirty,
+        failed=failed,
+        lost=sum(missing.values()),
+        wrong_counters=len(missing),
+    )
+
+
+@asynccontextmanager
+async def watching(manager: SessionManager) -> AsyncIterator[Watcher]:
+    watcher = Watcher(manager)
+    tasks = [asyncio.create_task(watcher.tick()), asyncio.create_task(watcher.look())]
+    gc.callbacks.append(watcher.note_collection)
+    try:
+        yield watcher
+    finally:
+        gc.callbacks.remove(watcher.note_collection)
+        for task in tasks:
+            task.cancel()
+
+
+def rows(runs: Sequence[Offered]) -> dict[str, list[str]]:
+    """Return the lines of the result table."""
+    lines = {"answered, events/s": _report.spread([run.events_per_second for run in runs], "{:,.0f}")}
+    for name in runs[0].latency_ns:
+        label = "longest" if name == "p100" else name
+        lines[f"{label} of dispatch"] = _report.spread([run.latency_ns[name] / 1e6 for run in runs], "{:.1f}") + " ms"
+    lines["longest stall of the loop"] = _report.spread([run.stall_ms for run in runs], "{:.1f}") + " ms"
+    for name in sorted({name for run in runs for name in run.collections_ms}):
+        pauses = [run.collections_ms.get(name, 0.0) for run in runs]
+        lines[f"longest garbage collection, {name}"] = _report.spread(pauses, "{:.1f}") + " ms"
+    lines["oldest unflushed state"] = _report.spread([run.oldest_dirty for run in runs], "{:.2f}") + " s"
+    lines["failed"] = f"{sum(run.failed for run in runs):,}"
+    lines["lost updates"] = f"{runs[-1].lost:,}"
+    lines["wrong counters"] = f"{runs[-1].wrong_counters:,}"
+    return {name: [value] for name, value in lines.items()}
