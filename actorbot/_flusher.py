@@ -197,16 +197,16 @@ class Flusher(Unflushed, Mailbox):
         self.leave()
 
     def _write(self, jobs: list[Job]) -> Sequence[ActorbotError | None]:
-        if not any(job.session.lineages for job in jobs):
+        if not any(map(_is_recovered, jobs)):
             return self._store.write_many([job.write for job in jobs])
         outcomes: dict[Job, ActorbotError | None] = {}
         left = jobs
         for _ in range(LOOKS):
-            settled = self._rebase([job for job in left if job.session.lineages])
+            settled = self._rebase([job for job in left if _is_recovered(job)])
             left = [job for job in left if job not in settled]
             written = self._store.write_many([job.write for job in left]) if left else ()
             outcomes |= settled | dict(zip(left, written, strict=True))
-            left = [job for job in left if job.session.lineages and isinstance(outcomes[job], ConflictError)]
+            left = [job for job in left if _is_recovered(job) and isinstance(outcomes[job], ConflictError)]
             if not left:
                 break
         return [outcomes[job] for job in jobs]
@@ -348,17 +348,26 @@ class Flusher(Unflushed, Mailbox):
                 through.job = Job.make(session, through.committed, write_id, now, through)
             return through.job
         committed = session.committed
+        if self._is_overtaken(session, committed):
+            return None  # when that has ended, the session is looked at again
         if committed is None or committed[0] <= session.flushed:
             self._retries.again.pop(session, None)
             self._uncharge(session)
             self._listeners.tell(session, ALL)
             return None
-        if (failed := self._retries.again.get(session)) is not None:
+        if (failed := self._retries.again.get(session)) is not None and not _is_outdated(failed):
             if not failed.unknown:
                 # It is known that nothing of it was done, and it may be the very state that the store does not take.
                 failed.renew(committed, self._write_id(session, committed, write_id), now)
             return failed
         return Job.make(session, committed, self._write_id(session, committed, write_id), now)
+
+    def _is_overtaken(self, session: Flushable, committed: Committed | None) -> bool:
+        """Tell whether a destroy is under way that the store may have by now: nothing older must be written after it."""
+        lineages = session.lineages
+        if lineages and committed is not None and committed[0] < lineages[0][1]:
+            return True
+        return any(job.session is session and job.through is not None for job in self._retries.resting)
 
     def _write_id(self, session: Flushable, committed: Committed, random: bytes) -> bytes:
         """Return a random write id, or the one that can be found out again after a crash."""
@@ -438,7 +447,8 @@ class Flusher(Unflushed, Mailbox):
         session.write_ids = record.write_ids
         session.flushed = record.version
         if self._journal is not None:
-            session.lineages = ()
+            if not _is_outdated(job):
+                session.lineages = ()
             self._journal.forget(session.session_id, record.version)
         self._retries.again.pop(session, None)
         # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
@@ -509,6 +519,17 @@ class Flusher(Unflushed, Mailbox):
                     self._wanted.setdefault(job.session, None)
             elif not job.through.done.done():
                 self._wanted[job.session] = job.through
+
+
+def _is_recovered(job: Job) -> bool:
+    """Tell whether what the store has is to be looked at before *job* is written."""
+    return bool(job.session.lineages) and not _is_outdated(job)
+
+
+def _is_outdated(job: Job) -> bool:
+    """Tell whether its session was destroyed after *job* was made: what replaces anything by force is the tombstone, and not this."""
+    lineages = job.session.lineages
+    return bool(lineages) and job.write.record.version < lineages[0][1]
 
 
 def _ended() -> ManagerClosedError:

@@ -79,9 +79,11 @@ class Journal:
         self._on_size = on_size  # told how many bytes it holds, on its thread
         self._keeps = keeps  # whether entries stay when the store has them, since it does not outlive the process
         self._thread = StoreThread("actorbot-journal", "journal", clock, deadline)
-        self._lock = threading.Lock()  # guards the five below
+        self._lock = threading.Lock()  # guards the six below
         self._closed = False
         self._asked: list[_Put] = []
+        self.newest = 0
+        """The greatest version that was to be committed, of any session."""
         self._flushed: dict[str, int] = {}  # the versions that are no longer needed
         self._conflicts: list[bytes] = []  # to be set aside
         self._working = False
@@ -201,6 +203,7 @@ class Journal:
         """
         with self._lock:
             closed = self._closed
+            self.newest = max(self.newest, committed[0])
             if not closed:
                 self._asked.append(_Put(session_id, committed, write_ids, lineages, settle))
             if idle := not (closed or self._working):

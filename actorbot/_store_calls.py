@@ -165,10 +165,13 @@ class StoreThread:
             self._running.discard(call)
             if call.lane is not None:
                 self._stuck += 1
-            if call.lane is self._lane and not self._closed:
+            if call.lane is self._lane:
                 self._lane = Lane(self._name, self._lanes, self._lane.give_up())
                 self._lanes += 1
         call.overdue(error)
+        with self._lock:
+            if self._closed:  # after what *overdue* has handed in: whoever waits for the call is told also at the end
+                self._lane.close()
 
 
 _Ask = tuple[str, "Future[Record | None]", float]  # a session id, what is to become of it, and when it was asked for

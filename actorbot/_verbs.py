@@ -123,6 +123,10 @@ class Verbs:
         journal = self._turns.journal
         if journal is not None:  # whose entry may be newer than what was read, if anything was
             version = max(version, journal.version(session_id))
+            if actor.committed is None:
+                # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
+                # the new one be taken for the old one, which the store has.
+                actor.flushed = version = max(version, journal.newest)
         gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
         done = new_future()
 

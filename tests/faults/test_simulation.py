@@ -1,0 +1,201 @@
+"""Every promise at once, in a simulated world where everything goes wrong that may: crashes, outages, bad disks, other processes.
+
+A failure prints its seed, and `simulate(seed, …)` repeats it step by step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actorbot._flusher import Flusher
+from actorbot._journal import Journal
+from actorbot._registry import Registry
+from actorbot._session_actor import SessionActor
+from actorbot._store_calls import StoreThread
+from actorbot.errors import ActorbotError
+from tests.faults._scale import scaled
+from tests.faults._simulation import SimulationError, simulate
+
+SEEDS = scaled(1_200, 20_000)
+PARTS = 4
+
+
+@pytest.mark.timeout(scaled(60, 3_600))
+@pytest.mark.parametrize("part", range(PARTS))
+def test_whatever_goes_wrong_no_promise_is_broken(part: int) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(part, SEEDS, PARTS):
+        seen += simulate(seed).counts
+    assert seen["acknowledged"] > 10 * SEEDS / PARTS
+    for kind in (
+        "crashes",
+        "outages",
+        "bad disks",
+        "strangers",
+        "conflicts",
+        "jumps",
+        "expired",
+        "duplicates",
+        "delivered",
+    ):
+        assert seen[kind] > 0, f"there were no {kind}: nothing was proven about them"
+
+
+@pytest.mark.timeout(scaled(60, 600))
+def test_a_destroyed_session_never_comes_back_from_a_flush_an_outage_a_replay_or_passivation() -> None:
+    seen: Counter[str] = Counter()
+    for seed in itertools.count(1_000_000):
+        mode = ("journaled", "journaled", "write-behind", "write-through")[seed % 4]
+        seen += simulate(seed, mode=mode, destroys=0.5, operations=50, lives=2, jumps=False, max_mailbox=100).counts
+        if seen["destroyed"] >= scaled(10_000, 100_000):
+            break
+    assert min(seen[kind] for kind in ("crashes", "outages", "ended", "acknowledged")) > 100
+
+
+@pytest.mark.parametrize("seed", [3, 14, 159, 2653])
+def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
+    assert simulate(seed).trace == simulate(seed).trace != simulate(seed + 1).trace
+
+
+# --- faults seeded on purpose: a simulation that does not find them proves nothing ------------------------------------
+
+Patch = pytest.MonkeyPatch
+
+
+def _acknowledges_before_the_commit(patch: Patch) -> None:
+    put = Journal.put
+
+    def early(self: Journal, session_id: str, committed: Any, ids: bytes, lineages: Any, settle: Any) -> None:
+        self._post(settle, None)
+        put(self, session_id, committed, ids, lineages, lambda error: None)
+
+    patch.setattr(Journal, "put", early)
+
+
+def _forgets_whatever_version_is_there(patch: Patch) -> None:
+    forget = Journal.forget
+    patch.setattr(Journal, "forget", lambda self, session_id, version: forget(self, session_id, 2**62))
+
+
+def _keeps_no_destroy_in_the_journal(patch: Patch) -> None:
+    put = Journal.put
+
+    def without(self: Journal, session_id: str, committed: Any, ids: bytes, lineages: Any, settle: Any) -> None:
+        if committed[1] is None:
+            self._post(settle, None)
+        else:
+            put(self, session_id, committed, ids, lineages, settle)
+
+    patch.setattr(Journal, "put", without)
+
+
+def _passivates_while_dirty(patch: Patch) -> None:
+    def passivate(self: Registry, actor: SessionActor) -> bool:
+        with self._lock:
+            if not actor.enter():
+                return False
+            if actor.close_if_nobody_waits():
+                del self.entries[actor.session_id]
+                return True
+        actor.leave()
+        return False
+
+    patch.setattr(Registry, "passivate", passivate)
+
+
+def _delivers_before_the_commit(patch: Patch) -> None:
+    commit = SessionActor.commit
+
+    def early(self: SessionActor, context: Any, durable: bool = False) -> Any:
+        self.send(context)
+        context._replies = None
+        return commit(self, context, durable)
+
+    patch.setattr(SessionActor, "commit", early)
+
+
+def _goes_on_writing_what_it_has_let_go_of(patch: Patch) -> None:
+    let_go = Flusher._let_go
+
+    def remembering(self: Flusher, session: Any) -> None:
+        committed = session.committed
+        let_go(self, session)
+        session.committed = committed
+
+    patch.setattr(Flusher, "_let_go", remembering)
+
+
+def _takes_an_older_flush_for_the_tombstone(patch: Patch) -> None:
+    confirm = Flusher._confirm
+
+    def forgetting(self: Flusher, job: Any) -> None:
+        confirm(self, job)
+        job.session.lineages = ()
+
+    patch.setattr(Flusher, "_confirm", forgetting)
+
+
+def _writes_an_older_state_over_a_tombstone(patch: Patch) -> None:
+    patch.setattr(Flusher, "_is_overtaken", lambda self, session, committed: False)
+    patch.setattr("actorbot._flusher._is_outdated", lambda job: False)
+
+
+def _gives_a_version_twice(patch: Patch) -> None:
+    patch.setattr(Journal, "newest", property(lambda self: 0, lambda self, version: None), raising=False)
+
+
+def _leaves_who_waits_for_a_hanging_disk_to_the_close(patch: Patch) -> None:
+    def leave_behind(self: StoreThread, call: Any, error: ActorbotError) -> None:
+        with self._lock:
+            was_closed = self._closed
+        if was_closed and call.lane is self._lane:
+            call.closed = True
+            call.overdue(error)
+        else:
+            original(self, call, error)
+
+    original = StoreThread._leave_behind
+    patch.setattr(StoreThread, "_leave_behind", leave_behind)
+
+
+JOURNALED: dict[str, Any] = {"mode": "journaled", "strangers": False, "jumps": False}
+DESTROYING = JOURNALED | {"destroys": 0.3, "operations": 30, "weather": 0.3, "max_mailbox": 100}
+UNSURE = DESTROYING | {
+    "faults": 0.3,
+    "crashes": 0.0,
+    "destroys": 0.15,
+    "sessions": 1,
+    "operations": 60,
+    "weather": 100.0,
+    "max_delay": 0.02,
+    "deadline": 0.2,
+}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "plan"),
+    [
+        pytest.param(_acknowledges_before_the_commit, JOURNALED, id="acknowledge before the journal's commit"),
+        pytest.param(_forgets_whatever_version_is_there, JOURNALED | {"crashes": 1.0}, id="forget without its version"),
+        pytest.param(_keeps_no_destroy_in_the_journal, DESTROYING, id="replay after a destroy"),
+        pytest.param(_passivates_while_dirty, {"mode": "write-behind"}, id="passivate while dirty"),
+        pytest.param(_delivers_before_the_commit, {"mode": "write-through"}, id="deliver before the commit"),
+        pytest.param(_goes_on_writing_what_it_has_let_go_of, DESTROYING, id="write what has left memory"),
+        pytest.param(_takes_an_older_flush_for_the_tombstone, UNSURE, id="an older flush ends a destroy"),
+        pytest.param(_writes_an_older_state_over_a_tombstone, UNSURE, id="an older flush after a destroy"),
+        pytest.param(_gives_a_version_twice, DESTROYING, id="a version twice"),
+        pytest.param(_leaves_who_waits_for_a_hanging_disk_to_the_close, JOURNALED, id="a hanging disk at the close"),
+    ],
+)
+def test_a_fault_that_is_seeded_is_found(
+    break_it: Callable[[Patch], None], plan: dict[str, Any], monkeypatch: Patch
+) -> None:
+    break_it(monkeypatch)
+    with pytest.raises(SimulationError, match=r"seed \d+"):
+        for seed in range(2_000_000, 2_000_600):
+            simulate(seed, **plan)
