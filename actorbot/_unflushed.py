@@ -30,8 +30,8 @@ class Unflushed(ABC):
         self._lock = threading.Lock()
         self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._room: list[Future[None]] = []
-        # Sessions, and when each is due. Not pairs of both: 20,000 of those in a second that live for another one make the garbage
-        # collector walk over all that is resident every few seconds, for 100 ms each time.
+        # Sessions, and when each is due. Not pairs of both: 20,000 of those in a second, each alive for another one, would have the
+        # garbage collector walk over all that is resident three times as often.
         self._marked: deque[Flushable] = deque()
         self._due: deque[float] = deque()
         self._armed = False  # whether a timer for the head of _marked runs; set from any thread

@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from time import perf_counter
 
 from actorbot import SessionManager
@@ -37,14 +37,16 @@ class Offered:
     """Of `dispatch`, from the instant for which the event was scheduled."""
     stall_ms: float
     """The longest that the loop kept a task waiting that wanted to run every millisecond."""
-    collections_ms: dict[str, float]
-    """By the garbage collector's generation, its longest pause."""
+    full_collections: int
+    """How often the garbage collector walked over everything that is in memory."""
+    collection_ms: float
+    """Its longest pause, of any generation."""
     oldest_dirty: float
     """Seconds: the highest `stats().oldest_dirty`."""
     failed: int
     """Events whose `dispatch` raised."""
     lost: int
-    """Events that their sessions' counters in the store miss, those that failed among them."""
+    """Events, of this run and those before, that their sessions' counters in the store miss; those that failed are among them."""
     wrong_counters: int
 
     @property
@@ -59,7 +61,8 @@ class Watcher:
     manager: SessionManager
     stall: float = 0.0
     oldest_dirty: float = 0.0
-    pauses: dict[int, float] = field(default_factory=dict)
+    full_collections: int = 0
+    collection: float = 0.0
     _began: float = 0.0
 
     async def tick(self) -> None:
@@ -79,8 +82,8 @@ class Watcher:
         if phase == "start":
             self._began = perf_counter()
         else:
-            generation = info["generation"]
-            self.pauses[generation] = max(self.pauses.get(generation, 0.0), perf_counter() - self._began)
+            self.full_collections += info["generation"] == 2
+            self.collection = max(self.collection, perf_counter() - self._began)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resident", type=count, default=100_000, metavar="N", help="sessions in memory (%(default)s)")
     add("--seconds", type=float, default=10.0, help="that events are offered for (%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs, one after the other (%(default)s)")
+    add("--freeze", action="store_true", help="call gc.freeze() once the sessions are in memory, as a large bot should")
     add("--json", metavar="FILE", help="write all figures there, too")
 
 
@@ -99,7 +103,8 @@ def main(args: argparse.Namespace) -> int:
     names = [f"bench:{number}" for number in range(args.resident)]
     with _report.progress(args.repeats + 1) as begin:
         runs = asyncio.run(measure(args, names, begin))
-    title = f"{args.store}, {args.resident:,} resident, {args.rate:,} events/s offered for {args.seconds:g} s"
+    title = f"{args.store}, {args.resident:,} resident, {args.rate:,} events/s for {args.seconds:g} s"
+    title += ", frozen" if args.freeze else ""
     _report.print_table(title, rows(runs))
     if args.json:
         options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
@@ -118,6 +123,9 @@ async def measure(args: argparse.Namespace, names: Sequence[str], begin: Callabl
         draw, texts, runs = random.Random(SEED), make_texts(1000), []
         async with SessionManager(store, handler=handle, max_resident=len(names)) as manager:
             await _wake(manager, names)
+            if args.freeze:
+                gc.collect()
+                gc.freeze()
             expected = Counter(dict.fromkeys(names, TEXTS + 1))
             count = max(1, round(args.rate * args.seconds))
             for repeat in range(1, args.repeats + 1):
@@ -128,6 +136,7 @@ async def measure(args: argparse.Namespace, names: Sequence[str], begin: Callabl
                 runs.append(await offer(manager, events, args.rate, lambda: wrong_counters(store, expected)))
         return runs
     finally:
+        gc.unfreeze()
         clear()
 
 
@@ -184,7 +193,8 @@ async def offer(
         seconds=seconds,
         latency_ns={f"p{percent:g}": percentile(ordered, percent) for percent in (*PERCENTILES, 100.0)},
         stall_ms=watcher.stall * 1000,
-        collections_ms={f"generation {number}": pause * 1000 for number, pause in sorted(watcher.pauses.items())},
+        full_collections=watcher.full_collections,
+        collection_ms=watcher.collection * 1000,
         oldest_dirty=watcher.oldest_dirty,
         failed=failed,
         lost=sum(missing.values()),
@@ -212,9 +222,8 @@ def rows(runs: Sequence[Offered]) -> dict[str, list[str]]:
         label = "longest" if name == "p100" else name
         lines[f"{label} of dispatch"] = _report.spread([run.latency_ns[name] / 1e6 for run in runs], "{:.1f}") + " ms"
     lines["longest stall of the loop"] = _report.spread([run.stall_ms for run in runs], "{:.1f}") + " ms"
-    for name in sorted({name for run in runs for name in run.collections_ms}):
-        pauses = [run.collections_ms.get(name, 0.0) for run in runs]
-        lines[f"longest garbage collection, {name}"] = _report.spread(pauses, "{:.1f}") + " ms"
+    lines["full garbage collections"] = _report.spread([run.full_collections for run in runs], "{:.0f}")
+    lines["longest garbage collection"] = _report.spread([run.collection_ms for run in runs], "{:.1f}") + " ms"
     lines["oldest unflushed state"] = _report.spread([run.oldest_dirty for run in runs], "{:.2f}") + " s"
     lines["failed"] = f"{sum(run.failed for run in runs):,}"
     lines["lost updates"] = f"{runs[-1].lost:,}"

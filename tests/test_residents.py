@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import tracemalloc
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 import pykka
 import pytest
 
-from actorbot import Context, SessionManager
+from actorbot import Context, MemorySessionStore, SessionManager
 from actorbot._actor import RELIED_ON, EndOfBatch, Envelope, PooledActor
+from actorbot.testing import ManualClock
 
 SESSIONS = 100_000
 
@@ -66,6 +68,25 @@ async def test_a_hundred_thousand_residents_are_small_need_no_threads_and_all_ca
         left = sum(manager._engine.registry.passivate(actor) for actor in manager._engine.registry.resident())
         assert left == SESSIONS
         assert manager.stats().resident == 0
+
+
+async def test_unflushed_sessions_give_the_garbage_collector_nothing_more_to_walk_over() -> None:
+    async def handle(context: Context) -> None:
+        context.session["text"] = context.event
+
+    async with SessionManager(MemorySessionStore(), handler=handle, clock=ManualClock()) as manager:
+        ids = [f"telegram:{number}" for number in range(1_000)]
+        for each in ids:
+            await manager.dispatch(each, "hi")
+        await manager.flush()
+        gc.collect()
+        flushed = len(gc.get_objects())
+
+        for each in ids:
+            await manager.dispatch(each, "hello")
+        gc.collect()
+
+        assert len(gc.get_objects()) < flushed + 100
 
 
 def test_pykka_still_has_what_the_session_actors_are_built_on() -> None:
