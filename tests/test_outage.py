@@ -137,8 +137,9 @@ async def test_the_bot_answers_while_its_server_is_gone_and_nothing_is_lost(how:
     cold = [f"cold:{n}" for n in range(0, RATE * round(GONE * 3), RATE)]
     assert counted(server, [*SESSIONS, *cold]) == len(SESSIONS) + users.acknowledged + 1
     assert len(latencies) >= 0.9 * RATE * GONE
-    assert (p99 <= 0.05, slowest <= 0.5) == (True, True)
-    assert watch.longest <= 0.1
+    # Undisturbed 1.4 ms, 3-47 ms and 3-46 ms; a machine that has other work makes more of it, and a blocked loop seconds.
+    assert (p99 <= 0.1, slowest <= 1.0) == (True, True)
+    assert watch.longest <= 0.5
     assert grown <= 64 * MEBIBYTE
     assert took <= BACK
     assert (during.status, after.status) == ("degraded", "ready")
