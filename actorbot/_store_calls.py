@@ -22,10 +22,11 @@ MAX_STUCK = 8  # calls that may be left behind before further ones fail at once
 class _Call:
     """One call on its way."""
 
-    __slots__ = ("closed", "lane", "overdue", "timer")
+    __slots__ = ("closed", "lane", "on_thread", "overdue", "timer")
 
-    def __init__(self, overdue: Callable[[ActorbotError], None]) -> None:
+    def __init__(self, overdue: Callable[[ActorbotError], None], on_thread: bool) -> None:
         self.overdue = overdue
+        self.on_thread = on_thread  # whether that is to be called on the thread that goes on
         self.lane: Lane | None = None  # where it runs, once it does
         self.closed = False  # decided: it came back, or was left behind
         self.timer: Timer | None = None
@@ -86,7 +87,7 @@ class StoreThread:
         `None` if the call comes back after its deadline. The task must then end without touching anything: another thread has taken
         the place of this one, and has called *overdue* there.
         """
-        call = self._watch(lambda error: self.submit(lambda: overdue(error)), self._deadline)
+        call = self._watch(overdue, self._deadline, on_thread=True)
         return self._make(call, function, *args)
 
     def leave_behind(self) -> None:
@@ -102,8 +103,15 @@ class StoreThread:
             self._closed = True
             self._lane.close()
 
-    def _watch(self, overdue: Callable[[ActorbotError], None], seconds: float, since: float | None = None) -> _Call:
-        call = _Call(overdue)
+    def _watch(
+        self,
+        overdue: Callable[[ActorbotError], None],
+        seconds: float,
+        since: float | None = None,
+        *,
+        on_thread: bool = False,
+    ) -> _Call:
+        call = _Call(overdue, on_thread)
 
         def end() -> None:
             self._leave_behind(
@@ -165,13 +173,18 @@ class StoreThread:
             self._running.discard(call)
             if call.lane is not None:
                 self._stuck += 1
+            told: list[Task] = [lambda: call.overdue(error)] if call.on_thread else []
             if call.lane is self._lane:
-                self._lane = Lane(self._name, self._lanes, self._lane.give_up())
+                # Told first: what stood in line must not take the call for done. Also after `close`, or who waits would wait for ever.
+                self._lane = Lane(self._name, self._lanes, [*told, *self._lane.give_up()])
                 self._lanes += 1
-        call.overdue(error)
-        with self._lock:
-            if self._closed:  # after what *overdue* has handed in: whoever waits for the call is told also at the end
-                self._lane.close()
+                if self._closed:
+                    self._lane.close()
+            else:
+                for task in told:
+                    self._lane.submit(task)
+        if not call.on_thread:
+            call.overdue(error)
 
 
 _Ask = tuple[str, "Future[Record | None]", float]  # a session id, what is to become of it, and when it was asked for

@@ -84,3 +84,22 @@ def test_whatever_call_is_under_way_is_left_behind_also_beside_a_newer_one() -> 
     finally:
         second.free.set()
         thread.close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_who_waits_for_a_call_that_hangs_is_told_before_anything_else_goes_on_also_at_a_close(closed: bool) -> None:
+    clock = ManualClock()
+    thread = StoreThread("actorbot-store", "mine", clock, deadline=1.0)
+    held, done = Held(), threading.Event()
+    order: list[str] = []
+    thread.submit(lambda: thread.run(lambda error: order.append("told"), held) and None)
+    assert held.entered.wait(SOON)
+    thread.submit(lambda: order.append("the next"))
+    thread.submit(done.set)
+    if closed:
+        thread.close()
+    clock.advance_sync(1.0)
+    assert done.wait(SOON), "what stood in line never had its turn"
+    assert order == ["told", "the next"]
+    come_back(thread, held, 0)
+    thread.close()
