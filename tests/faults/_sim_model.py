@@ -296,7 +296,8 @@ class Model:
         run = Run(f"stranger-{number}", f"stranger-{number}", log, number, [], returned=True, wall=self._wall())
         story.runs[run.token] = run
         story.branches.append(Branch({*log, run.token}))
-        if not story.end_in_doubt:
+        # A destroy that is in the journal replaces anything, until the store has confirmed what came after it.
+        if not story.end_in_doubt and not (self.mode == "journaled" and story.ends):
             story.strangers.add(run.token)
         story.doubtful = True
         story.gone -= story.ended - story.destroyed  # which may be lost to a conflict now

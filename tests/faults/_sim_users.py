@@ -205,6 +205,7 @@ class Users:
         if task.cancel():
             self._world.say("cancelled", sending.event)
             self._again[session_id].append(sending.event)
+            self._may_come_late(session_id)
             await asyncio.wait([task])
 
     async def _submit(self, session_id: str, sending: Sending) -> None:
@@ -306,8 +307,8 @@ class Users:
         world.say("failed", sending.event, repr(error)[:90])
         world.counts[type(error).__name__] += 1
         self._again[session_id].append(sending.event)
-        if isinstance(error, OutcomeUnknownError) and world.plan.mode == "write-through":
-            world.model.story(session_id).doubtful = True  # what hangs may arrive when the session has been read again
+        if isinstance(error, OutcomeUnknownError):
+            self._may_come_late(session_id)
         if isinstance(error, ConflictError) and not world.model.story(session_id).doubtful:
             world.complain(f"{session_id}: a conflict with nobody")
         certain = type(error) in {
@@ -321,6 +322,11 @@ class Users:
             world.model.refuse(session_id, sending.runs[-1])
         if isinstance(error, ManagerClosedError):
             self._over = True
+
+    def _may_come_late(self, session_id: str) -> None:
+        """Note that a write which hangs may arrive when the session has been read again."""
+        if self._world.plan.mode == "write-through":
+            self._world.model.story(session_id).doubtful = True
 
     # --- what the author of the bot has written -----------------------------------------------------------------------
 
@@ -384,6 +390,8 @@ class Users:
         world.say("dead letter", sending.event, reason[:60])
         world.counts["dead letters"] += 1
         sending.dead_letters += 1
+        if reason.startswith(OutcomeUnknownError.__name__):
+            self._may_come_late(session_id)
         if sending not in self._told or sending.dead_letters > 1:
             world.complain(f"{sending.event} of {session_id} was no dead letter: {reason}")
 
