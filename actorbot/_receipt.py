@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import Any, Final
 
 from actorbot._context import Context
 from actorbot._deadlock import begin_to_wait, end_to_wait
@@ -14,6 +14,8 @@ from actorbot._thread_home import run_inline
 from actorbot.errors import ConflictError, ManagerClosedError
 
 __all__ = ["Receipt"]
+
+MOMENT: Final = 1.0  # seconds
 
 
 class Receipt:
@@ -81,6 +83,8 @@ class Receipt:
             try:
                 return self._door._run_sync(lambda: self._result(timeout), None, closing=True)
             except ManagerClosedError:
+                # The close waits for turns, and a turn is left before its outcome is told: that comes in a moment, unless a handler hangs.
+                wait([self._outcome], MOMENT)
                 if not self._outcome.done():
                     raise
         self._door._check_away(closing=True, closed=True)
