@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner, Result
 
 from actorbot import FileSessionStore, MongoSessionStore, RedisSessionStore
 from actorbot.cli._command import command
+from actorbot.stores._finding import judge_clock
 from tests import mongo_server
 from tests.backends import AsyncDictStore, DictStore
 from tests.proxy import Proxy
@@ -32,11 +34,13 @@ def run(*args: str, stdin: str = "") -> Result:
     return CliRunner().invoke(command, args, input=stdin, prog_name="actorbot")
 
 
-def run_apart(*args: str, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_apart(
+    *args: str, stdin: str = "", cwd: Path | None = None, stdout: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """Run the installed command in a process of its own."""
     return subprocess.run(
         [str(Path(sys.executable).with_name("actorbot")), *args],
-        input=stdin, cwd=cwd, capture_output=True, text=True, timeout=30, check=False,
+        input=stdin, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
     )  # fmt: skip
 
 
@@ -141,15 +145,19 @@ def test_a_server_that_never_answers_is_given_up_in_time(scheme: str, args: tupl
     assert SECRET not in done.output
 
 
-def test_an_error_of_somebody_elses_store_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spelled", [SECRET, SECRET.replace("-", "%2D")])
+def test_an_error_of_somebody_elses_store_is_told_without_the_password(
+    spelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def make(url: str) -> Any:
-        raise RuntimeError(f"no such thing:\n{url}")
+        raise RuntimeError(f"no such thing:\n{url} {unquote(url)}")
 
     serve(monkeypatch, make)
-    done = run("doctor", f"plain://bot:{SECRET}@here")
+    done = run("doctor", f"plain://bot:{spelled}@here")
 
     assert done.exit_code == 1
-    assert done.stderr == "Error: plain: its store cannot be made: RuntimeError: no such thing: plain://bot:…@here\n"
+    said = "plain://bot:…@here plain://bot:…@here"
+    assert done.stderr == f"Error: plain: its store cannot be made: RuntimeError: no such thing: {said}\n"
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
@@ -235,6 +243,26 @@ def test_the_doctor_says_what_it_was_not_allowed_to_ask(tmp_path: Path) -> None:
 
     assert levels_of(findings) == {"reach": "ok", "server": "warning", "clock": "warning"} | LIFE
     assert "+info +config|get" in findings["server"][1]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"),
+    [
+        (0.0, "ok"),
+        (0.9, "ok"),
+        (-0.9, "ok"),
+        (1.1, "warning"),
+        (-59.0, "warning"),
+        (61.0, "failure"),
+        (-61.0, "failure"),
+    ],
+)
+def test_a_clock_that_differs_is_told_of(ahead: float, level: str) -> None:
+    found = judge_clock(ahead)
+
+    assert found.level == level
+    assert ("behind" if ahead < 0 else "ahead") in found.text
+    assert ("NTP" in found.text) == (level != "ok")
 
 
 @pytest.mark.parametrize("replica_set", [False, True])

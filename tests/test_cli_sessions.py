@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import stat
+import subprocess
+import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from actorbot import store_from_url
+from actorbot import MemorySessionStore, store_from_url
 from actorbot.stores import RecordStore, Write
 from actorbot.testing._asking import make_record, make_tombstone, write_all
 from tests import mongo_server, servers
-from tests.test_cli import run, run_apart
+from tests.backends import AsyncDictStore, DictStore
+from tests.test_cli import SECRET, WITHIN, run, run_apart, serve, silent
+
+__all__ = ["silent"]  # a fixture
 
 
 def in_files(folder: Path) -> str:
@@ -174,3 +182,192 @@ def test_a_session_id_steers_no_terminal(tmp_path: Path) -> None:
     store.close()
 
     assert "\x1b" not in run("sessions", "ls", url).stdout
+
+
+# --- what interrupts --------------------------------------------------------------------------------------------------
+
+
+def fill(url: str, number: int) -> None:
+    store: RecordStore = store_from_url(url).init()
+    write_all(store, [Write(make_record(f"user:{n}", {"n": n}), b"") for n in range(number)])
+    store.close()
+
+
+class Interrupting(MemorySessionStore):
+    """Stays what it is from run to run, and is interrupted as if by Ctrl-C at its *at*-th call for what *verb* says."""
+
+    def __init__(self, verb: str, at: int) -> None:
+        super().__init__()
+        self.verb, self.left = verb, at
+
+    def count_down(self, verb: str) -> None:
+        self.left -= verb == self.verb
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def write_many(self, writes: Any) -> Any:
+        self.count_down("write")
+        return super().write_many(writes)
+
+    def scan(self) -> Any:
+        for found in super().scan():
+            self.count_down("scan")
+            yield found
+
+
+def test_a_copy_that_is_interrupted_says_that_it_goes_on_and_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(in_files(tmp_path), 250)
+    store = Interrupting("write", 2)
+    serve(monkeypatch, lambda url: store)
+    first = run("sessions", "copy", in_files(tmp_path), "plain://there")
+    second = run("sessions", "copy", in_files(tmp_path), "plain://there", "--json")
+
+    assert first.exit_code == 130
+    assert first.stderr == "interrupted: run the same command again, and it goes on\n"
+    report = json.loads(second.stdout)
+    assert (report["copied"], report["already_there"]) == (150, 100)
+    assert store.count() == 250
+
+
+def test_an_export_that_is_interrupted_leaves_the_earlier_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Interrupting("scan", 3)
+    write_all(store, [Write(make_record(f"user:{n}", {}), b"") for n in range(5)])
+    serve(monkeypatch, lambda url: store)
+    file = tmp_path / "sessions.jsonl"
+    file.write_text("of yesterday\n")
+    done = run("sessions", "export", "plain://here", "-o", str(file))
+
+    assert done.exit_code == 1
+    assert file.read_text() == "of yesterday\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_export_goes_only_into_a_file(tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 1)
+    pipe = tmp_path / "pipe"  # and no device: this test may fail, and then the file that it names has been replaced
+    os.mkfifo(pipe)
+
+    assert run("sessions", "export", in_files(tmp_path), "-o", str(pipe)).exit_code == 2
+    assert pipe.is_fifo()
+    assert run("sessions", "export", in_files(tmp_path), "-o", str(tmp_path / "no" / "file")).exit_code == 1
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("n", 1, 1), ("y", 0, 0)])
+def test_rm_does_at_a_terminal_what_it_is_answered(answer: str, status: int, left: int, tmp_path: Path) -> None:
+    url = in_files(tmp_path)
+    fill(url, 1)
+    ours, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "actorbot", "sessions", "rm", url, "user:0"], stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:  # fmt: skip
+        os.write(ours, f"{answer}\n".encode())
+        assert process.wait(timeout=30) == status
+    said = os.read(ours, 10_000)
+    os.close(ours)
+    os.close(terminal)
+
+    assert b"Destroy 1 session?" in said
+    assert len(run("sessions", "ls", url, "--json").stdout.splitlines()) == left
+
+
+# --- what fails -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["redis", "mongodb"])
+@pytest.mark.parametrize("args", [("ls",), ("copy", "memory://")])
+def test_a_silent_server_is_given_up_in_time(scheme: str, args: tuple[str, ...], silent: int) -> None:
+    began = time.monotonic()
+    done = run("sessions", *args, f"{scheme}://bot:{SECRET}@127.0.0.1:{silent}/")
+
+    assert time.monotonic() - began < WITHIN
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"127.0.0.1:{silent}" in done.stderr
+    assert SECRET not in done.output
+
+
+def test_what_cannot_be_read_has_its_error_in_json_and_may_be_destroyed(tmp_path: Path) -> None:
+    url = in_files(tmp_path)
+    fill(url, 2)
+    damaged = tmp_path / "sessions" / f"s-{sha256(b'user:0').hexdigest()}.session"
+    content = bytearray(damaged.read_bytes())
+    content[4] ^= 1  # in its checksum: the id can still be told
+    damaged.write_bytes(content)
+
+    listed = run("sessions", "ls", url, "--json")
+    found = {each["session_id"]: each for each in map(json.loads, listed.stdout.splitlines())}
+    assert listed.exit_code == 1
+    assert "checksum" in found["user:0"]["error"]
+    assert "error" not in found["user:1"]
+    assert run("sessions", "ls", url, "--prefix", "user:1").exit_code == 0
+    assert run("sessions", "show", url, "user:0").exit_code == 1
+    assert "could not be read" in run("sessions", "rm", url, "user:0", "--yes").stdout
+    assert run("sessions", "ls", url).exit_code == 0
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 513, "a\nb"])
+@pytest.mark.parametrize("verb", [("show",), ("rm", "--yes")])
+def test_an_id_that_is_none_is_refused(verb: tuple[str, ...], session_id: str, tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 1)
+    done = run("sessions", *verb, in_files(tmp_path), session_id)
+
+    assert done.exit_code == 1
+    assert "invalid session id" in done.stderr
+
+
+def test_a_store_is_not_copied_into_itself(tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 1)
+
+    assert run("sessions", "copy", in_files(tmp_path), in_files(tmp_path)).exit_code == 2
+
+
+def test_the_reader_of_a_list_may_leave_early(tmp_path: Path) -> None:
+    """As `head` does."""
+    fill(in_files(tmp_path), 5)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_apart("sessions", "ls", in_files(tmp_path), stdout=writing)
+    os.close(writing)
+
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+# --- somebody else's driver -------------------------------------------------------------------------------------------
+
+
+class Listed(DictStore):
+    def ids(self) -> list[str]:
+        return list(self.data)
+
+
+class AsyncListed(AsyncDictStore):
+    async def ids(self) -> list[str]:
+        return list(self.inner.data)
+
+
+@pytest.mark.parametrize("driver", [Listed, AsyncListed])
+def test_a_driver_that_lists_its_sessions_is_listed_shown_and_moved(
+    driver: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = driver()
+    serve(monkeypatch, lambda url: made)
+    fill(in_files(tmp_path), 3)
+    copied = run("sessions", "copy", in_files(tmp_path), "plain://there", "--json")
+    run("sessions", "rm", "plain://there", "user:0", "--yes")
+    back = run("sessions", "copy", "plain://there", f"file://{tmp_path / 'back'}", "--json")
+
+    assert json.loads(copied.stdout)["copied"] == 3
+    assert json.loads(back.stdout)["copied"] == 2
+    assert json.loads(run("sessions", "show", "plain://there", "user:1", "--json").stdout)["n"] == 1
+
+
+def test_a_driver_that_cannot_list_its_sessions_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, lambda url: DictStore())
+    done = run("sessions", "ls", "plain://here")
+
+    assert done.exit_code == 1
+    assert "ids()" in done.stderr

@@ -50,9 +50,9 @@ sessions.add_command(export)
 def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool) -> None:
     """List the sessions, in the store's own order. The exit status is 1 if one of them cannot be read."""
     listed = unreadable = 0
-    if not as_json:
-        click.echo(LINE.format("SESSION", "BYTES", "VERSION", "LAST ACTIVITY", "EXPIRES"))
     with opened(url) as store:
+        if not as_json:
+            click.echo(LINE.format("SESSION", "BYTES", "VERSION", "LAST ACTIVITY", "EXPIRES"))
         for found in store.scan():
             if isinstance(found, ActorbotError):
                 session_id = getattr(found, "session_id", None) or ""
