@@ -127,6 +127,8 @@ class ThreadHome(Home):
         context = current.get()
         if context is not None:
             context._interrupt = answer.interrupt
+            if context._revoked is not None:  # meanwhile: who took the session away had nobody to interrupt yet
+                answer.interrupt()
         return self._result(answer.result, limit)
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
