@@ -136,15 +136,14 @@ async def test_the_bot_answers_while_its_server_is_gone_and_nothing_is_lost(how:
     )
     cold = [f"cold:{n}" for n in range(0, RATE * round(GONE * 3), RATE)]
     assert counted(server, [*SESSIONS, *cold]) == len(SESSIONS) + users.acknowledged + 1
-    assert len(latencies) >= 0.8 * RATE * GONE
-    # Undisturbed 1.4 ms, 3-47 ms and 3-46 ms; a machine that has other work makes more of it, and a blocked loop seconds.
-    assert (p99 <= 0.25, slowest <= 2.0) == (True, True)
-    assert watch.longest <= 2.0
+    assert len(latencies) >= 0.9 * RATE * GONE
+    assert (p99 <= 0.05, slowest <= 0.5) == (True, True)
+    assert watch.longest <= 0.5  # undisturbed 3-46 ms; beside four busy processes 155 ms; a loop that waits for the store: seconds
     assert grown <= 64 * MEBIBYTE
     assert took <= BACK
     assert (during.status, after.status) == ("degraded", "ready")
     assert refused
-    assert max(refused) <= DEADLINE + 2.0
+    assert max(refused) <= DEADLINE + 0.5
 
 
 async def everything_arrives(manager: SessionManager) -> None:

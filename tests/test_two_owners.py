@@ -248,8 +248,7 @@ def test_without_event_ids_what_was_acknowledged_counts_once_and_what_is_unknown
 
     unknown = said["OutcomeUnknownError"]
     assert said["acknowledged"] <= place.count() <= said["acknowledged"] + unknown
-    # Undisturbed 3 of 50. On a machine that has other work, one process may write sixteen times while another waits for its turn.
-    assert unknown < 0.9 * place.proxy.lost, "the write ids resolve some"
+    assert unknown < place.proxy.lost / 2, "the write ids resolve most"
 
 
 @pytest.mark.timeout(120)
