@@ -67,6 +67,8 @@ class Context:
         self._session = session  # None once the turn has ended
         self._base = base
         self._parent = parent
+        # Until the turn ends: the task holds its variables, `current` among them, and that this. Only the garbage collector would end
+        # such a circle, and a bot that makes a task for each event would keep it busy.
         self._task = task
         self.event = event
         """What was dispatched, unchanged; `None` in a borrowed turn."""

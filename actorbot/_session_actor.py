@@ -265,7 +265,7 @@ class SessionActor(Mailbox):
             raise context._revoked or self.overdue()
         if self.committed is not base:
             raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
-        context._session = None
+        context._session = context._task = None
         if turns.writes_through:
             context._left = True
             return self._write_through(context, committed)
@@ -345,7 +345,7 @@ class SessionActor(Mailbox):
     def close(self, context: Context) -> None:
         """End the turn badly: nothing of it stays."""
         self.turns.running.pop(context, None)
-        context._session = None
+        context._session = context._task = None
         context._abandoned = True
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:

@@ -89,6 +89,25 @@ async def test_unflushed_sessions_give_the_garbage_collector_nothing_more_to_wal
         assert len(gc.get_objects()) < flushed + 100
 
 
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_task_for_each_event_leaves_nothing_that_only_the_garbage_collector_can_free(durable: bool) -> None:
+    async def handle(context: Context) -> None:
+        context.session["text"] = context.event
+
+    async with SessionManager(MemorySessionStore(), handler=handle) as manager:
+        await asyncio.gather(*(manager.dispatch(f"telegram:{number}", "hi") for number in range(10)))
+        await manager.flush()
+        gc.collect()
+        gc.disable()
+        try:
+            events = (manager.dispatch(f"telegram:{number % 10}", "hi", durable=durable) for number in range(500))
+            await asyncio.gather(*events)
+            await manager.flush()
+            assert gc.collect() < 500
+        finally:
+            gc.enable()
+
+
 def test_pykka_still_has_what_the_session_actors_are_built_on() -> None:
 
     class Inbox:
