@@ -308,12 +308,7 @@ class SessionActor(Mailbox):
             else:
                 self.unanswered = 0
                 self.leave()
-            if acknowledged.done():
-                return  # whoever waited was cancelled
-            if error is None:
-                acknowledged.set_result(None)
-            else:
-                acknowledged.set_exception(error)
+            _answer(acknowledged, error)
 
         written.add_done_callback(lambda written: self.turns.home.post(settle, written))
         return acknowledged
@@ -331,12 +326,7 @@ class SessionActor(Mailbox):
                     self.turns.flusher.mark(self)
                 self.send(context)
             self.leave()
-            if acknowledged.done():
-                return  # whoever waited was cancelled
-            if error is None:
-                acknowledged.set_result(None)
-            else:
-                acknowledged.set_exception(error)
+            _answer(acknowledged, error)
 
         lineages = ((journal.lineage, committed[0]), *self.lineages)
         journal.put(self.session_id, committed, self.write_ids, lineages, settle)
@@ -379,3 +369,12 @@ class SessionActor(Mailbox):
             message.outcome.set_exception(error)
         else:
             message.outcome.set_result(value)
+
+
+def _answer(acknowledged: Promise, error: BaseException | None) -> None:
+    if acknowledged.done():
+        return  # whoever waited was cancelled
+    if error is None:
+        acknowledged.set_result(None)
+    else:
+        acknowledged.set_exception(error)

@@ -248,10 +248,13 @@ class Loader:
         call = self._thread.call(self._read, ids, since=since)
         call.add_done_callback(lambda outcome: self._land(ids, outcome))
 
-    def _read(self, ids: list[str]) -> Sequence[Any]:
+    def _read(self, ids: list[str]) -> dict[str, Any]:
         self._at_store.update(ids)
         try:
-            return self._store.read_many(ids)
+            found = self._store.read_many(ids)
+            if len(found) != len(ids):
+                raise StoreUnavailableError(self._store.name, f"{len(found)} records for {len(ids)} sessions")
+            return dict(zip(ids, found, strict=True))
         finally:
             self._at_store.difference_update(ids)
 
@@ -267,7 +270,7 @@ class Loader:
             unavailable = StoreUnavailableError(self._store.name, f"reading failed: {error}")
             unavailable.__cause__ = error
             error = unavailable
-        found = dict.fromkeys(ids, error) if error is not None else dict(zip(ids, outcome.result(), strict=True))
+        found = outcome.result() if error is None else dict.fromkeys(ids, error)
         with self._lock:
             batch = self._flying
             self._flying = None if self._closed else []

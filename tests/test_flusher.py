@@ -150,6 +150,16 @@ async def test_a_session_that_began_again_after_a_destroy_is_flushed_in_time() -
         assert manager.stats().oldest_dirty == 0.0
 
 
+async def test_a_store_that_finds_too_little_fails_whoever_waits() -> None:
+    class ReadsNothing(MemorySessionStore):
+        def read_many(self, session_ids: Any) -> Any:
+            return []
+
+    async with SessionManager(ReadsNothing(), handler=count, close_timeout=0.2) as manager:
+        with pytest.raises(errors.StoreUnavailableError, match="0 records for 1 session"):
+            await soon(manager.dispatch("ann", "hi"))
+
+
 async def test_a_store_that_answers_too_little_fails_whoever_waits() -> None:
     class Mute(MemorySessionStore):
         def write_many(self, writes: Any) -> Any:

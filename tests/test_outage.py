@@ -138,7 +138,8 @@ async def test_the_bot_answers_while_its_server_is_gone_and_nothing_is_lost(how:
     assert counted(server, [*SESSIONS, *cold]) == len(SESSIONS) + users.acknowledged + 1
     assert len(latencies) >= 0.9 * RATE * GONE
     assert (p99 <= 0.05, slowest <= 0.5) == (True, True)
-    assert watch.longest <= 0.5  # undisturbed 3-46 ms; beside four busy processes 155 ms; a loop that waits for the store: seconds
+    # Undisturbed 3-46 ms; beside four busy processes 155 ms; a loop that waits for the store: seconds.
+    assert watch.longest <= 0.5
     assert grown <= 64 * MEBIBYTE
     assert took <= BACK
     assert (during.status, after.status) == ("degraded", "ready")

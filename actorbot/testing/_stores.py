@@ -13,6 +13,7 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from actorbot.stores import Finding
 from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.stores.memory import MemorySessionStore
 
@@ -52,6 +53,9 @@ class _Around(RecordStore):
 
     def count(self) -> int:
         return self.inner.count()
+
+    def examine(self) -> Iterable[Finding]:
+        return self.inner.examine()
 
     def close(self) -> None:
         self.inner.close()
