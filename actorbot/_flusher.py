@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from math import inf
-from typing import Any, Final
+from typing import Any
 
 from actorbot._actor import Envelope
 from actorbot._clock import Clock
-from actorbot._entry import rebase, write_id_of
+from actorbot._entry import write_id_of
 from actorbot._journal import Journal
 from actorbot._listeners import ALL, ANY_NEWS, Listeners, tell_first_error, tell_news
 from actorbot._mailbox import Mailbox
 from actorbot._policy import FlushPolicy
+from actorbot._recovery import is_outdated, write_jobs
 from actorbot._retries import Retries
 from actorbot._store_calls import StoreThread
 from actorbot._unflushed import Unflushed
@@ -44,15 +45,11 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores.base import RecordStore, Write
+from actorbot.stores.base import RecordStore
 
 __all__ = ["Flusher"]
 
 logger = logging.getLogger("actorbot")
-
-LOOKS: Final = (
-    3  # at the store, for a recovered session: between a look and its write, a write of the dead process may come
-)
 
 
 class Flusher(Unflushed, Mailbox):
@@ -184,7 +181,7 @@ class Flusher(Unflushed, Mailbox):
         try:
             if not self.closed and (jobs := self._next_jobs()):
                 self._called = self._clock.monotonic()
-                answer = self._thread.run(partial(self._overdue, jobs), self._write, jobs)
+                answer = self._thread.run(partial(self._overdue, jobs), write_jobs, self._store, jobs)
                 if answer is None:
                     self.notify(Returned(jobs))
                     return  # another thread has the turn
@@ -195,33 +192,6 @@ class Flusher(Unflushed, Mailbox):
         except Exception:
             logger.exception("the flusher met an error of its own while writing")
         self.leave()
-
-    def _write(self, jobs: list[Job]) -> Sequence[ActorbotError | None]:
-        if not any(map(_is_recovered, jobs)):
-            return self._store.write_many([job.write for job in jobs])
-        outcomes: dict[Job, ActorbotError | None] = {}
-        left = jobs
-        for _ in range(LOOKS):
-            settled = self._rebase([job for job in left if _is_recovered(job)])
-            left = [job for job in left if job not in settled]
-            written = self._store.write_many([job.write for job in left]) if left else ()
-            outcomes |= settled | dict(zip(left, written, strict=True))
-            left = [job for job in left if _is_recovered(job) and isinstance(outcomes[job], ConflictError)]
-            if not left:
-                break
-        return [outcomes[job] for job in jobs]
-
-    def _rebase(self, jobs: list[Job]) -> dict[Job, ActorbotError | None]:
-        """Make the writes of recovered sessions fit what the store has; return what is settled by looking."""
-        settled: dict[Job, ActorbotError | None] = {}
-        found = self._store.read_many([job.session.session_id for job in jobs]) if jobs else ()
-        for job, stored in zip(jobs, found, strict=True):
-            verdict = rebase(job.write, job.session.lineages, stored, self._store.name)
-            if isinstance(verdict, Write):
-                job.write = verdict
-            else:
-                settled[job] = verdict
-        return settled
 
     def _overdue(self, jobs: list[Job], error: ActorbotError) -> None:
         """Go on in the place of a call that has not come back; nobody waits for its sessions any more."""
@@ -355,7 +325,7 @@ class Flusher(Unflushed, Mailbox):
             self._uncharge(session)
             self._listeners.tell(session, ALL)
             return None
-        if (failed := self._retries.again.get(session)) is not None and not _is_outdated(failed):
+        if (failed := self._retries.again.get(session)) is not None and not is_outdated(failed):
             if not failed.unknown:
                 # It is known that nothing of it was done, and it may be the very state that the store does not take.
                 failed.renew(committed, self._write_id(session, committed, write_id), now)
@@ -447,7 +417,7 @@ class Flusher(Unflushed, Mailbox):
         session.write_ids = record.write_ids
         session.flushed = record.version
         if self._journal is not None:
-            if not _is_outdated(job):
+            if not is_outdated(job):
                 session.lineages = ()
             self._journal.forget(session.session_id, record.version)
         self._retries.again.pop(session, None)
@@ -519,17 +489,6 @@ class Flusher(Unflushed, Mailbox):
                     self._wanted.setdefault(job.session, None)
             elif not job.through.done.done():
                 self._wanted[job.session] = job.through
-
-
-def _is_recovered(job: Job) -> bool:
-    """Tell whether what the store has is to be looked at before *job* is written."""
-    return bool(job.session.lineages) and not _is_outdated(job)
-
-
-def _is_outdated(job: Job) -> bool:
-    """Tell whether its session was destroyed after *job* was made: what replaces anything by force is the tombstone, and not this."""
-    lineages = job.session.lineages
-    return bool(lineages) and job.write.record.version < lineages[0][1]
 
 
 def _ended() -> ManagerClosedError:

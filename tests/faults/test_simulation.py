@@ -142,7 +142,8 @@ def _takes_an_older_flush_for_the_tombstone(patch: Patch) -> None:
 
 def _writes_an_older_state_over_a_tombstone(patch: Patch) -> None:
     patch.setattr(Flusher, "_is_overtaken", lambda self, session, committed: False)
-    patch.setattr("actorbot._flusher._is_outdated", lambda job: False)
+    for module in ("_flusher", "_recovery"):
+        patch.setattr(f"actorbot.{module}.is_outdated", lambda job: False)
 
 
 def _gives_a_version_twice(patch: Patch) -> None:
