@@ -337,7 +337,7 @@ class Flusher(Unflushed, Mailbox):
         lineages = session.lineages
         if lineages and committed is not None and committed[0] < lineages[0][1]:
             return True
-        return any(job.session is session and job.through is not None for job in self._retries.resting)
+        return self._retries.is_waited_for(session)
 
     def _write_id(self, session: Flushable, committed: Committed, random: bytes) -> bytes:
         """Return a random write id, or the one that can be found out again after a crash."""

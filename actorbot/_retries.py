@@ -35,6 +35,7 @@ class Retries:
         self.refusing = False  # whether the store answers, and takes some session's writes not
         self.again: dict[Flushable, Job] = {}  # flushes that failed: sent again before anything newer
         self.resting: set[Job] = set()  # failed by themselves: each until its own pause is over
+        self._waited_for: dict[Flushable, Job] = {}  # those of them that somebody waits for
         self.paused = False
         self._timer: Timer | None = None  # ends the pause
         self._failures = 0  # calls in a row that failed as a whole
@@ -93,6 +94,7 @@ class Retries:
         """Let these wait, and nobody else: the store has taken others, or was not asked about any."""
         self.count += len(failed)
         self.resting.update(failed)
+        self._waited_for |= {job.session: job for job in failed if job.through is not None}
         self._wake_after(max(job.tries for job in failed), failed)
 
     def _wake_after(self, failures: int, jobs: list[Job]) -> Timer:
@@ -104,3 +106,10 @@ class Retries:
         if not jobs:
             self.paused = False
         self.resting.difference_update(jobs)
+        for job in jobs:
+            if self._waited_for.get(job.session) is job:
+                del self._waited_for[job.session]
+
+    def is_waited_for(self, session: Flushable) -> bool:
+        """Tell whether a write of *session* that somebody waits for rests until its pause is over."""
+        return session in self._waited_for
