@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from actorbot._codec import decode_state
 from actorbot._context import Context
-from actorbot._entry import ANYBODYS
+from actorbot._entry import ANYBODYS, Committed
 from actorbot._home import new_future
 from actorbot._messages import Handle
 from actorbot._record import TOMBSTONE_AGE
@@ -118,16 +118,8 @@ class Verbs:
     async def destroy(self, session_id: str) -> None:
         session_id = check_session_id(session_id)
         actor = await self._enter_to_destroy(session_id)
-        wall = self._turns.clock.wall()
-        version = actor.flushed if actor.committed is None else actor.committed[0]
         journal = self._turns.journal
-        if journal is not None:  # whose entry may be newer than what was read, if anything was
-            version = max(version, journal.version(session_id))
-            if actor.committed is None:
-                # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
-                # the new one be taken for the old one, which the store has.
-                actor.flushed = version = max(version, journal.newest)
-        gone = (version + 1, None, b"", wall, wall + TOMBSTONE_AGE)
+        gone = self._make_end(actor)
         done = new_future()
 
         def write() -> None:
@@ -168,6 +160,19 @@ class Verbs:
             ends = ((os.urandom(8), gone[0]), ANYBODYS)
             journal.put(session_id, gone, actor.write_ids, ends, write_behind_journal)
         await self._home.wait(done)
+
+    def _make_end(self, actor: SessionActor) -> Committed:
+        """Make what is left of a destroyed session, which may not have been read."""
+        wall = self._turns.clock.wall()
+        version = actor.flushed if actor.committed is None else actor.committed[0]
+        journal = self._turns.journal
+        if journal is not None:  # whose entry may be newer than what was read, if anything was
+            version = max(version, journal.version(actor.session_id))
+            if actor.committed is None:
+                # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
+                # the new one be taken for the old one, which the store has.
+                actor.flushed = version = max(version, journal.newest)
+        return version + 1, None, b"", wall, wall + TOMBSTONE_AGE
 
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, also of a session whose record is broken: destroying it is the cure."""
