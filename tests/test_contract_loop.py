@@ -2502,3 +2502,37 @@ async def test_a_record_that_does_not_fit_the_dataclass_is_broken_and_stays() ->
 async def test_only_the_first_argument_of_a_memory_store_is_positional() -> None:
     with pytest.raises(TypeError):
         MemorySessionStore(10, 5.0)  # type: ignore[misc]
+
+
+async def test_fifty_users_who_are_never_silent_keep_no_thread_from_its_work() -> None:
+    class Slow(DictStore):
+        writes = 0
+
+        def write(self, session_id: str, data: dict[str, Any]) -> None:
+            time.sleep(0.0005)  # as a server would take: other threads may run meanwhile
+            super().write(session_id, data)
+            self.writes += 1
+
+    store = Slow()
+    policy = FlushPolicy.write_behind(max_delay=0.05, max_events=1_000_000)
+    rounds = 0
+
+    async def talk(seconds: float) -> None:
+        nonlocal rounds
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await asyncio.gather(*(manager.dispatch(f"user:{user}", "hi") for user in range(50)))
+            rounds += 1
+
+    async with SessionManager(store, handler=count, flush=policy) as manager:
+        await talk(2.0)
+        written = store.writes
+        talking = asyncio.create_task(talk(SOON))
+        asked = time.monotonic()
+        await soon(manager.dispatch("newcomer", "hi"))
+        waited = time.monotonic() - asked
+        talking.cancel()
+
+    assert rounds > 100  # of a few milliseconds each, or nobody would have starved anyway
+    assert written >= 100  # without a pause 1 to 10, and with one 300, where nothing else ran
+    assert waited < 1.0  # for one read, and the writes before it
