@@ -210,7 +210,17 @@ class JournalFile:
 
         The copy counts from the moment that it is complete and synced: whoever opens the journal prefers it to the old file.
         """
-        old = self._open
+        if self._connection is not None:  # else the copy is there, and what came after it had failed
+            self._copy(self._connection)
+            old, self._connection = self._connection, None
+            try:
+                old.close()
+            except sqlite3.Error:
+                pass  # it could not be brought to an end, and need not be: the copy counts
+        self._finish_renewal()
+        self._connection = self._connect(self.path)
+
+    def _copy(self, old: sqlite3.Connection) -> None:
         if old.in_transaction:
             old.execute("ROLLBACK")
         fresh = self._fresh
@@ -230,13 +240,6 @@ class JournalFile:
             Path(fresh).unlink(missing_ok=True)  # it may be what a full disk needs
             raise
         copy.close()
-        self._connection = None
-        try:
-            old.close()
-        except sqlite3.Error:
-            pass  # it could not be brought to an end, and need not be: the copy counts
-        self._finish_renewal()
-        self._connection = self._connect(self.path)
 
     @property
     def _fresh(self) -> str:
@@ -244,20 +247,21 @@ class JournalFile:
 
     def _finish_renewal(self) -> None:
         fresh = Path(self._fresh)
-        if not fresh.exists():
-            return
-        if not _is_complete(fresh):
-            fresh.unlink()
-            return
-        Path(f"{self.path}-wal").unlink(missing_ok=True)  # first: it must not be taken for that of the new file
-        fresh.replace(self.path)
-        sync_folder(fresh.parent)
+        if fresh.exists():
+            if _is_complete(fresh):
+                Path(f"{self.path}-wal").unlink(missing_ok=True)  # first: it must not be taken for that of the new file
+                fresh.replace(self.path)
+            else:
+                fresh.unlink()
+        sync_folder(fresh.parent)  # also for an earlier attempt, which may have come to grief here
 
 
 def _is_complete(path: Path) -> bool:
     connection = sqlite3.connect(path, timeout=0, isolation_level=None)
     try:
         return bool(connection.execute("PRAGMA user_version").fetchone()[0] == FORMAT)
+    except sqlite3.OperationalError:
+        raise  # it cannot be read now: the only copy, it may be
     except sqlite3.DatabaseError:
         return False
     finally:

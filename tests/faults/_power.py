@@ -19,7 +19,7 @@ from random import Random
 
 import pytest
 
-__all__ = ["Disk", "record", "states"]
+__all__ = ["Disk", "find_strace", "record", "states"]
 
 CALLS = "openat,pwrite64,write,fsync,fdatasync,ftruncate,rename,renameat,renameat2,unlink,unlinkat"
 LINE = re.compile(r"^\d+ +(\w+)\((.*)\) = (-?\d+)")
@@ -39,13 +39,19 @@ class Step:
     to: str = ""
 
 
-def record(program: str, folder: Path) -> list[Step]:
-    """Run *program* in *folder* until it kills itself; return its calls, and what it printed as calls "said"."""
+def find_strace() -> str:
+    """Return the path of `strace`; without one the test is skipped, and under `CI` it fails."""
     strace = shutil.which("strace")
     if strace is None:
         if os.environ.get("CI"):
             pytest.fail("no strace: apt-get install strace")
         pytest.skip("no strace: apt-get install strace")
+    return strace
+
+
+def record(program: str, folder: Path) -> list[Step]:
+    """Run *program* in *folder* until it kills itself; return its calls, and what it printed as calls "said"."""
+    strace = find_strace()
     log = folder.with_name(f"{folder.name}.log")
     subprocess.run(
         [strace, "-f", "-xx", "-y", "-s", "1000000", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", log,
