@@ -77,7 +77,8 @@ class Journal:
         self._clock = clock
         self._post = post
         self._on_size = on_size  # told how many bytes it holds, on its thread
-        self._keeps = keeps  # whether entries stay when the store has them, since it does not outlive the process
+        self.yields = not keeps
+        """Whether entries go when the store has them: not where the store does not outlive the process."""
         self._thread = StoreThread("actorbot-journal", "journal", clock, deadline)
         self._lock = threading.Lock()  # guards the six below
         self._closed = False
@@ -128,7 +129,7 @@ class Journal:
                     " it away to start without the events that only it holds",
                 ) from error
             places[record.session_id] = _Place(number, record.version, len(data))
-            if self._keeps and record.is_expired(self._clock.wall()):
+            if not self.yields and record.is_expired(self._clock.wall()):
                 self._flushed[record.session_id] = record.version
             self._last = max(self._last, number)
         self._places = places
@@ -215,7 +216,7 @@ class Journal:
 
     def forget(self, session_id: str, version: int) -> None:
         """Note that the store has *version* of the session: its entry is no longer needed."""
-        if not self._keeps:
+        if self.yields:
             self._remove(session_id, version)
 
     def set_aside(self, session_id: str, committed: Committed) -> None:
@@ -308,7 +309,7 @@ class Journal:
                 self._places[session_id] = place
             else:
                 self._free.append(place.number)
-        if not self._keeps:
+        if self.yields:
             self._on_size(self.bytes)
 
     def _check_here(self) -> None:

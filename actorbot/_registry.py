@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -247,7 +247,13 @@ class Registry(ServiceActor):
             for at in range(0, len(ids), REPLAYED):
                 if self.closing:
                     return
-                whole &= await self._replay(ids[at : at + REPLAYED])
+                try:
+                    await self._bring(ids[at : at + REPLAYED])
+                except ConflictError:
+                    pass  # told, and set aside
+                except ActorbotError as error:
+                    logger.warning("what the journal holds could not be brought to the store yet: %s", error)
+                    whole = False
                 if self.turns.flusher.outage_since is not None:
                     return
         finally:
@@ -256,8 +262,17 @@ class Registry(ServiceActor):
             clock, home = self.turns.clock, self.turns.home
             clock.call_at(clock.monotonic() + self.turns.policy.retry.cap, lambda: home.spawn(self.replay))
 
-    async def _replay(self, ids: list[str]) -> bool:
-        """Activate these, flush them, and let them go; `False` if that is to be tried again."""
+    async def flush_absent(self, session_ids: Sequence[str]) -> None:
+        """Bring to the store what only the journal has of these. Raises: the error of one that could not be brought there."""
+        journal = self.turns.journal
+        if journal is None or not journal.yields:
+            return
+        ids = [each for each in session_ids if each not in self.entries and journal.holds(each)]
+        for at in range(0, len(ids), REPLAYED):
+            await self._bring(ids[at : at + REPLAYED])
+
+    async def _bring(self, ids: Sequence[str]) -> None:
+        """Activate these, flush them, and let them go. Raises: the error of one for which that did not do, after trying all."""
         actors, failure = [], None
         for session_id in ids:
             try:
@@ -266,15 +281,11 @@ class Registry(ServiceActor):
                 failure = error
         try:
             await self.turns.home.wait(self.turns.flusher.flush(actors))
-        except ConflictError:
-            pass  # told, and set aside
-        except ActorbotError as error:
-            failure = error
-        for actor in actors:
-            self.passivate(actor)
+        finally:
+            for actor in actors:
+                self.passivate(actor)
         if failure is not None:
-            logger.warning("what the journal holds could not be brought to the store yet: %s", failure)
-        return failure is None
+            raise failure
 
     async def _activate(self, session_id: str) -> SessionActor:
         actor = await self.enter(session_id)

@@ -90,13 +90,17 @@ class Verbs:
             actor.leave()
 
     async def flush(self, session_id: str | None) -> None:
+        journal = self._turns.journal
         if session_id is None:
             actors = list(self._registry.resident())
+            absent = [] if journal is None else journal.ids()
         else:
             session_id = check_session_id(session_id)
             actor = self._registry.entries.get(session_id)
             actors = [] if actor is None else [actor]
+            absent = [session_id]
         await self._home.wait(self._turns.flusher.flush(actors))
+        await self._registry.flush_absent(absent)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         session_id = check_session_id(session_id)

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,17 @@ def kill(path: Path) -> Path:
         if path.with_name(path.name + ending).exists():
             shutil.copy(path.with_name(path.name + ending), left.with_name(left.name + ending))
     return left
+
+
+async def advancing(clock: ManualClock, call: Awaitable[object]) -> None:
+    """Await *call* while the time goes on."""
+    task = asyncio.ensure_future(call)
+    for _ in range(1_000):
+        await clock.advance(0.1)
+        await asyncio.sleep(0.001)  # real threads need real time
+        if task.done():
+            break
+    await task
 
 
 # --- nothing acknowledged is lost -------------------------------------------------------------------------------------
@@ -192,6 +203,22 @@ async def test_during_an_outage_sessions_leave_memory_and_come_back_from_the_jou
             await asyncio.sleep(0.001)  # real threads need real time
         assert (store.read("ann") or {})["n"] == 2
         assert manager.stats().conflicts == 0
+
+
+async def test_a_flush_brings_to_the_store_also_what_left_memory_in_an_outage(tmp_path: Path) -> None:
+    clock, store = ManualClock(), Server()
+    async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
+        for user in ("ann", "bob", "cleo"):
+            await manager.dispatch(user, "hi")
+        store.outage()
+        await clock.advance(200.0)
+        assert manager.stats().resident == 0
+        with pytest.raises(errors.StoreUnavailableError):
+            await advancing(clock, manager.flush("ann"))
+
+        store.restore()
+        await advancing(clock, manager.flush())
+        assert [(store.read(user) or {}).get("n") for user in ("ann", "bob", "cleo")] == [1, 1, 1]
 
 
 async def test_more_sessions_than_fit_into_memory_are_served_during_an_outage(tmp_path: Path) -> None:
