@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from actorbot._file_lock import FileLock, sync_folder
+from actorbot._journal_log import find_flaw
 from actorbot.errors import InsecureStorageError, JournalError, StoreLockedError, StoreUnavailableError
 
 __all__ = ["KEPT", "JournalFile"]
@@ -52,6 +53,7 @@ class JournalFile:
                 ) from error
             self._finish_renewal()
             self._create(self.path)
+            self._check_log()
             self._connection = self._connect(self.path)
             self._check()
             self._compact()
@@ -145,14 +147,19 @@ class JournalFile:
         if (flaw := self._ask("PRAGMA quick_check(1)")) != "ok":
             raise self._damaged(str(flaw))
 
+    def _check_log(self) -> None:
+        """Refuse a log that is damaged in its middle, before SQLite opens it and removes what comes after the damage."""
+        if self._sync == "full" and (flaw := find_flaw(Path(f"{self.path}-wal"))) is not None:
+            raise self._damaged(f'{flaw}; one start with sync="normal" goes on with what stands before the damage')
+
     def _ask(self, question: str) -> Any:
         return self._open.execute(question).fetchone()[0]
 
     def _damaged(self, flaw: str) -> JournalError:
         return JournalError(
             NAME,
-            f"{self.path} is damaged ({flaw}). It was left as it is. Restore it from a copy, or move it away to start without the"
-            " events that only it holds: the sessions are then as the store has them",
+            f"{self.path} is damaged ({flaw}). It was left as it is. Restore it from a copy, or move it and its -wal away to start"
+            " without the events that only it holds: the sessions are then as the store has them",
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.faults._scale import scaled
 STATES = scaled(400, 10_000)
 COMMITS = 24
 ROWS = 5
+Sync = Literal["full", "normal"]
 
 JOURNAL = f"""
 import os
@@ -74,11 +76,11 @@ def after(commits: int) -> dict[int, bytes]:
     return rows
 
 
-def losses_of_journal(steps: list[Step], folder: Path, number: int) -> list[int]:
+def losses_of_journal(steps: list[Step], folder: Path, number: int, sync: Sync = "full") -> list[int]:
     """Lay out what power losses leave, and open it; return of each how many acknowledged commits are missing."""
     lost = []
     for files, said in states(steps, number, seed=2017):
-        file = JournalFile(str(lay_out(files, folder) / "journal"), "full")
+        file = JournalFile(str(lay_out(files, folder) / "journal"), sync)
         file.open()
         rows = dict(file.rows())
         file.close()
@@ -102,7 +104,7 @@ def test_with_sync_normal_a_power_loss_costs_the_last_moments_and_leaves_a_prefi
     (tmp_path / "run").mkdir(mode=0o700)
     steps = record(JOURNAL.replace("SYNC", '"normal"'), tmp_path / "run")
 
-    assert max(losses_of_journal(steps, tmp_path / "left", STATES)) > 0
+    assert max(losses_of_journal(steps, tmp_path / "left", STATES, "normal")) > 0
 
 
 @pytest.mark.parametrize(
