@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, module in QUESTIONS.items():
         question = questions.add_parser(name, help=module.__doc__, description=module.__doc__)
         module.add_arguments(question)
-        question.set_defaults(main=module.main)
+        question.add_argument("--json", metavar="FILE", help="write all figures there, too")
+        question.set_defaults(main=module.main, question=name)
     args = parser.parse_args(argv)
     status: int = args.main(args)
     return status

@@ -1,4 +1,4 @@
-"""The command line's common part: options that count, the progress bar, the result table and the JSON file."""
+"""What a question answers with: figures in tables, printed and as JSON; and the command line's common part."""
 
 from __future__ import annotations
 
@@ -6,16 +6,146 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Table as RichTable
+
+from benchmarks._workload import SEED
+
+__all__ = ["Figure", "Result", "Table", "figures_of", "machine", "positive", "progress", "spread"]
+
+PACKAGES = ("actorbot", "pykka", "msgpack", "redis", "pymongo")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One quantity of one contender: a value for each run."""
+
+    name: str
+    values: tuple[float, ...]
+    of: str = "actorbot"
+    unit: str = ""
+    better: Literal["higher", "lower", ""] = ""
+    """What `compare` calls an improvement; "" if neither is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures that were measured under the same conditions, which the title names."""
+
+    title: str
+    figures: tuple[Figure, ...]
+
+    @property
+    def contenders(self) -> list[str]:
+        """Whom the figures are of, each once."""
+        return list(dict.fromkeys(figure.of for figure in self.figures))
+
+    @property
+    def rows(self) -> dict[str, list[str]]:
+        """For each quantity what to print of each contender; "" where there is no such figure."""
+        found = {(figure.name, figure.of): spread(figure) for figure in self.figures}
+        names = dict.fromkeys(figure.name for figure in self.figures)
+        return {name: [found.get((name, of), "") for of in self.contenders] for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to one question."""
+
+    question: str
+    options: Mapping[str, Any]
+    tables: tuple[Table, ...]
+    wrong: int
+    """Counters that were not in the store what they must be, or sessions that were not where they must be: any makes the run void."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else was noted, run by run."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "question": self.question,
+            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+            "machine": machine(),
+            "seed": SEED,
+            "options": dict(self.options),
+            "tables": [asdict(table) for table in self.tables],
+            "wrong": self.wrong,
+            "details": dict(self.details),
+        }
+
+    def conclude(self, file: str | None) -> int:
+        """Print the tables, write all as JSON if there is a *file*, and return the exit status: 1 if a counter was wrong."""
+        for table in self.tables:
+            _print(table)
+        if self.wrong:
+            print(f"{self.wrong} counters were wrong: these figures are void", file=sys.stderr)
+        if file:
+            Path(file).write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        return int(self.wrong > 0)
+
+
+def figures_of(
+    of: str, runs: Iterable[Any], *quantities: tuple[str, str, Literal["higher", "lower", ""], Callable[[Any], float]]
+) -> list[Figure]:
+    """Make a figure of each quantity: its name, its unit, which is better, and what returns it of a run."""
+    runs = tuple(runs)
+    return [
+        Figure(name, tuple(value(run) for run in runs), of, unit, better) for name, unit, better, value in quantities
+    ]
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that decide about what is measured."""
+    return {name: value for name, value in vars(args).items() if name not in ("json", "main", "question")}
+
+
+def spread(figure: Figure) -> str:
+    """Return "median (least-most) unit"."""
+    values, unit = figure.values, f" {figure.unit}" if figure.unit else ""
+    if len(values) == 1 or min(values) == max(values):
+        return _number(values[0]) + unit
+    return f"{_number(median(values))} ({_number(min(values))}-{_number(max(values))}){unit}"
+
+
+def _number(value: float) -> str:
+    """Return a number to three figures or so."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.4f}"
+
+
+def _print(table: Table) -> None:
+    caption = ", ".join(f"{name} {value}" for name, value in machine().items())
+    several = len(table.contenders) > 1
+    shown = RichTable(
+        title=table.title, caption=caption, title_justify="left", caption_justify="left", show_header=several
+    )
+    shown.add_column()
+    for contender in table.contenders:
+        shown.add_column(contender, justify="right")
+    for name, values in table.rows.items():
+        shown.add_row(name, *values)
+    Console().print(shown)
+
+
+def machine() -> dict[str, str]:
+    """Describe the machine and the packages as far as they explain the figures."""
+    found = {platform.python_implementation(): platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found | {platform.system(): platform.machine(), "cores": str(os.cpu_count())}
 
 
 @contextmanager
@@ -35,37 +165,6 @@ def progress(steps: int) -> Iterator[Callable[[str], None]]:
             begun += 1
 
         yield begin
-
-
-def print_table(title: str, rows: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None) -> None:
-    """Print a line for each figure, with a column for each of those it was measured of."""
-    table = Table(
-        title=title, caption=machine(), title_justify="left", caption_justify="left", show_header=bool(columns)
-    )
-    table.add_column()
-    for column in columns or [""]:
-        table.add_column(column, justify="right")
-    for name, values in rows.items():
-        table.add_row(name, *values)
-    Console().print(table)
-
-
-def write_json(file: str, options: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-    Path(file).write_text(json.dumps({"machine": machine(), "options": options, **figures}, indent=2) + "\n")
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Return "median (least-most)"."""
-    if len(values) == 1:
-        return form.format(values[0])
-    return f"{form.format(median(values))} ({form.format(min(values))}-{form.format(max(values))})"
-
-
-def machine() -> str:
-    """Describe the machine as far as it explains the figures."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("pykka", "msgpack"))
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{python}, {packages}, {platform.system()}, {os.cpu_count()} cores"
 
 
 def positive(text: str) -> int:

@@ -14,6 +14,7 @@ from actorbot import SessionManager
 from benchmarks import _report
 from benchmarks._actorbot import StoreName, handle, make_store
 from benchmarks._cold_floors import make_cold_floor
+from benchmarks._report import Figure, Result, Table, figures_of, options_of
 from benchmarks._servers import URLS
 from benchmarks._stored import TEXTS, fill, wrong_counters
 
@@ -98,7 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sessions", type=count, default=50_000, metavar="N", help="(%(default)s)")
     add("--in-flight", type=count, nargs="+", default=[64, 512], metavar="N", help="tasks; each is measured (64 512)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")
-    add("--json", metavar="FILE", help="write all figures there, too")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -111,14 +111,19 @@ def main(args: argparse.Namespace) -> int:
     names = [f"bench:{number}" for number in range(args.sessions)]
     with _report.progress(2 + 2 * args.repeats * len(args.in_flight)) as begin:
         runs = measure(makers, names, args.in_flight, args.repeats, begin)
-    for in_flight in args.in_flight:
-        floor, actorbot = split(runs, in_flight)
-        title = f"{args.store}, {args.sessions:,} sessions, {in_flight:,} in flight"
-        _report.print_table(title, rows(floor, actorbot), [floor[0].contender, actorbot[0].contender])
-    if args.json:
-        options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
-        _report.write_json(args.json, options, figures(runs, args.in_flight))
-    return int(any(run.wrong_counters for run in runs))
+    return Result(
+        question="activation",
+        options=options_of(args),
+        tables=tuple(
+            Table(
+                f"{args.store}, {args.sessions:,} sessions, {in_flight:,} in flight",
+                tuple(figures(*split(runs, in_flight))),
+            )
+            for in_flight in args.in_flight
+        ),
+        wrong=sum(run.wrong_counters for run in runs),
+        details={"runs": [asdict(run) for run in runs]},
+    ).conclude(args.json)
 
 
 def measure(
@@ -186,25 +191,25 @@ def split(runs: Sequence[Run], in_flight: int) -> tuple[list[Run], list[Run]]:
     return these[::2], these[1::2]
 
 
-def rows(floor: Sequence[Run], actorbot: Sequence[Run]) -> dict[str, list[str]]:
-    """Return the lines of the result table; the ratio is of neighbouring runs."""
-    both = (floor, actorbot)
-    cpu = [[run.cpu_seconds / run.sessions * 1e6 for run in runs] for runs in both]
-    return {
-        "activations/s": [_report.spread([run.activations_per_second for run in runs], "{:,.0f}") for runs in both],
-        "ratio to the floor": ["1", _report.spread(ratios(floor, actorbot), "{:.2f}")],
-        "with the flush, s": ["writes nothing", _report.spread([run.flush_seconds for run in actorbot], "{:.2f}")],
-        "CPU per activation": [_report.spread(each, "{:,.1f}") + " µs" for each in cpu],
-        "lost updates": [f"{sum(run.lost for run in runs):,}" for runs in both],
-        "wrong counters": [f"{sum(run.wrong_counters for run in runs):,}" for runs in both],
-    }
+def figures(floor: Sequence[Run], actorbot: Sequence[Run]) -> list[Figure]:
+    """Return what is shown; the ratio is of neighbouring runs. The floor writes nothing."""
+    return [
+        *_figures(floor),
+        Figure("ratio to the floor", (1.0,), floor[0].contender),
+        *_figures(actorbot),
+        Figure("ratio to the floor", tuple(ratios(floor, actorbot)), actorbot[0].contender, "", "higher"),
+        *figures_of(actorbot[0].contender, actorbot, ("with the flush", "s", "lower", lambda run: run.flush_seconds)),
+    ]
 
 
-def figures(runs: Sequence[Run], in_flights: Sequence[int]) -> dict[str, Any]:
-    """Return what the tables show, and every run."""
-    ratio = {str(in_flight): ratios(*split(runs, in_flight)) for in_flight in in_flights}
-    runs_ = [asdict(run) | {"activations_per_second": run.activations_per_second} for run in runs]
-    return {"ratio": ratio, "runs": runs_}
+def _figures(runs: Sequence[Run]) -> list[Figure]:
+    return figures_of(
+        runs[0].contender,
+        runs,
+        ("activations/s", "", "higher", lambda run: run.activations_per_second),
+        ("CPU per activation", "µs", "lower", lambda run: run.cpu_seconds / run.sessions * 1e6),
+        ("lost updates", "", "lower", lambda run: run.lost),
+    )
 
 
 def ratios(floor: Sequence[Run], actorbot: Sequence[Run]) -> list[float]:

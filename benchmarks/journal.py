@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -19,6 +19,7 @@ from actorbot._journal_file import JournalFile
 from benchmarks import _report
 from benchmarks._actorbot import LoopActorbot
 from benchmarks._drive import Run, run_on_loop
+from benchmarks._report import Figure, Result, Table, figures_of, options_of
 from benchmarks._workload import Workload, make_workload
 
 RECORDED = 2_000  # transactions that the floor repeats
@@ -65,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")
     add("--seconds", type=float, default=5.0, help="the least that a measured run lasts (%(default)s)")
     add("--folder", help="where the journals are: the disk to be measured (the system's temporary folder)")
-    add("--json", metavar="FILE", help="write all figures there, too")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -73,22 +73,30 @@ def main(args: argparse.Namespace) -> int:
     workload = make_workload(args.users, args.events, args.in_flight, "uniform")
     with _report.progress(1 + 2 * args.repeats) as begin:
         measured = measure(workload, args.sync, args.folder, args.repeats, args.seconds, begin)
-    events = [run.events_per_second for run in measured.runs]
-    records = [floor.records_per_second for floor in measured.floors]
-    rows = {
-        "events (records) a second": [_report.spread(records, "{:,.0f}"), _report.spread(events, "{:,.0f}")],
-        "ratio": ["1", _report.spread(measured.ratios, "{:.2f}")],
-        "records in a transaction": [f"{measured.batch:.0f}"] * 2,
-        "bytes of a record": [f"{measured.record_bytes:.0f}"] * 2,
-        "wrong counters": ["-", f"{sum(run.wrong_counters for run in measured.runs)}"],
-    }
-    title = f"journal, sync={args.sync}, {args.users:,} users, {args.in_flight} in flight"
-    _report.print_table(title, rows, ["bare group commit", "actorbot"])
-    if args.json:
-        options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
-        figures = {"ratio": measured.ratios, "events_per_second": events, "floor": records, "batch": measured.batch}
-        _report.write_json(args.json, options, figures)
-    return int(any(run.wrong_counters for run in measured.runs))
+    bare, batch = "bare group commit", Figure("records in a transaction", (measured.batch,), "actorbot")
+    figures = [
+        *figures_of(
+            bare, measured.floors, ("events (records) a second", "", "higher", lambda run: run.records_per_second)
+        ),
+        *figures_of(
+            "actorbot",
+            measured.runs,
+            ("events (records) a second", "", "higher", lambda run: run.events_per_second),
+            ("lost updates", "", "lower", lambda run: run.lost),
+        ),
+        Figure("ratio", (1.0,), bare),
+        Figure("ratio", tuple(measured.ratios), "actorbot", "", "higher"),
+        replace(batch, of=bare),
+        batch,
+        Figure("bytes of a record", (measured.record_bytes,), "actorbot"),
+    ]
+    return Result(
+        question="journal",
+        options=options_of(args),
+        tables=(Table(f"sync={args.sync}, {args.users:,} users, {args.in_flight} in flight", tuple(figures)),),
+        wrong=sum(run.wrong_counters for run in measured.runs),
+        details={"runs": [asdict(run) for run in measured.runs]},
+    ).conclude(args.json)
 
 
 def measure(

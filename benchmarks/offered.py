@@ -16,6 +16,7 @@ from time import perf_counter
 from actorbot import SessionManager
 from benchmarks import _report
 from benchmarks._actorbot import handle, make_store
+from benchmarks._report import Figure, Result, Table, figures_of, options_of
 from benchmarks._servers import URLS
 from benchmarks._stored import TEXTS, fill, wrong_counters
 from benchmarks._workload import SEED, make_texts
@@ -95,7 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=10.0, help="that events are offered for (%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs, one after the other (%(default)s)")
     add("--freeze", action="store_true", help="call gc.freeze() once the sessions are in memory, as a large bot should")
-    add("--json", metavar="FILE", help="write all figures there, too")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -105,12 +105,13 @@ def main(args: argparse.Namespace) -> int:
         runs = asyncio.run(measure(args, names, begin))
     title = f"{args.store}, {args.resident:,} resident, {args.rate:,} events/s for {args.seconds:g} s"
     title += ", frozen" if args.freeze else ""
-    _report.print_table(title, rows(runs))
-    if args.json:
-        options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
-        every = [asdict(run) | {"events_per_second": run.events_per_second} for run in runs]
-        _report.write_json(args.json, options, {"runs": every})
-    return int(any(run.wrong_counters for run in runs))
+    return Result(
+        question="offered",
+        options=options_of(args),
+        tables=(Table(title, tuple(figures(runs))),),
+        wrong=runs[-1].wrong_counters,
+        details={"runs": [asdict(run) for run in runs]},
+    ).conclude(args.json)
 
 
 async def measure(args: argparse.Namespace, names: Sequence[str], begin: Callable[[str], None]) -> list[Offered]:
@@ -215,17 +216,28 @@ async def watching(manager: SessionManager) -> AsyncIterator[Watcher]:
             task.cancel()
 
 
-def rows(runs: Sequence[Offered]) -> dict[str, list[str]]:
-    """Return the lines of the result table."""
-    lines = {"answered, events/s": _report.spread([run.events_per_second for run in runs], "{:,.0f}")}
-    for name in runs[0].latency_ns:
-        label = "longest" if name == "p100" else name
-        lines[f"{label} of dispatch"] = _report.spread([run.latency_ns[name] / 1e6 for run in runs], "{:.1f}") + " ms"
-    lines["longest stall of the loop"] = _report.spread([run.stall_ms for run in runs], "{:.1f}") + " ms"
-    lines["full garbage collections"] = _report.spread([run.full_collections for run in runs], "{:.0f}")
-    lines["longest garbage collection"] = _report.spread([run.collection_ms for run in runs], "{:.1f}") + " ms"
-    lines["oldest unflushed state"] = _report.spread([run.oldest_dirty for run in runs], "{:.2f}") + " s"
-    lines["failed"] = f"{sum(run.failed for run in runs):,}"
-    lines["lost updates"] = f"{runs[-1].lost:,}"
-    lines["wrong counters"] = f"{runs[-1].wrong_counters:,}"
-    return {name: [value] for name, value in lines.items()}
+def figures(runs: Sequence[Offered]) -> list[Figure]:
+    """Return what is shown."""
+    late = [
+        Figure(
+            "longest dispatch" if name == "p100" else f"{name} of dispatch",
+            tuple(run.latency_ns[name] / 1e6 for run in runs),
+            unit="ms",
+            better="lower",
+        )
+        for name in runs[0].latency_ns
+    ]
+    return [
+        *figures_of("actorbot", runs, ("answered, events/s", "", "higher", lambda run: run.events_per_second)),
+        *late,
+        *figures_of(
+            "actorbot",
+            runs,
+            ("longest stall of the loop", "ms", "lower", lambda run: run.stall_ms),
+            ("full garbage collections", "", "lower", lambda run: run.full_collections),
+            ("longest garbage collection", "ms", "lower", lambda run: run.collection_ms),
+            ("oldest unflushed state", "s", "lower", lambda run: run.oldest_dirty),
+            ("failed", "", "lower", lambda run: run.failed),
+            ("lost updates", "", "lower", lambda run: run.lost),
+        ),
+    ]

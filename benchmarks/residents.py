@@ -16,6 +16,7 @@ from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.testing import ManualClock
 from benchmarks import _memory, _report
 from benchmarks._actorbot import handle
+from benchmarks._report import Result, Table, figures_of, options_of
 from benchmarks._stored import stored_record
 
 IN_FLIGHT = 64
@@ -75,27 +76,29 @@ class Residents:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sessions", type=_report.positive, default=100_000, metavar="N", help="(%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit status: 1 if a session would not leave memory."""
     with _report.progress(3) as begin:
         result = asyncio.run(measure(args.sessions, begin))
-    figures = {
-        "bytes beyond the encoded record": f"{result.overhead_bytes:,}",
-        "encoded record": f"{result.record_bytes:,}",
-        f"threads, {min(WAVE, args.sessions):,} resident": f"{result.threads_first}",
-        f"threads, {args.sessions:,} resident": f"{result.threads_last}",
-        "activations/s": f"{result.activations_per_second:,.0f}",
-        "passivations/s": f"{result.passivations_per_second:,.0f}",
-        "left behind": f"{result.left_behind:,}",
-    }
-    _report.print_table(f"{args.sessions:,} resident sessions", {name: [value] for name, value in figures.items()})
-    if args.json:
-        measured = asdict(result) | {"overhead_bytes": result.overhead_bytes}
-        _report.write_json(args.json, {"sessions": args.sessions}, measured)
-    return int(result.left_behind > 0)
+    figures = figures_of(
+        "actorbot",
+        [result],
+        ("bytes beyond the encoded record", "", "lower", lambda one: one.overhead_bytes),
+        ("encoded record", "bytes", "", lambda one: one.record_bytes),
+        (f"threads, {min(WAVE, args.sessions):,} resident", "", "lower", lambda one: one.threads_first),
+        (f"threads, {args.sessions:,} resident", "", "lower", lambda one: one.threads_last),
+        ("activations/s", "", "higher", lambda one: one.activations_per_second),
+        ("passivations/s", "", "higher", lambda one: one.passivations_per_second),
+    )
+    return Result(
+        question="residents",
+        options=options_of(args),
+        tables=(Table(f"{args.sessions:,} resident sessions", tuple(figures)),),
+        wrong=result.left_behind,
+        details=asdict(result) | {"overhead_bytes": result.overhead_bytes},
+    ).conclude(args.json)
 
 
 async def measure(sessions: int, begin: Callable[[str], None]) -> Residents:

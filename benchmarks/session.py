@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
-from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from actorbot import FlushPolicy
 from actorbot.errors import ConfigError
@@ -17,6 +16,7 @@ from benchmarks import _report
 from benchmarks._actorbot import HandlerName, LoopActorbot, StoreName, ThreadActorbot
 from benchmarks._drive import Run, Series, run_in_threads, run_on_loop, time_in_threads, time_on_loop
 from benchmarks._floors import FolderShelf, LockFloor, PykkaFloor, Shelf
+from benchmarks._report import Figure, Result, Table, figures_of, options_of
 from benchmarks._servers import FLOORS, URLS, MongoFloor, Place, RedisFloor
 from benchmarks._workload import Workload, make_workload
 
@@ -53,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--distribution", choices=("uniform", "zipf"), default="uniform", help="of events over users (%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")
     add("--seconds", type=float, default=5.0, help="the least that a measured run lasts (%(default)s)")
-    add("--json", metavar="FILE", help="write all figures there, too")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -69,11 +68,14 @@ def main(args: argparse.Namespace) -> int:
     with _report.progress(2 * (setting.repeats + 1)) as begin:
         floor, actorbot = measure(setting, workload, begin)
     title = f"{args.store}, {args.policy}, {args.home}, {handler} handler, {args.users:,} users, {args.distribution}"
-    _report.print_table(title, session_rows(floor, actorbot), [floor.name, actorbot.name])
-    if args.json:
-        options = {name: value for name, value in vars(args).items() if name not in ("json", "main")}
-        _report.write_json(args.json, options | {"handler": handler}, session_figures(floor, actorbot))
-    return int(any(run.wrong_counters for series in (floor, actorbot) for run in series.runs))
+    both = (floor, actorbot)
+    return Result(
+        question="session",
+        options=options_of(args) | {"handler": handler},
+        tables=(Table(title, (*figures(floor, 1.0), *figures(actorbot, *ratios(floor, actorbot)))),),
+        wrong=sum(run.wrong_counters for series in both for run in series.runs),
+        details={"runs": [asdict(run) for series in both for run in series.runs]},
+    ).conclude(args.json)
 
 
 def measure(setting: Setting, workload: Workload, begin: Callable[[str], None]) -> tuple[Series, Series]:
@@ -120,38 +122,27 @@ def _actorbot(setting: Setting, workload: Workload) -> AnyContender:
     return make(setting.store, setting.url, setting.policy, setting.handler, len(workload.users))
 
 
-def session_rows(floor: Series, actorbot: Series) -> dict[str, list[str]]:
-    """Return the lines of the result table; the ratio is of neighbouring runs."""
-    both = (floor, actorbot)
-    rows = {
-        "events/s": [_report.spread([run.events_per_second for run in series.runs], "{:,.0f}") for series in both],
-        "ratio to the floor": ["1", _report.spread(ratios(floor, actorbot), "{:.2f}")],
-    }
-    microseconds = [[run.cpu_seconds / run.events * 1e6 for run in series.runs] for series in both]
-    rows["CPU per event"] = [_report.spread(each, "{:,.1f}") + " µs" for each in microseconds]
-    for percent in PERCENTILES:
-        rows[f"p{percent:g}"] = [f"{percentile(series.durations, percent) / 1000:,.1f} µs" for series in both]
-    rows["lost updates"] = [f"{sum(run.lost for run in series.runs):,}" for series in both]
-    rows["wrong counters"] = [f"{sum(run.wrong_counters for run in series.runs):,}" for series in both]
-    rows["store writes/event"] = [f"{median(run.writes_per_event for run in series.runs):.4f}" for series in both]
-    rows["peak memory"] = [f"{max(run.peak_rss for run in series.runs) / 1e6:,.0f} MB" for series in both]
-    return rows
-
-
-def session_figures(floor: Series, actorbot: Series) -> dict[str, Any]:
-    """Return what the table shows, and every run."""
-    return {
-        "ratio": ratios(floor, actorbot),
-        "contenders": [
-            {
-                "name": series.name,
-                "events_per_second": [run.events_per_second for run in series.runs],
-                "latency_ns": {f"p{percent:g}": percentile(series.durations, percent) for percent in PERCENTILES},
-                "runs": [asdict(run) for run in series.runs],
-            }
-            for series in (floor, actorbot)
-        ],
-    }
+def figures(series: Series, *ratio: float) -> list[Figure]:
+    """Return what is shown of a contender; the *ratio* to the floor is of neighbouring runs."""
+    late = [
+        Figure(f"p{percent:g}", (percentile(series.durations, percent) / 1000,), series.name, "µs", "lower")
+        for percent in PERCENTILES
+    ]
+    return [
+        *figures_of(series.name, series.runs, ("events/s", "", "higher", lambda run: run.events_per_second)),
+        Figure("ratio to the floor", ratio, series.name, "", "higher"),
+        *figures_of(
+            series.name, series.runs, ("CPU per event", "µs", "lower", lambda run: run.cpu_seconds / run.events * 1e6)
+        ),
+        *late,
+        *figures_of(
+            series.name,
+            series.runs,
+            ("lost updates", "", "lower", lambda run: run.lost),
+            ("store writes/event", "", "lower", lambda run: run.writes_per_event),
+            ("peak memory", "MB", "lower", lambda run: run.peak_rss / 1e6),
+        ),
+    ]
 
 
 def ratios(floor: Series, actorbot: Series) -> list[float]:

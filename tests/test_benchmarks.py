@@ -35,14 +35,16 @@ def test_session_counts_every_event_in_the_store(
         ["session", *TINY, "--home", home, "--store", store, "--distribution", distribution, "--json", str(file)]
     )
 
-    figures = json.loads(file.read_text())
-    assert status == 0
-    assert len(figures["ratio"]) == 2
-    assert figures["options"]["handler"] == ("async" if home == "loop" else "sync")
-    for contender in figures["contenders"]:
-        assert [run["events"] for run in contender["runs"]] == [200, 200]
-        assert [run["wrong_counters"] for run in contender["runs"]] == [0, 0]
-        assert 0 < contender["latency_ns"]["p50"] <= contender["latency_ns"]["p99.9"]
+    result = json.loads(file.read_text())
+    assert (status, result["question"], result["wrong"]) == (0, "session", 0)
+    assert result["options"]["handler"] == ("async" if home == "loop" else "sync")
+    assert [run["events"] for run in result["details"]["runs"]] == [200] * 4
+    (table,) = result["tables"]
+    figures = {(figure["name"], figure["of"]): figure["values"] for figure in table["figures"]}
+    assert len(figures["ratio to the floor", "actorbot"]) == 2
+    for contender in {of for _, of in figures}:
+        assert figures["lost updates", contender] == [0, 0]
+        assert 0 < figures["p50", contender][0] <= figures["p99.9", contender][0]
     assert "lost updates" in capsys.readouterr().out
 
 
@@ -78,8 +80,7 @@ def test_write_through_writes_once_for_each_event(tmp_path: Path) -> None:
 
     assert main(["session", *TINY, "--policy", "write-through", "--json", str(file)]) == 0
 
-    floor, actorbot = json.loads(file.read_text())["contenders"]
-    assert {run["writes_per_event"] for run in floor["runs"] + actorbot["runs"]} == {1.0}
+    assert {run["writes_per_event"] for run in json.loads(file.read_text())["details"]["runs"]} == {1.0}
 
 
 class Careless(LockFloor):
@@ -163,7 +164,7 @@ def test_residents_all_come_and_all_leave(tmp_path: Path, monkeypatch: pytest.Mo
 
     status = main(["residents", "--sessions", "250", "--json", str(file)])
 
-    figures = json.loads(file.read_text())
+    figures = json.loads(file.read_text())["details"]
     assert status == 0
     assert figures["sessions"] == 250
     assert figures["left_behind"] == 0
@@ -203,7 +204,7 @@ def test_activation_counts_every_session_in_the_store(store: str, tmp_path: Path
     options = ["--sessions", "300", "--in-flight", "8", "64", "--repeats", "1", *at_server(store), "--json", str(file)]
 
     assert main(["activation", "--store", store, *options]) == 0
-    runs = json.loads(file.read_text())["runs"]
+    runs = json.loads(file.read_text())["details"]["runs"]
     assert [(run["in_flight"], run["lost"]) for run in runs] == [(8, 0), (8, 0), (64, 0), (64, 0)]
 
 
@@ -213,7 +214,7 @@ def test_offered_counts_every_event_in_the_store(store: str, tmp_path: Path) -> 
     options = ["--rate", "500", "--resident", "300", "--seconds", "0.3", "--repeats", "1", *at_server(store)]
 
     assert main(["offered", "--store", store, *options, "--json", str(file)]) == 0
-    run = json.loads(file.read_text())["runs"][0]
+    run = json.loads(file.read_text())["details"]["runs"][0]
     assert (run["lost"], run["failed"], run["wrong_counters"]) == (0, 0, 0)
     assert run["events"] >= 100
 
@@ -223,9 +224,10 @@ def test_journal_counts_every_event_and_repeats_the_same_transactions(sync: str,
     file = tmp_path / "figures.json"
 
     assert main(["journal", *TINY, "--sync", sync, "--folder", str(tmp_path), "--json", str(file)]) == 0
-    figures = json.loads(file.read_text())
-    assert len(figures["ratio"]) == 2
-    assert 1 <= figures["batch"] <= 8
+    (table,) = json.loads(file.read_text())["tables"]
+    figures = {(figure["name"], figure["of"]): figure["values"] for figure in table["figures"]}
+    assert len(figures["ratio", "actorbot"]) == 2
+    assert 1 <= figures["records in a transaction", "actorbot"][0] <= 8
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
