@@ -66,8 +66,8 @@ class Proxy:
 
     def _spawn(self, work: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=work, args=args, name="proxy", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # second: `reset` joins what is in here
 
     def _accept(self) -> None:
         while not self._closed.is_set():
