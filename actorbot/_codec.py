@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from decimal import Decimal
 from math import isfinite
+from sys import getrefcount
 from typing import Any, Final
 
 from msgpack import ExtType, Packer, packb, unpackb
@@ -19,7 +20,7 @@ from actorbot._refusal import explain
 from actorbot._values import BOXES, GROUPS, MALFORMED, MAX_DEPTH, MAX_INT, SCALARS, UndecodableError
 from actorbot.errors import SessionTooLargeError
 
-__all__ = ["decode_state", "encode_state", "pack_fields", "unpack_fields"]
+__all__ = ["decode_state", "encode_plain", "encode_state", "is_nobody_elses", "pack_fields", "unpack_fields"]
 
 _EXTENDED: Final = 0xC1
 _JOINED: Final = 16
@@ -41,13 +42,40 @@ class _Packers(threading.local):
 _packers: Final = _Packers()
 
 
+def encode_plain(state: dict[str, Any], max_bytes: int) -> bytes | None:
+    """Return what `encode_state` does, sooner, for text, numbers and short lists of text; `None` if that must say what is to be done.
+
+    Most sessions hold nothing else: their check takes 230 ns instead of 410.
+    """
+    if not _is_plain(state, max_bytes):
+        return None
+    try:
+        data = _packers.pack(state)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        return None
+    return data if len(data) <= max_bytes else None
+
+
+def is_nobody_elses(state: dict[str, Any]) -> bool:
+    """Tell whether the caller's variable is all that refers to *state*, which `encode_plain` has taken, and nothing else to its lists.
+
+    Then it is what decoding its bytes would give, and stays so: who holds no part of it can change none.
+    """
+    if getrefcount(state) > _OF_STATE:
+        return False
+    for value in state.values():  # noqa: SIM110  # on the path of every event
+        if type(value) is list and getrefcount(value) > _OF_LIST:
+            return False
+    return True
+
+
 def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
     """Return *state* as bytes, at most *max_bytes* of them.
 
     Raises: NotEncodableError, SessionTooLargeError; both say where.
     """
     try:
-        if _is_plain(state, max_bytes) or not _scan(state, max_bytes):
+        if not _scan(state, max_bytes):
             data: bytes = _packers.pack(state)
         else:
             data = b"\xc1" + packb(state, default=_pack_extension, strict_types=True, buf_size=_BUFFER)
@@ -125,14 +153,27 @@ def _regroup(items: list[Any]) -> object:
     return items.pop(0)(items) if items and type(items[0]) is type else items
 
 
+def _count_references() -> tuple[int, int]:
+    """Return what `getrefcount` says in `is_nobody_elses`, which the interpreter's version decides about."""
+
+    def count(state: dict[str, Any]) -> tuple[int, int]:
+        of_state, of_list = getrefcount(state), 0
+        for value in state.values():
+            of_list = getrefcount(value)
+        return of_state, of_list
+
+    state: dict[str, Any] = {"list": []}
+    return count(state)
+
+
+_OF_STATE, _OF_LIST = _count_references()
+
+
 # --- the check --------------------------------------------------------------------------------------------------------
 
 
 def _is_plain(state: dict[str, Any], budget: int) -> bool:
-    """Tell, quickly, whether *state* can be packed as it is; `False` if that takes `_scan` to say.
-
-    It is so for text, numbers and short lists of text, which is what most sessions hold: 230 ns instead of 410.
-    """
+    """Tell, quickly, whether *state* can be packed as it is; `False` if that takes `_scan` to say."""
     for key, value in state.items():
         kind = type(value)
         if type(key) is not str:
@@ -140,7 +181,7 @@ def _is_plain(state: dict[str, Any], budget: int) -> bool:
         if kind is str:
             budget -= len(value)
         elif kind is list:
-            if not value or type(value[0]) is not str or len(value) > _JOINED:
+            if value and (type(value[0]) is not str or len(value) > _JOINED):
                 return False
             try:
                 budget -= len(_join(value))

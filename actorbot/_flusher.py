@@ -253,7 +253,7 @@ class Flusher(Unflushed, Mailbox):
             self._retries.resting.discard(job)
         # Whoever comes next is another actor, so nothing of this one is written any more: not by a timer that still knows of it,
         # nor by a call that is under way and fails.
-        session.committed = None
+        session.committed = session.decoded = None
         self._unmark(session)
         self._uncharge(session)
         reason = "it does not take writes; what it has not is in the journal"
@@ -416,6 +416,7 @@ class Flusher(Unflushed, Mailbox):
         self.writes += 1
         session.write_ids = record.write_ids
         session.flushed = record.version
+        session.decoded = None  # it may be idle from now on
         if self._journal is not None:
             if not is_outdated(job):
                 session.lineages = ()

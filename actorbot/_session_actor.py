@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from hashlib import blake2b
 from typing import Any, Final
 
-from actorbot._codec import decode_state, encode_state
+from actorbot._codec import decode_state, encode_plain, encode_state, is_nobody_elses
 from actorbot._context import Context, current
 from actorbot._entry import Committed, Entry, Lineage
 from actorbot._home import Promise
@@ -31,6 +31,7 @@ from actorbot.errors import (
 __all__ = ["SessionActor"]
 
 EVENT_IDS: Final = 64 * 8  # bytes of event-id digests that a session remembers
+BUSY: Final = 3  # turns that the store does not have, from which on a session's values stay decoded until it has
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
 
 
@@ -40,6 +41,7 @@ class SessionActor(Mailbox):
     __slots__ = (
         "charged",
         "committed",
+        "decoded",
         "dirty",
         "flushed",
         "session_id",
@@ -59,6 +61,8 @@ class SessionActor(Mailbox):
         self.session_id = session_id
         self.turns = turns
         self.committed: Committed | None = None  # None: not read yet, or to be read again
+        # Committed bytes and what they hold, if the session is busy and nobody else has a part of that: the next turn's to change.
+        self.decoded: tuple[bytes, dict[str, Any]] | None = None
         self.flushed = 0
         self.write_ids = b""
         self.dirty = False
@@ -224,7 +228,13 @@ class SessionActor(Mailbox):
                 turns.duplicates += 1
                 return None
         try:
-            session: Any = {} if state is None else decode_state(state, self.trusted)
+            decoded = self.decoded
+            if decoded is not None:
+                self.decoded = None  # it is this turn's now: if that fails, the bytes are what counts
+            if decoded is not None and decoded[0] is state:
+                session: Any = decoded[1]
+            else:
+                session = {} if state is None else decode_state(state, self.trusted)
             if turns.shape is not None:
                 session = turns.shape.load(session)
         except UndecodableError as error:
@@ -250,13 +260,15 @@ class SessionActor(Mailbox):
         """
         turns = self.turns
         wall = turns.wall()
+        session, plain = context._session, None
         if context._destroyed:
             encoded, ends = None, wall + TOMBSTONE_AGE
         else:
-            session = context._session
-            encoded = encode_state(
-                session if turns.shape is None else turns.shape.dump(session), turns.max_session_bytes
-            )
+            if turns.shape is None:
+                plain = encode_plain(session, turns.max_session_bytes)
+                encoded = encode_state(session, turns.max_session_bytes) if plain is None else plain
+            else:
+                encoded = encode_state(turns.shape.dump(session), turns.max_session_bytes)
             ends = wall + turns.expires_in
         base = context._base
         event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
@@ -266,6 +278,13 @@ class SessionActor(Mailbox):
         if self.committed is not base:
             raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
         context._session = context._task = None
+        if (
+            committed[0] - self.flushed > BUSY
+            and plain is not None
+            and is_nobody_elses(session)
+            and turns.flusher.outage_since is None  # or what is decoded would pile up
+        ):
+            self.decoded = plain, session
         if turns.writes_through:
             context._left = True
             return self._write_through(context, committed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from actorbot._entry import Committed, Lineage
 from actorbot._home import new_future
@@ -34,6 +34,8 @@ class Flushable(Protocol):
 
     session_id: str
     committed: Committed | None
+    decoded: tuple[bytes, dict[str, Any]] | None
+    """The committed state with what it holds, if that is kept; the flusher lets it go."""
     flushed: int
     """The version that the store has confirmed. Written by the flusher while a write of the session is out."""
     write_ids: bytes
