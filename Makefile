@@ -24,9 +24,9 @@ run: $(VENV)/run.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(ARGS)
 
-# The long tier of the fault suite: an hour or more. -rP shows what each test has measured.
+# The long tier of the fault and stress tests: hours. -rP shows what each test has measured.
 torture: $(VENV)/dev.stamp
-	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults -rP $(ARGS)
+	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/test_stress.py tests/test_journal.py -rP $(ARGS)
 
 # Faults seeded on purpose: each must be caught by the test named for it. An hour.
 mutants: $(VENV)/dev.stamp
