@@ -7,6 +7,8 @@ import importlib.metadata
 import tomllib
 from pathlib import Path
 
+from tests.mutants.catalogue import MUTANTS
+
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
@@ -25,3 +27,9 @@ def test_pyproject_says_nothing_about_the_build():
 
 def test_the_installed_version_is_the_one_in_pyproject():
     assert importlib.metadata.version("actorbot") == PYPROJECT["project"]["version"]
+
+
+def test_every_seeded_fault_has_its_place():
+    for mutant in MUTANTS:
+        text = (ROOT / "actorbot" / mutant.file).read_text("utf-8")
+        assert text.count(mutant.right) == 1, mutant.name

@@ -19,6 +19,14 @@ class Mutant:
 
 
 MUTANTS = (
+    # --- the loop ---
+    Mutant(
+        "a loop that is never idle keeps the threads from their work",
+        "_loop_home.py",
+        "            time.sleep(BREATH)",
+        "            time.sleep(0)",
+        "tests/test_contract_loop.py -k test_fifty_users_who_are_never_silent",
+    ),
     # --- the turn ---
     Mutant(
         "an event id is not recorded",
@@ -73,9 +81,23 @@ MUTANTS = (
     Mutant(
         "a failed turn's replies are sent",
         "_session_actor.py",
-        "        self.turns.running.pop(context, None)\n        context._session = None\n        context._abandoned = True",
-        "        self.turns.running.pop(context, None)\n        self.send(context)\n        context._abandoned = True",
+        "        self.turns.running.pop(context, None)\n        context._session = context._task = None\n",
+        "        self.turns.running.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
         "tests/test_manager.py -k test_a_failing_handler_leaves_no_trace",
+    ),
+    Mutant(
+        "what a handler keeps of a busy session stays the session's",
+        "_codec.py",
+        "        if type(value) is list and getrefcount(value) > _OF_LIST:",
+        "        if type(value) is list and getrefcount(value) > 10 * _OF_LIST:",
+        "tests/test_busy_sessions.py",
+    ),
+    Mutant(
+        "a busy session's failing turn leaves its changes",
+        "_session_actor.py",
+        "                self.decoded = None  # it is this turn's now: if that fails, the bytes are what counts",
+        "                pass",
+        "tests/test_busy_sessions.py",
     ),
     # --- leaving memory ---
     Mutant(
@@ -103,15 +125,15 @@ MUTANTS = (
     Mutant(
         "an outage lasts for ever",
         "_retries.py",
-        "            self.paused = self._waking = False",
-        "            self._waking = False",
+        "        if not jobs:\n            self.paused = False",
+        "        if not jobs:\n            pass",
         "tests/test_manager.py -k test_the_bot_goes_on_through_an_outage",
     ),
     Mutant(
         "one session that the store refuses holds up all others",
         "_flusher.py",
-        "        if error is not None:\n            self._retries.pause(failed)",
-        "        if error is not None or failed:\n            self._retries.pause(failed)",
+        "        if error is not None:\n            self._retries.pause(failed, error)",
+        "        if error is not None or failed:\n            self._retries.pause(failed, error or OutcomeUnknownError('', ''))",
         "tests/test_flusher.py tests/test_contract_loop.py tests/test_driver_deadlines.py",
     ),
     Mutant(
@@ -249,5 +271,26 @@ MUTANTS = (
         "            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))",
         "            pass",
         "tests/test_journaled.py -k forked",
+    ),
+    Mutant(
+        "a new file that could not be put in its place is never used",
+        "_journal_file.py",
+        "        if self._connection is not None:  # else the copy is there",
+        "        if self._open is not None:  # else the copy is there",
+        "tests/faults/test_bad_disk.py -k new_file",
+    ),
+    Mutant(
+        "a log that is damaged in its middle is taken for one that ends there",
+        "_journal_log.py",
+        "        if ended:",
+        "        if False:",
+        "tests/test_journal.py -k turned",
+    ),
+    Mutant(
+        "a flush leaves out what only the journal has",
+        "_verbs.py",
+        "        await self._registry.flush_absent(absent)\n",
+        "",
+        "tests/test_journaled.py -k test_a_flush_brings_to_the_store_also",
     ),
 )
