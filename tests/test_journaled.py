@@ -122,19 +122,27 @@ async def test_what_the_store_had_taken_without_the_bot_learning_of_it_is_not_co
 async def test_a_reply_leaves_after_its_event_is_in_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order: list[str] = []
-    commit = JournalFile.commit
+    delivered: list[str] = []
+    begun, go_on, commit = threading.Event(), threading.Event(), JournalFile.commit
 
-    def note(file: JournalFile, *rows: Any) -> None:
+    def commit_when_told(file: JournalFile, *rows: Any) -> None:
+        begun.set()
+        assert go_on.wait(5.0)
         commit(file, *rows)
-        order.append("committed")
 
-    monkeypatch.setattr(JournalFile, "commit", note)
-    async with make_manager(Server(), tmp_path / "journal", deliver=lambda _, text: order.append(text)) as manager:
-        await manager.dispatch("ann", "hi")
+    monkeypatch.setattr(JournalFile, "commit", commit_when_told)
+    async with make_manager(Server(), tmp_path / "journal", deliver=lambda _, text: delivered.append(text)) as manager:
+        talking = asyncio.create_task(manager.dispatch("ann", "hi"))
+        await asyncio.to_thread(begun.wait, 5.0)
+        for _ in range(20):
+            await asyncio.sleep(0.001)  # whatever can go on does
+        assert delivered == []
+        assert not talking.done()
+        go_on.set()
+        await talking
         await manager.delivered("ann")
 
-    assert order[:2] == ["committed", "1"]
+    assert delivered == ["1"]
 
 
 async def test_the_rows_go_when_the_store_has_them(tmp_path: Path) -> None:
