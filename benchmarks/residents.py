@@ -1,13 +1,14 @@
-"""What an idle session costs in memory while it is resident, and how quickly sessions come and leave."""
+"""What a session costs in memory while it is resident, what an event costs then, and how quickly sessions come and leave."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import gc
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import ClassVar, Self
 
 from actorbot import ONE_YEAR, FlushPolicy, SessionManager
@@ -17,12 +18,14 @@ from actorbot.testing import ManualClock
 from benchmarks import _memory, _report
 from benchmarks._actorbot import handle
 from benchmarks._report import Result, Table, figures_of, options_of
-from benchmarks._stored import stored_record
+from benchmarks._stored import TEXTS, stored_record
+from benchmarks._workload import SEED
 
 IN_FLIGHT = 64
 IDLE_TIMEOUT = 900.0
 MAX_DELAY = 1.0
 WAVE = 5_000  # sessions activated between two flushes: what one second may bring
+EVENTS = 50_000  # of those that are sent to sessions that are resident
 WARM_UP = 1_000  # sessions of a manager before the measured one: code, thread stacks and buffers are there by then
 
 
@@ -66,8 +69,13 @@ class Residents:
     """Of sessions read from a store that answers at once, each with its first event, 64 in flight."""
     passivations_per_second: float
     """Of all sessions, flushed and idle, once their time is up."""
+    event_us: float
+    """Microseconds of processor time that an event takes, its flush included, while all are resident and any may be next."""
+    collection_ms: float
+    """How long the interpreter stands still while the garbage collector walks over everything."""
     left_behind: int
     """Sessions that should have left memory and have not."""
+    wrong_counters: int
 
     @property
     def overhead_bytes(self) -> int:
@@ -79,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status: 1 if a session would not leave memory."""
-    with _report.progress(3) as begin:
+    """Measure, print, and return the exit status: 1 if a counter was wrong, or a session would not leave memory."""
+    with _report.progress(4) as begin:
         result = asyncio.run(measure(args.sessions, begin))
     figures = figures_of(
         "actorbot",
@@ -89,6 +97,8 @@ def main(args: argparse.Namespace) -> int:
         ("encoded record", "bytes", "", lambda one: one.record_bytes),
         (f"threads, {min(WAVE, args.sessions):,} resident", "", "lower", lambda one: one.threads_first),
         (f"threads, {args.sessions:,} resident", "", "lower", lambda one: one.threads_last),
+        ("CPU per event", "µs", "lower", lambda one: one.event_us),
+        ("full garbage collection", "ms", "lower", lambda one: one.collection_ms),
         ("activations/s", "", "higher", lambda one: one.activations_per_second),
         ("passivations/s", "", "higher", lambda one: one.passivations_per_second),
     )
@@ -96,7 +106,7 @@ def main(args: argparse.Namespace) -> int:
         question="residents",
         options=options_of(args),
         tables=(Table(f"{args.sessions:,} resident sessions", tuple(figures)),),
-        wrong=result.left_behind,
+        wrong=result.left_behind + result.wrong_counters,
         details=asdict(result) | {"overhead_bytes": result.overhead_bytes},
     ).conclude(args.json)
 
@@ -117,6 +127,20 @@ async def measure(sessions: int, begin: Callable[[str], None]) -> Residents:
             threads.append(_memory.threads())
         resident = manager.stats().resident
         rss_full = _settled_rss()
+        begin("events")
+        collection = _time_collection()
+        expected = dict.fromkeys(range(sessions), TEXTS + 1)
+        spent = 0.0
+        draw = random.Random(SEED)
+        for _ in range(0, EVENTS, WAVE):
+            called = draw.choices(range(sessions), k=WAVE)
+            used = process_time()
+            await _activate(manager, called)
+            await clock.advance(MAX_DELAY)
+            spent += process_time() - used
+            for number in called:
+                expected[number] += 1
+        wrong = [number for number, count in expected.items() if await _counter(manager, number) != count]
         begin("passivation")
         started = perf_counter()
         await clock.advance(IDLE_TIMEOUT * 1.5)
@@ -130,7 +154,10 @@ async def measure(sessions: int, begin: Callable[[str], None]) -> Residents:
         threads_last=threads[-1],
         activations_per_second=sessions / activation,
         passivations_per_second=(resident - left) / passivation,
+        event_us=spent / EVENTS * 1e6,
+        collection_ms=collection * 1000,
         left_behind=left,
+        wrong_counters=len(wrong),
     )
 
 
@@ -148,7 +175,7 @@ async def _activate_and_leave(sessions: int) -> None:
         await clock.advance(IDLE_TIMEOUT * 1.5)
 
 
-async def _activate(manager: SessionManager, sessions: range) -> float:
+async def _activate(manager: SessionManager, sessions: Iterable[int]) -> float:
     """Send each session one event; return the seconds that it took."""
     numbers = iter(sessions)
     started = perf_counter()
@@ -163,6 +190,18 @@ async def _greet(manager: SessionManager, numbers: Iterator[int]) -> None:
         await manager.dispatch(
             f"bench:{number}", "Hello, it is me again"
         )  # a new str: its bytes are the session's, too
+
+
+async def _counter(manager: SessionManager, number: int) -> int:
+    session = await manager.peek(f"bench:{number}")
+    return 0 if session is None else int(session["n"])
+
+
+def _time_collection() -> float:
+    gc.collect()
+    started = perf_counter()
+    gc.collect()
+    return perf_counter() - started
 
 
 def _settled_rss() -> int:

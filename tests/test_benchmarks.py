@@ -160,6 +160,7 @@ def test_the_same_arguments_draw_the_same_workload_and_zipf_has_a_favourite() ->
 def test_residents_all_come_and_all_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residents, "WARM_UP", 10)
     monkeypatch.setattr(residents, "WAVE", 100)
+    monkeypatch.setattr(residents, "EVENTS", 300)
     file = tmp_path / "figures.json"
 
     status = main(["residents", "--sessions", "250", "--json", str(file)])
