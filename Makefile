@@ -28,7 +28,7 @@ test: $(VENV)/dev.stamp
 torture: $(VENV)/dev.stamp
 	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/test_stress.py tests/test_journal.py -rP $(ARGS)
 
-# Faults seeded on purpose: each must be caught by the test named for it. An hour.
+# Faults seeded on purpose: each must be caught by the test named for it. A quarter of an hour.
 mutants: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.mutants $(ARGS)
 
