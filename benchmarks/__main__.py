@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import activation, journal, offered, residents, session
+from benchmarks import activation, churn, hotkey, journal, offered, residents, session
 
 QUESTIONS = {
     "session": session,
@@ -14,6 +14,8 @@ QUESTIONS = {
     "activation": activation,
     "offered": offered,
     "journal": journal,
+    "hotkey": hotkey,
+    "churn": churn,
 }
 
 

@@ -100,16 +100,21 @@ async def run_on_loop(contender: LoopContender, workload: Workload, seconds: flo
 async def time_on_loop(contender: LoopContender, workload: Workload) -> list[int]:
     """Return how long each `dispatch` took, in nanoseconds, in a second round over sessions that are already active."""
     workload = workload.head(MAX_TIMED)
-    durations: list[int] = []
     await contender.open(workload.users)
     try:
         await _loop_round(contender, workload)
-        events = iter(workload.events)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(workload.in_flight):
-                tasks.create_task(_loop_timer(events, contender.dispatch, durations))
+        return await time_events(contender.dispatch, workload)
     finally:
         await contender.close()
+
+
+async def time_events(dispatch: Callable[[str, str], Awaitable[Any]], workload: Workload) -> list[int]:
+    """Handle the workload once, and return how long each `dispatch` took, in nanoseconds."""
+    durations: list[int] = []
+    events = iter(workload.events)
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(workload.in_flight):
+            tasks.create_task(_loop_timer(events, dispatch, durations))
     return durations
 
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=("memory", "file", "redis", "mongo"), default="memory", help="(%(default)s)")
     add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
-    add("--policy", type=_policy, default="write-behind:max_delay=0.5", help="actorbot's flush policy (%(default)s)")
+    add("--policy", type=policy, default="write-behind:max_delay=0.5", help="actorbot's flush policy (%(default)s)")
     add("--home", choices=("loop", "threads"), default="loop", help="who calls: tasks, or threads (%(default)s)")
     add("--handler", choices=("async", "awaits", "sync"), help="(async in the loop, sync in threads; awaits: does so)")
     add("--users", type=count, default=1_000, metavar="N", help="(%(default)s)")
@@ -156,7 +156,8 @@ def percentile(ordered: Sequence[int], percent: float) -> int:
     return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)]
 
 
-def _policy(text: str) -> str:
+def policy(text: str) -> str:
+    """Read an option that is a flush policy, and leave it as it is written."""
     try:
         FlushPolicy.parse(text)
     except ConfigError as exc:

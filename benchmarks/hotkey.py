@@ -1,0 +1,152 @@
+"""What one very busy session costs itself and its neighbours: all events to one session, beside as many to 64 of them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from array import array
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, get_args
+
+from actorbot import FlushPolicy, SessionManager
+from benchmarks import _report
+from benchmarks._actorbot import HANDLERS, HandlerName, StoreName, make_store
+from benchmarks._report import Figure, Result, Table, figures_of, options_of
+from benchmarks._servers import URLS
+from benchmarks._stored import wrong_counters
+from benchmarks._timed import Timed, latencies, latency_figures, time_rounds
+from benchmarks._workload import Workload, make_workload
+from benchmarks.session import policy
+
+QUIET = "bench:quiet"
+PROBE = 0.005  # seconds between two events of the quiet user
+
+
+@dataclass(frozen=True, slots=True)
+class Hot:
+    """What one run measured."""
+
+    handler: HandlerName
+    sessions: int
+    timed: Timed
+    probes: int
+    quiet_ns: dict[str, int]
+    """How late the quiet user was answered, from the instant at which the event was due."""
+    store_writes: int
+    lost: int
+    """Events that their sessions' counters miss."""
+    wrong_counters: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add, count = parser.add_argument, _report.positive
+    add("--store", choices=get_args(StoreName), default="memory", help="(%(default)s)")
+    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--policy", type=policy, default="write-behind:max_delay=0.5", help="the flush policy (%(default)s)")
+    add("--sessions", type=count, default=64, metavar="N", help="that have the events for contrast (%(default)s)")
+    add("--events", type=count, default=50_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
+    add("--in-flight", type=count, default=64, metavar="N", help="tasks (%(default)s)")
+    add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")
+    add("--seconds", type=float, default=5.0, help="the least that a measured run lasts (%(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status: 1 if a counter was wrong."""
+    handlers: tuple[HandlerName, ...] = ("async", "awaits")
+    sizes = dict.fromkeys((1, args.sessions))
+    workloads = [make_workload(size, args.events, args.in_flight, "uniform") for size in sizes]
+    with _report.progress(len(handlers) * len(workloads) * args.repeats) as begin:
+        runs = [
+            asyncio.run(measure(args, workload, handler, begin))
+            for _ in range(args.repeats)
+            for handler in handlers
+            for workload in workloads
+        ]
+    title = f"{args.store}, {args.policy}, {args.in_flight} in flight"
+    return Result(
+        question="hotkey",
+        options=options_of(args),
+        tables=tuple(
+            Table(
+                f"{title}, {'plain' if handler == 'async' else 'awaiting'} handler",
+                tuple(
+                    figure
+                    for size in sizes
+                    for figure in figures([run for run in runs if (run.handler, run.sessions) == (handler, size)])
+                ),
+            )
+            for handler in handlers
+        ),
+        wrong=sum(run.wrong_counters for run in runs),
+        details={"runs": [asdict(run) for run in runs]},
+    ).conclude(args.json)
+
+
+async def measure(
+    args: argparse.Namespace, workload: Workload, handler: HandlerName, begin: Callable[[str], None]
+) -> Hot:
+    """Give the workload to a fresh manager over an empty store, with a quiet user beside it, and check every counter."""
+    sessions = len(workload.users)
+    begin(f"{handler} handler, {sessions} sessions")
+    store, clear = make_store(args.store, args.url or URLS.get(args.store, ""), sessions + 1)
+    try:
+        async with SessionManager(store, handler=HANDLERS[handler], flush=FlushPolicy.parse(args.policy)) as manager:
+            async with probing(manager.dispatch) as late:
+                timed = await time_rounds(manager.dispatch, manager.flush, workload, args.seconds)
+            await manager.flush()
+            once = Counter(user for user, _ in workload.events)
+            expected = {user: count * timed.rounds for user, count in once.items()} | {QUIET: len(late)}
+            missing = wrong_counters(store, expected)
+            return Hot(
+                handler=handler,
+                sessions=sessions,
+                timed=timed,
+                probes=len(late),
+                quiet_ns=latencies(late),
+                store_writes=manager.stats().store_writes,
+                lost=sum(missing.values()),
+                wrong_counters=len(missing),
+            )
+    finally:
+        clear()
+
+
+@asynccontextmanager
+async def probing(dispatch: Callable[[str, str], Awaitable[Any]]) -> AsyncIterator[array[int]]:
+    """Let a quiet user send an event every 5 ms, the next when the one before is answered; yield how late each was, in nanoseconds."""
+    late, over = array("q"), False
+
+    async def probe() -> None:
+        due = perf_counter()
+        while not (over and late):
+            due += PROBE
+            await asyncio.sleep(due - perf_counter())
+            await dispatch(QUIET, "Is anybody there?")
+            late.append(int((perf_counter() - due) * 1e9))
+
+    task = asyncio.create_task(probe())
+    try:
+        yield late
+    finally:
+        over = True
+        await task
+
+
+def figures(runs: Sequence[Hot]) -> list[Figure]:
+    """Return what is shown of the runs with the same number of sessions."""
+    of = f"{runs[0].sessions} session{'s' if runs[0].sessions > 1 else ''}"
+    return [
+        *figures_of(of, runs, ("events/s", "", "higher", lambda run: run.timed.events_per_second)),
+        *latency_figures(of, "dispatch", [run.timed.latency_ns for run in runs]),
+        *latency_figures(of, "the quiet user", [run.quiet_ns for run in runs]),
+        *figures_of(
+            of,
+            runs,
+            ("store writes/event", "", "lower", lambda run: run.store_writes / (run.timed.events + run.probes)),
+            ("lost updates", "", "lower", lambda run: run.lost),
+        ),
+    ]
