@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import activation, churn, hotkey, journal, offered, residents, session
+from benchmarks import activation, churn, drain, hotkey, journal, offered, outage, policies, residents, session
 
 QUESTIONS = {
     "session": session,
@@ -16,6 +16,9 @@ QUESTIONS = {
     "journal": journal,
     "hotkey": hotkey,
     "churn": churn,
+    "policies": policies,
+    "outage": outage,
+    "drain": drain,
 }
 
 

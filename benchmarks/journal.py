@@ -7,18 +7,17 @@ import asyncio
 import itertools
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
-from actorbot._journal_file import JournalFile
 from benchmarks import _report
 from benchmarks._actorbot import LoopActorbot
 from benchmarks._drive import Run, run_on_loop
+from benchmarks._ledger import Rows, noting_commits
 from benchmarks._report import Figure, Result, Table, figures_of, options_of
 from benchmarks._workload import Workload, make_workload
 
@@ -26,7 +25,6 @@ RECORDED = 2_000  # transactions that the floor repeats
 MAX_DELAY = 0.5
 
 Sync = Literal["full", "normal"]
-Rows = Sequence[tuple[int, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,8 @@ def measure(
 ) -> Journaled:
     """Record what actorbot commits, then measure the floor with that, and actorbot, by turns."""
     begin("recording")
-    with _recording() as batches:
+    batches: list[Rows] = []
+    with noting_commits(batches.append):
         _run(workload, sync, folder, 0.0)
     recorded = batches[:RECORDED]
     floors, runs = [], []
@@ -119,23 +118,6 @@ def measure(
         floors=tuple(floors),
         runs=tuple(runs),
     )
-
-
-@contextmanager
-def _recording() -> Iterator[list[Rows]]:
-    batches: list[Rows] = []
-    commit: Any = JournalFile.commit
-
-    def record(file: JournalFile, rows: Rows, *rest: Any) -> None:
-        commit(file, rows, *rest)
-        batches.append(rows)
-
-    both: Any = JournalFile
-    both.commit = record
-    try:
-        yield batches
-    finally:
-        both.commit = commit
 
 
 def _run(workload: Workload, sync: Sync, folder: str | None, seconds: float) -> Run:

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import gc
 import random
-from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,13 +15,13 @@ from time import perf_counter
 from actorbot import SessionManager
 from benchmarks import _report
 from benchmarks._actorbot import handle, make_store
+from benchmarks._open_loop import TICK, offer_events
 from benchmarks._report import Figure, Result, Table, figures_of, options_of
 from benchmarks._servers import URLS
 from benchmarks._stored import TEXTS, fill, wrong_counters
 from benchmarks._workload import SEED, make_texts
 from benchmarks.session import PERCENTILES, percentile
 
-TICK = 0.001  # seconds between two looks at what is due, and between two of the stall ticker's
 LOOK = 0.1  # seconds between two looks at `stats()`
 WAKING = 512  # sessions that are brought into memory at the same time
 
@@ -161,31 +160,10 @@ async def offer(
     wrong: Callable[[], Mapping[str, int]],
 ) -> Offered:
     """Dispatch *events* of (session id, text), each in a task of its own at its instant; then count what is *wrong* in the store."""
-    late, failed = array("q", bytes(8 * len(events))), 0
-    loop, answered, left = asyncio.get_running_loop(), asyncio.Event(), len(events)
     gc.collect()  # what came before; from here on the collector keeps its defaults
     async with watching(manager) as watcher:
         started = perf_counter()
-
-        async def dispatch(number: int) -> None:
-            nonlocal failed, left
-            try:
-                await manager.dispatch(*events[number])
-            except Exception:
-                failed += 1
-            late[number] = int((perf_counter() - started - number / rate) * 1e9)
-            left -= 1
-            if not left:
-                answered.set()
-
-        sent = 0
-        while sent < len(events):
-            due = min(len(events), int((perf_counter() - started) * rate) + 1)
-            for number in range(sent, due):
-                loop.create_task(dispatch(number))  # whatever it waits for knows it
-            sent = due
-            await asyncio.sleep(TICK)
-        await answered.wait()
+        late, failed = await offer_events(manager.dispatch, events, rate)
         seconds = perf_counter() - started
     await manager.flush()
     missing, ordered = wrong(), sorted(late)
@@ -197,7 +175,7 @@ async def offer(
         full_collections=watcher.full_collections,
         collection_ms=watcher.collection * 1000,
         oldest_dirty=watcher.oldest_dirty,
-        failed=failed,
+        failed=len(failed),
         lost=sum(missing.values()),
         wrong_counters=len(missing),
     )
