@@ -23,7 +23,7 @@ from benchmarks._workload import Workload, make_workload
 from benchmarks.session import policy
 
 QUIET = "bench:quiet"
-PROBE = 0.005  # seconds between two events of the quiet user
+PROBE = 0.005  # seconds from an answer to the quiet user's next event
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +117,13 @@ async def measure(
 
 @asynccontextmanager
 async def probing(dispatch: Callable[[str, str], Awaitable[Any]]) -> AsyncIterator[array[int]]:
-    """Let a quiet user send an event every 5 ms, the next when the one before is answered; yield how late each was, in nanoseconds."""
+    """Let a quiet user send an event 5 ms after each answer; yield how late these were, in nanoseconds from when the event was due."""
     late, over = array("q"), False
 
     async def probe() -> None:
-        due = perf_counter()
         while not (over and late):
-            due += PROBE
-            await asyncio.sleep(due - perf_counter())
+            due = perf_counter() + PROBE  # a fixed rhythm that the loop cannot keep would add up all that came before
+            await asyncio.sleep(PROBE)
             await dispatch(QUIET, "Is anybody there?")
             late.append(int((perf_counter() - due) * 1e9))
 
