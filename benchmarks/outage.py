@@ -96,7 +96,7 @@ async def measure(args: argparse.Namespace, text: str, begin: Callable[[str], No
     begin(text)
     names = tuple(f"bench:{number}" for number in range(args.users))
     draw, texts = random.Random(SEED), make_texts(1000)
-    count = round(args.rate * (2 * args.around + args.down))
+    count = max(1, round(args.rate * (2 * args.around + args.down)))
     events = [(draw.choice(names), draw.choice(texts)) for _ in range(count)]
     acknowledged: Counter[str] = Counter()
     dirty, journal = [0], [0]
