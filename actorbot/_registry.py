@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -59,6 +60,8 @@ class Registry(ServiceActor):
         self.watch = Watch(self._first_look)
         self._failures = Failures()
         self._unreadable: tuple[str, int] | None = None  # and how many writes were confirmed then
+        self._clearing: Future[None] | None = None  # a flush of sessions that are to leave to make room
+        self._cleared: deque[SessionActor] = deque()  # what it was about; they may have been busy since
         self.closing = False
         self._replaying = False
         self.activations = self.passivations = 0
@@ -125,6 +128,7 @@ class Registry(ServiceActor):
             actor = self.entries.get(session_id)
             if actor is None:
                 if len(self.entries) >= self._max_resident and not self._passivate_some(64):
+                    self._begin_clearing()  # for whoever comes next
                     raise self._no_room()
                 actor = self._add_entry(session_id)
                 if actor is not None:
@@ -390,8 +394,26 @@ class Registry(ServiceActor):
         actor.leave()
         return False
 
+    async def _make_room(self) -> None:
+        """Let a session leave, after a flush if that is needed; one flush serves all who wait. Raises: OverloadedError."""
+        turns = self.turns
+        until = turns.clock.monotonic() + turns.policy.store_deadline
+        while not self._passivate_some(64):
+            try:
+                await turns.home.wait(self._begin_clearing(), max(0.0, until - turns.clock.monotonic()))
+            except (TimeoutError, ActorbotError):
+                if not self._passivate_some(64):
+                    raise self._no_room() from None
+                return
+
     def _passivate_some(self, most: int) -> bool:
-        """Try the sessions that have been watched longest; `True` if one left. Those that are gone already are let go of."""
+        """Try the sessions that were flushed for this, and those that have been watched longest; `True` if one left.
+
+        Those that are gone already are let go of.
+        """
+        while self._cleared:
+            if self.passivate(self._cleared.popleft()):
+                return True
         for _ in range(most):
             actor = self.watch.take_first()
             if actor is None:
@@ -403,16 +425,21 @@ class Registry(ServiceActor):
             self.watch.add(actor, self.turns.clock.monotonic() + self._first_look)
         return False
 
-    async def _make_room(self) -> None:
-        if self._passivate_some(64):
-            return
-        oldest = sorted(self.resident(), key=lambda actor: actor.touched)[:64]
-        try:
-            await self.turns.home.wait(self.turns.flusher.flush(oldest), self.turns.policy.store_deadline)
-        except (TimeoutError, ActorbotError):
-            logger.debug("no session could be flushed to make room")
-        if not any(self.passivate(actor) for actor in oldest):
-            raise self._no_room()
+    def _begin_clearing(self) -> Future[None]:
+        """Flush some of the sessions that have been watched longest, unless that is under way, so that they may leave."""
+        if self._clearing is not None and not self._clearing.done():
+            return self._clearing
+        actors: dict[SessionActor, None] = {}
+        for _ in range(self.turns.policy.batch_size):
+            actor = self.watch.take_first()
+            if actor is None or actor in actors:
+                break
+            if self.entries.get(actor.session_id) is actor:
+                self.watch.add(actor, self.turns.clock.monotonic() + self._first_look)
+                actors[actor] = None
+        self._clearing = self.turns.flusher.flush(actors)
+        self._clearing.add_done_callback(lambda _: self._cleared.extend(actors))
+        return self._clearing
 
     def _no_room(self) -> OverloadedError:
         return OverloadedError(f"{self._max_resident} sessions are resident (max_resident) and none can leave")

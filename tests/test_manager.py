@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -619,6 +621,27 @@ async def test_an_idle_session_leaves_memory_and_keeps_its_data() -> None:
 
         assert list(manager.resident()) == []
         assert await manager.dispatch("ann", "hi") == 2
+
+
+async def test_many_more_users_than_fit_into_memory_are_all_served() -> None:
+    store = MemorySessionStore(max_sessions=2_000)
+    users = iter([f"user:{number}" for number in random.Random(7).choices(range(2_000), k=4_000)])
+    sent: Counter[str] = Counter()
+    async with SessionManager(store, handler=count, max_resident=200) as manager:
+
+        async def talk() -> None:
+            for user in users:
+                await manager.dispatch(user, "hi")
+                sent[user] += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(64):
+                group.create_task(talk())
+        assert manager.stats().resident <= 200
+        await manager.flush()
+
+    assert sent.total() == 4_000
+    assert {user: (store.read(user) or {"n": 0})["n"] for user in sent} == sent
 
 
 async def test_residents_are_bounded_and_the_idle_make_room() -> None:
