@@ -6,7 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import activation, churn, drain, hotkey, journal, offered, outage, policies, residents, session
+from benchmarks import (
+    activation,
+    churn,
+    compare,
+    drain,
+    everything,
+    hotkey,
+    journal,
+    offered,
+    outage,
+    policies,
+    report,
+    residents,
+    session,
+)
 
 QUESTIONS = {
     "session": session,
@@ -20,17 +34,20 @@ QUESTIONS = {
     "outage": outage,
     "drain": drain,
 }
+COMMANDS = {"all": everything, "report": report, "compare": compare}  # what is done with the answers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure actorbot; benchmarks/README.md says how."
     )
-    questions = parser.add_subparsers(required=True, metavar="{" + ",".join(QUESTIONS) + "}")
-    for name, module in QUESTIONS.items():
-        question = questions.add_parser(name, help=module.__doc__, description=module.__doc__)
+    questions = parser.add_subparsers(required=True, metavar="{" + ",".join((*QUESTIONS, *COMMANDS)) + "}")
+    for name, module in {**QUESTIONS, **COMMANDS}.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        question = questions.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(question)
-        question.add_argument("--json", metavar="FILE", help="write all figures there, too")
+        if name in QUESTIONS:
+            question.add_argument("--json", metavar="FILE", help="write all figures there, too")
         question.set_defaults(main=module.main, question=name)
     args = parser.parse_args(argv)
     status: int = args.main(args)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         return {
             "question": self.question,
-            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+            "command": without_password(" ".join(["python -m benchmarks", *sys.argv[1:]])),
             "machine": machine(),
             "seed": SEED,
             "options": dict(self.options),
@@ -105,7 +106,13 @@ def figures_of(
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options that decide about what is measured."""
-    return {name: value for name, value in vars(args).items() if name not in ("json", "main", "question")}
+    found = {name: value for name, value in vars(args).items() if name not in ("json", "main", "question")}
+    return {name: without_password(value) if isinstance(value, str) else value for name, value in found.items()}
+
+
+def without_password(text: str) -> str:
+    """Remove the user and the password of all URLs in *text*: results are published."""
+    return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def spread(figure: Figure) -> str:

@@ -1,0 +1,143 @@
+"""The goals of the project's speed, and what decides whether a result reaches them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from benchmarks._report import Figure, Result, spread
+
+LEAST_SECONDS = 5.0
+"""Of a measured run: of shorter ones a verdict is a hint."""
+
+NOT_MEASURED, VOID = "not measured", "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A bound for the median of one figure of actorbot's, measured with these options."""
+
+    text: str
+    question: str
+    figure: str
+    at_least: float | None = None
+    at_most: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    table: str = ""
+    """What the title of the table has, where a result has several."""
+    against: str = ""
+    """The figure is divided by the median of this one."""
+
+    @property
+    def bound(self) -> str:
+        return f"≥ {self.at_least:,g}" if self.at_least is not None else f"≤ {self.at_most:,g}"
+
+    def holds(self, value: float) -> bool:
+        return value >= self.at_least if self.at_least is not None else self.at_most is None or value <= self.at_most
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of a goal."""
+
+    goal: Goal
+    reached: str
+    """The value, with its spread."""
+    verdict: str
+
+
+_WRITE_BEHIND = {"distribution": "uniform", "in_flight": 64, "policy": "write-behind:max_delay=0.5"}
+
+
+def _session(store: str, home: str, users: int, ratio: float, handler: str = "") -> Goal:
+    handler = handler or ("async" if home == "loop" else "sync")
+    options = {**_WRITE_BEHIND, "store": store, "home": home, "users": users, "handler": handler}
+    awaits = ", handler awaits" if handler == "awaits" else ""
+    text = f"{home}, {store}, {users:,} users{awaits}: times the floor"
+    return Goal(text, "session", "ratio to the floor", at_least=ratio, options=options)
+
+
+_STREAM = {"store": "redis", "rate": 20_000, "resident": 100_000, "freeze": False}
+_RESIDENTS = {"sessions": 100_000}
+
+GOALS = (
+    _session("memory", "loop", 100, 0.6),
+    _session("memory", "loop", 1_000, 0.6),
+    _session("memory", "loop", 10_000, 0.5),
+    _session("memory", "loop", 1_000, 0.6, "awaits"),
+    _session("redis", "loop", 1_000, 20),
+    _session("redis", "loop", 10_000, 8),
+    _session("mongo", "loop", 1_000, 30),
+    _session("memory", "threads", 100, 15),
+    _session("memory", "threads", 1_000, 15),
+    _session("memory", "threads", 10_000, 40),
+    Goal("journaled, sync=full: times a bare group commit", "journal", "ratio", at_least=0.4, options={"sync": "full", "users": 1_000}),
+    Goal("bytes of an idle resident beyond its record", "residents", "bytes beyond the encoded record", at_most=1_500, options=_RESIDENTS),
+    Goal(
+        "threads with 100,000 residents: times those with 5,000", "residents", "threads, 100,000 resident", at_most=1,
+        options=_RESIDENTS, against="threads, 5,000 resident",
+    ),
+    Goal("passivations/s", "residents", "passivations/s", at_least=15_000, options=_RESIDENTS),
+    Goal("activations/s from Redis", "activation", "activations/s", at_least=15_000, options={"store": "redis"}, table=" 64 in flight"),
+    Goal("20,000 events/s offered, Redis: p99 of dispatch", "offered", "p99 of dispatch", at_most=5, options=_STREAM),
+    Goal("20,000 events/s offered, Redis: longest stall", "offered", "longest stall of the loop", at_most=20, options=_STREAM),
+    # Twice the `max_delay` of 1 s. What a batch may take on top of it is not measured, and not granted.
+    Goal("20,000 events/s offered, Redis: oldest unflushed state", "offered", "oldest unflushed state", at_most=2, options=_STREAM),
+)  # fmt: skip
+PEERS = Goal("1,000 users, Redis: times the fastest peer", "peers", "events/s", at_least=5)
+
+
+def decide(results: Sequence[Result]) -> list[Decision]:
+    """Decide each goal by the figures that are there: once for each table that has been measured as the goal says."""
+    decisions = []
+    for goal in GOALS:
+        found = [_decide(goal, figure, result) for result, figure in _figures(goal, results)]
+        decisions += found or [Decision(goal, "", NOT_MEASURED)]
+    return [*decisions, _decide_peers([result for result in results if result.question == PEERS.question])]
+
+
+def _figures(goal: Goal, results: Sequence[Result]) -> Iterator[tuple[Result, Figure]]:
+    for result in results:
+        if result.question != goal.question or any(result.options.get(name) != it for name, it in goal.options.items()):
+            continue
+        for table in result.tables:
+            ours = {figure.name: figure for figure in table.figures if figure.of == "actorbot"}
+            figure, against = ours.get(goal.figure), ours.get(goal.against)
+            if goal.table not in table.title or figure is None:
+                continue
+            if not goal.against:
+                yield result, figure
+            elif against is not None and median(against.values):  # threads are counted on Linux only, and 0 elsewhere
+                yield result, over(figure, against)
+
+
+def over(figure: Figure, against: Figure) -> Figure:
+    """Return the ratio of a figure to the median of another."""
+    return Figure("ratio", tuple(value / median(against.values) for value in figure.values), figure.of)
+
+
+def _decide(goal: Goal, figure: Figure, result: Result) -> Decision:
+    verdict = "reached" if goal.holds(median(figure.values)) else "missed"
+    if len({goal.holds(value) for value in figure.values}) > 1:
+        verdict += ", not in every run"
+    return Decision(goal, spread(figure), VOID if result.wrong else verdict)
+
+
+def _decide_peers(results: Sequence[Result]) -> Decision:
+    """Compare actorbot's events/s with those of the fastest of the others, in whichever table they are."""
+    found = [
+        figure
+        for result in results
+        for table in result.tables
+        for figure in table.figures
+        if figure.name == PEERS.figure
+    ]
+    ours = [figure for figure in found if figure.of.startswith("actorbot")]
+    peers = [figure for figure in found if not figure.of.startswith("actorbot")]
+    if not ours or not peers:
+        return Decision(PEERS, "", NOT_MEASURED)
+    best, fastest = (max(these, key=lambda figure: median(figure.values)) for these in (ours, peers))
+    decision = _decide(PEERS, over(best, fastest), max(results, key=lambda result: result.wrong))
+    return Decision(PEERS, f"{decision.reached} {fastest.of}", decision.verdict)

@@ -1,0 +1,78 @@
+"""What `python -m benchmarks all` measures: a list of settings, each a command line of its own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks._servers import URLS
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One command: a question with the options that are always given, and those that only one of the plans gives."""
+
+    common: str
+    full: str = ""
+    quick: str | None = None
+    """`None`: the quick plan does without it."""
+
+    @property
+    def name(self) -> str:
+        """What its file is called: the question, and the values of its common options."""
+        return re.sub(r"[^a-z0-9]+", "-", re.sub(r"--\S+ (?!-)", "", self.common))
+
+    @property
+    def store(self) -> str:
+        """The store that it needs; "memory" if it names none."""
+        found = re.search(r"--store (\w+)", self.common)
+        return found[1] if found else "memory"
+
+    @property
+    def server(self) -> str:
+        """The store, if that is a server, whose URL is to be added; or ""."""
+        return self.store if self.store in URLS else ""
+
+    def argv(self, quick: bool) -> list[str]:
+        return shlex.split(f"{self.common} {(self.quick if quick else self.full) or ''}")
+
+
+SESSION = "--repeats 5", "--repeats 3 --events 10000 --seconds 0.3"
+# Where the floor handles a few thousand events a second, a round of 100,000 would take minutes.
+SLOW = "--repeats 5 --events 20000", "--repeats 3 --events 2000 --seconds 0.3"
+ACTIVATION = "--repeats 5", "--repeats 3 --sessions 2000"
+
+PLAN = (
+    Setting("session --store memory --home loop --users 100", *SESSION),
+    Setting("session --store memory --home loop --users 1000", *SESSION),
+    Setting("session --store memory --home loop --users 10000", *SESSION),
+    Setting("session --store memory --home loop --users 1000 --handler awaits", *SESSION),
+    Setting("session --store memory --home loop --users 1000 --distribution zipf", *SESSION),
+    Setting("session --store file --home loop --users 1000", *SLOW),
+    Setting("session --store redis --home loop --users 1000", *SESSION),
+    Setting("session --store redis --home loop --users 1000 --distribution zipf", "--repeats 5"),
+    Setting("session --store redis --home loop --users 10000", "--repeats 5"),
+    Setting("session --store mongo --home loop --users 1000", *SLOW),
+    Setting("session --store mongo --home loop --users 10000", "--repeats 5 --events 20000"),
+    Setting("session --store memory --home threads --users 100", *SESSION),
+    Setting("session --store memory --home threads --users 1000", *SESSION),
+    Setting("session --store memory --home threads --users 10000", "--repeats 5 --events 20000"),
+    Setting("session --store file --home threads --users 1000", "--repeats 5 --events 20000"),
+    Setting("journal --sync full --users 1000", *SESSION),
+    Setting("journal --sync full --users 10000", "--repeats 5"),
+    Setting("journal --sync normal --users 1000", "--repeats 5"),
+    Setting("residents --sessions 100000", quick=""),
+    Setting("activation --store memory", *ACTIVATION),
+    Setting("activation --store redis", *ACTIVATION),
+    Setting("activation --store mongo", "--repeats 5 --sessions 20000"),
+    Setting("offered --store redis", "--repeats 5", "--repeats 1 --seconds 2 --resident 20000"),
+    Setting("offered --store redis --freeze", "--repeats 5"),
+)
+
+
+def settings(quick: bool, stores: Sequence[str] | None) -> list[Setting]:
+    """Return what the plan has to be measured; only with these *stores* if any are named."""
+    chosen = [setting for setting in PLAN if not quick or setting.quick is not None]
+    return [setting for setting in chosen if not stores or setting.store in stores]
