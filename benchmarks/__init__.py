@@ -1,1 +1,1 @@
-"""How fast, and at what price in memory: `python -m benchmarks session` and `python -m benchmarks residents`."""
+"""How fast, and at what price in memory: `python -m benchmarks --help` lists the questions, benchmarks/README.md says how they are asked."""

@@ -8,7 +8,7 @@ from os.path import relpath
 from pathlib import Path
 
 from benchmarks._goals import LEAST_SECONDS, decide
-from benchmarks._report import Table, without_password
+from benchmarks._report import Table
 from benchmarks._saved import DONE, Collection, Saved
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def _circumstances(collection: Collection) -> Iterator[str]:
     measured = {one.name: one for one in collection.index.settings}
     others = [saved for saved in collection.results if saved.file.stem not in measured]
     rows = [(one.name, f"`{one.command}`", f"{one.seconds:.0f} s", one.outcome) for one in measured.values()]
-    rows += [(saved.file.stem, f"`{without_password(saved.command)}`", "", DONE) for saved in others]
+    rows += [(saved.file.stem, f"`{saved.command}`", "", DONE) for saved in others]
     yield _table(("file", "command", "", ""), rows)
 
 

@@ -40,7 +40,7 @@ class Setting:
 
 
 SESSION = "--repeats 5", "--repeats 3 --events 10000 --seconds 0.3"
-# Where the floor handles a few thousand events a second, a round of 100,000 would take minutes.
+# Where the floor handles a few thousand events a second, a round of 100,000 would take half a minute and more.
 SLOW = "--repeats 5 --events 20000", "--repeats 3 --events 2000 --seconds 0.3"
 ACTIVATION = "--repeats 5", "--repeats 3 --sessions 2000"
 
@@ -51,9 +51,9 @@ PLAN = (
     Setting("session --store memory --home loop --users 1000 --handler awaits", *SESSION),
     Setting("session --store memory --home loop --users 1000 --distribution zipf", *SESSION),
     Setting("session --store file --home loop --users 1000", *SLOW),
-    Setting("session --store redis --home loop --users 1000", *SESSION),
-    Setting("session --store redis --home loop --users 1000 --distribution zipf", "--repeats 5"),
-    Setting("session --store redis --home loop --users 10000", "--repeats 5"),
+    Setting("session --store redis --home loop --users 1000", *SLOW),
+    Setting("session --store redis --home loop --users 1000 --distribution zipf", "--repeats 5 --events 20000"),
+    Setting("session --store redis --home loop --users 10000", "--repeats 5 --events 20000"),
     Setting("session --store mongo --home loop --users 1000", *SLOW),
     Setting("session --store mongo --home loop --users 10000", "--repeats 5 --events 20000"),
     Setting("session --store memory --home threads --users 100", *SESSION),

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -74,7 +74,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         return {
             "question": self.question,
-            "command": without_password(" ".join(["python -m benchmarks", *sys.argv[1:]])),
+            "command": command(sys.argv[1:]),
             "machine": machine(),
             "seed": SEED,
             "options": dict(self.options),
@@ -108,6 +108,12 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options that decide about what is measured."""
     found = {name: value for name, value in vars(args).items() if name not in ("json", "main", "question")}
     return {name: without_password(value) if isinstance(value, str) else value for name, value in found.items()}
+
+
+def command(argv: Sequence[str]) -> str:
+    """Return the command line as it may be published: where its results went is nobody's concern."""
+    line = " ".join(["python -m benchmarks", *argv])
+    return without_password(re.sub(r" --json[ =]\S+", "", line))
 
 
 def without_password(text: str) -> str:

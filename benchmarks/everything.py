@@ -8,21 +8,32 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import NoReturn
 
 from benchmarks import _plan, report
 from benchmarks._own_servers import NoServerError, server
 from benchmarks._plan import Setting
-from benchmarks._report import without_password
+from benchmarks._report import command, without_password
 from benchmarks._saved import DONE, INDEX, Index, NotAResultError, Outcome, read_index
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1200.0  # seconds for one setting
 ENDING = 30.0  # seconds for a process that was interrupted to clear what it has written to a server
-INTERRUPTED = 130  # the exit status that shells give to a command that Ctrl-C ended
+LOOK = 0.2  # seconds between two looks at whether it is to be interrupted
+INTERRUPTED = "not measured: interrupted"
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether somebody has pressed Ctrl-C.
+
+    A KeyboardInterrupt would do, if it could not come while a process is being started, which nobody would end then.
+    """
+
+    asked: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,28 +62,29 @@ def main(args: argparse.Namespace) -> int:
         print(exc, file=sys.stderr)
         return 2
     settings = _plan.settings(args.quick, args.store)
-    began, status = datetime.now(UTC).isoformat(timespec="seconds"), 0
+    began = datetime.now(UTC).isoformat(timespec="seconds")
     servers: dict[str, str] = {}
     outcomes: list[Outcome] = []
-    with ExitStack() as stack, _terminated_as_interrupted():
-        try:
-            urls, absent = _servers(stack, {"redis": args.redis, "mongo": args.mongo}, settings, servers)
-            for number, setting in enumerate(settings, 1):
-                print(f"[{number}/{len(settings)}] {_command(setting, args.quick)}", flush=True)
-                outcomes.append(_measure(setting, args.quick, args.out, urls, absent))
-                print(f"    {outcomes[-1].outcome}, {outcomes[-1].seconds:.0f} s", flush=True)
-        except KeyboardInterrupt:
-            print("interrupted: the report has what is there", file=sys.stderr)
-            status = INTERRUPTED
-    rest = settings[len(outcomes) :]
-    outcomes += [
-        Outcome(setting.name, _command(setting, args.quick), 0.0, "not measured: interrupted") for setting in rest
-    ]
+    with ExitStack() as stack, _interruptible() as stop:
+        urls, absent = _servers(stack, {"redis": args.redis, "mongo": args.mongo}, settings, servers)
+        for number, setting in enumerate(settings, 1):
+            line, started, outcome = command(setting.argv(args.quick)), monotonic(), INTERRUPTED
+            if not stop.asked:
+                print(f"[{number}/{len(settings)}] {line}", flush=True)
+            if setting.server in absent:
+                outcome = f"skipped: {absent[setting.server]}"
+            elif not stop.asked:
+                url = ["--url", urls[setting.server]] if setting.server else []
+                outcome = _run([*setting.argv(args.quick), *url], args.out.resolve() / f"{setting.name}.json", stop)
+            outcomes.append(Outcome(setting.name, line, round(monotonic() - started, 1), outcome))
+            if not stop.asked:
+                print(f"    {outcome}, {outcomes[-1].seconds:.0f} s", flush=True)
     Index("quick" if args.quick else "full", began, servers, tuple(outcomes)).write(args.out)
     for one in outcomes:
         if one.outcome != DONE:
             print(f"{one.name}: {one.outcome}", file=sys.stderr)
-    return max(status, report.write(args.out))
+    status = report.write(args.out)
+    return 130 if stop.asked else status  # as shells say that Ctrl-C ended a command
 
 
 def _clear(out: Path) -> None:
@@ -97,63 +109,59 @@ def _servers(
     return urls, absent
 
 
-def _command(setting: Setting, quick: bool) -> str:
-    return " ".join(["python -m benchmarks", *setting.argv(quick)])
-
-
-def _measure(setting: Setting, quick: bool, out: Path, urls: dict[str, str], absent: dict[str, str]) -> Outcome:
-    started, outcome = monotonic(), f"skipped: {absent.get(setting.server)}"
-    if setting.server not in absent:
-        file = out.resolve() / f"{setting.name}.json"
-        url = ["--url", urls[setting.server]] if setting.server else []
-        outcome = _run([*setting.argv(quick), *url, "--json", str(file)], file)
-    return Outcome(setting.name, _command(setting, quick), round(monotonic() - started, 1), outcome)
-
-
-def _run(argv: Sequence[str], file: Path) -> str:
+def _run(argv: Sequence[str], file: Path, stop: Stop) -> str:
     """Run one command, which writes *file*; return DONE, or what went wrong."""
-    # A session of its own, so that one Ctrl-C reaches the process once: from here.
+    said, ended = "", ""
+    # A session of its own, so that Ctrl-C reaches the process once: from here.
     with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", *argv],
+        [sys.executable, "-m", "benchmarks", *argv, "--json", str(file)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     ) as process:  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=LIMIT)
-        except BaseException as exc:
-            _interrupt(process)
-            file.unlink(missing_ok=True)  # it may be half a result
-            if isinstance(exc, subprocess.TimeoutExpired):
-                return f"failed: it took more than {LIMIT:.0f} s"
-            raise
-    if process.returncode == 0 and file.exists():
+        until = monotonic() + LIMIT
+        while process.returncode is None:
+            try:
+                said, _ = process.communicate(timeout=LOOK)
+            except subprocess.TimeoutExpired:
+                if stop.asked or monotonic() > until:
+                    ended = INTERRUPTED if stop.asked else f"failed: it took more than {LIMIT:g} s"
+                    _interrupt(process)
+    if process.returncode == 0 and file.exists() and not ended:
         return DONE
-    last = (without_password(line.strip()) for line in reversed(said.splitlines()) if line.strip())
-    if process.returncode == 1 and file.exists():  # a counter was wrong: the report says that it is void
-        return f"void: {next(last, '')}"
-    file.unlink(missing_ok=True)
-    return f"failed with status {process.returncode}: {next(last, 'it said nothing')}"
+    last = next(
+        (without_password(line.strip()) for line in reversed(said.splitlines()) if line.strip()), "nothing said"
+    )
+    if process.returncode == 1 and file.exists() and not ended:  # a counter was wrong: the report says that it is void
+        return f"void: {last}"
+    file.unlink(missing_ok=True)  # it may be half a result
+    return ended or f"failed with status {process.returncode}: {last}"
 
 
 def _interrupt(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
     try:
         process.communicate(timeout=ENDING)
-    except BaseException as exc:
+    except subprocess.TimeoutExpired:
         process.kill()
-        if not isinstance(exc, subprocess.TimeoutExpired):
-            raise  # a second Ctrl-C
+        process.communicate()
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does: it would end this process and leave the others behind."""
+def _interruptible() -> Iterator[Stop]:
+    """Take note of SIGINT and SIGTERM instead of ending by them: what was started here has to be ended first.
 
-    def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
+    They are taken even where SIGINT is ignored, as behind `nohup … &`: the processes started here would ignore it, too.
+    """
+    stop = Stop()
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def ask(number: int, frame: object) -> None:
+        if not stop.asked:
+            print("interrupted: the report will have what is there", file=sys.stderr)
+        stop.asked = True
+
+    before = {one: signal.signal(one, ask) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
