@@ -63,12 +63,20 @@ PLAN = (
     Setting("journal --sync full --users 1000", *SESSION),
     Setting("journal --sync full --users 10000", "--repeats 5"),
     Setting("journal --sync normal --users 1000", "--repeats 5"),
-    Setting("residents --sessions 100000", quick=""),
+    Setting("residents --sessions 1000"),
+    Setting("residents --sessions 10000", quick=""),
+    Setting("residents --sessions 100000"),
+    Setting("residents --sessions 300000"),
     Setting("activation --store memory", *ACTIVATION),
     Setting("activation --store redis", *ACTIVATION),
     Setting("activation --store mongo", "--repeats 5 --sessions 20000"),
     Setting("offered --store redis", "--repeats 5", "--repeats 1 --seconds 2 --resident 20000"),
     Setting("offered --store redis --freeze", "--repeats 5"),
+    Setting("hotkey --store memory", "", "--repeats 1 --events 5000 --seconds 0.3"),
+    Setting("churn --store redis", "", "--repeats 1 --users 2000 --resident 200 --events 2000 --seconds 0.3"),
+    Setting("policies --store redis", "", "--repeats 1 --users 200 --events 2000 --seconds 0.5"),
+    Setting("outage --store redis", "", "--users 200 --rate 500 --down 1 --around 1"),
+    Setting("drain --store redis", "", "--repeats 1 --sessions 1000"),
 )
 
 

@@ -246,8 +246,8 @@ def test_without_matplotlib_the_report_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
-    for command in (["report", str(tmp_path)], ["all", "--out", str(tmp_path)]):
-        assert main(command) == 2
+    for argv in (["report", str(tmp_path)], ["all", "--out", str(tmp_path)]):
+        assert main(argv) == 2
         assert "pip install 'actorbot[bench]'" in capsys.readouterr().err
 
 
