@@ -16,6 +16,7 @@ from benchmarks import (
     journal,
     offered,
     outage,
+    peers,
     policies,
     report,
     residents,
@@ -33,6 +34,7 @@ QUESTIONS = {
     "policies": policies,
     "outage": outage,
     "drain": drain,
+    "peers": peers,
 }
 COMMANDS = {"all": everything, "report": report, "compare": compare}  # what is done with the answers
 

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
@@ -45,11 +46,13 @@ class Table:
 
     title: str
     figures: tuple[Figure, ...]
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    """What is to be said of a contender, be it that there are no figures of it. A table that has them is printed a line for each."""
 
     @property
     def contenders(self) -> list[str]:
-        """Whom the figures are of, each once."""
-        return list(dict.fromkeys(figure.of for figure in self.figures))
+        """Whom the figures and the remarks are of, each once, in the order of the remarks."""
+        return list(dict.fromkeys([*self.remarks, *(figure.of for figure in self.figures)]))
 
     @property
     def rows(self) -> dict[str, list[str]]:
@@ -143,11 +146,23 @@ def _print(table: Table) -> None:
         title=table.title, caption=caption, title_justify="left", caption_justify="left", show_header=several
     )
     shown.add_column()
-    for contender in table.contenders:
-        shown.add_column(contender, justify="right")
-    for name, values in table.rows.items():
-        shown.add_row(name, *values)
-    Console().print(shown)
+    if table.remarks:
+        for name in table.rows:
+            shown.add_column(name, justify="right")
+        shown.add_column("")
+        for number, contender in enumerate(table.contenders):
+            values = [column[number] for column in table.rows.values()]
+            shown.add_row(contender, *values, table.remarks.get(contender, ""))
+    else:
+        for contender in table.contenders:
+            shown.add_column(contender, justify="right")
+        for name, values in table.rows.items():
+            shown.add_row(name, *values)
+    console = Console()
+    if not console.is_terminal:  # a file has room for every column
+        wide = Measurement.get(console, console.options.update(max_width=1_000), shown).maximum
+        console = Console(width=max(console.width, wide))
+    console.print(shown)
 
 
 def machine() -> dict[str, str]:

@@ -1,0 +1,80 @@
+"""python-telegram-bot: updates go through the queue of a started `Application`; the session is `context.user_data`, which is pickled.
+
+Faked is the transport: it answers `getMe`, and nothing else is asked. As it comes `PicklePersistence` writes once a minute and when the
+application stops, so here it stops before the clock does. The counters are read from the file by another `PicklePersistence`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from telegram import Update
+from telegram.ext import Application, ApplicationBuilder, MessageHandler, PicklePersistence
+from telegram.request import BaseRequest
+
+from benchmarks._peers._drive import Job, drive, number_of, read_job, update_of
+
+ME = {"id": 1, "is_bot": True, "first_name": "Bot", "username": "bench_bot"}
+
+
+class Offline(BaseRequest):  # type: ignore[misc]  # its types are only in the peer's environment
+    """Telegram's servers, as far as an application needs them to start."""
+
+    @property
+    def read_timeout(self) -> float | None:
+        return None
+
+    async def initialize(self) -> None:
+        pass
+
+    async def shutdown(self) -> None:
+        pass
+
+    async def do_request(self, url: str, *_: Any, **__: Any) -> tuple[int, bytes]:
+        if not url.endswith("/getMe"):
+            raise RuntimeError(f"{url.rpartition('/')[2]} was not expected")
+        return 200, json.dumps({"ok": True, "result": ME}).encode()
+
+
+def make_application(job: Job, file: Path) -> Application:
+    builder = ApplicationBuilder().token("1:a-token-that-is-never-sent").updater(None)
+    builder = builder.request(Offline()).get_updates_request(Offline()).persistence(PicklePersistence(file))
+    return builder.concurrent_updates(job.variant == "concurrent").build()
+
+
+async def main() -> None:
+    job = read_job()
+    change, waiting = job.change, dict[int, asyncio.Future[None]]()
+    update_ids = count(1)
+
+    async def handle(update: Update, context: Any) -> None:
+        await change(context.user_data, update.message.text)
+        waiting.pop(update.update_id).set_result(None)
+
+    async def dispatch(user: str, text: str) -> None:
+        update_id = next(update_ids)
+        waiting[update_id] = answered = asyncio.get_running_loop().create_future()
+        await application.update_queue.put(Update.de_json(update_of(user, text, update_id), application.bot))
+        await answered
+
+    async def stop() -> None:
+        await application.stop()
+        await application.shutdown()
+
+    with tempfile.TemporaryDirectory(prefix="ptb-") as folder:
+        file = Path(folder) / "persistence.pickle"
+        application = make_application(job, file)
+        application.add_handler(MessageHandler(None, handle))
+        await application.initialize()
+        await application.start()
+        measured = await drive(job, dispatch, stop)
+        stored = await PicklePersistence(file).get_user_data()
+        measured.print({user: stored.get(number_of(user), {}).get("n", 0) for user in job.users})
+
+
+asyncio.run(main())
