@@ -22,9 +22,7 @@ from benchmarks._workload import Workload, make_workload
 
 IN_FLIGHT = 64
 POLICY = "write-behind:max_delay=0.5"
-PATIENCE = (
-    180.0  # seconds that a program may need beyond those in which it takes events: to start, to flush, to be read
-)
+PATIENCE = 180.0  # seconds beyond those for events: to start, to flush, to be read
 PROGRAMS = Path(_peers.__file__).parent
 ALL = ("memory", "redis", "mongo")
 OURS = "actorbot"
@@ -37,7 +35,7 @@ class Peer:
     name: str
     program: Path
     package: str
-    """Whose version is told: a distribution that the benchmark's own interpreter has, or a name in `ENVIRONMENTS`."""
+    """A name in `ENVIRONMENTS`, or else a distribution that the benchmark's own interpreter has; "" if there is none."""
     variant: str = ""
     """What the program makes of it, it says itself."""
     stores: tuple[str, ...] = ALL
@@ -46,7 +44,7 @@ class Peer:
     def version(self) -> str:
         if self.package in ENVIRONMENTS:
             return ENVIRONMENTS[self.package].requirements[0].replace("==", " ").replace("@", " ")
-        return f"{self.package} {version(self.package)}"
+        return f"{self.package} {version(self.package)}" if self.package else "by hand"
 
     def command(self, folder: Path) -> tuple[list[str], dict[str, str]]:
         """Return what runs the program, and what to set for it; an environment is made if it is not there. Raises: MissingPeerError."""
@@ -56,7 +54,7 @@ class Peer:
 
 
 PEERS = (
-    Peer("lock per user", PROGRAMS / "locked_loop.py", "redis"),
+    Peer("lock per user", PROGRAMS / "locked_loop.py", ""),
     Peer("pykka", PROGRAMS / "pykka_actors.py", "pykka"),
     Peer("aiogram", PROGRAMS / "aiogram_fsm.py", "aiogram"),
     Peer("aiogram simple", PROGRAMS / "aiogram_fsm.py", "aiogram", "simple"),
@@ -108,6 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit status: 1 if actorbot failed, or a counter of its was wrong."""
     peers = [peer for peer in PEERS if args.store in peer.stores and peer.name in (args.only or [peer.name])]
+    if not peers:
+        print(f"none of them keeps sessions in {args.store}", file=sys.stderr)
+        return 2
     workload = make_workload(args.users, args.events, IN_FLIGHT, args.distribution)
     with _report.progress(len(peers) * (args.repeats + 1)) as begin:
         runs, missing = measure(args, peers, workload, begin)
@@ -115,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
     remarks = {peer.name: missing.get(peer.name, peer.version) for peer in peers}
     status = Result(
         question="peers",
-        options=options_of(args) | {"environments": None},
+        options={name: value for name, value in options_of(args).items() if name != "environments"},
         tables=(Table(title, tuple(figures(runs)), remarks),),
         wrong=sum(run.wrong_counters for run in runs.get(OURS, ())),
         details={

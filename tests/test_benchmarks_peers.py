@@ -15,7 +15,7 @@ from benchmarks._peer_env import Environment, MissingPeerError
 from benchmarks._workload import make_workload
 from tests import mongo_server, servers
 
-TINY = ("--users", "7", "--events", "200", "--repeats", "2", "--seconds", "0.05")
+TINY = ("--users", "7", "--events", "200", "--repeats", "1", "--seconds", "0.05")
 HERE = ("lock per user", "pykka", "actorbot")  # those that need no environment of their own
 
 
@@ -30,8 +30,9 @@ def values(result: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
     return {(figure["name"], figure["of"]): figure["values"] for figure in table["figures"]}
 
 
-@pytest.mark.parametrize("handler", ["async", "awaits"])
-@pytest.mark.parametrize("store", ["memory", "redis", "mongo"])
+@pytest.mark.parametrize(
+    ("store", "handler"), [("memory", "async"), ("memory", "awaits"), ("redis", "awaits"), ("mongo", "async")]
+)
 def test_actorbot_and_what_is_written_by_hand_lose_nothing(store: str, handler: str, tmp_path: Path) -> None:
     at = {
         "memory": list,
@@ -44,11 +45,11 @@ def test_actorbot_and_what_is_written_by_hand_lose_nothing(store: str, handler: 
     assert (status, result["wrong"], result["details"]["missing"]) == (0, 0, {})
     runs = result["details"]["runs"]
     assert {run["peer"] for run in runs} == set(HERE)
-    assert len(runs) == 6
+    assert len(runs) == 3
     assert all(run["events"] >= 64 and run["lost"] == 0 for run in runs)
     figures = values(result)
     assert 1.0 in (figures["ratio", "lock per user"][0], figures["ratio", "pykka"][0])
-    assert all(len(figures["ratio", of]) == 2 for of in HERE)
+    assert all(figures["ratio", of][0] > 0 for of in HERE)
     if store == "redis":
         with Redis.from_url(at[1]) as redis:
             assert redis.keys("benchmark-*") == []
@@ -105,7 +106,9 @@ CARELESS = peers.Peer("careless", Path(__file__).with_name("careless_peer.py"), 
 def test_the_loss_of_a_peer_is_a_figure_and_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "PEERS", (CARELESS, *peers.PEERS))
 
-    status, result = ask(tmp_path / "figures.json", "--only", "careless", "lock per user", "actorbot")
+    file, only = tmp_path / "figures.json", ("--only", "careless", "lock per user", "actorbot")
+
+    status, result = ask(file, *only, "--repeats", "2")
 
     figures = values(result)
     assert (status, result["wrong"]) == (0, 0)
@@ -151,6 +154,11 @@ def test_a_program_of_actorbot_that_fails_ends_the_run_with_status_1(
     monkeypatch.setattr(peers, "PEERS", (peers.Peer("actorbot", tmp_path / "failing.py", "actorbot"),))
 
     assert ask(tmp_path / "figures.json")[0] == 1
+
+
+def test_a_peer_that_has_no_such_store_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["peers", *TINY, "--store", "redis", "--only", "ptb"]) == 2
+    assert "none of them keeps sessions in redis" in capsys.readouterr().err
 
 
 def test_a_program_that_does_not_end_is_given_up() -> None:

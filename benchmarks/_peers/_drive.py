@@ -122,10 +122,10 @@ async def drive(
     async with asyncio.TaskGroup() as tasks:
         for _ in range(job.in_flight):
             tasks.create_task(_call(events, dispatch, durations, until))
-    answered = perf_counter()
+    ended = answered = perf_counter()
     if flush is not None:
         await flush()
-    ended = perf_counter()
+        ended = perf_counter()
     return Measured(ended - started, ended - answered, durations)
 
 
