@@ -78,6 +78,8 @@ class Run:
     """From the first event to the last answer and, where something is written later, to its end."""
     flush_seconds: float
     """The part of it behind the last answer."""
+    cpu_seconds: float
+    """That the program was given meanwhile: what a busy neighbour disturbs least. A server's is not among it."""
     latency_ms: dict[str, float]
     lost: int
     """Events that the counters in the store miss."""
@@ -203,6 +205,7 @@ def figures(runs: Mapping[str, Sequence[Run]]) -> list[Figure]:
             done,
             ("lost updates", "", "lower", lambda run: run.lost),
             ("lost", "%", "lower", lambda run: 100 * run.lost / run.events),
+            ("CPU per event", "µs", "lower", lambda run: run.cpu_seconds / run.events * 1e6),
             ("p50", "ms", "lower", lambda run: run.latency_ms["p50"]),
             ("p99", "ms", "lower", lambda run: run.latency_ms["p99"]),
             ("flush", "s", "lower", lambda run: run.flush_seconds),

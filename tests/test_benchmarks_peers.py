@@ -171,7 +171,14 @@ def test_events_of_an_unfinished_round_are_expected_in_the_order_in_which_they_w
     counters = dict.fromkeys(workload.users, 0)
     for user, _ in workload.events + workload.events[:4]:
         counters[user] += 1
-    line = {"events": 14, "seconds": 1.0, "flush_seconds": 0.0, "latency_ms": {}, "counters": counters}
+    line = {
+        "events": 14,
+        "seconds": 1.0,
+        "flush_seconds": 0.0,
+        "cpu_seconds": 1.0,
+        "latency_ms": {},
+        "counters": counters,
+    }
 
     exact = peers.judge("somebody", json.dumps(line), workload)
     counters[workload.events[0][0]] -= 1

@@ -35,6 +35,7 @@ function updateOf(user, text, updateId) {
 async function drive(job, dispatch) {
   const durations = [];
   let next = 0;
+  const cpu = process.cpuUsage();
   const started = performance.now();
   const until = started + job.seconds * 1000;
 
@@ -51,17 +52,18 @@ async function drive(job, dispatch) {
   }
 
   await Promise.all(Array.from({ length: job.in_flight }, call));
-  return { seconds: (performance.now() - started) / 1000, durations };
+  const { user, system } = process.cpuUsage(cpu);
+  return { seconds: (performance.now() - started) / 1000, cpu_seconds: (user + system) / 1e6, durations };
 }
 
 // Print the one line that the benchmark reads; `counterOf` reads a user's counter back from the store.
-async function report(job, { seconds, durations }, counterOf) {
+async function report(job, { durations, ...times }, counterOf) {
   const ordered = Float64Array.from(durations).sort();
   const percentile = (percent) => ordered[Math.max(0, Math.ceil((ordered.length * percent) / 100) - 1)];
   const latency = Object.fromEntries(PERCENTILES.map((percent) => [`p${percent}`, percentile(percent)]));
   const counters = {};
   for (const user of job.users) counters[user] = await counterOf(user);
-  const line = { events: durations.length, seconds, flush_seconds: 0, latency_ms: latency, counters };
+  const line = { events: durations.length, ...times, flush_seconds: 0, latency_ms: latency, counters };
   process.stdout.write(JSON.stringify(line) + "\n");
 }
 

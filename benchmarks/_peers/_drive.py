@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Literal
 
 from benchmarks._workload import remember, remember_and_await
@@ -90,6 +90,8 @@ class Measured:
     seconds: float
     """From the first event to the end of the flush."""
     flush_seconds: float
+    cpu_seconds: float
+    """That the process, all its threads, was given meanwhile."""
     durations: array[float]
     """Seconds that each event took its caller."""
 
@@ -100,6 +102,7 @@ class Measured:
             "events": len(ordered),
             "seconds": self.seconds,
             "flush_seconds": self.flush_seconds,
+            "cpu_seconds": self.cpu_seconds,
             "latency_ms": {f"p{percent:g}": percentile(ordered, percent) * 1000 for percent in PERCENTILES},
             "counters": dict(counters),
         }
@@ -117,7 +120,7 @@ async def drive(
     """Let the callers dispatch until the time is over, then flush."""
     events, durations = itertools.cycle(job.events), array("d")
     gc.collect()  # what starting left behind; from here on the collector keeps its defaults
-    started = perf_counter()
+    cpu, started = process_time(), perf_counter()
     until = started + job.seconds
     async with asyncio.TaskGroup() as tasks:
         for _ in range(job.in_flight):
@@ -126,7 +129,7 @@ async def drive(
     if flush is not None:
         await flush()
         ended = perf_counter()
-    return Measured(ended - started, ended - answered, durations)
+    return Measured(ended - started, ended - answered, process_time() - cpu, durations)
 
 
 async def _call(
@@ -147,7 +150,7 @@ def drive_threads(job: Job, dispatch: Callable[[str, str], Any]) -> Measured:
     """The twin of `drive`, with threads for callers."""
     events, durations = itertools.cycle(job.events), array("d")  # the `next` of a cycle is one step under the lock
     gc.collect()
-    started = perf_counter()
+    cpu, started = process_time(), perf_counter()
     until = started + job.seconds
 
     def call() -> None:
@@ -162,4 +165,4 @@ def drive_threads(job: Job, dispatch: Callable[[str, str], Any]) -> Measured:
     with ThreadPoolExecutor(job.in_flight) as pool:
         for caller in [pool.submit(call) for _ in range(job.in_flight)]:
             caller.result()
-    return Measured(perf_counter() - started, 0.0, durations)
+    return Measured(perf_counter() - started, 0.0, process_time() - cpu, durations)
