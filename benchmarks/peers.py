@@ -75,9 +75,9 @@ class Run:
     peer: str
     events: int
     seconds: float
-    """From the first event to the last answer and, where something is written later, to its end."""
+    """From the first event to the last answer and, where it is written at most a second later, to the end of that."""
     flush_seconds: float
-    """The part of it behind the last answer."""
+    """From the last answer until the store has everything: a part of `seconds`, except where it is not due in every run (ptb)."""
     cpu_seconds: float
     """That the program was given meanwhile: what a busy neighbour disturbs least. A server's is not among it."""
     latency_ms: dict[str, float]

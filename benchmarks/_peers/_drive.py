@@ -88,7 +88,7 @@ class Measured:
     """How it went."""
 
     seconds: float
-    """From the first event to the end of the flush."""
+    """From the first event to the end of the flush, if there is one."""
     flush_seconds: float
     cpu_seconds: float
     """That the process, all its threads, was given meanwhile."""
