@@ -66,6 +66,10 @@ def _figures(results: Sequence[Saved]) -> Iterator[str]:
 
 
 def _shown(table: Table) -> str:
+    if table.remarks:
+        columns = [*table.rows.values(), [table.remarks.get(of, "") for of in table.contenders]]
+        lines = zip(table.contenders, *columns, strict=True)
+        return _table(("", *table.rows, ""), lines)
     return _table(("", *table.contenders), [(name, *values) for name, values in table.rows.items()])
 
 

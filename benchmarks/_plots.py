@@ -39,6 +39,7 @@ LATE = (
     ("p99.9", "p99.9 of dispatch"),
     ("most", "longest dispatch"),
 )
+RISKS = ("at risk", "a kill costs, events", "stats().events_at_risk")
 IN_MS = {"µs": 1e-3, "ms": 1.0, "s": 1e3}
 COLUMNS = 4  # panels beside each other
 
@@ -162,22 +163,22 @@ def _policies(results: Sequence[Saved]) -> Drawing | None:
     for table in tables:
         for of in table.contenders:
             figures = {figure.name: figure for figure in table.figures if figure.of == of}
-            if "events/s" not in figures or "at risk" not in figures:
+            rate, risk = figures.get("events/s"), next((figures[name] for name in RISKS if name in figures), None)
+            if rate is None or risk is None:
                 continue
-            rate, risk = figures["events/s"], figures["at risk"]
             axes.errorbar(
                 [median(risk.values)], [median(rate.values) / 1e3], xerr=ranges([risk], 1.0), yerr=ranges([rate], 1e3),
                 color=OTHERS[number % len(OTHERS)], marker=MARKERS[number % len(MARKERS)], linestyle="", capsize=2,
-                label=table.title if of == "actorbot" and len(tables) > 1 else of,
+                label=table.title.partition(";")[0] if of == "actorbot" and len(tables) > 1 else of,
             )  # fmt: skip
-            number, unit = number + 1, risk.unit
+            number, unit = number + 1, f"{risk.name}, {risk.unit}" if risk.unit else risk.name
     if not number:
         return None
     axes.set_xscale("symlog", linthresh=1)  # the policies that risk nothing are at zero
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlim(left=-0.2)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"at risk, {unit}" if unit else "at risk")
+    axes.set_xlabel(unit)
     axes.set_ylabel("thousand events a second")
     drawing.legend(loc="outside lower center", ncols=2, frameon=False)
     return drawing

@@ -129,7 +129,8 @@ def read_result(file: Path) -> Saved:
 
 def _table(found: Any, file: Path) -> Table:
     figures = tuple(_figure(one, file) for one in _take(found, "figures", list, file))
-    return Table(_take(found, "title", str, file), figures)
+    remarks = _take(found, "remarks", dict, file) if "remarks" in found else {}
+    return Table(_take(found, "title", str, file), figures, remarks)
 
 
 def _figure(found: Any, file: Path) -> Figure:
