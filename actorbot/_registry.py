@@ -272,8 +272,11 @@ class Registry(ServiceActor):
         if journal is None or not journal.yields:
             return
         ids = [each for each in session_ids if each not in self.entries and journal.holds(each)]
-        for at in range(0, len(ids), REPLAYED):
-            await self._bring(ids[at : at + REPLAYED])
+        while ids:
+            # In an outage one, to see whether it is over: more would only take the room of those that have something to do.
+            at_once = REPLAYED if self.turns.flusher.outage_since is None else 1
+            await self._bring(ids[:at_once])
+            ids = ids[at_once:]
 
     async def _bring(self, ids: Sequence[str]) -> None:
         """Activate these, flush them, and let them go. Raises: the error of one for which that did not do, after trying all."""
@@ -399,8 +402,11 @@ class Registry(ServiceActor):
         turns = self.turns
         until = turns.clock.monotonic() + turns.policy.store_deadline
         while not self._passivate_some(64):
+            clearing = self._begin_clearing()
+            if clearing is None:
+                raise self._no_room()
             try:
-                await turns.home.wait(self._begin_clearing(), max(0.0, until - turns.clock.monotonic()))
+                await turns.home.wait(clearing, max(0.0, until - turns.clock.monotonic()))
             except (TimeoutError, ActorbotError):
                 if not self._passivate_some(64):
                     raise self._no_room() from None
@@ -425,18 +431,26 @@ class Registry(ServiceActor):
             self.watch.add(actor, self.turns.clock.monotonic() + self._first_look)
         return False
 
-    def _begin_clearing(self) -> Future[None]:
-        """Flush some of the sessions that have been watched longest, unless that is under way, so that they may leave."""
+    def _begin_clearing(self) -> Future[None] | None:
+        """Flush some of the sessions that have been watched longest, unless that is under way, so that they may leave.
+
+        `None` if none of them has anything to flush: they are busy.
+        """
         if self._clearing is not None and not self._clearing.done():
             return self._clearing
-        actors: dict[SessionActor, None] = {}
+        seen: dict[SessionActor, None] = {}  # in order
         for _ in range(self.turns.policy.batch_size):
             actor = self.watch.take_first()
-            if actor is None or actor in actors:
+            if actor is None:
                 break
             if self.entries.get(actor.session_id) is actor:
                 self.watch.add(actor, self.turns.clock.monotonic() + self._first_look)
-                actors[actor] = None
+                if actor in seen:
+                    break
+                seen[actor] = None
+        actors = [actor for actor in seen if actor.behind()]
+        if not actors:
+            return None
         self._clearing = self.turns.flusher.flush(actors)
         self._clearing.add_done_callback(lambda _: self._cleared.extend(actors))
         return self._clearing

@@ -623,6 +623,25 @@ async def test_an_idle_session_leaves_memory_and_keeps_its_data() -> None:
         assert await manager.dispatch("ann", "hi") == 2
 
 
+async def test_a_newcomer_is_refused_at_once_while_all_who_are_in_memory_are_busy() -> None:
+    busy, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(context: Context) -> None:
+        if context.event == "wait":
+            busy.set()
+            await go_on.wait()
+
+    async with SessionManager(handler=handle, max_resident=1) as manager:
+        talking = asyncio.create_task(manager.dispatch("ann", "wait"))
+        await busy.wait()
+        with pytest.raises(errors.OverloadedError, match="none can leave"):
+            await asyncio.wait_for(manager.dispatch("bob", "hi"), 2.0)
+        go_on.set()
+        await talking
+        await manager.dispatch("bob", "hi")
+        assert manager.stats().resident == 1
+
+
 async def test_many_more_users_than_fit_into_memory_are_all_served() -> None:
     store = MemorySessionStore(max_sessions=2_000)
     users = iter([f"user:{number}" for number in random.Random(7).choices(range(2_000), k=4_000)])

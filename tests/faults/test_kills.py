@@ -53,7 +53,7 @@ def test_no_kill_brings_a_destroyed_session_back(kind: str, server: ForkServer, 
     tally = kill_again_and_again(server, orders(kind, tmp_path, journaled(tmp_path), destroys=True), scaled(50, 1000))
 
     assert_nothing_is_lost(tally)
-    assert tally.destroyed > 10
+    assert tally.destroyed > 3
 
 
 @long
