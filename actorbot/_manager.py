@@ -341,7 +341,10 @@ class SessionManager(Door):
         self._run_sync(lambda: self._verbs.give_back(actor, context), None, closing=True)
 
     async def flush(self, session_id: str | None = None) -> None:
-        """Return when what was committed, of one session or of all, is in the store. Raises: StoreUnavailableError."""
+        """Return when what was committed, of one session or of all, is in the store.
+
+        Raises: StoreUnavailableError; ConflictError; OverloadedError if a session has left memory in an outage and finds no room there.
+        """
         self._check_here()
         await self._verbs.flush(session_id)
 

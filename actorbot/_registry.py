@@ -271,12 +271,16 @@ class Registry(ServiceActor):
         journal = self.turns.journal
         if journal is None or not journal.yields:
             return
-        ids = [each for each in session_ids if each not in self.entries and journal.holds(each)]
+        ids = [each for each in session_ids if journal.holds(each) and not self._is_read(each)]
         while ids:
             # In an outage one, to see whether it is over: more would only take the room of those that have something to do.
             at_once = REPLAYED if self.turns.flusher.outage_since is None else 1
             await self._bring(ids[:at_once])
             ids = ids[at_once:]
+
+    def _is_read(self, session_id: str) -> bool:
+        actor = self.entries.get(session_id)
+        return actor is not None and actor.committed is not None
 
     async def _bring(self, ids: Sequence[str]) -> None:
         """Activate these, flush them, and let them go. Raises: the error of one for which that did not do, after trying all."""

@@ -269,10 +269,14 @@ class Users:
         assert world.manager is not None
         try:
             await world.manager.flush(session_id)
-        except (StoreUnavailableError, ConflictError):
+        except (
+            StoreUnavailableError,
+            ConflictError,
+            OverloadedError,
+        ):  # the last: no room for what only the journal has
             return
         missing = [token for token in before - story.stored if not story.runs[token].durable]
-        if missing and not story.doubtful and world.plan.mode != "journaled":  # which need not have it in memory
+        if missing and not story.doubtful:
             world.complain(f"{session_id} was flushed, and the store has never had {sorted(missing)}")
 
     async def look(self, session_id: str) -> None:
