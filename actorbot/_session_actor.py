@@ -31,7 +31,7 @@ from actorbot.errors import (
 __all__ = ["SessionActor"]
 
 EVENT_IDS: Final = 64 * 8  # bytes of event-id digests that a session remembers
-BUSY: Final = 3  # turns that the store does not have, from which on a session's values stay decoded until it has
+BUSY: Final = 12  # turns that the store does not have, from which on a session's values stay decoded until it has
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
 
 

@@ -56,7 +56,7 @@ async def test_a_busy_session_keeps_its_values_and_an_idle_one_does_not() -> Non
 
 async def test_during_an_outage_nothing_is_kept_that_would_pile_up() -> None:
     clock, store = ManualClock(), FaultyStore(MemorySessionStore())
-    async with SessionManager(store, handler=do, flush=POLICY, clock=clock) as manager:
+    async with SessionManager(store, handler=do, flush=POLICY, clock=clock, close_timeout=0.1) as manager:
         await manager.dispatch("ann", look)
         await manager.dispatch("bob", look)
         store.outage()
