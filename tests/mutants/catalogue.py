@@ -24,7 +24,7 @@ MUTANTS = (
         "a loop that is never idle keeps the threads from their work",
         "_loop_home.py",
         "            time.sleep(BREATH)",
-        "            time.sleep(0)",
+        "            pass",
         "tests/test_contract_loop.py -k test_fifty_users_who_are_never_silent",
     ),
     # --- the turn ---
