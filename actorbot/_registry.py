@@ -284,7 +284,9 @@ class Registry(ServiceActor):
 
     async def _bring(self, ids: Sequence[str]) -> None:
         """Activate these, flush them, and let them go. Raises: the error of one for which that did not do, after trying all."""
-        actors, failure = [], None
+        actors: list[SessionActor] = []
+        conflict: ConflictError | None = None
+        failure: ActorbotError | None = None
         for session_id in ids:
             try:
                 actors.append(await self._activate(session_id))
@@ -292,11 +294,17 @@ class Registry(ServiceActor):
                 failure = error
         try:
             await self.turns.home.wait(self.turns.flusher.flush(actors))
+        except ConflictError as error:
+            conflict = error  # the last to be told of: it is settled, and the others are to be tried again
+        except ActorbotError as error:
+            failure = error
         finally:
             for actor in actors:
                 self.passivate(actor)
         if failure is not None:
             raise failure
+        if conflict is not None:
+            raise conflict
 
     async def _activate(self, session_id: str) -> SessionActor:
         actor = await self.enter(session_id)
@@ -422,17 +430,18 @@ class Registry(ServiceActor):
         Those that are gone already are let go of.
         """
         while self._cleared:
-            if self.passivate(self._cleared.popleft()):
+            actor = self._cleared.popleft()
+            if self.entries.get(actor.session_id) is actor and self.passivate(actor):
                 return True
         for _ in range(most):
-            actor = self.watch.take_first()
-            if actor is None:
+            first = self.watch.take_first()
+            if first is None:
                 return False
-            if self.entries.get(actor.session_id) is not actor:
+            if self.entries.get(first.session_id) is not first:
                 continue
-            if self.passivate(actor):
+            if self.passivate(first):
                 return True
-            self.watch.add(actor, self.turns.clock.monotonic() + self._first_look)
+            self.watch.add(first, self.turns.clock.monotonic() + self._first_look)
         return False
 
     def _begin_clearing(self) -> Future[None] | None:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot._loop_home import LoopHome
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
 
@@ -2536,3 +2537,16 @@ async def test_fifty_users_who_are_never_silent_keep_no_thread_from_its_work() -
     assert rounds > 100  # of a few milliseconds each, or nobody would have starved anyway
     assert written >= 100  # without a pause 1 to 10, and with one 300, where nothing else ran
     assert waited < 1.0  # for one read, and the writes before it
+
+
+async def test_a_closed_manager_looks_no_longer_at_how_busy_the_loop_is() -> None:
+    manager = await SessionManager(handler=count).start()
+    home = manager._engine.home
+    assert isinstance(home, LoopHome)
+    look = home._next_look
+    assert look is not None
+    assert not look.cancelled()
+
+    await manager.close()
+    assert home._next_look is look  # no other was begun meanwhile
+    assert look.cancelled()
