@@ -24,7 +24,7 @@ from benchmarks._peers._drive import Job, drive, number_of, read_job, update_of
 ME = {"id": 1, "is_bot": True, "first_name": "Bot", "username": "bench_bot"}
 
 
-class Offline(BaseRequest):  # type: ignore[misc]  # its types are only in the peer's environment
+class Offline(BaseRequest):
     """Telegram's servers, as far as an application needs them to start."""
 
     @property
@@ -43,7 +43,7 @@ class Offline(BaseRequest):  # type: ignore[misc]  # its types are only in the p
         return 200, json.dumps({"ok": True, "result": ME}).encode()
 
 
-def make_application(job: Job, file: Path) -> Application:
+def make_application(job: Job, file: Path) -> Application[Any, Any, Any, Any, Any, Any]:
     builder = ApplicationBuilder().token("1:a-token-that-is-never-sent").updater(None)
     builder = builder.request(Offline()).get_updates_request(Offline()).persistence(PicklePersistence(file))
     return builder.concurrent_updates(job.variant == "concurrent").build()
@@ -55,7 +55,8 @@ async def main() -> None:
     update_ids = count(1)
 
     async def handle(update: Update, context: Any) -> None:
-        await change(context.user_data, update.message.text)
+        assert update.message is not None
+        await change(context.user_data, update.message.text or "")
         waiting.pop(update.update_id).set_result(None)
 
     async def dispatch(user: str, text: str) -> None:

@@ -1,0 +1,4 @@
+"""actorbot inside the bot libraries that people already have: one module for each, imported only when wanted.
+
+Each needs its library, which an extra of the same name installs: `pip install 'actorbot[aiogram]'` for `actorbot.ext.aiogram`.
+"""
