@@ -254,8 +254,8 @@ class Flusher(Unflushed, Mailbox):
         # Whoever comes next is another actor, so nothing of this one is written any more: not by a timer that still knows of it,
         # nor by a call that is under way and fails.
         session.committed = session.decoded = None
-        self._unmark(session)
-        self._uncharge(session)
+        self._unmark([session])
+        self._uncharge([(session, None)])
         reason = "it does not take writes; what it has not is in the journal"
         self._listeners.tell(session, StoreUnavailableError(self._store.name, reason, session_id=session.session_id))
 
@@ -297,7 +297,11 @@ class Flusher(Unflushed, Mailbox):
             now = self._clock.monotonic()
             size = 8 * min(len(wanted), at_once)
             write_ids = os.urandom(size)
-            made = [self._make_job(*wanted.popitem(False), write_ids[at : at + 8], now) for at in range(0, size, 8)]
+            taken = [wanted.popitem(False) for _ in range(0, size, 8)]
+            if self._out:
+                taken = [each for each in taken if not self._is_held_back(*each)]
+            self._unmark([session for session, _ in taken])
+            made = [self._make_job(*each, write_ids[8 * at : 8 * at + 8], now) for at, each in enumerate(taken)]
             if jobs := [job for job in made if job is not None]:
                 return jobs
         if not self.line:
@@ -307,10 +311,6 @@ class Flusher(Unflushed, Mailbox):
         return []
 
     def _make_job(self, session: Flushable, through: WriteThrough | None, write_id: bytes, now: float) -> Job | None:
-        if self._out and session.session_id in self._out:
-            self._hold_back(session, through)
-            return None
-        self._unmark(session)
         if through is not None:
             # It comes from who holds the turn, so nothing newer is committed meanwhile; a flush that failed before is overtaken.
             if through.job is None:
@@ -322,7 +322,7 @@ class Flusher(Unflushed, Mailbox):
             return None  # when that has ended, the session is looked at again
         if committed is None or committed[0] <= session.flushed:
             self._retries.again.pop(session, None)
-            self._uncharge(session)
+            self._uncharge([(session, None)])
             self._listeners.tell(session, ALL)
             return None
         if (failed := self._retries.again.get(session)) is not None and not is_outdated(failed):
@@ -347,8 +347,10 @@ class Flusher(Unflushed, Mailbox):
         name, last = session.lineages[0] if session.lineages else (self._journal.lineage, version)
         return write_id_of(name if last == version else self._journal.lineage, version)
 
-    def _hold_back(self, session: Flushable, through: WriteThrough | None) -> None:
+    def _is_held_back(self, session: Flushable, through: WriteThrough | None) -> bool:
         """Write nothing of a session while an older write of it may still arrive, and let nobody wait for that."""
+        if session.session_id not in self._out:
+            return False
         error = StoreUnavailableError(
             self._store.name, "an earlier write has not come back yet; try again", session_id=session.session_id
         )
@@ -356,6 +358,7 @@ class Flusher(Unflushed, Mailbox):
             self._fail(through, error)
         self._out[session.session_id].add(session)
         self._listeners.tell(session, error)
+        return True
 
     def _land(
         self, jobs: list[Job], results: Sequence[ActorbotError | None], error: ActorbotError | None = None
@@ -377,11 +380,12 @@ class Flusher(Unflushed, Mailbox):
             self._retries.note_answer()
             if self.on_answer is not None:
                 self.on_answer()
+        self._confirm([job for job, result in zip(jobs, results, strict=True) if result is None])
         failed: list[Job] = []
         for job, result in zip(jobs, results, strict=True):
             if result is None:
-                self._confirm(job)
-            elif isinstance(result, ConflictError):
+                continue
+            if isinstance(result, ConflictError):
                 self._conflict(job, result)
             elif not self._give_up(job, result):
                 failed.append(job)
@@ -411,26 +415,32 @@ class Flusher(Unflushed, Mailbox):
                 self._fail(through, error)
         self._listeners.tell_everybody(error)
 
-    def _confirm(self, job: Job) -> None:
-        session, record = job.session, job.write.record
-        self.writes += 1
-        session.write_ids = record.write_ids
-        session.flushed = record.version
-        session.decoded = None  # it may be idle from now on
-        if self._journal is not None:
-            if not is_outdated(job):
-                session.lineages = ()
-            self._journal.forget(session.session_id, record.version)
-        self._retries.again.pop(session, None)
-        # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
-        committed = session.committed
-        behind = committed is not None and committed[0] > record.version
-        self._uncharge(session, job.made if behind else None)
-        if job.through is not None:
-            job.through.done.set_result(None)
-        self._listeners.tell(session, record.version)
-        if behind and (not session.dirty or session in self._listeners):
-            self._wanted.setdefault(session, None)
+    def _confirm(self, jobs: list[Job]) -> None:
+        """Note that the store has these. First all of it in the books, under one lock; then those are told who may look there."""
+        again, journal = self._retries.again, self._journal
+        settled: list[tuple[Flushable, float | None]] = []
+        for job in jobs:
+            session, record = job.session, job.write.record
+            session.write_ids = record.write_ids
+            session.flushed = record.version
+            session.decoded = None  # it may be idle from now on
+            if journal is not None:
+                if not is_outdated(job):
+                    session.lineages = ()
+                journal.forget(session.session_id, record.version)
+            if again:
+                again.pop(session, None)
+            # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
+            committed = session.committed
+            settled.append((session, job.made if committed is not None and committed[0] > record.version else None))
+        self.writes += len(jobs)
+        self._uncharge(settled)
+        for job, (session, behind) in zip(jobs, settled, strict=True):
+            if job.through is not None:
+                job.through.done.set_result(None)
+            self._listeners.tell(session, job.write.record.version)
+            if behind is not None and (not session.dirty or session in self._listeners):
+                self._wanted.setdefault(session, None)
 
     def _conflict(self, job: Job, error: ConflictError) -> None:
         self.conflicts += 1
@@ -448,8 +458,8 @@ class Flusher(Unflushed, Mailbox):
             session.lineages = ()
             if unflushed is not None:
                 self._journal.set_aside(session.session_id, unflushed)
-        self._unmark(session)
-        self._uncharge(session)
+        self._unmark([session])
+        self._uncharge([(session, None)])
         if unflushed is not None:
             self._on_conflict(session, unflushed)
         self._listeners.tell(session, error)

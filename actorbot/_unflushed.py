@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
 from actorbot._clock import Clock
@@ -130,23 +130,25 @@ class Unflushed(ABC):
         while self._hurried:
             yield self._hurried.popleft()
 
-    def _unmark(self, session: Flushable) -> None:
-        """Note that *session* is about to be written, before what it has committed is read: a later commit marks it again."""
+    def _unmark(self, sessions: Iterable[Flushable]) -> None:
+        """Note that *sessions* are about to be written, before what they have committed is read: a later commit marks them again."""
         with self._lock:
-            session.dirty = False
+            for session in sessions:
+                session.dirty = False
 
-    def _uncharge(self, session: Flushable, since: float | None = None) -> None:
-        """Give back what *session* takes of the bound, and let in who waits for room.
+    def _uncharge(self, sessions: Iterable[tuple[Flushable, float | None]]) -> None:
+        """Give back what each takes of the bound, and let in who waits for room.
 
-        Unless it is unflushed again: by a mark, or *since* an instant.
+        Unless it is unflushed again: by a mark, or since the instant beside it.
         """
         with self._lock:
-            if session.dirty or since is not None:
-                self._since[session] = self._clock.monotonic() if since is None else since
-            else:
-                self._since.pop(session, None)
-                self.dirty_bytes -= session.charged
-                session.charged = 0
+            for session, since in sessions:
+                if session.dirty or since is not None:
+                    self._since[session] = self._clock.monotonic() if since is None else since
+                else:
+                    self._since.pop(session, None)
+                    self.dirty_bytes -= session.charged
+                    session.charged = 0
             room = self._look_for_room()
         for future in room:
             future.set_result(None)

@@ -64,9 +64,9 @@ class SessionStore(Protocol):
         """Remove *session_id*; nothing to remove is no error."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Write:
-    """One record to write, and what it may replace."""
+    """One record to write, and what it may replace. Nobody changes it, as a record."""
 
     record: Record
     base: bytes | None

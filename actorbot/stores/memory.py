@@ -84,7 +84,7 @@ class MemorySessionStore(RecordStore):
 
     def _write(self, write: Write) -> ActorbotError | None:
         session_id = write.record.session_id
-        stored = self._find(session_id)
+        stored = _look(self._sessions, session_id) or _look(self._tombstones, session_id)
         verdict = judge(self.name, write, None if stored is None else stored.write_ids)
         if isinstance(verdict, ActorbotError):
             return verdict
@@ -92,7 +92,8 @@ class MemorySessionStore(RecordStore):
             into, out_of = self._sessions, self._tombstones
             if write.record.state is None:
                 into, out_of = out_of, into
-            out_of.pop(session_id, None)
+            if session_id in out_of:
+                del out_of[session_id]
             into[session_id] = write.record
         return None
 
@@ -128,3 +129,7 @@ def _remove_ended(records: _Lru, now: float) -> list[Record]:
 
 def _look_at(records: _Lru) -> list[Record]:
     return [Cache.__getitem__(records, session_id) for session_id in records]  # past LRUCache's: a look is no use
+
+
+def _look(records: _Lru, session_id: str) -> Record | None:
+    return Cache.__getitem__(records, session_id) if session_id in records else None
