@@ -8,7 +8,7 @@ from math import inf
 from typing import Final
 
 from actorbot._writes import Flushable
-from actorbot.errors import ManagerClosedError
+from actorbot.errors import ConflictError, ManagerClosedError
 
 __all__ = ["ALL", "ANY_NEWS", "Listeners", "tell_first_error", "tell_news"]
 
@@ -70,13 +70,17 @@ def tell_news(done: Future[None]) -> Tell:
 
 
 def tell_first_error(number: int, done: Future[None]) -> Tell:
-    """Make what ends *done* when it has been called so many times, at least once, with the first error if there was one."""
+    """Make what ends *done* when it has been called so many times, at least once, with the first error if there was one.
+
+    Any other goes before a conflict, which is settled: whoever is told of that alone may take all else for stored.
+    """
     failure: BaseException | None = None
 
     def tell(error: BaseException | None) -> None:
         nonlocal number, failure
         number -= 1
-        failure = failure or error
+        if failure is None or (error is not None and isinstance(failure, ConflictError)):
+            failure = error
         if number > 0:
             return
         if failure is None:

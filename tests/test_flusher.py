@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot.testing import FaultyStore, ManualClock
+from actorbot.stores.base import Write
+from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
 
 SOON = 5.0
@@ -220,3 +221,24 @@ async def test_a_turn_that_waits_at_the_bound_goes_on_as_soon_as_the_store_is_kn
         assert store.write_calls == 1
         store.restore()
         await clock.advance(5.0)
+
+
+class NotBob(RecordingStore):
+    """Refuses what is bob's."""
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[errors.ActorbotError | None]:
+        refused = errors.StoreUnavailableError("test", "not his")
+        taken = iter(super().write_many([each for each in writes if each.record.session_id != "bob"]))
+        return [refused if each.record.session_id == "bob" else next(taken) for each in writes]
+
+
+async def test_a_flush_that_left_something_behind_says_so_whatever_conflicts_it_met() -> None:
+    clock, store = ManualClock(), NotBob()
+    policy = FlushPolicy.parse("write-behind:retry.attempts=1")
+    async with SessionManager(store, handler=count, flush=policy, clock=clock, close_timeout=0.1) as manager:
+        for user in ("ann", "bob"):
+            await manager.dispatch(user, "hi")
+        store.inner.write("ann", {"n": 7})  # somebody else
+        with pytest.raises(errors.StoreUnavailableError, match="not his"):
+            await soon(manager.flush())
+        assert manager.stats().conflicts == 1
