@@ -76,7 +76,10 @@ PLAN = (
     Setting("churn --store redis", "", "--repeats 1 --users 2000 --resident 200 --events 2000 --seconds 0.3"),
     Setting("policies --store redis", "", "--repeats 1 --users 200 --events 2000 --seconds 0.5"),
     Setting("outage --store redis", "", "--users 200 --rate 500 --down 1 --around 1"),
+    Setting("outage --store redis --hangs", ""),
     Setting("drain --store redis", "", "--repeats 1 --sessions 1000"),
+    Setting("peers --store redis --users 1000", "--repeats 5"),
+    Setting("peers --store redis --users 1000 --handler awaits", "--repeats 3"),
 )
 
 

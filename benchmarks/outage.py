@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--users", type=count, default=1_000, metavar="N", help="all of them resident (%(default)s)")
     add("--rate", type=count, default=2_000, metavar="N", help="events a second (%(default)s)")
     add("--down", type=float, default=10.0, metavar="SECONDS", help="that the store is (%(default)s)")
+    add("--hangs", action="store_true", help="it takes what it is asked and does not answer, instead of refusing it")
     add("--around", type=float, default=10.0, metavar="SECONDS", help="before, and as many after (%(default)s)")
     add("--repeats", type=count, default=1, metavar="N", help="measured runs of each policy (%(default)s)")
     add("--folder", help="where the journals are (the system's temporary folder)")
@@ -78,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit status: 1 if a counter was wrong or the store had not everything in time."""
     with _report.progress(len(args.policies) * args.repeats) as begin:
         runs = [asyncio.run(measure(args, each, begin)) for _ in range(args.repeats) for each in args.policies]
-    setting = f"{args.store}, {args.users:,} users, {args.rate:,} events/s, {args.down:g} s down"
+    setting = f"{args.store}, {args.users:,} users, {args.rate:,} events/s, {args.down:g} s {'silent' if args.hangs else 'down'}"
     return Result(
         question="outage",
         options=options_of(args),
@@ -124,7 +125,7 @@ async def measure(args: argparse.Namespace, text: str, begin: Callable[[str], No
         gc.collect()
         async with looking(look, LOOK):
             began = perf_counter()
-            interruption = asyncio.create_task(interrupt(store, acknowledged, args.around, args.down))
+            interruption = asyncio.create_task(interrupt(store, acknowledged, args))
             late, failed = await offer_events(dispatch, events, args.rate)
             went, returned, caught_up, behind = await interruption
         await manager.flush()
@@ -147,17 +148,17 @@ async def measure(args: argparse.Namespace, text: str, begin: Callable[[str], No
 
 
 async def interrupt(
-    store: Ledger, acknowledged: Counter[str], before: float, down: float
+    store: Ledger, acknowledged: Counter[str], args: argparse.Namespace
 ) -> tuple[float, float, float, int]:
-    """Take the store down and let it return.
+    """Take the store down, or let it hang, and let it return.
 
     Say when it went, returned, and had all that was acknowledged at its return; and how many sessions' events it did not get in time.
     """
-    await asyncio.sleep(before)
-    store.outage()
+    await asyncio.sleep(args.around)
+    (store.hold if args.hangs else store.outage)()
     went = perf_counter()
-    await asyncio.sleep(down)
-    store.restore()
+    await asyncio.sleep(args.down)
+    (store.release if args.hangs else store.restore)()
     returned, behind = perf_counter(), dict(acknowledged)
     while behind and perf_counter() - returned < PATIENCE:
         # These sessions began in this manager and no event of theirs came twice: a version is a number of events.

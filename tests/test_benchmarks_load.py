@@ -110,9 +110,12 @@ def test_a_kill_that_would_cost_more_than_is_promised_ends_the_question_with_sta
     assert main(["policies", *options]) == loss
 
 
+@pytest.mark.parametrize("how", [[], ["--hangs"]])
 @pytest.mark.parametrize("store", STORES)
-def test_outage_counts_what_was_acknowledged_before_during_and_after(store: str, tmp_path: Path) -> None:
-    options = ["--store", store, *at_server(store), "--users", "20", "--rate", "500", "--folder", str(tmp_path)]
+def test_outage_counts_what_was_acknowledged_before_during_and_after(
+    store: str, how: list[str], tmp_path: Path
+) -> None:
+    options = ["--store", store, *at_server(store), *how, "--users", "20", "--rate", "500", "--folder", str(tmp_path)]
 
     result = answer("outage", *options, "--down", "0.3", "--around", "0.2", file=tmp_path / "figures.json")
 
