@@ -1,11 +1,10 @@
-"""Write-behind: which sessions are written next, in which batch, and who is told what became of it."""
+"""Write-behind: which sessions are written next, and in which batch; what becomes of it: `_landing`."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from math import inf
@@ -15,13 +14,12 @@ from actorbot._actor import Envelope
 from actorbot._clock import Clock
 from actorbot._entry import write_id_of
 from actorbot._journal import Journal
-from actorbot._listeners import ALL, ANY_NEWS, Listeners, tell_first_error, tell_news
+from actorbot._landing import Landing
+from actorbot._listeners import ALL, ANY_NEWS, tell_first_error, tell_news
 from actorbot._mailbox import Mailbox
 from actorbot._policy import FlushPolicy
 from actorbot._recovery import is_outdated, write_jobs
-from actorbot._retries import Retries
 from actorbot._store_calls import StoreThread
-from actorbot._unflushed import Unflushed
 from actorbot._writes import (
     Committed,
     End,
@@ -42,7 +40,6 @@ from actorbot.errors import (
     ActorbotError,
     ConflictError,
     ManagerClosedError,
-    OutcomeUnknownError,
     StoreUnavailableError,
 )
 from actorbot.stores.base import RecordStore
@@ -52,7 +49,7 @@ __all__ = ["Flusher"]
 logger = logging.getLogger("actorbot")
 
 
-class Flusher(Unflushed, Mailbox):
+class Flusher(Landing, Mailbox):
     """Takes committed sessions to the store, in batches, at most one write of a session at a time.
 
     An actor on the store's own thread: a batch is made, written and accounted for there, without a change of threads, which costs up
@@ -69,38 +66,13 @@ class Flusher(Unflushed, Mailbox):
         on_conflict: Callable[[Flushable, Committed], None],
         journal: Journal | None = None,
     ) -> None:
-        super().__init__(policy, clock)
-        self._journal = journal
-        self.on_answer: Callable[[], None] | None = None
-        """Called, on the store's thread, when the store takes writes again."""
-        self._store = store
+        super().__init__(store, policy, clock, on_conflict, journal)
         self._thread = thread
-        self._on_conflict = on_conflict
-        self.writes = self.conflicts = 0
         self._stopped = False
-        self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
-        self._retries = Retries(store.name, policy.retry, clock, self._announce_retry)
         # By id, for a session that is read again is another one: those in a call that was left behind, a write of which may still
         # arrive, each with the sessions that are to be written when it has come back.
         self._out: dict[str, set[Flushable]] = {}
-        self._called = 0.0  # the monotonic second at which the last call began
-        self._listeners = Listeners()
         self._quiet: list[Future[None]] = []  # done when nothing can be written
-
-    @property
-    def retries(self) -> int:
-        """How many writes were to be tried again."""
-        return self._retries.count
-
-    @property
-    def outage_since(self) -> float | None:
-        """The monotonic second since which no call has succeeded; `None` if the store answers."""
-        return self._retries.outage_since
-
-    @property
-    def refusing(self) -> bool:
-        """Whether the store answers, and takes some session's writes not."""
-        return self._retries.refusing
 
     def begin(self) -> None:
         """Let the first message in."""
@@ -271,11 +243,6 @@ class Flusher(Unflushed, Mailbox):
                 done.set_exception(_ended())
         self._thread.close()
 
-    def _want(self, session: Flushable) -> None:
-        committed = session.committed
-        if committed is not None and committed[0] > session.flushed:
-            self._wanted.setdefault(session, None)
-
     def _want_all(self, goals: list[Goal], done: Future[None]) -> None:
         tell = tell_first_error(len(goals), done)
         for session, version, losses in goals:
@@ -359,147 +326,6 @@ class Flusher(Unflushed, Mailbox):
         self._out[session.session_id].add(session)
         self._listeners.tell(session, error)
         return True
-
-    def _land(
-        self, jobs: list[Job], results: Sequence[ActorbotError | None], error: ActorbotError | None = None
-    ) -> None:
-        """Note what became of a batch: a result for each, or one error for all, which tells that the store is down."""
-        if error is None and len(results) != len(jobs):
-            error = OutcomeUnknownError(self._store.name, f"{len(results)} results for {len(jobs)} writes")
-        if error is not None:
-            results = [error] * len(jobs)
-            took = self._clock.monotonic() - self._called
-            self._retries.note_outage(error, slow=took >= self._policy.store_deadline / 2)
-            self._listeners.tell_everybody(ANY_NEWS)
-        judged = any(result is None or isinstance(result, ConflictError) for result in results)
-        answered = judged and not self._retries.is_well
-        if answered:  # noted before its callers are told: they may look
-            for job, result in zip(jobs, results, strict=True):
-                if result is None:
-                    self._retries.again.pop(job.session, None)
-            self._retries.note_answer()
-            if self.on_answer is not None:
-                self.on_answer()
-        self._confirm([job for job, result in zip(jobs, results, strict=True) if result is None])
-        failed: list[Job] = []
-        for job, result in zip(jobs, results, strict=True):
-            if result is None:
-                continue
-            if isinstance(result, ConflictError):
-                self._conflict(job, result)
-            elif not self._give_up(job, result):
-                failed.append(job)
-            self._listeners.tell(job.session, ANY_NEWS)
-        if error is not None:
-            self._retries.pause(failed, error)
-            self._want_again(failed)
-            if self._retries.is_down:
-                self._release_all(error)
-            return
-        if failed:
-            self._retries.rest(failed)
-        if answered:
-            self._retries.note_answer()  # with what is still refused
-
-    def _release_all(self, error: BaseException) -> None:
-        """Let nobody wait longer for a store that is down: not even those whose write was never sent."""
-        for through in [each for each in self._wanted.values() if each is not None]:
-            del self._wanted[through.session]
-            if through.job is None and isinstance(error, OutcomeUnknownError):
-                # Of this one it is known: it was not sent.
-                session_id = through.session.session_id
-                unsent = StoreUnavailableError(self._store.name, f"not sent, since {error}", session_id=session_id)
-                unsent.__cause__ = error
-                self._fail(through, unsent)
-            else:
-                self._fail(through, error)
-        self._listeners.tell_everybody(error)
-
-    def _confirm(self, jobs: list[Job]) -> None:
-        """Note that the store has these. First all of it in the books, under one lock; then those are told who may look there."""
-        again, journal = self._retries.again, self._journal
-        settled: list[tuple[Flushable, float | None]] = []
-        for job in jobs:
-            session, record = job.session, job.write.record
-            session.write_ids = record.write_ids
-            session.flushed = record.version
-            session.decoded = None  # it may be idle from now on
-            if journal is not None:
-                if not is_outdated(job):
-                    session.lineages = ()
-                journal.forget(session.session_id, record.version)
-            if again:
-                again.pop(session, None)
-            # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
-            committed = session.committed
-            settled.append((session, job.made if committed is not None and committed[0] > record.version else None))
-        self.writes += len(jobs)
-        self._uncharge(settled)
-        for job, (session, behind) in zip(jobs, settled, strict=True):
-            if job.through is not None:
-                job.through.done.set_result(None)
-            self._listeners.tell(session, job.write.record.version)
-            if behind is not None and (not session.dirty or session in self._listeners):
-                self._wanted.setdefault(session, None)
-
-    def _conflict(self, job: Job, error: ConflictError) -> None:
-        self.conflicts += 1
-        session = job.session
-        if job.through is not None:
-            session.unanswered = job.write.record.version if job.unknown else 0
-            self._fail(job.through, error)
-            return
-        self._retries.again.pop(session, None)
-        session.losses += (session.flushed,)
-        # In one step, since no call stands between: a turn that commits meanwhile is handed over too, or fails. The session is
-        # read again before its next turn.
-        unflushed, session.committed = session.committed, None
-        if self._journal is not None:
-            session.lineages = ()
-            if unflushed is not None:
-                self._journal.set_aside(session.session_id, unflushed)
-        self._unmark([session])
-        self._uncharge([(session, None)])
-        if unflushed is not None:
-            self._on_conflict(session, unflushed)
-        self._listeners.tell(session, error)
-
-    def _give_up(self, job: Job, error: ActorbotError) -> bool:
-        """Note a failure; `True` if nobody will try this write again."""
-        spent = self._retries.note_failure(job, error)
-        if job.through is None:
-            if spent:
-                self._listeners.tell(job.session, error)
-            return False
-        if job.through.done.done():
-            return True
-        if spent or self._retries.is_down:
-            self._fail(job.through, error)
-            return True
-        return False
-
-    def _fail(self, through: WriteThrough, error: BaseException) -> None:
-        """Tell who waits for *through* that it will not be tried again, and go on to what it has overtaken."""
-        if (
-            through.job is not None
-            and through.job.unknown
-            and not isinstance(error, OutcomeUnknownError | ConflictError)
-        ):
-            known, session_id = error, through.session.session_id
-            error = OutcomeUnknownError(
-                self._store.name, f"a try had no answer, the last: {error}", session_id=session_id
-            )
-            error.__cause__ = known
-        through.done.set_exception(error)
-        self._want(through.session)
-
-    def _want_again(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            if job.through is None:
-                if self._retries.again.get(job.session) is job:  # not overtaken
-                    self._wanted.setdefault(job.session, None)
-            elif not job.through.done.done():
-                self._wanted[job.session] = job.through
 
 
 def _ended() -> ManagerClosedError:

@@ -131,16 +131,16 @@ MUTANTS = (
     ),
     Mutant(
         "one session that the store refuses holds up all others",
-        "_flusher.py",
+        "_landing.py",
         "        if error is not None:\n            self._retries.pause(failed, error)",
         "        if error is not None or failed:\n            self._retries.pause(failed, error or OutcomeUnknownError('', ''))",
         "tests/test_flusher.py tests/test_contract_loop.py tests/test_driver_deadlines.py",
     ),
     Mutant(
         "what is committed while a write is out is not flushed",
-        "_flusher.py",
-        "        behind = committed is not None and committed[0] > record.version",
-        "        behind = False and committed is not None",
+        "_landing.py",
+        "job.made if committed is not None and committed[0] > record.version else None",
+        "None",
         "tests/test_manager.py tests/test_manager_hard.py tests/test_contract_loop.py",
     ),
     Mutant(
