@@ -1,0 +1,95 @@
+"""Keeping the states of python-telegram-bot's conversations in sessions: the one place that reaches into what is private to the library.
+
+A `ConversationHandler` asks a mapping, `_conversations`, for the state of a conversation, and stores the next one there. Its persistence
+would load all states of all users at the start. Here the mapping is ours, and looks into the session whose turn is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from itertools import chain
+from typing import Any, NoReturn
+
+from telegram.ext import ConversationHandler, DictPersistence, PersistenceInput
+
+from actorbot.errors import ConfigError
+
+__all__ = ["Persistence", "keep_states", "persistent"]
+
+SessionOf = Callable[[int], dict[str, Any]]
+"""Gives the held session of a chat or a user. Raises: TurnEndedError."""
+
+
+class _States(MutableMapping[tuple[int | str, ...], object]):
+    """The states of a ConversationHandler: each in the held session of its user, or of its chat where it is not per user."""
+
+    def __init__(self, session_of: SessionOf, conversation: ConversationHandler[Any]) -> None:
+        self._session_of = session_of
+        self._name = conversation.name
+        self._place = 1 if conversation.per_chat and conversation.per_user else 0  # of the session's number in a key
+        self._pending: dict[
+            tuple[int | str, ...], object
+        ] = {}  # of handlers with block=False, until they are asked for
+
+    def _kept(self, key: tuple[int | str, ...]) -> dict[str, object]:
+        kept: dict[str, object] = self._session_of(int(key[self._place])).setdefault("conversations", {})
+        return kept
+
+    def _text(self, key: tuple[int | str, ...]) -> str:
+        return f"{self._name} {key!r}"
+
+    def __getitem__(self, key: tuple[int | str, ...]) -> object:
+        return self._pending[key] if key in self._pending else self._kept(key)[self._text(key)]
+
+    def __setitem__(self, key: tuple[int | str, ...], state: object) -> None:
+        self._pending.pop(key, None)
+        if isinstance(getattr(state, "task", None), asyncio.Task):
+            self._pending[key] = state
+        else:
+            self._kept(key)[self._text(key)] = state
+
+    def __delitem__(self, key: tuple[int | str, ...]) -> None:
+        self._pending.pop(key, None)
+        self._kept(key).pop(self._text(key), None)
+
+    def __iter__(self) -> Iterator[tuple[int | str, ...]]:
+        return iter(self._pending)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+
+def persistent(handlers: Iterable[object]) -> Iterator[ConversationHandler[Any]]:
+    """Find the conversations that are to last, those inside others included."""
+    for handler in handlers:
+        if isinstance(handler, ConversationHandler):
+            if handler.persistent:
+                yield handler
+            yield from persistent([*handler.entry_points, *handler.fallbacks, *chain(*handler.states.values())])
+
+
+def keep_states(conversation: ConversationHandler[Any], session_of: SessionOf) -> None:
+    """Put `_States` where the handler looks for its states. It is private to PTB, and the only way. Raises: ConfigError."""
+    if not conversation.per_chat and not conversation.per_user:
+        raise ConfigError(
+            "persistent", True, "per_chat or per_user, or there is no session to keep the conversation in"
+        )
+    if conversation.conversation_timeout is not None:
+        timeout = conversation.conversation_timeout
+        raise ConfigError(
+            "conversation_timeout", timeout, "None with persistent=True: it would end outside of any turn"
+        )
+    if not isinstance(getattr(conversation, "_conversations", None), MutableMapping):
+        raise ImportError("this python-telegram-bot keeps the states of conversations elsewhere; 22.8 is known to work")
+    conversation._conversations = _States(session_of, conversation)
+
+
+class Persistence(DictPersistence):
+    """What lets a ConversationHandler be persistent; it keeps nothing itself."""
+
+    def __init__(self) -> None:
+        super().__init__(store_data=PersistenceInput(False, False, False, False))
+
+    async def update_conversation(self, name: str, key: tuple[int | str, ...], new_state: object) -> NoReturn:
+        raise RuntimeError(f"the conversation {name!r} was added after initialize(): its states are not kept")

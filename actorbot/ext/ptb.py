@@ -1,0 +1,238 @@
+"""python-telegram-bot on actorbot: every update is handled in its chat's and its user's turn, and their data live in sessions.
+
+`PTBSessions.install(builder)` makes the builder build a subclass of `Application`. That one, and not an update processor, takes the turns:
+a processor is told neither the application nor of a handler's failure, and is left out where a program calls `process_update` itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from itertools import chain
+from typing import Any, Final, NoReturn, TypeVar
+from weakref import WeakValueDictionary
+
+from actorbot._context import Context
+from actorbot._manager import SessionManager
+from actorbot.errors import ConfigError, DuplicateEventError, TurnEndedError
+from actorbot.ext._held import held
+
+try:
+    from telegram import Message, Update
+    from telegram.ext import Application, ApplicationBuilder
+except ImportError as error:
+    raise ImportError("actorbot.ext.ptb needs python-telegram-bot: pip install 'actorbot[ptb]'") from error
+
+from actorbot.ext._ptb_conversations import Persistence, keep_states, persistent
+
+__all__ = ["PTBSessions"]
+
+logger = logging.getLogger("actorbot")
+
+UPDATES: Final = 10_000  # at once, those that wait for their chat included: PTB has a task for each anyway
+
+Builder = TypeVar("Builder", bound=ApplicationBuilder[Any, Any, Any, Any, Any, Any])
+
+
+class PTBSessions:
+    """The sessions of one Telegram bot: one per user, which is also that of his private chat, and one per group or channel.
+
+    Their ids are `telegram:<bot>:<number>`, where Telegram's numbers are positive for users and negative for groups. An update holds the
+    turns of its chat and of its user. A session has the keys `user_data`, `chat_data` and `conversations`, and what you add.
+
+    Everything belongs to the event loop that the application runs on.
+    """
+
+    def __init__(self, manager: SessionManager) -> None:
+        """Use *manager*; the application starts and closes it, unless it is started already. Raises: ConfigError."""
+        if manager._options.shape is not None:
+            raise ConfigError(
+                "session_type", "a dataclass", "dict, since sessions keep user_data and chat_data beside yours"
+            )
+        self._manager = manager
+        self._lines: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._application: Application[Any, Any, Any, Any, Any, Any] | None = None
+
+    def install(self, builder: Builder) -> Builder:
+        """Make *builder* build an application on these sessions; returns the builder.
+
+        Sets its `application_class`, `persistence` and `concurrent_updates` (to 10,000; it may be set again, to more than 1).
+        """
+        builder.application_class(_Application, {"sessions": self})
+        builder.persistence(Persistence())
+        builder.concurrent_updates(UPDATES)
+        return builder
+
+    def session_id(self, number: int) -> str:
+        """Return the id of the session of a chat or a user. The application must be initialized."""
+        if self._application is None:
+            raise RuntimeError("no application was built on these sessions: PTBSessions.install(builder) comes first")
+        return f"telegram:{self._application.bot.id}:{number}"
+
+    @staticmethod
+    def chat_id(session_id: str) -> int:
+        """Return the chat (or user) that a session is of: where `deliver` sends its messages to."""
+        return int(session_id.rpartition(":")[2])
+
+    def held(self, update: Update) -> Context:
+        """Return the turn that is held for the update's chat, or for its user if it has no chat. Raises: TurnEndedError."""
+        number = _chat_or_user(update)
+        if number is None:
+            raise ValueError("an update without a chat and without a user, a poll for example, has no session")
+        return self._held(number)
+
+    def session(self, update: Update) -> Any:
+        """Return the session of the update's chat, to be changed in place: `held(update).session`."""
+        return self.held(update).session
+
+    @asynccontextmanager
+    async def turn(self, *numbers: int, event_id: str | None = None) -> AsyncIterator[Context]:
+        """Hold the sessions of chats and users: in a job, say, which runs in no turn. Gives the turn of the first.
+
+        Always taken in the order of their numbers, so groups before users: updates never wait for each other in a circle. Each session
+        changes as a whole or not at all. Raises: DuplicateEventError on entry, DeadlockError, ConflictError at the exit.
+        """
+        async with AsyncExitStack() as stack:
+            for number in sorted(set(numbers)):
+                session_id = self.session_id(number)
+                # Who does not find room in a session's mailbox waits here: PTB could not be told to try again.
+                places = asyncio.Semaphore(self._manager._options.max_mailbox)
+                await stack.enter_async_context(self._lines.setdefault(session_id, places))
+                await stack.enter_async_context(self._manager.turn(session_id, event_id=event_id))
+            yield self._held(numbers[0])
+
+    def _session_of(self, number: int) -> Any:
+        return self._held(number).session
+
+    def _held(self, number: int) -> Context:
+        session_id = self.session_id(number)
+        context = held(self._manager, session_id)
+        if context is None:
+            reason = "its turn is not held here; in a job, or in a handler with block=False, take it: `async with sessions.turn("
+            raise TurnEndedError(session_id, f"{reason}{number}):`")
+        return context
+
+
+class _Application(Application[Any, Any, Any, Any, Any, Any]):
+    """An application that handles each update inside the turns of its chat and its user."""
+
+    def __init__(self, *, sessions: PTBSessions, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("user_data", "chat_data"):
+            kind = getattr(self.context_types, name)
+            if kind is not dict:
+                raise ConfigError(f"context_types.{name}", kind, "dict, which is what a session keeps")
+        self.user_data = _Data(sessions, "user_data")
+        self.chat_data = _Data(sessions, "chat_data")
+        self._sessions = sessions
+        self._closes_manager = False
+        sessions._application = self
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def initialize(self) -> None:
+        await super().initialize()
+        for conversation in persistent(chain.from_iterable(self.handlers.values())):
+            keep_states(conversation, self._sessions._session_of)
+        if self._sessions._manager._state == "new":
+            await self._sessions._manager.start()
+            self._closes_manager = True
+
+    async def shutdown(self) -> None:
+        if self._closes_manager and not self.running:
+            await self._sessions._manager.close()  # first: the replies it still has need the bot
+        await super().shutdown()
+
+    # --- updates ------------------------------------------------------------------------------------------------------
+
+    async def process_update(self, update: object) -> None:
+        numbers = _numbers(update)
+        if not isinstance(update, Update) or not numbers:
+            await super().process_update(update)
+            return
+        failures: list[Exception] = []
+        before = _failures.set(failures)
+        try:
+            async with self._sessions.turn(*numbers, event_id=str(update.update_id)):
+                await super().process_update(update)
+                if failures:
+                    raise failures[0]
+        except DuplicateEventError as error:
+            logger.debug("update %s came again: %s", update.update_id, error)
+        except Exception as error:
+            if error not in failures:  # the handlers ended well, or never began
+                await super().process_error(update, error)
+        finally:
+            _failures.reset(before)
+
+    async def process_error(self, update: object, error: Exception, job: Any = None, coroutine: Any = None) -> bool:
+        stop = await super().process_error(update, error, job, coroutine)
+        failures = _failures.get()
+        if failures is None or update is None or job is not None or coroutine is not None:
+            return stop  # not of a handler that this turn waits for
+        failures.append(error)
+        return True  # later groups would say and store what is about to be rolled back
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    def drop_user_data(self, user_id: int) -> None:
+        self.user_data[user_id].clear()
+
+    def drop_chat_data(self, chat_id: int) -> None:
+        self.chat_data[chat_id].clear()
+
+    def migrate_chat_data(
+        self, message: Message | None = None, old_chat_id: int | None = None, new_chat_id: int | None = None
+    ) -> None:
+        if message is not None:
+            old_chat_id = message.migrate_from_chat_id or message.chat.id
+            new_chat_id = message.migrate_to_chat_id or message.chat.id
+        if old_chat_id is None or new_chat_id is None or old_chat_id == new_chat_id:
+            raise ValueError("migrate_chat_data needs a message about a migration, or both chat ids")
+        old, new = self.chat_data[old_chat_id], self.chat_data[new_chat_id]
+        new.update(old)  # Telegram tells of a migration in both chats: the second time there is nothing left to move
+        old.clear()
+
+    def _mark_for_persistence_update(self, **_: Any) -> None:
+        """Do not note everybody ever seen for a persistence that asks for nobody. (Private to PTB; without this they pile up.)"""
+
+
+_failures: ContextVar[list[Exception] | None] = ContextVar("actorbot_ptb_failures", default=None)
+"""What handlers of the update that is being processed have failed with."""
+
+
+def _chat_or_user(update: Update) -> int | None:
+    found = update.effective_chat or update.effective_user
+    return None if found is None else found.id
+
+
+def _numbers(update: object) -> set[int]:
+    """Return the chats and users that an update touches; a group that becomes a supergroup is two."""
+    if not isinstance(update, Update):
+        return set()
+    numbers = {found.id for found in (update.effective_chat, update.effective_user) if found is not None}
+    if update.message is not None:
+        numbers |= {update.message.migrate_to_chat_id or 0, update.message.migrate_from_chat_id or 0} - {0}
+    return numbers
+
+
+class _Data(Mapping[int, dict[Any, Any]]):
+    """`application.user_data` or `.chat_data`: what the held sessions keep under that name."""
+
+    def __init__(self, sessions: PTBSessions, name: str) -> None:
+        self._sessions = sessions
+        self._name = name
+
+    def __getitem__(self, number: int) -> dict[Any, Any]:
+        values: dict[Any, Any] = self._sessions._session_of(number).setdefault(self._name, {})
+        return values
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(f"{self._name} cannot be listed: sessions are not kept in memory; ask the store for them")
+
+    def __len__(self) -> NoReturn:
+        iter(self)
+        raise AssertionError
