@@ -120,3 +120,20 @@ def test_flush_policies(tmp_path: Path) -> None:
     assert through == 100
     assert behind < often < 100
     assert journaled < 100
+
+
+def test_with_python_telegram_bot(tmp_path: Path) -> None:  # what it does: tests/ext/test_ptb.py
+    assert refusal("with_python_telegram_bot.py", tmp_path, "TELEGRAM_TOKEN").startswith(
+        "Set TELEGRAM_TOKEN to your bot's"
+    )
+
+
+def refusal(example: str, folder: Path, missing: str) -> str:
+    """Run an example without what it needs and return its complaint."""
+    environment = {name: value for name, value in os.environ.items() if name != missing}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / example)],
+        cwd=folder, capture_output=True, text=True, timeout=30, check=False, env=environment,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("", 1)
+    return done.stderr

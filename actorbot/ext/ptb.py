@@ -66,11 +66,16 @@ class PTBSessions:
         builder.concurrent_updates(UPDATES)
         return builder
 
-    def session_id(self, number: int) -> str:
-        """Return the id of the session of a chat or a user. The application must be initialized."""
+    @property
+    def bot(self) -> Any:
+        """The application's bot, for `deliver` say."""
         if self._application is None:
             raise RuntimeError("no application was built on these sessions: PTBSessions.install(builder) comes first")
-        return f"telegram:{self._application.bot.id}:{number}"
+        return self._application.bot
+
+    def session_id(self, number: int) -> str:
+        """Return the id of the session of a chat or a user. The application must be initialized."""
+        return f"telegram:{self.bot.id}:{number}"
 
     @staticmethod
     def chat_id(session_id: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import runpy
 import subprocess
 import sys
 from collections import Counter, deque
@@ -32,6 +33,8 @@ from telegram.request import BaseRequest
 from actorbot import FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot.ext.ptb import PTBSessions
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
+from tests.ext.pages import PAGES, program
+from tests.test_examples import EXAMPLES
 
 BOT = 4242
 CHATS = range(1, 11)
@@ -735,3 +738,75 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     assert done.stderr.endswith(
         "ImportError: actorbot.ext.ptb needs python-telegram-bot: pip install 'actorbot[ptb]'\n"
     )
+
+
+# --- the page and the example -----------------------------------------------------------------------------------------
+
+
+async def test_the_bots_of_the_page_count_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    counted: dict[str, list[int]] = {}
+    for heading in ("Before", "After"):
+        names: dict[str, Any] = {"__name__": "bot"}
+        exec(program("python-telegram-bot", heading), names)
+        telegram = Telegram()
+        builder = Application.builder().token(f"{BOT}:x").request(telegram).get_updates_request(telegram)
+        async with running(names["build"](builder)) as application:
+            await feed(application, *hundred(application))
+            if heading == "Before":
+                counted[heading] = [application.user_data[chat]["n"] for chat in CHATS]
+        assert len(telegram.sent) == 100
+    async with SessionManager(FileSessionStore(tmp_path / ".sessions")) as manager:
+        states = [await manager.peek(sid(chat)) for chat in CHATS]
+        counted["After"] = [state["user_data"]["n"] for state in states if state is not None]
+
+    assert counted == {"Before": [1] * 10, "After": [10] * 10}
+
+
+async def test_the_job_of_the_page_takes_a_turn_and_one_that_takes_none_is_told() -> None:
+    pytest.importorskip("apscheduler", reason="the job queue of python-telegram-bot is an extra of its own")
+    text = (PAGES / "python-telegram-bot.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec("async def remind" + text.split("```python\nasync def remind")[1].split("```")[0], names)
+    ended: asyncio.Queue[object] = asyncio.Queue()
+
+    async def remind(context: Any) -> None:
+        await names["remind"](context)
+        ended.put_nowait("reminded")
+
+    async def forget(context: Any) -> None:
+        context.user_data.clear()
+
+    async def note(update: object, context: Any) -> None:
+        ended.put_nowait(type(context.error))
+
+    async def plan(update: Update, context: Any) -> None:
+        await count(update, context)
+        context.job_queue.run_once(remind, 0, user_id=7)
+        context.job_queue.run_once(forget, 0, user_id=7)
+
+    manager = SessionManager()
+    application, names["sessions"] = build(manager, None, plan)
+    application.add_error_handler(note)
+    async with running(application), asyncio.timeout(20):
+        await feed(application, message(application, 1, 7))
+        assert {await ended.get(), await ended.get()} == {"reminded", errors.TurnEndedError}
+        assert await manager.peek(sid(7)) == {"user_data": {"n": 1, "reminded": 1}}
+
+
+async def test_the_example_remembers_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    telegram = Telegram()
+    command = {"entities": [{"type": "bot_command", "offset": 0, "length": 6}]}
+    for n in (0, 10):  # the second run goes on in the middle of the conversation
+        names = runpy.run_path(str(EXAMPLES / "with_python_telegram_bot.py"), run_name="bot")
+        builder = Application.builder().token(f"{BOT}:x").request(telegram).get_updates_request(telegram)
+        async with running(names["build"](builder)) as application:
+            if n == 0:
+                await feed(application, message(application, 1, 7, text="/start", **command))
+            else:
+                await feed(
+                    application, *(message(application, n + i, 7, text=text) for i, text in enumerate(["Tim", "hey"]))
+                )
+
+    assert telegram.sent == [(7, "Hi, what's your nickname?"), (7, "Hello Tim"), (7, "That was message 1, Tim")]
