@@ -17,43 +17,44 @@ from actorbot.errors import ConfigError
 
 __all__ = ["Persistence", "keep_states", "persistent"]
 
+Key = tuple[int | str, ...]
+"""Which conversation: the chat, the user and the message, as far as the handler tells them apart."""
+
 SessionOf = Callable[[int], dict[str, Any]]
 """Gives the held session of a chat or a user. Raises: TurnEndedError."""
 
 
-class _States(MutableMapping[tuple[int | str, ...], object]):
+class _States(MutableMapping[Key, object]):
     """The states of a ConversationHandler: each in the held session of its user, or of its chat where it is not per user."""
 
     def __init__(self, session_of: SessionOf, conversation: ConversationHandler[Any]) -> None:
         self._session_of = session_of
         self._name = conversation.name
         self._place = 1 if conversation.per_chat and conversation.per_user else 0  # of the session's number in a key
-        self._pending: dict[
-            tuple[int | str, ...], object
-        ] = {}  # of handlers with block=False, until they are asked for
+        self._pending: dict[Key, object] = {}  # of handlers with block=False, until they are asked for
 
-    def _kept(self, key: tuple[int | str, ...]) -> dict[str, object]:
+    def _kept(self, key: Key) -> dict[str, object]:
         kept: dict[str, object] = self._session_of(int(key[self._place])).setdefault("conversations", {})
         return kept
 
-    def _text(self, key: tuple[int | str, ...]) -> str:
+    def _text(self, key: Key) -> str:
         return f"{self._name} {key!r}"
 
-    def __getitem__(self, key: tuple[int | str, ...]) -> object:
+    def __getitem__(self, key: Key) -> object:
         return self._pending[key] if key in self._pending else self._kept(key)[self._text(key)]
 
-    def __setitem__(self, key: tuple[int | str, ...], state: object) -> None:
+    def __setitem__(self, key: Key, state: object) -> None:
         self._pending.pop(key, None)
         if isinstance(getattr(state, "task", None), asyncio.Task):
             self._pending[key] = state
         else:
             self._kept(key)[self._text(key)] = state
 
-    def __delitem__(self, key: tuple[int | str, ...]) -> None:
+    def __delitem__(self, key: Key) -> None:
         self._pending.pop(key, None)
         self._kept(key).pop(self._text(key), None)
 
-    def __iter__(self) -> Iterator[tuple[int | str, ...]]:
+    def __iter__(self) -> Iterator[Key]:
         return iter(self._pending)
 
     def __len__(self) -> int:
@@ -81,7 +82,9 @@ def keep_states(conversation: ConversationHandler[Any], session_of: SessionOf) -
             "conversation_timeout", timeout, "None with persistent=True: it would end outside of any turn"
         )
     if not isinstance(getattr(conversation, "_conversations", None), MutableMapping):
-        raise ImportError("this python-telegram-bot keeps the states of conversations elsewhere; 22.8 is known to work")
+        raise RuntimeError(
+            "this python-telegram-bot keeps the states of conversations elsewhere; 22.8 is known to work"
+        )
     conversation._conversations = _States(session_of, conversation)
 
 
@@ -91,5 +94,5 @@ class Persistence(DictPersistence):
     def __init__(self) -> None:
         super().__init__(store_data=PersistenceInput(False, False, False, False))
 
-    async def update_conversation(self, name: str, key: tuple[int | str, ...], new_state: object) -> NoReturn:
+    async def update_conversation(self, name: str, key: Key, new_state: object) -> NoReturn:
         raise RuntimeError(f"the conversation {name!r} was added after initialize(): its states are not kept")

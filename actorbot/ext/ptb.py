@@ -94,20 +94,20 @@ class PTBSessions:
         return self.held(update).session
 
     @asynccontextmanager
-    async def turn(self, *numbers: int, event_id: str | None = None) -> AsyncIterator[Context]:
+    async def turn(self, number: int, *more: int, event_id: str | None = None) -> AsyncIterator[Context]:
         """Hold the sessions of chats and users: in a job, say, which runs in no turn. Gives the turn of the first.
 
         Always taken in the order of their numbers, so groups before users: updates never wait for each other in a circle. Each session
         changes as a whole or not at all. Raises: DuplicateEventError on entry, DeadlockError, ConflictError at the exit.
         """
         async with AsyncExitStack() as stack:
-            for number in sorted(set(numbers)):
-                session_id = self.session_id(number)
+            for each in sorted({number, *more}):
+                session_id = self.session_id(each)
                 # Who does not find room in a session's mailbox waits here: PTB could not be told to try again.
                 places = asyncio.Semaphore(self._manager._options.max_mailbox)
                 await stack.enter_async_context(self._lines.setdefault(session_id, places))
                 await stack.enter_async_context(self._manager.turn(session_id, event_id=event_id))
-            yield self._held(numbers[0])
+            yield self._held(number)
 
     def _session_of(self, number: int) -> Any:
         return self._held(number).session
@@ -154,8 +154,7 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
     # --- updates ------------------------------------------------------------------------------------------------------
 
     async def process_update(self, update: object) -> None:
-        numbers = _numbers(update)
-        if not isinstance(update, Update) or not numbers:
+        if not isinstance(update, Update) or not (numbers := _numbers(update)):
             await super().process_update(update)
             return
         failures: list[Exception] = []
@@ -214,10 +213,8 @@ def _chat_or_user(update: Update) -> int | None:
     return None if found is None else found.id
 
 
-def _numbers(update: object) -> set[int]:
+def _numbers(update: Update) -> set[int]:
     """Return the chats and users that an update touches; a group that becomes a supergroup is two."""
-    if not isinstance(update, Update):
-        return set()
     numbers = {found.id for found in (update.effective_chat, update.effective_user) if found is not None}
     if update.message is not None:
         numbers |= {update.message.migrate_to_chat_id or 0, update.message.migrate_from_chat_id or 0} - {0}
@@ -236,8 +233,10 @@ class _Data(Mapping[int, dict[Any, Any]]):
         return values
 
     def __iter__(self) -> NoReturn:
-        raise TypeError(f"{self._name} cannot be listed: sessions are not kept in memory; ask the store for them")
+        raise self._unlisted()
 
     def __len__(self) -> NoReturn:
-        iter(self)
-        raise AssertionError
+        raise self._unlisted()
+
+    def _unlisted(self) -> TypeError:
+        return TypeError(f"{self._name} cannot be listed: sessions are not kept in memory; ask the store for them")

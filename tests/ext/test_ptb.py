@@ -24,18 +24,20 @@ from telegram.ext import (
     ContextTypes,
     ConversationHandler,
     MessageHandler,
+    PicklePersistence,
     PollHandler,
     TypeHandler,
     filters,
 )
 from telegram.request import BaseRequest
+from telegram.warnings import PTBUserWarning
 
 from actorbot import FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot.ext.ptb import PTBSessions
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.ext.pages import PAGES, program
-from tests.test_examples import EXAMPLES
 
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "with_python_telegram_bot.py"
 BOT = 4242
 CHATS = range(1, 11)
 
@@ -432,6 +434,43 @@ async def test_a_user_is_one_across_his_chats_and_a_group_is_one_for_its_users()
     assert set(store.read(sid(-1))) == {"chat_data", "$actorbot"}
 
 
+async def test_a_group_keeps_its_order_also_while_a_user_of_it_is_busy_elsewhere() -> None:
+    inside, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    async def handle(update: Update, context: Any) -> None:
+        if update.message.text == "slow":
+            inside.set()
+            await go_on.wait()
+        seen.append(update.message.text)
+
+    application, _ = build(SessionManager(), None, handle)
+    async with running(application):
+        application.update_queue.put_nowait(message(application, 1, 7, text="slow"))
+        await inside.wait()
+        for n, user in enumerate([7, 8]):
+            application.update_queue.put_nowait(message(application, 2 + n, -1, user, text=f"by {user}"))
+        await settle()
+        go_on.set()
+        await application.update_queue.join()
+
+    assert seen == ["slow", "by 7", "by 8"]
+
+
+async def test_turns_of_several_sessions_never_wait_in_a_circle() -> None:
+    manager = SessionManager()
+    application, sessions = build(manager)
+
+    async def swap(first: int, second: int) -> None:
+        async with sessions.turn(first, second) as turn:
+            await asyncio.sleep(0)
+            turn.session["first"] = turn.session.get("first", 0) + 1
+
+    async with running(application), asyncio.timeout(20):
+        await asyncio.gather(*(swap(*pair) for _ in range(20) for pair in ((5, 7), (7, 5), (-1, 7), (7, -1))))
+        assert [await manager.peek(sid(n)) for n in (5, 7, -1)] == [{"first": 20}, {"first": 40}, {"first": 20}]
+
+
 async def test_a_group_that_becomes_a_supergroup_takes_its_data_along() -> None:
     async def handle(update: Update, context: Any) -> None:
         context.chat_data["title"] = "ours"
@@ -674,6 +713,43 @@ async def test_a_handler_in_the_background_is_told_when_its_turn_is_over() -> No
         assert await manager.peek(sid(7)) == {"user_data": {"n": 1}}
 
 
+async def test_a_task_that_fails_on_its_own_fails_no_turn() -> None:
+    async def fail() -> None:
+        raise ValueError("a bug")
+
+    async def handle(update: Update, context: Any) -> None:
+        await asyncio.wait([context.application.create_task(fail(), update=update)])
+        await count(update, context)
+
+    manager = SessionManager()
+    application, _ = build(manager, None, handle)
+    told = gather_errors(application)
+    async with running(application):
+        await feed(application, message(application, 1, 7))
+        assert [str(error) for error in told] == ["a bug"]
+        assert await manager.peek(sid(7)) == {"user_data": {"n": 1}}
+
+
+async def test_an_update_inside_another_fails_alone() -> None:
+    async def handle(update: Update, context: Any) -> None:
+        await count(update, context)
+        inner = {"inner fails": "bad", "outer fails": "good"}.get(update.message.text)
+        if inner is not None:
+            await context.application.process_update(message(application, update.update_id + 10, 8, text=inner))
+        if update.message.text in ("bad", "outer fails"):
+            raise ValueError("a bug")
+
+    manager = SessionManager()
+    application, _ = build(manager, None, handle)
+    told = gather_errors(application)
+    async with running(application):
+        await feed(application, message(application, 1, 7, text="inner fails"))
+        assert [await manager.peek(sid(n)) for n in (7, 8)] == [{"user_data": {"n": 1}}, None]
+        await feed(application, message(application, 2, 7, text="outer fails"))
+        assert [await manager.peek(sid(n)) for n in (7, 8)] == [{"user_data": {"n": 1}}] * 2
+    assert len(told) == 2
+
+
 async def test_updates_of_nobody_run_without_a_turn() -> None:
     seen: list[object] = []
 
@@ -730,6 +806,20 @@ async def test_what_cannot_work_is_refused_at_the_start() -> None:
     with pytest.raises(errors.ConfigError, match="conversation_timeout"):
         async with application:
             pass
+
+
+async def test_a_conversation_that_comes_too_late_is_told_of() -> None:
+    application, _ = build(SessionManager())
+    told = gather_errors(application)
+    async with running(application):
+        with pytest.warns(PTBUserWarning, match="after `Application.initialize` was called"):
+            application.add_handler(conversation())
+        await settle()
+        await feed(application, message(application, 1, 7))
+        await application.update_persistence()
+    assert [str(error) for error in told] == [
+        "the conversation 'who' was added after initialize(): its states are not kept"
+    ]
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
@@ -794,12 +884,30 @@ async def test_the_job_of_the_page_takes_a_turn_and_one_that_takes_none_is_told(
         assert await manager.peek(sid(7)) == {"user_data": {"n": 1, "reminded": 1}}
 
 
+async def test_what_a_pickle_holds_is_taken_over_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = PicklePersistence("bot.pickle")
+    await old.update_user_data(7, {"n": 41})
+    await old.flush()
+    text = (PAGES / "python-telegram-bot.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"PicklePersistence": PicklePersistence}
+    exec("async def take_over" + text.split("```python\nasync def take_over")[1].split("```")[0], names)
+    manager = SessionManager()
+    application, names["sessions"] = build(manager, None, count)
+    async with running(application):
+        await names["take_over"](application)
+        await feed(application, message(application, 1, 7))
+        assert await manager.peek(sid(7)) == {"user_data": {"n": 42}}
+
+
 async def test_the_example_remembers_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     telegram = Telegram()
     command = {"entities": [{"type": "bot_command", "offset": 0, "length": 6}]}
     for n in (0, 10):  # the second run goes on in the middle of the conversation
-        names = runpy.run_path(str(EXAMPLES / "with_python_telegram_bot.py"), run_name="bot")
+        names = runpy.run_path(str(EXAMPLE), run_name="bot")
         builder = Application.builder().token(f"{BOT}:x").request(telegram).get_updates_request(telegram)
         async with running(names["build"](builder)) as application:
             if n == 0:
