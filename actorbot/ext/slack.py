@@ -1,0 +1,106 @@
+"""Slack's Bolt: a listener, `async def` or `def`, that runs inside its session's turn."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
+from functools import wraps
+from inspect import Parameter
+from typing import Any
+
+from actorbot._manager import SessionManager
+from actorbot.errors import DuplicateEventError, InvalidSessionIdError
+from actorbot.ext._lent import Lent
+
+try:
+    from slack_bolt.context.base_context import BaseContext
+except ImportError as error:
+    raise ImportError("actorbot.ext.slack needs slack-bolt: pip install 'actorbot[slack]'") from error
+
+__all__ = ["in_turn", "session_id_of"]
+
+Listener = Callable[..., Any]
+
+
+def session_id_of(context: BaseContext) -> str:
+    """Return `slack:{team}:{channel}:{user}` without the parts that the request does not have.
+
+    Views, global shortcuts and the home tab have no channel: `slack:{team}:{user}`. The team is the workspace that the app is installed
+    in; where an organisation has installed it and Slack names no workspace, the organisation. Raises: InvalidSessionIdError.
+    """
+    parts = [context.team_id or context.enterprise_id, context.channel_id, context.user_id]
+    if not any(parts):
+        raise InvalidSessionIdError(
+            "the Slack request names no team, channel or user; give in_turn a session_id= of your own"
+        )
+    return ":".join(["slack", *filter(None, parts)])
+
+
+def in_turn(
+    manager: SessionManager, *, session_id: Callable[[BaseContext], str] = session_id_of
+) -> Callable[[Listener], Listener]:
+    """Make a Bolt listener run inside its session's turn: commit what it changed when it returns, roll back if it raises.
+
+    Stands below Bolt's own decorator. The listener names what it wants, as always in Bolt, and besides `session` (its values) and
+    `turn` (the whole context: `turn.send_text`, `turn.is_new`, ...). An `async def` one belongs to an AsyncApp on the manager's loop;
+    a `def` one to an App, whose thread waits with it. `session_id` makes the session's id from Bolt's context.
+
+    A delivery that Slack repeats, by its `event_id` or `trigger_id`, does not run the listener again once it has succeeded. A listener
+    that names neither `ack` nor `args` is acknowledged before it waits for its turn; another acknowledges by itself, inside it.
+
+    What the listener raises, and OverloadedError, ManagerClosedError or a store's error, goes to Bolt's error handler.
+    """
+
+    def decorate(listener: Listener) -> Listener:
+        lent = Lent(listener)
+        acknowledges = not lent.shown.parameters.keys().isdisjoint(("ack", "args"))
+        wants_request = "request" in lent.shown.parameters
+        name = getattr(listener, "__qualname__", type(listener).__qualname__)
+
+        def borrowing(request: Any, given: dict[str, Any]) -> tuple[str, str | None]:
+            if wants_request:
+                given["request"] = request
+            # Several listeners may be part of one request, lazy ones, each with its own turn.
+            delivery = request.body.get("event_id") or request.body.get("trigger_id")
+            return session_id(request.context), f"{delivery}:{name}" if delivery else None
+
+        async def run(*bound: Any, request: Any, **given: Any) -> Any:
+            ack = request.context.ack
+            if not acknowledges and ack.response is None:
+                await ack()
+            where, event_id = borrowing(request, given)
+            async with AsyncExitStack() as stack:
+                try:
+                    turn = await stack.enter_async_context(manager.turn(where, event_id=event_id))
+                except DuplicateEventError:
+                    return None if ack.response is not None else await ack()
+                return await listener(*bound, **given, **lent.of(turn))
+
+        def run_sync(*bound: Any, request: Any, **given: Any) -> Any:
+            ack = request.context.ack
+            if not acknowledges and ack.response is None:
+                ack()
+            where, event_id = borrowing(request, given)
+            with ExitStack() as stack:
+                try:
+                    turn = stack.enter_context(manager.turn_sync(where, event_id=event_id))
+                except DuplicateEventError:
+                    return None if ack.response is not None else ack()
+                return listener(*bound, **given, **lent.of(turn))
+
+        return _shown_to_bolt(wraps(listener)(run if inspect.iscoroutinefunction(listener) else run_sync), lent)
+
+    return decorate
+
+
+def _shown_to_bolt(run: Any, lent: Lent) -> Listener:
+    """Have Bolt, which hands a listener what its signature names, hand over the request as well, and none of what is lent."""
+    parameters = list(lent.shown.parameters.values())
+    if "request" not in lent.shown.parameters:
+        named = [each for each in parameters if each.kind <= Parameter.POSITIONAL_OR_KEYWORD]
+        request = Parameter("request", Parameter.POSITIONAL_OR_KEYWORD, default=None)
+        parameters.insert(len(named), request)
+    run.__signature__ = lent.shown.replace(parameters=parameters)
+    del run.__wrapped__  # Bolt would look behind it
+    return run  # type: ignore[no-any-return]
