@@ -19,7 +19,7 @@ class Lent:
     def __init__(self, handler: Callable[..., Any]) -> None:
         try:
             self.signature = inspect.signature(handler, eval_str=True)
-        except NameError:  # an annotation that only a type checker knows
+        except (NameError, AttributeError, TypeError):  # an annotation that only a type checker knows
             self.signature = inspect.signature(handler)
         parameters = self.signature.parameters
         self.names = [name for name in LENT if name in parameters]
@@ -29,3 +29,9 @@ class Lent:
     def of(self, turn: Context) -> dict[str, Any]:
         """Return what the handler has named, by name."""
         return {name: turn if name == "turn" else turn.session for name in self.names}
+
+    def call(self, turn: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        """Return what the handler is called with: what the library handed over, and what is lent, each in its place."""
+        arguments = self.shown.bind(*args, **kwargs).arguments | self.of(turn)
+        ordered = {name: arguments[name] for name in self.signature.parameters if name in arguments}
+        return inspect.BoundArguments(self.signature, ordered)
