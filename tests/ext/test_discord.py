@@ -347,10 +347,17 @@ async def test_commands_parse_their_arguments_as_before_and_share_the_session_of
     assert state == {"log": ["prefix", "prefix", "prefixed hybrid", "hybrid", "slash"], "heard": 3}
 
 
-async def test_a_button_belongs_to_the_session_of_who_clicks_it() -> None:
-    client = make_client()
-    async with discord_api() as api, client, SessionManager(MemorySessionStore()) as manager:
-        await api.log_in(client)
+async def test_context_menus_register_and_a_button_belongs_to_the_session_of_who_clicks_it() -> None:
+    bot = make_bot()
+    async with discord_api() as api, bot, SessionManager(MemorySessionStore()) as manager:
+        await api.log_in(bot)
+
+        @bot.tree.context_menu(name="Count this")
+        @in_turn(manager)
+        async def count_this(interaction: discord.Interaction[Any], message: discord.Message, session: Any) -> None:
+            raise NotImplementedError
+
+        assert bot.tree.get_command("Count this", type=discord.AppCommandType.message) is count_this
 
         class Counter(discord.ui.View):
             @discord.ui.button(label="+1", custom_id="more")
@@ -359,9 +366,9 @@ async def test_a_button_belongs_to_the_session_of_who_clicks_it() -> None:
                 session["n"] = session.get("n", 0) + 1
                 await interaction.response.send_message(f"{button.label}: {session['n']}")
 
-        client.add_view(Counter(timeout=None))
+        bot.add_view(Counter(timeout=None))
         for _ in range(2):
-            client._connection.parse_interaction_create(click("more"))
+            bot._connection.parse_interaction_create(click("more"))
         await ended()
 
     assert api.posted == [("interaction", "+1: 1"), ("interaction", "+1: 2")]
