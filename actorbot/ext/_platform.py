@@ -1,0 +1,200 @@
+"""What every platform's webhooks have in common, and those of nobody in particular: signed with a shared secret."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, Unpack, get_args
+
+from actorbot._messages import Event, Message
+from actorbot._options import check_count
+from actorbot.errors import ConfigError
+from actorbot.ext._requests import Headers, RefusedError, check_fresh, joined, media_type, only, read_json
+
+__all__ = ["HmacPlatform", "Incoming", "Options", "Platform", "Signed", "WebhookEvent", "compare", "incoming", "key"]
+
+Answer = Literal["acknowledged", "handled", "accepted"]
+SessionOf = Callable[[Any], str | None]
+
+
+class Options(TypedDict, total=False):
+    """The options of every `Platform`."""
+
+    session_id: SessionOf | None
+    answer: Answer
+    max_body: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEvent(Event):
+    """One event of a platform: `message.text` is what the user wrote or the data of the button pressed, else empty."""
+
+    raw: Any = None
+    """The event as the platform sent it; of a delivery that brings several, this one's part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One event of a delivery, and where it belongs."""
+
+    session_id: str | None
+    """`None`: it is nobody's, and acknowledged without being handled."""
+    event_id: str | None
+    event: WebhookEvent
+
+
+class Platform(ABC):
+    """What is known of a platform's webhooks. Subclass it for one that is not here: `verify` and `events`.
+
+    `session_id(raw)` names the session of each event in place of the platform's own rule, or returns `None` to leave it out.
+    `answer` says when the platform is told 200, `max_body` how many bytes a delivery may have. Raises: ConfigError.
+
+    - `"acknowledged"`: once every event is acknowledged. After a failure the platform is told to deliver again.
+    - `"handled"`: once every handler has ended, well or not. What failed is not delivered again.
+    - `"accepted"`: at once. What failed is a dead letter; what was accepted is lost if the process is killed before it is handled.
+    """
+
+    def __init__(
+        self, *, session_id: SessionOf | None = None, answer: Answer = "acknowledged", max_body: int = 1_048_576
+    ) -> None:
+        if session_id is not None and not callable(session_id):
+            raise ConfigError("session_id", session_id, "a function of the event as the platform sent it")
+        if answer not in get_args(Answer):
+            raise ConfigError("answer", answer, f"one of {', '.join(get_args(Answer))}")
+        self.answer: Answer = answer
+        self.max_body = check_count("max_body", max_body)
+        self._session_id = session_id
+
+    def admit(self, headers: Headers, now: float) -> None:
+        """Look at the headers before the body is read; *now* is wall-clock seconds. Raises: RefusedError."""
+        if any(
+            value.strip().lower() not in {b"", b"identity"} for name, value in headers if name == b"content-encoding"
+        ):
+            raise RefusedError(415, "a compressed body")
+
+    @abstractmethod
+    def verify(self, headers: Headers, body: bytes) -> None:
+        """Make sure that the platform has sent *body*, byte for byte. Raises: RefusedError."""
+
+    def parse(self, headers: Headers, body: bytes) -> Any:
+        """Read what was verified. Raises: RefusedError."""
+        if media_type(headers) != b"application/json":
+            raise RefusedError(415, "not application/json")
+        return read_json(body)
+
+    def open(self, headers: Headers, body: bytes) -> Any:
+        """Verify *body*, then parse it. Raises: RefusedError."""
+        self.verify(headers, body)
+        payload = self.parse(headers, body)
+        if not isinstance(payload, dict):
+            raise RefusedError(400, "not an object")
+        return payload
+
+    @abstractmethod
+    def events(self, payload: Any) -> Iterator[Incoming]:
+        """Find the events in a delivery, under the platform's own session ids."""
+
+    def incoming(self, payload: Any) -> list[Incoming]:
+        """List the events of a delivery that have a session."""
+        found = self.events(payload)
+        if self._session_id is not None:
+            name = self._session_id
+            found = (Incoming(name(each.event.raw), each.event_id, each.event) for each in found)
+        return [each for each in found if each.session_id is not None]
+
+    def reply(self, payload: Any) -> str:
+        """Return the text of the answer to a delivery; most platforms want none."""
+        return ""
+
+    def subscribe(self, query: Sequence[tuple[str, str]]) -> str:
+        """Return the text of the answer to a GET, by which some platforms check an address. Raises: RefusedError."""
+        raise RefusedError(405, "nothing but POST")
+
+
+class HmacPlatform(Platform):
+    """A platform that signs the raw body with HMAC-SHA256 and a secret that both sides know."""
+
+    _header: bytes
+    _prefix = b""
+    _base64 = False
+
+    def __init__(self, field: str, secret: str, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        self._secret = key(field, secret)
+
+    def admit(self, headers: Headers, now: float) -> None:
+        super().admit(headers, now)
+        only(headers, self._header)
+
+    def verify(self, headers: Headers, body: bytes) -> None:
+        mac = hmac.new(self._secret, self._before(headers) + body, hashlib.sha256)
+        expected = base64.b64encode(mac.digest()) if self._base64 else mac.hexdigest().encode()
+        compare(only(headers, self._header), self._prefix + expected)
+
+    def _before(self, headers: Headers) -> bytes:
+        """Return what is signed before the body."""
+        return b""
+
+
+class Signed(HmacPlatform):
+    """Anybody's webhooks: JSON, signed with HMAC-SHA256 in a header, `<prefix><digest>`; one event in a delivery.
+
+    `session_id(payload)`, `event_id(payload)` and `text(payload)` say what is what. With a `timestamp_header` (Unix seconds) what is
+    signed is `<timestamp>.<body>`, and a delivery older or younger than 300 s is refused; without one it can be sent again for ever.
+    """
+
+    def __init__(
+        self,
+        secret: str,
+        *,
+        session_id: SessionOf,
+        event_id: Callable[[Any], str | None] | None = None,
+        text: Callable[[Any], str] | None = None,
+        header: str = "X-Signature-256",
+        prefix: str = "sha256=",
+        encoding: Literal["hex", "base64"] = "hex",
+        timestamp_header: str | None = None,
+        answer: Answer = "acknowledged",
+        max_body: int = 1_048_576,
+    ) -> None:
+        super().__init__("secret", secret, session_id=session_id, answer=answer, max_body=max_body)
+        if encoding not in {"hex", "base64"}:
+            raise ConfigError("encoding", encoding, "hex or base64")
+        self._event_id, self._text = event_id, text
+        self._header, self._prefix, self._base64 = header.lower().encode(), prefix.encode(), encoding == "base64"
+        self._timestamp = None if timestamp_header is None else timestamp_header.lower().encode()
+
+    def admit(self, headers: Headers, now: float) -> None:
+        super().admit(headers, now)
+        if self._timestamp is not None:
+            check_fresh(only(headers, self._timestamp), now)
+
+    def _before(self, headers: Headers) -> bytes:
+        return b"" if self._timestamp is None else only(headers, self._timestamp) + b"."
+
+    def events(self, payload: Any) -> Iterator[Incoming]:
+        event_id = None if self._event_id is None else self._event_id(payload)
+        yield incoming(None, event_id, [None if self._text is None else self._text(payload)], payload)
+
+
+def key(field: str, secret: Any) -> bytes:
+    """Return a secret as bytes. Raises: ConfigError for none, which everybody would know."""
+    if not isinstance(secret, str) or not secret.strip():
+        raise ConfigError(field, None, "a text that is not empty")  # whatever it is, it is not shown
+    return secret.encode()
+
+
+def compare(given: bytes, expected: bytes) -> None:
+    """Raises: RefusedError if they differ; how long it takes does not tell where."""
+    if not hmac.compare_digest(given, expected):
+        raise RefusedError(401, "a wrong signature or token")
+
+
+def incoming(session_id: str | None, event_id: Any, texts: Iterable[Any], raw: Any) -> Incoming:
+    """Make an event; its text is the first of *texts* that is one, its id none if *event_id* is no text or number."""
+    text = next((text for text in texts if isinstance(text, str)), "")
+    return Incoming(session_id, joined(event_id), WebhookEvent(Message(text), raw))

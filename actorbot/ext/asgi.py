@@ -1,0 +1,196 @@
+"""actorbot behind webhooks: a Starlette application, or routes for yours, that takes deliveries of chat platforms.
+
+A delivery is read up to a bound, verified on its raw bytes, parsed strictly, and each of its events is dispatched under the platform's
+own id for it, so that one that is delivered twice counts once. Then the platform is answered:
+
+200 once all is acknowledged · 400, 401, 408, 413, 415 for what no handler has seen · 429 at a bound, with `Retry-After` · 500 when a
+handler failed · 503 while the store or the manager cannot take it, with `Retry-After`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+from actorbot._manager import SessionManager
+from actorbot.errors import (
+    ConfigError,
+    CorruptSessionError,
+    ForkedError,
+    InvalidSessionIdError,
+    ManagerClosedError,
+    OverloadedError,
+    StoreError,
+    WrongLoopError,
+)
+from actorbot.ext.webhooks import Incoming, Platform, RefusedError
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.routing import BaseRoute, Route
+except ImportError as error:
+    raise ImportError("actorbot.ext.asgi needs Starlette: pip install 'actorbot[web]'") from error
+
+__all__ = ["lifespan", "probe_routes", "webhook_app", "webhook_routes"]
+
+logger = logging.getLogger("actorbot")
+
+BODY_SECONDS: Final = 10.0  # for a client to send its body
+RETRY_AFTER: Final = 5.0  # seconds, where nobody knows better
+
+
+def webhook_app(manager: SessionManager, platforms: Mapping[str, Platform]) -> Starlette:
+    """Make an application of `webhook_routes` and `probe_routes` that starts and closes *manager*, which must not be started."""
+    return Starlette(routes=[*webhook_routes(manager, platforms), *probe_routes(manager)], lifespan=lifespan(manager))
+
+
+def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -> list[BaseRoute]:
+    """Make a route for each platform by its path, for an application of your own: `{"/telegram": Telegram(token)}`.
+
+    *manager* is started by then, on the loop that serves. Raises: ConfigError.
+    """
+    for path, platform in platforms.items():
+        if not path.startswith("/") or not isinstance(platform, Platform):
+            raise ConfigError("platforms", path, "paths that begin with '/', each with a Platform")
+    return [_route(manager, path, platform) for path, platform in platforms.items()]
+
+
+def probe_routes(manager: SessionManager) -> list[BaseRoute]:
+    """Make `/healthz`, 200 while the event loop answers, and `/readyz`, 503 while the manager is not open or fails.
+
+    A degraded manager is ready: it answers from memory. The reason is not told to strangers; `manager.health()` has it.
+    """
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def readyz(_: Request) -> Response:
+        status = manager.health().status
+        return JSONResponse({"status": status}, status_code=503 if status == "failing" else 200)
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+def lifespan(manager: SessionManager) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """Make the `lifespan=` of a Starlette or FastAPI application: start *manager* on the loop that serves, and close it at the end."""
+
+    @asynccontextmanager
+    async def run(_: Any) -> AsyncIterator[None]:
+        async with manager:
+            yield
+
+    return run
+
+
+def _route(manager: SessionManager, path: str, platform: Platform) -> Route:
+    async def deliver(request: Request) -> Response:
+        if request.method == "POST":
+            return await _guarded(request, _take(manager, platform, request))
+        return await _guarded(request, _subscribe(platform, request))
+
+    return Route(path, deliver, methods=["POST", "GET"])
+
+
+async def _guarded(request: Request, answer: Awaitable[Response]) -> Response:
+    try:
+        return await answer
+    except RefusedError as refusal:
+        logger.info("refused a request to %s: %s", request.scope["path"], refusal)
+        # What is left of the body is not waited for; and a stranger is not told what was wrong.
+        close = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
+        return PlainTextResponse(HTTPStatus(refusal.status).phrase, refusal.status, close)
+
+
+async def _subscribe(platform: Platform, request: Request) -> Response:
+    challenge = platform.subscribe(request.query_params.multi_items())
+    return PlainTextResponse(challenge, headers={"X-Content-Type-Options": "nosniff"})
+
+
+async def _take(manager: SessionManager, platform: Platform, request: Request) -> Response:
+    headers = request.headers.raw
+    platform.admit(headers, manager._options.clock.wall())
+    payload = platform.open(headers, await _read(request, platform.max_body))
+    try:
+        events = platform.incoming(payload)
+    except RefusedError:
+        raise
+    except Exception as error:  # of the author's functions
+        logger.exception("a delivery to %s cannot be taken apart", request.scope["path"])
+        return _failed(platform, [error])
+    failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
+    return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """Read the body, and hold no more of it than *limit*."""
+    declared = request.headers.getlist("content-length")
+    if len(declared) > 1 or not all(each.isascii() and each.isdigit() for each in declared):
+        raise RefusedError(400, "a wrong Content-Length")
+    if declared and (len(declared[0]) > 15 or int(declared[0]) > limit):
+        raise RefusedError(413, f"more than {limit} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limit:
+                    raise RefusedError(413, f"more than {limit} bytes")
+                body += chunk
+    except TimeoutError:
+        raise RefusedError(408, f"its body did not arrive within {BODY_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise RefusedError(400, "the client went away in the middle of it") from None
+    if declared and int(declared[0]) != len(body):
+        raise RefusedError(400, "not as long as its Content-Length")
+    return bytes(body)
+
+
+async def _dispatch(manager: SessionManager, events: list[Incoming]) -> list[BaseException]:
+    """Dispatch all at once: each is accepted in the order given, and none waits for, or fails with, one of another session."""
+    ends = await asyncio.gather(
+        *(manager.dispatch(each.session_id or "", each.event, event_id=each.event_id) for each in events),
+        return_exceptions=True,
+    )
+    for each, end in zip(events, ends, strict=True):
+        if isinstance(end, BaseException):
+            logger.error(
+                "an event of session %r failed", each.session_id, exc_info=end, extra={"session_id": each.session_id}
+            )
+    return [end for end in ends if isinstance(end, BaseException)]
+
+
+async def _submit(manager: SessionManager, events: list[Incoming]) -> list[BaseException]:
+    failures: list[BaseException] = []
+    for each in events:
+        try:
+            await manager.submit(each.session_id or "", each.event, event_id=each.event_id)
+        except Exception as error:
+            failures.append(error)
+    return failures
+
+
+def _failed(platform: Platform, failures: list[BaseException]) -> Response:
+    """Answer a delivery of which something failed so that the platform delivers it again: what is done by then is a duplicate."""
+    statuses = {_status(error) for error in failures}
+    if platform.answer == "handled":
+        statuses.discard(500)
+    status = max(statuses, default=200)
+    if status not in {429, 503}:
+        return PlainTextResponse("" if status == 200 else HTTPStatus(status).phrase, status)
+    waits = [error.retry_after for error in failures if isinstance(error, OverloadedError)]
+    seconds = math.ceil(max(waits, default=RETRY_AFTER))
+    return PlainTextResponse(HTTPStatus(status).phrase, status, {"Retry-After": str(max(1, seconds))})
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, OverloadedError):
+        return 429
+    if isinstance(error, StoreError | CorruptSessionError | ManagerClosedError | ForkedError | WrongLoopError):
+        return 503
+    return 400 if isinstance(error, InvalidSessionIdError) else 500

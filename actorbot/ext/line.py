@@ -1,0 +1,90 @@
+"""actorbot inside bots of line-bot-sdk v3: for who parses with its `WebhookParser`, or listens with its `WebhookHandler`.
+
+Who uses neither has `Line(channel_secret)` of `actorbot.ext.webhooks`, which needs no SDK. The session ids are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from actorbot._context import Context
+from actorbot._manager import SessionManager
+from actorbot._messages import DUPLICATE
+from actorbot.errors import DuplicateEventError
+
+try:
+    from linebot.v3.webhooks import Event
+except ImportError as error:
+    raise ImportError("actorbot.ext.line needs line-bot-sdk: pip install 'actorbot[line]'") from error
+
+__all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id"]
+
+
+def session_id(event: Event) -> str | None:
+    """Return `line:<group, room or user>`; `None` for an event of nobody, or of a type that the SDK does not know."""
+    for name in ("group_id", "room_id", "user_id"):
+        found = getattr(event.source, name, None)
+        if found:
+            return f"line:{found}"
+    return None
+
+
+async def dispatch_all(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
+    """Dispatch what `WebhookParser.parse` gave, all at once, each under its `webhookEventId`; return what the handler returned of each.
+
+    `None` stands for an event without a session. Raises, when all have ended: ExceptionGroup of what failed; answer LINE anything but
+    200 then, and what did not fail is a duplicate when it delivers again.
+    """
+    ends = await asyncio.gather(*(_dispatch(manager, event) for event in events), return_exceptions=True)
+    return _settled(ends)
+
+
+def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
+    """The same as `dispatch_all`, for threads; one after the other, in the thread that calls."""
+    ends: list[Any] = []
+    for event in events:
+        whose = session_id(event)
+        try:
+            ends.append(whose and manager.dispatch_sync(whose, event, event_id=event.webhook_event_id))
+        except Exception as error:
+            ends.append(error)
+    return _settled(ends)
+
+
+def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]], Callable[[Any], Any]]:
+    """Make a decorator for what is given to `WebhookHandler.add`: `def on_message(event, turn)` runs in the turn of its session.
+
+    `turn` is what `manager.turn_sync` lends: what is changed in `turn.session` is committed at the end, or rolled back if it raises. An
+    event seen before is not handled; `DUPLICATE` is returned. For events that have a source. Any thread but the manager's loop.
+    """
+
+    def decorate(function: Callable[[Any, Context], Any]) -> Callable[[Any], Any]:
+        @functools.wraps(function)
+        def listen(event: Any) -> Any:
+            with ExitStack() as stack:
+                try:
+                    # An event without a source is refused here: InvalidSessionIdError.
+                    turn = stack.enter_context(manager.turn_sync(session_id(event), event_id=event.webhook_event_id))  # type: ignore[arg-type]
+                except DuplicateEventError:
+                    return DUPLICATE
+                return function(event, turn)
+
+        return listen
+
+    return decorate
+
+
+async def _dispatch(manager: SessionManager, event: Event) -> Any:
+    whose = session_id(event)
+    return whose and await manager.dispatch(whose, event, event_id=event.webhook_event_id)
+
+
+def _settled(ends: list[Any]) -> list[Any]:
+    failures = [end for end in ends if isinstance(end, BaseException)]
+    if failures:
+        raise BaseExceptionGroup(f"{len(failures)} of {len(ends)} events failed", failures)
+    return ends
