@@ -1,0 +1,59 @@
+"""A bot behind webhooks: it counts what each user writes.
+
+    TELEGRAM_SECRET_TOKEN=… uvicorn examples.webhook:app        or        TELEGRAM_SECRET_TOKEN=… python examples/webhook.py
+
+Set what you have of TELEGRAM_SECRET_TOKEN, SLACK_SIGNING_SECRET, and META_APP_SECRET with META_VERIFY_TOKEN; the paths are /telegram,
+/slack and /meta. With TELEGRAM_BOT_TOKEN replies go to Telegram; without, and for the others, they are printed.
+"""
+
+import json
+import os
+import sys
+import urllib.request
+
+import uvicorn
+
+from actorbot import Context, FileSessionStore, SessionManager
+from actorbot.ext.asgi import webhook_app
+from actorbot.ext.webhooks import Meta, Platform, Slack, Telegram
+
+settings = os.environ
+platforms: dict[str, Platform] = {}
+if secret := settings.get("TELEGRAM_SECRET_TOKEN"):
+    platforms["/telegram"] = Telegram(secret)
+if secret := settings.get("SLACK_SIGNING_SECRET"):
+    platforms["/slack"] = Slack(secret, answer="accepted")  # Slack wants its answer within 3 s
+if secret := settings.get("META_APP_SECRET"):
+    platforms["/meta"] = Meta(secret, settings.get("META_VERIFY_TOKEN", ""))
+if not platforms:
+    sys.exit(
+        "set TELEGRAM_SECRET_TOKEN, SLACK_SIGNING_SECRET or META_APP_SECRET: what the platform signs its webhooks with"
+    )
+
+
+async def handle(context: Context) -> None:
+    context.session["count"] = context.session.get("count", 0) + 1
+    context.send_text(f"{context.event.message.text!r} is your message number {context.session['count']}")
+
+
+def deliver(session_id: str, text: str) -> None:
+    platform, _, user = session_id.partition(":")
+    token = settings.get("TELEGRAM_BOT_TOKEN")
+    if platform != "telegram" or not token:
+        print(f"{session_id}: {text}", flush=True)
+        return
+    api = settings.get("TELEGRAM_API", "https://api.telegram.org")
+    request = urllib.request.Request(
+        f"{api}/bot{token}/sendMessage",
+        json.dumps({"chat_id": int(user), "text": text}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10):
+        pass
+
+
+manager = SessionManager(FileSessionStore(".sessions"), handler=handle, deliver=deliver)
+app = webhook_app(manager, platforms)
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(settings.get("PORT", "8000")))

@@ -1,0 +1,175 @@
+"""The webhook example as a process: uvicorn, real HTTP on loopback, and what comes over a socket without any manners."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.ext.deliveries import SECRET, encode, message, sign
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS = [
+    [sys.executable, str(ROOT / "examples" / "webhook.py")],
+    [sys.executable, "-m", "uvicorn", "examples.webhook:app", "--app-dir", str(ROOT), "--port", "0"],
+]
+SLOW = 20  # seconds that nothing here should take
+
+
+class Server:
+    """The example, running; what it prints in `printed`."""
+
+    def __init__(self, command: list[str], folder: Path, **settings: str) -> None:
+        environment = {"PORT": "0", "TELEGRAM_SECRET_TOKEN": SECRET, "SLACK_SIGNING_SECRET": SECRET} | settings
+        self.process = subprocess.Popen(
+            command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment
+        )
+        assert self.process.stderr is not None
+        self.log: list[str] = []
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
+                break
+        else:
+            raise AssertionError("".join(self.log))
+        self.port = int(found[1])
+
+    def post(self, platform: str, body: bytes, headers: dict[str, str], **options: Any) -> int:
+        url = f"http://127.0.0.1:{self.port}/{platform}"
+        return httpx.post(url, content=body, headers=headers, timeout=SLOW, **options).status_code
+
+    def deliver(self, platform: str, user: int, number: int) -> int:
+        body = encode(message(platform, user, number))
+        return self.post(platform, body, sign(platform, body, at=int(time.time())))
+
+    def raw(self, request: bytes, *, close: bool = False) -> bytes:
+        """Send bytes, and return what comes back until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=SLOW) as connection:
+            connection.sendall(request)
+            if close:
+                return b""
+            answer = b""
+            while piece := connection.recv(65_536):
+                answer += piece
+            return answer
+
+    def end(self) -> str:
+        """Tell it to end, as a supervisor does, and return what it printed."""
+        self.process.send_signal(signal.SIGTERM)
+        printed, log = self.process.communicate(timeout=SLOW)
+        assert self.process.returncode in {0, -signal.SIGTERM}
+        assert "Traceback" not in log
+        assert "Application shutdown complete" in log
+        return printed
+
+
+@contextmanager
+def running(command: list[str], folder: Path, **settings: str) -> Iterator[Server]:
+    server = Server(command, folder, **settings)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+@contextmanager
+def telegram_api() -> Iterator[tuple[str, Queue[Any]]]:
+    """Telegram's side of `sendMessage`: an address, and what arrives there."""
+    arrived: Queue[Any] = Queue()
+
+    class Api(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            arrived.put((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", arrived
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["python", "uvicorn"])
+def test_the_example_answers_and_remembers_over_a_restart(command: list[str], tmp_path: Path) -> None:
+    with (
+        telegram_api() as (api, arrived),
+        running(command, tmp_path, TELEGRAM_BOT_TOKEN="t", TELEGRAM_API=api) as server,
+    ):
+        assert server.deliver("telegram", 7, 1) == 200
+        assert server.deliver("telegram", 7, 1) == 200
+        assert arrived.get(timeout=SLOW) == (
+            "/bott/sendMessage",
+            {"chat_id": 7, "text": "'hi' is your message number 1"},
+        )
+        assert httpx.get(f"http://127.0.0.1:{server.port}/readyz").json() == {"status": "ready"}
+        server.end()
+        assert arrived.empty()
+
+    with running(command, tmp_path) as server:
+        assert server.deliver("telegram", 7, 2) == 200
+        assert server.deliver("telegram", 7, 1) == 200  # of before the restart
+        assert server.deliver("slack", 7, 1) == 200
+        printed = server.end()
+    assert "telegram:7: 'hi' is your message number 2\n" in printed
+    assert "number 3" not in printed
+    assert "slack:T1:D7:U7: 'hi' is your message number 1\n" in printed
+
+
+def test_a_stranger_at_the_socket_gets_nowhere_and_stops_nobody(tmp_path: Path) -> None:
+    body = encode(message("telegram", 7, 1))
+    head = f"POST /telegram HTTP/1.1\r\nHost: bot\r\nContent-Type: application/json\r\nX-Telegram-Bot-Api-Secret-Token: {SECRET}\r\n"
+
+    def said(answer: bytes) -> int:
+        return int(answer.split(b" ")[1])
+
+    with running(COMMANDS[0], tmp_path) as server:
+        headers = sign("telegram", body)
+        assert server.post("telegram", body, headers | {"X-Telegram-Bot-Api-Secret-Token": "x"}) == 401
+        assert server.post("slack", body, sign("slack", body, at=int(time.time()) - 301)) == 401
+        big = f"{head}Content-Length: 2000000\r\n\r\n".encode()
+        assert said(server.raw(big + b"x" * 1000)) == 413  # answered, and closed, while the rest has not been sent
+        endless = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + (b"10000\r\n" + b"x" * 65_536 + b"\r\n") * 17
+        assert said(server.raw(endless)) == 413  # no end of it in sight
+        for lie in (b"5", b"5000"):
+            sent = head.encode() + b"Content-Length: " + lie + b"\r\n\r\n" + body
+            if lie == b"5":
+                assert said(server.raw(sent)) == 400  # a cut body
+            else:
+                server.raw(sent, close=True)  # it waits for more, and the client goes away
+        assert said(server.raw(head.encode() + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n" + body)) == 400
+        assert server.deliver("telegram", 7, 2) == 200
+        assert "telegram:7: 'hi' is your message number 1\n" in server.end()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["python", "uvicorn"])
+def test_without_a_secret_the_example_says_what_is_missing(command: list[str], tmp_path: Path) -> None:
+    environment = os.environ | {"TELEGRAM_SECRET_TOKEN": "", "SLACK_SIGNING_SECRET": "", "META_APP_SECRET": ""}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False, env=environment
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("set TELEGRAM_SECRET_TOKEN")
+    assert len(done.stderr.splitlines()) == 1
