@@ -7,12 +7,15 @@ The webhook of the channel is /callback; switch "Use webhook" and "Webhook redel
 
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import uvicorn
 from linebot.v3.messaging import AsyncApiClient, AsyncMessagingApi, Configuration, ReplyMessageRequest, TextMessage
+from starlette.applications import Starlette
 
 from actorbot import Context, FileSessionStore, SessionManager
-from actorbot.ext.asgi import webhook_app
+from actorbot.ext.asgi import probe_routes, webhook_routes
 from actorbot.ext.webhooks import Line
 
 secret, token = os.environ.get("LINE_CHANNEL_SECRET"), os.environ.get("LINE_ACCESS_TOKEN")
@@ -38,12 +41,20 @@ async def handle(context: Context) -> None:
 
 
 async def deliver(session_id: str, request: ReplyMessageRequest) -> None:
-    async with AsyncApiClient(configuration) as client:
-        await AsyncMessagingApi(client).reply_message(request)
+    await app.state.line.reply_message(request)
+
+
+@asynccontextmanager
+async def running(_: Starlette) -> AsyncIterator[None]:
+    # In this order: a manager that closes sends its last replies.
+    async with AsyncApiClient(configuration) as client, manager:
+        app.state.line = AsyncMessagingApi(client)
+        yield
 
 
 manager = SessionManager(FileSessionStore(".sessions"), handler=handle, deliver=deliver)
-app = webhook_app(manager, {"/callback": Line(secret)})
+routes = [*webhook_routes(manager, {"/callback": Line(secret)}), *probe_routes(manager)]
+app = Starlette(routes=routes, lifespan=running)
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

@@ -99,13 +99,14 @@ async def test_the_bot_of_the_page_loses_updates_before_and_none_after(
 
     async with serving(before["app"]) as client:
         assert await crowd(client, "telegram") == {200: 100}
+        stock = [before["sessions"][user] for user in range(10)]
         await deliver(client, "telegram", message("telegram", 0, 0))  # update 0 once more
+        assert before["sessions"][0] == stock[0] + 1
     async with serving(after["app"]) as client:
         assert await crowd(client, "telegram") == {200: 100}
         await deliver(client, "telegram", message("telegram", 0, 0))
     counted = [(await stored(tmp_path / ".sessions", f"telegram:{user}", None))["count"] for user in range(10)]
 
-    stock = [before["sessions"][user] for user in range(10)]
     print(f"stock: {sum(stock)} of 100 ({stock}); with actorbot: {sum(counted)} of 100 ({counted})")  # noqa: T201  # pytest -rP shows it
     assert sum(stock) < 100
     assert counted == [10] * 10
@@ -517,3 +518,12 @@ def test_paths_and_platforms_are_checked_when_the_routes_are_made() -> None:
     for wrong in ({"telegram": Telegram(SECRET)}, {"/telegram": SECRET}):
         with pytest.raises(errors.ConfigError, match="platforms"):
             webhook_routes(manager_of(), wrong)  # type: ignore[arg-type]
+
+
+async def test_the_application_of_the_page_serves() -> None:
+    page: dict[str, Any] = {}
+    exec(program("webhooks", "In an application of your own"), page)
+    async with serving(page["app"]) as client:
+        body = encode(message("slack", 7, 1))
+        assert (await client.post("/hooks/slack", content=body, headers=sign("slack", body))).status_code == 401
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
