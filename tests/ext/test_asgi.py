@@ -226,6 +226,17 @@ async def test_the_events_of_one_user_in_a_delivery_run_in_its_order() -> None:
         assert (await manager.peek("line:U0") or {})["texts"] == [str(n) for n in range(0, 40, 2)]
 
 
+async def test_the_answer_to_a_delivery_that_failed_in_several_ways_says_when_to_come_again() -> None:
+    store = FaultyStore()
+    manager = manager_of(failing_once("b"), store, deliver=lambda session_id, reply: None)
+    async with serving(app_of(manager)) as client:
+        await deliver(client, "line", {"events": [line_event("B", 1)]})
+        store.outage()
+        answer = await deliver(client, "line", {"events": [line_event("B", 2, "b"), line_event("C", 3)]})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        store.restore()
+
+
 async def test_who_wants_no_second_delivery_of_what_failed_says_so() -> None:
     store = FaultyStore()
     manager = manager_of(failing_once("hi"), store, deliver=lambda session_id, reply: None)
@@ -379,6 +390,7 @@ async def test_what_is_forged_stale_or_in_other_bytes_never_reaches_a_handler(pl
         unsigned = await client.post(f"/{platform}", content=body, headers={"Content-Type": "application/json"})
         assert (forged.status_code, unsigned.status_code) == (401, 401)
         assert forged.text == unsigned.text == "Unauthorized"  # and no more
+        assert forged.headers["Connection"] == "close"
         if platform != "telegram":
             swapped = await client.post(f"/{platform}", content=other, headers=sign(platform, body))
             assert swapped.status_code == 401
@@ -426,7 +438,10 @@ async def test_a_body_too_large_is_refused_before_it_is_in_memory(platform: str)
             assert read == []
 
 
-@pytest.mark.parametrize("declared", [[b"-1"], [b"1e3"], [b""], [b"\xb2"], [b"5", b"5"], [b"9999"]])
+SIZE = str(len(encode(message("telegram", 7, 1)))).encode()
+
+
+@pytest.mark.parametrize("declared", [[b"-1"], [b"1e3"], [b""], [b"\xb2"], [SIZE, SIZE], [b"9999"]])
 async def test_a_content_length_that_is_wrong_is_refused(declared: list[bytes]) -> None:
     app = app_of(manager_of())
     body = encode(message("telegram", 7, 1))

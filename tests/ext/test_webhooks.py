@@ -8,6 +8,7 @@ import hmac
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -157,26 +158,42 @@ def test_another_content_type_and_a_compressed_body_are_refused(platform: str) -
         assert take(platform, body, headers | {"Content-Type": right, "Content-Encoding": "identity"})
 
 
+JUNK: list[Any] = [None, 1, "x", [], [1, [2]], {}, {"id": []}, {"id": {"id": 1}}, {"id": True}, True, ""]
+SHAPES: list[Callable[[Any], dict[str, Any]]] = [
+    *(lambda junk, name=name: {name: junk} for name in ("message", "events", "type", "object", "team", "payload", "actions")),
+    lambda junk: {"update_id": junk, "message": {"chat": junk}},
+    lambda junk: {"update_id": 1, "message": {"chat": {"id": junk}, "text": junk}},
+    lambda junk: {"type": "event_callback", "team_id": junk, "event": {"user": "U", "channel": junk}},
+    lambda junk: {"type": "event_callback", "event": junk},
+    lambda junk: {"type": "event_callback", "team_id": "T", "event": {"message": junk, "item": junk, "user": junk}},
+    lambda junk: {"events": [{"source": junk, "message": junk}, junk]},
+    lambda junk: {"object": junk, "entry": [{"messaging": [{}], "changes": [{}]}]},
+    lambda junk: {"object": "page", "entry": junk},
+    lambda junk: {"object": "page", "entry": [{"messaging": [{"sender": junk, "recipient": {"id": junk}, "message": junk}, junk]}]},
+    lambda junk: {"object": "whatsapp_business_account", "entry": [{"changes": [{"value": junk}, junk]}]},
+    lambda junk: {"object": "whatsapp_business_account", "entry": [{"changes": [{"value": {"messages": [junk], "statuses": junk}}]}]},
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_what_has_another_shape_is_nobodys(platform: str) -> None:
-    for junk in (None, 1, "x", [], [1, [2]], {}, {"id": []}, {"id": {"id": 1}}, True):
-        for name in (
-            "message",
-            "event",
-            "events",
-            "entry",
-            "update_id",
-            "type",
-            "object",
-            "team",
-            "channel",
-            "user_id",
-        ):
-            payload = {name: junk, "object": "page"} | ({"user": 1, "id": "1"} if platform == "signed" else {})
-            body = encode({"object": junk, "type": "event_callback"} | payload)
-            for session_id, _, text in take(platform, body, sign(platform, body)):
-                assert isinstance(session_id, str)
-                assert isinstance(text, str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_has_another_shape_is_nobodys(platform: str, shape: Callable[[Any], dict[str, Any]]) -> None:
+    for junk in JUNK:
+        body = encode(shape(junk) | ({"user": 1, "id": "1", "text": ""} if platform == "signed" else {}))
+        for session_id, event_id, text in take(platform, body, sign(platform, body)):
+            assert isinstance(session_id, str)
+            assert "True" not in session_id
+            assert event_id is None or "True" not in event_id
+            assert isinstance(text, str)
+
+
+def test_json_may_be_as_deep_as_a_session() -> None:
+    for depth, taken in ((64, True), (65, False)):
+        body = b'{"user": 1, "id": "1", "text": ' + b"[" * (depth - 1) + b'"x"' + b"]" * (depth - 1) + b"}"
+        if taken:
+            assert take("signed", body, sign("signed", body)) == [("shop:1", "1", "")]
+        else:
+            assert refused("signed", body, sign("signed", body)) == 400
 
 
 def test_no_secret_is_no_secret_to_anybody() -> None:
@@ -267,7 +284,16 @@ def test_slash_commands_and_buttons_of_slack_are_events_too(form: dict[str, str]
 
 
 @pytest.mark.parametrize(
-    "body", [b"a", b"a=%ff", b"a=1&a=2", b"a=\xff", b"payload=[", b"payload=1", b"x=1&" * 200 + b"y=1"]
+    "body",
+    [
+        b"a",
+        b"a=%ff",
+        b"a=1&a=2",
+        b"a=\xff",
+        b"payload=[",
+        b"payload=1",
+        "&".join(f"x{n}=1" for n in range(101)).encode(),
+    ],
 )
 def test_a_form_that_cannot_be_read_one_way_only_is_refused(body: bytes) -> None:
     assert refused("slack", body, sign("slack", body) | {"Content-Type": "application/x-www-form-urlencoded"}) == 400
