@@ -8,7 +8,7 @@ import hmac
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
 from actorbot._messages import Event, Message
 from actorbot._options import check_count
@@ -35,6 +35,11 @@ class WebhookEvent(Event):
 
     raw: Any = None
     """The event as the platform sent it; of a delivery that brings several, this one's part."""
+
+    @classmethod
+    def from_text(cls, text: str, raw: Any = None) -> Self:
+        """Make the event of a user who wrote *text*."""
+        return cls(Message(text), raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,4 +202,4 @@ def compare(given: bytes, expected: bytes) -> None:
 def incoming(session_id: str | None, event_id: Any, texts: Iterable[Any], raw: Any) -> Incoming:
     """Make an event; its text is the first of *texts* that is one, its id none if *event_id* is no text or number."""
     text = next((text for text in texts if isinstance(text, str)), "")
-    return Incoming(session_id, joined(event_id), WebhookEvent(Message(text), raw))
+    return Incoming(session_id, joined(event_id), WebhookEvent.from_text(text, raw))

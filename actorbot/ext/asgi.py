@@ -104,8 +104,10 @@ async def _guarded(request: Request, answer: Awaitable[Response]) -> Response:
     except RefusedError as refusal:
         logger.info("refused a request to %s: %s", request.scope["path"], refusal)
         # What is left of the body is not waited for; and a stranger is not told what was wrong.
-        close = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
-        return PlainTextResponse(HTTPStatus(refusal.status).phrase, refusal.status, close)
+        headers = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
+        if refusal.status == 405:
+            headers["Allow"] = "POST"
+        return PlainTextResponse(HTTPStatus(refusal.status).phrase, refusal.status, headers)
 
 
 async def _subscribe(platform: Platform, request: Request) -> Response:
@@ -121,9 +123,9 @@ async def _take(manager: SessionManager, platform: Platform, request: Request) -
         events = platform.incoming(payload)
     except RefusedError:
         raise
-    except Exception as error:  # of the author's functions
+    except Exception:  # of the author's functions; nothing was handled, whatever `answer` is
         logger.exception("a delivery to %s cannot be taken apart", request.scope["path"])
-        return _failed(platform, [error])
+        return PlainTextResponse(HTTPStatus(500).phrase, 500)
     failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
     return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))
 
@@ -159,9 +161,7 @@ async def _dispatch(manager: SessionManager, events: list[Incoming]) -> list[Bas
     )
     for each, end in zip(events, ends, strict=True):
         if isinstance(end, BaseException):
-            extra = {"session_id": each.session_id}
-            trace = end if _status(end) == 500 else None  # of the author's code; what is ours says enough
-            logger.error("an event of session %r failed: %r", each.session_id, end, exc_info=trace, extra=extra)
+            _log(each, end)
     return [end for end in ends if isinstance(end, BaseException)]
 
 
@@ -171,8 +171,15 @@ async def _submit(manager: SessionManager, events: list[Incoming]) -> list[BaseE
         try:
             await manager.submit(each.session_id or "", each.event, event_id=each.event_id)
         except Exception as error:
+            _log(each, error)
             failures.append(error)
     return failures
+
+
+def _log(failed: Incoming, error: BaseException) -> None:
+    extra = {"session_id": failed.session_id}
+    trace = error if _status(error) == 500 else None  # of the author's code; what is ours says enough
+    logger.error("an event of session %r failed: %r", failed.session_id, error, exc_info=trace, extra=extra)
 
 
 def _failed(platform: Platform, failures: list[BaseException]) -> Response:

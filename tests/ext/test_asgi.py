@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from starlette.routing import Mount
 from actorbot import Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot.ext import asgi
 from actorbot.ext.asgi import lifespan, probe_routes, webhook_app, webhook_routes
-from actorbot.ext.webhooks import Slack, Telegram
+from actorbot.ext.webhooks import Incoming, Platform, RefusedError, Slack, Telegram, WebhookEvent
 from actorbot.testing import FaultyStore, ManualClock
 from tests.ext.deliveries import (
     NOW,
@@ -319,8 +319,9 @@ async def test_a_session_id_that_cannot_be_one_is_400() -> None:
         ).status_code == 400
 
 
-async def test_an_author_s_function_that_fails_is_500_like_a_handler() -> None:
-    async with serving(app_of(manager_of())) as client:
+@pytest.mark.parametrize("answer", ["acknowledged", "handled", "accepted"])
+async def test_an_author_s_function_that_fails_is_500_and_nothing_was_handled(answer: str) -> None:
+    async with serving(app_of(manager_of(), answer=answer)) as client:
         assert (await deliver(client, "signed", {"id": "1"})).status_code == 500  # KeyError: 'user'
 
 
@@ -490,7 +491,8 @@ async def test_slack_and_meta_may_check_the_address() -> None:
         ):
             assert (await client.get("/meta", params=wrong)).status_code == 401
         assert (await client.get("/meta", params=right | {"hub.mode": "x"})).status_code == 400
-        assert (await client.get("/telegram")).status_code == 405
+        answer = await client.get("/telegram")
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
 
 
 async def test_the_probes_tell_how_the_manager_is_and_strangers_no_more() -> None:
@@ -533,6 +535,26 @@ def test_paths_and_platforms_are_checked_when_the_routes_are_made() -> None:
     for wrong in ({"telegram": Telegram(SECRET)}, {"/telegram": SECRET}):
         with pytest.raises(errors.ConfigError, match="platforms"):
             webhook_routes(manager_of(), wrong)  # type: ignore[arg-type]
+
+
+class Doorbell(Platform):
+    """A platform that nobody else has: two methods."""
+
+    def verify(self, headers: Any, body: bytes) -> None:
+        if (b"x-key", b"the-key") not in headers:
+            raise RefusedError(401, "another key")
+
+    def events(self, payload: Any) -> Iterator[Incoming]:
+        yield Incoming(f"door:{payload['door']}", payload["id"], WebhookEvent.from_text("ring", payload))
+
+
+async def test_a_platform_of_your_own_is_two_methods() -> None:
+    manager = manager_of()
+    async with serving(webhook_app(manager, {"/door": Doorbell()})) as client:
+        for key, status in (("the-key", 200), ("the-key", 200), ("a-guess", 401)):
+            answer = await client.post("/door", json={"door": 1, "id": "r1"}, headers={"X-Key": key})
+            assert answer.status_code == status
+        assert await manager.peek("door:1") == {"n": 1, "texts": ["ring"]}
 
 
 async def test_the_application_of_the_page_serves() -> None:

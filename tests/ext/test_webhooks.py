@@ -356,3 +356,12 @@ def test_the_platforms_need_no_web_framework() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
 
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("module", "library", "extra"), [("asgi", "starlette", "web"), ("line", "linebot", "line")])
+def test_a_missing_library_is_one_clear_sentence(module: str, library: str, extra: str) -> None:
+    code = f"import sys; sys.modules['{library}'] = None; import actorbot.ext.{module}"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.stderr.splitlines()[-1].endswith(f": pip install 'actorbot[{extra}]'")
