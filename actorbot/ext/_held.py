@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from actorbot._context import Context, chain
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from actorbot._context import Context, current
 from actorbot._manager import SessionManager
 
-__all__ = ["held"]
+__all__ = ["held", "joined", "values"]
 
 
 def held(manager: SessionManager, session_id: str) -> Context | None:
@@ -13,8 +17,38 @@ def held(manager: SessionManager, session_id: str) -> Context | None:
 
     Asking for a second turn of the session there would be refused (DeadlockError): what a library stores while its handler runs goes
     into the turn that is held.
+
+    Raises: TurnEndedError if that turn was taken from the code (`handler_timeout`): what it still stores would be half of an event.
     """
-    for context in chain():
-        if context._actor.turns is manager._engine.turns and context.session_id == session_id:
-            return context
+    context = current.get()
+    while context is not None:
+        if context.session_id == session_id and context._actor.turns is manager._engine.turns:
+            if context._open:
+                return context
+            if context._revoked is not None:
+                raise context._ended()
+        context = context._parent
     return None
+
+
+@asynccontextmanager
+async def joined(manager: SessionManager, session_id: str) -> AsyncIterator[Context]:
+    """Lend the turn that is held, or a short one of its own where none is. Raises: as `held` and `SessionManager.turn`."""
+    context = held(manager, session_id)
+    if context is not None:
+        yield context
+        return
+    before = current.get()
+    try:
+        async with manager.turn(session_id) as turn:
+            yield turn
+    finally:
+        current.set(before)  # the short turn hides no longer what `held` looks for
+
+
+async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:
+    """Return the session's values to be read: those of the turn that is held, or else a copy of what was committed last."""
+    context = held(manager, session_id)
+    if context is not None:
+        return context.session  # type: ignore[no-any-return]
+    return await manager.peek(session_id) or {}
