@@ -8,8 +8,9 @@ from typing import Any
 
 from actorbot._context import Context, current
 from actorbot._manager import SessionManager
+from actorbot.errors import ConfigError
 
-__all__ = ["held", "joined", "values"]
+__all__ = ["check_dict", "held", "joined", "values"]
 
 
 def held(manager: SessionManager, session_id: str) -> Context | None:
@@ -52,3 +53,9 @@ async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:
     if context is not None:
         return context.session  # type: ignore[no-any-return]
     return await manager.peek(session_id) or {}
+
+
+def check_dict(manager: SessionManager, what: str) -> None:
+    """Raises: ConfigError if the manager's sessions are of the author's own type: *what* a library does needs a key in a dict."""
+    if manager._options.shape is not None:
+        raise ConfigError("session_type", "a dataclass", f"dict: {what} in the session, under a key of its own")

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from actorbot._context import Context
 from actorbot._manager import SessionManager
-from actorbot.errors import ConfigError, DuplicateEventError
-from actorbot.ext._held import joined, values
+from actorbot.errors import DuplicateEventError
+from actorbot.ext._held import check_dict, joined, values
 
 try:
     from aiogram import Dispatcher
@@ -40,8 +40,7 @@ class AiogramSessions:
 
     def __init__(self, manager: SessionManager) -> None:
         """Raises: ConfigError if the manager has a `session_type`: what aiogram keeps needs a key in a dict."""
-        if manager._options.shape is not None:
-            raise ConfigError("session_type", "a dataclass", "dict, where aiogram keeps its states in the session")
+        check_dict(manager, "aiogram keeps its states")
         self._manager = manager
         self._holders: dict[str, Task[Any] | None] = {}  # who has the turn of a session
         self.storage: BaseStorage = _Storage(manager)
