@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from actorbot._manager import SessionManager
 from actorbot._options import check_count
 from actorbot.ext._held import check_dict, joined, values
 
 try:
-    from agents import SessionSettings, TResponseInputItem
+    from agents import TResponseInputItem
 except ImportError as error:
     raise ImportError("actorbot.ext.agents needs openai-agents: pip install 'actorbot[agents]'") from error
+
+if TYPE_CHECKING:  # older versions have none
+    from agents import SessionSettings
 
 __all__ = ["AgentSession"]
 

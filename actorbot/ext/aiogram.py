@@ -16,7 +16,6 @@ try:
     from aiogram import Dispatcher
     from aiogram.dispatcher.middlewares.error import ErrorsMiddleware
     from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
-    from aiogram.exceptions import DataNotDictLikeError
     from aiogram.fsm.state import State
     from aiogram.fsm.storage.base import BaseEventIsolation, BaseStorage, StateType, StorageKey
     from aiogram.types import TelegramObject
@@ -71,7 +70,7 @@ class AiogramSessions:
         async def in_turn(handler: Next, event: TelegramObject, data: dict[str, Any]) -> Any:
             context = dispatcher.fsm.resolve_event_context(data["bot"], data)
             if context is None:
-                return await handler(event, data)  # about no user and no chat, as a poll's new figures are
+                return await handler(event, data)  # about no user: a poll's new figures, or a channel's post
             return await self._handle(handler, event, data, context.key)
 
         # Where an outer middleware comes by itself the state has been looked up. aiogram's first two stay: errors are answered
@@ -143,9 +142,7 @@ class _Storage(BaseStorage):
         return (await self._get(key)).get("state")
 
     async def set_data(self, key: StorageKey, data: Mapping[str, Any]) -> None:
-        if not isinstance(data, dict):
-            raise DataNotDictLikeError(f"Data must be a dict, got {type(data).__name__}")
-        await self._put(key, "data", data.copy())
+        await self._put(key, "data", dict(data))
 
     async def get_data(self, key: StorageKey) -> dict[str, Any]:
         return dict((await self._get(key)).get("data", {}))

@@ -209,7 +209,8 @@ async def test_outside_a_turn_each_change_is_a_turn_of_its_own() -> None:
     memory = bot.memory("ann")
     async with bot.manager:
         assert isinstance(memory, Session)
-        assert await memory.get_items() == []
+        await memory.add_items([])
+        assert (await memory.get_items(), await bot.manager.peek("ann")) == ([], None)
         assert (await Runner.run(bot.agent, "0", session=memory)).final_output == "1"
         assert await bot.remembered("ann") == conversation(1)
         with pytest.raises(RuntimeError, match="the model is down"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiogram import Bot, Dispatcher
 from aiogram.fsm.context import FSMContext
+from aiogram.fsm.storage.base import StorageKey
 from aiogram.types import ErrorEvent, Message
 
 from actorbot import Context, FileSessionStore, MemorySessionStore, Session, SessionManager
@@ -203,7 +204,7 @@ async def test_a_slow_handler_delays_nobody_else_and_an_idle_session_leaves_memo
 
 async def test_a_handler_that_overruns_keeps_nothing_and_can_store_nothing_any_more() -> None:
     clock = ManualClock()
-    manager, _, dispatcher, bot, _ = build(clock=clock, handler_timeout=30.0)
+    manager, sessions, dispatcher, bot, _ = build(clock=clock, handler_timeout=30.0)
     inside, late = asyncio.Event(), asyncio.Event()
     refused: list[str] = []
 
@@ -213,6 +214,7 @@ async def test_a_handler_that_overruns_keeps_nothing_and_can_store_nothing_any_m
         if message.text == "slow":
             inside.set()
             await late.wait()
+            await sessions.storage.set_state(StorageKey(42, 2, 2), "told")  # about somebody else it may
             for store in (state.update_data({"half": True}), state.set_state("half"), state.get_data()):
                 try:
                     await store
