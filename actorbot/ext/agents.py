@@ -47,7 +47,7 @@ class AgentSession:
         if limit is None and self.session_settings is not None:
             limit = self.session_settings.limit
         items = (await values(self._manager, self.session_id)).get(ITEMS, [])
-        first = 0 if limit is None else max(0, len(items) - max(0, limit))
+        first = 0 if limit is None else max(0, len(items) - limit)
         return deepcopy(items[first:])
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:

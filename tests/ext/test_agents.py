@@ -14,14 +14,19 @@ from typing import Any
 import pytest
 from agents import Agent, Runner, function_tool, set_tracing_disabled
 from agents.memory import Session, SessionSettings
+from aiogram.fsm.context import FSMContext
+from aiogram.types import Message
 
 from actorbot import DUPLICATE, Context, Event, FileSessionStore, SessionManager
 from actorbot.errors import ConfigError, HandlerTimeoutError, SessionTooLargeError, TurnEndedError
 from actorbot.ext.agents import ITEMS, AgentSession
+from actorbot.ext.aiogram import FSM
 from actorbot.testing import ManualClock
 from examples.with_openai_agents import agent, make_bot
 from tests.ext.model import CountingModel, plain
 from tests.ext.pages import program
+from tests.ext.telegram import message
+from tests.ext.test_aiogram import build as telegram_bot
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +209,29 @@ async def test_a_streamed_run_is_part_of_the_turn_too() -> None:
         assert await bot.remembered("ann") == ["user: tool", "function_call", "function_call_output", "assistant: 1"]
 
 
+async def test_inside_an_aiogram_handler_it_is_part_of_the_updates_turn() -> None:
+    manager, _, dispatcher, bot, _ = telegram_bot()
+    helper = Agent(name="Helper", model=CountingModel())
+
+    @dispatcher.message()
+    async def answer(message: Message, state: FSMContext, turn: Context) -> str:
+        await state.set_state("talking")
+        result = await Runner.run(helper, message.text or "", session=AgentSession(manager, turn.session_id))
+        return str(result.final_output)
+
+    async with manager:
+        assert await dispatcher.feed_update(bot, message(1, "0")) == "1"
+        kept = await manager.peek("telegram:42:1:1")
+        assert kept is not None
+        assert set(kept) == {ITEMS, FSM}
+        with pytest.raises(RuntimeError, match="the model is down"):
+            await dispatcher.feed_update(bot, message(1, "break"))
+        with pytest.raises(RuntimeError, match="the model is down"):
+            await dispatcher.feed_update(bot, message(2, "break"))
+        assert await manager.peek("telegram:42:1:1") == kept
+        assert await manager.peek("telegram:42:2:2") is None
+
+
 async def test_outside_a_turn_each_change_is_a_turn_of_its_own() -> None:
     bot = Bot()
     memory = bot.memory("ann")
@@ -221,7 +249,7 @@ async def test_outside_a_turn_each_change_is_a_turn_of_its_own() -> None:
         assert last is not None
         assert plain([last]) == ["user: break"]
         assert plain(await memory.get_items(limit=1)) == ["assistant: 1"]
-        assert await memory.get_items(limit=0) == []
+        assert [await memory.get_items(limit=limit) for limit in (0, 9)] == [[], await memory.get_items()]
         memory.session_settings = SessionSettings(limit=1)
         assert plain(await memory.get_items()) == ["assistant: 1"]
 
@@ -265,6 +293,10 @@ async def test_keeping_it_short_tears_no_call_from_its_result() -> None:
         assert await bot.remembered("ann") == ["user: tool", *exchange, "assistant: 2"]  # longer, but whole
         await bot.say("ann", "1")
         assert await bot.remembered("ann") == ["user: 1", "assistant: 2"]
+
+        await bot.memory("bob").add_items([{"role": "assistant", "content": "Welcome"}])  # a beginning that need not go
+        await bot.say("bob", "0")
+        assert await bot.remembered("bob") == ["assistant: Welcome", "user: 0", "assistant: 1"]
 
 
 def test_bad_options_are_refused_when_the_memory_is_made() -> None:
