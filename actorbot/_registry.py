@@ -267,20 +267,23 @@ class Registry(ServiceActor):
             clock.call_at(clock.monotonic() + self.turns.policy.retry.cap, lambda: home.spawn(self.replay))
 
     async def flush_absent(self, session_ids: Sequence[str]) -> None:
-        """Bring to the store what only the journal has of these. Raises: the error of one that could not be brought there."""
+        """Bring to the store what only the journal had of these. Raises: the error of one that could not be brought there."""
         journal = self.turns.journal
         if journal is None or not journal.yields:
             return
-        ids = [each for each in session_ids if journal.holds(each) and not self._is_read(each)]
+        came = list(filter(None, map(self._find_read, session_ids)))  # and have perhaps been used since
+        if came:
+            await self.turns.home.wait(self.turns.flusher.flush(came))
+        ids = [each for each in session_ids if journal.holds(each) and self._find_read(each) is None]
         while ids:
             # In an outage one, to see whether it is over: more would only take the room of those that have something to do.
             at_once = REPLAYED if self.turns.flusher.outage_since is None else 1
             await self._bring(ids[:at_once])
             ids = ids[at_once:]
 
-    def _is_read(self, session_id: str) -> bool:
+    def _find_read(self, session_id: str) -> SessionActor | None:
         actor = self.entries.get(session_id)
-        return actor is not None and actor.committed is not None
+        return None if actor is None or actor.committed is None else actor
 
     async def _bring(self, ids: Sequence[str]) -> None:
         """Activate these, flush them, and let them go. Raises: the error of one for which that did not do, after trying all."""

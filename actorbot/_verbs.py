@@ -90,15 +90,15 @@ class Verbs:
             actor.leave()
 
     async def flush(self, session_id: str | None) -> None:
-        journal = self._turns.journal
         if session_id is None:
-            actors = list(self._registry.resident())
-            absent = [] if journal is None else journal.ids()
+            wanted = self._registry.resident()
         else:
             session_id = check_session_id(session_id)
-            actor = self._registry.entries.get(session_id)
-            actors = [] if actor is None else [actor]
-            absent = [session_id]
+            wanted = filter(None, [self._registry.entries.get(session_id)])
+        actors = [actor for actor in wanted if actor.committed is not None]
+        journal, ids = self._turns.journal, {actor.session_id for actor in actors}
+        held = [] if journal is None else journal.ids() if session_id is None else [session_id]
+        absent = [each for each in held if each not in ids]  # before we wait: any of them may have come when that has ended
         await self._home.wait(self._turns.flusher.flush(actors))
         await self._registry.flush_absent(absent)
 

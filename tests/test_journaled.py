@@ -229,6 +229,31 @@ async def test_a_flush_brings_to_the_store_also_what_left_memory_in_an_outage(tm
         assert [(store.read(user) or {}).get("n") for user in ("ann", "bob", "cleo")] == [1, 1, 1]
 
 
+async def test_a_flush_takes_with_it_a_session_that_comes_back_into_memory_while_it_waits(tmp_path: Path) -> None:
+    clock, store = ManualClock(), Server()
+    async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
+        for user in ("ann", "bob"):
+            await manager.dispatch(user, "hi")
+        store.outage()
+        for _ in range(8):
+            await clock.advance(10.0)
+            await manager.dispatch("bob", "hi")
+        assert [session_id for session_id, _ in manager.resident()] == ["bob"]  # ann has left, with an entry in the journal
+        store.restore()
+        store.hold()
+        tries, later = store.write_calls, asyncio.create_task(clock.advance(10.0))
+        async with asyncio.timeout(10.0):
+            while store.write_calls == tries:  # until bob's write keeps everybody else's waiting
+                await asyncio.sleep(0.001)
+            flush = asyncio.create_task(manager.flush("ann"))
+            await asyncio.sleep(0)
+            assert await manager.dispatch("ann", "hi") == 2
+            store.release()
+            await flush
+        assert (store.read("ann") or {}).get("n") == 2
+        await later
+
+
 async def test_more_sessions_than_fit_into_memory_are_served_during_an_outage(tmp_path: Path) -> None:
     store = Server()
     async with make_manager(store, tmp_path / "journal", max_resident=10, policy={"max_delay": 0.05}) as manager:
