@@ -241,8 +241,8 @@ class SessionActor(Mailbox):
             raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
         self.trusted = True
         parent = current.get()
-        while parent is not None and parent._session is None:
-            parent = parent._parent
+        while parent is not None and parent._session is None and (parent._revoked is None or parent._abandoned):
+            parent = parent._parent  # over; one that was taken from code which still runs stays in the chain, to tell it so
         context = Context(self, session, event, committed, parent, task)
         if digest is not None:
             context._event_id = digest

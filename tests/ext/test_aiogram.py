@@ -215,6 +215,8 @@ async def test_a_handler_that_overruns_keeps_nothing_and_can_store_nothing_any_m
             inside.set()
             await late.wait()
             await sessions.storage.set_state(StorageKey(42, 2, 2), "told")  # about somebody else it may
+            async with manager.turn(sid(3)) as turn:
+                turn.session["told"] = True
             for store in (state.update_data({"half": True}), state.set_state("half"), state.get_data()):
                 try:
                     await store
