@@ -83,7 +83,9 @@ def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
         raise explain(state, max_bytes, error) from None
     if len(data) > max_bytes:
         raise SessionTooLargeError(
-            "session", f"takes {len(data)} bytes, more than the {max_bytes} allowed (max_session_bytes)", limit=max_bytes
+            "session",
+            f"takes {len(data)} bytes, more than the {max_bytes} allowed (max_session_bytes)",
+            limit=max_bytes,
         )
     return data
 
@@ -234,7 +236,9 @@ def _scan(state: dict[str, Any], budget: int) -> bool:
                 budget -= _weigh(kind, value, boxes)
                 extended = extended or (kind is not float and kind is not bytes)
     if budget < 0:
-        raise SessionTooLargeError("session", f"takes more than the {limit} bytes allowed (max_session_bytes)", limit=limit)
+        raise SessionTooLargeError(
+            "session", f"takes more than the {limit} bytes allowed (max_session_bytes)", limit=limit
+        )
     if len(boxes) >= MAX_DEPTH and _is_deep(state):  # fewer boxes cannot be deeper; lists of strings are not among them
         raise SessionTooLargeError("session", f"is nested deeper than {MAX_DEPTH} levels", limit=MAX_DEPTH)
     return extended

@@ -36,14 +36,8 @@ Settle = Callable[["ActorbotError | None"], None]
 """Told what became of an entry, at home; once."""
 
 
-class _Put(NamedTuple):
-    """What is to be committed."""
-
-    session_id: str
-    committed: Committed
-    write_ids: bytes
-    lineages: tuple[Lineage, ...]
-    settle: Settle
+_Put = tuple[str, Committed, bytes, tuple[Lineage, ...], Settle]
+"""What is to be committed: a session's id, what its turn has left, the write ids that the store has confirmed, lineages; who is told."""
 
 
 class _Place(NamedTuple):
@@ -206,7 +200,7 @@ class Journal:
             closed = self._closed
             self.newest = max(self.newest, committed[0])
             if not closed:
-                self._asked.append(_Put(session_id, committed, write_ids, lineages, settle))
+                self._asked.append((session_id, committed, write_ids, lineages, settle))
             if idle := not (closed or self._working):
                 self._working = True
         if idle:
@@ -361,5 +355,5 @@ class Journal:
 
 
 def _settle(batch: Sequence[_Put], error: ActorbotError | None) -> None:
-    for put in batch:
-        put.settle(error)
+    for *_, settle in batch:
+        settle(error)

@@ -28,7 +28,9 @@ def explain(state: dict[str, Any], limit: int, error: Exception) -> NotEncodable
         for label, value, problem in steps[-1].parts:
             budget -= 1
             if budget < 0:
-                return SessionTooLargeError("session", f"takes more than the {limit} bytes allowed (max_session_bytes)", limit=limit)
+                return SessionTooLargeError(
+                    "session", f"takes more than the {limit} bytes allowed (max_session_bytes)", limit=limit
+                )
             if problem is None and type(value) in BOXES:
                 if is_open.get(id(value)):
                     return NotEncodableError(_path(steps, label), "is a cycle: it is inside itself")

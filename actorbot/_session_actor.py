@@ -242,7 +242,9 @@ class SessionActor(Mailbox):
         self.trusted = True
         parent = current.get()
         while parent is not None and parent._session is None and (parent._revoked is None or parent._abandoned):
-            parent = parent._parent  # over; one that was taken from code which still runs stays in the chain, to tell it so
+            parent = (
+                parent._parent
+            )  # over; one that was taken from code which still runs stays in the chain, to tell it so
         context = Context(self, session, event, committed, parent, task)
         if digest is not None:
             context._event_id = digest
@@ -334,21 +336,9 @@ class SessionActor(Mailbox):
 
     def _write_ahead(self, context: Context, committed: Committed, journal: Journal) -> Promise:
         acknowledged = self.turns.home.promise()
-
-        def settle(error: ActorbotError | None) -> None:
-            # At home, whatever has become of the caller: a commit is never interrupted.
-            if error is None:
-                self.committed = committed
-                self.trusted = True
-                self.turns.handled += 1
-                if not self.dirty or (committed[1] is not None and len(committed[1]) > self.charged):
-                    self.turns.flusher.mark(self)
-                self.send(context)
-            self.leave()
-            _answer(acknowledged, error)
-
         lineages = ((journal.lineage, committed[0]), *self.lineages)
-        journal.put(self.session_id, committed, self.write_ids, lineages, settle)
+        ahead = _Ahead(self, context, committed, acknowledged)
+        journal.put(self.session_id, committed, self.write_ids, lineages, ahead)
         return acknowledged
 
     def close(self, context: Context) -> None:
@@ -388,6 +378,33 @@ class SessionActor(Mailbox):
             message.outcome.set_exception(error)
         else:
             message.outcome.set_result(value)
+
+
+class _Ahead:
+    """Ends a turn that the journal is to commit, when it is told what became of that: at home, whatever has become of the caller.
+
+    Not a function, whose closure would be six objects of every event in flight for the garbage collector to walk over.
+    """
+
+    __slots__ = ("_acknowledged", "_actor", "_committed", "_context")
+
+    def __init__(self, actor: SessionActor, context: Context, committed: Committed, acknowledged: Promise) -> None:
+        self._actor = actor
+        self._context = context
+        self._committed = committed
+        self._acknowledged = acknowledged
+
+    def __call__(self, error: ActorbotError | None) -> None:
+        actor, committed = self._actor, self._committed
+        if error is None:
+            actor.committed = committed
+            actor.trusted = True
+            actor.turns.handled += 1
+            if not actor.dirty or (committed[1] is not None and len(committed[1]) > actor.charged):
+                actor.turns.flusher.mark(actor)
+            actor.send(self._context)
+        actor.leave()
+        _answer(self._acknowledged, error)
 
 
 def _answer(acknowledged: Promise, error: BaseException | None) -> None:

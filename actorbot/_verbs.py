@@ -98,7 +98,9 @@ class Verbs:
         actors = [actor for actor in wanted if actor.committed is not None]
         journal, ids = self._turns.journal, {actor.session_id for actor in actors}
         held = [] if journal is None else journal.ids() if session_id is None else [session_id]
-        absent = [each for each in held if each not in ids]  # before we wait: any of them may have come when that has ended
+        absent = [
+            each for each in held if each not in ids
+        ]  # before we wait: any of them may have come when that has ended
         await self._home.wait(self._turns.flusher.flush(actors))
         await self._registry.flush_absent(absent)
 

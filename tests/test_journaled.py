@@ -238,7 +238,9 @@ async def test_a_flush_takes_with_it_a_session_that_comes_back_into_memory_while
         for _ in range(8):
             await clock.advance(10.0)
             await manager.dispatch("bob", "hi")
-        assert [session_id for session_id, _ in manager.resident()] == ["bob"]  # ann has left, with an entry in the journal
+        assert [session_id for session_id, _ in manager.resident()] == [
+            "bob"
+        ]  # ann has left, with an entry in the journal
         store.restore()
         store.hold()
         tries, later = store.write_calls, asyncio.create_task(clock.advance(10.0))

@@ -212,8 +212,8 @@ MUTANTS = (
     Mutant(
         "an event is acknowledged before its commit",
         "_session_actor.py",
-        "        journal.put(self.session_id, committed, self.write_ids, lineages, settle)\n",
-        "        settle(None)\n        journal.put(self.session_id, committed, self.write_ids, lineages, lambda _: None)\n",
+        "        journal.put(self.session_id, committed, self.write_ids, lineages, ahead)\n",
+        "        ahead(None)\n        journal.put(self.session_id, committed, self.write_ids, lineages, lambda _: None)\n",
         "tests/test_journaled.py",
     ),
     Mutant(
