@@ -92,17 +92,18 @@ def lifespan(manager: SessionManager) -> Callable[[Any], AbstractAsyncContextMan
 def _route(manager: SessionManager, path: str, platform: Platform) -> Route:
     async def deliver(request: Request) -> Response:
         if request.method == "POST":
-            return await _guarded(request, _take(manager, platform, request))
-        return await _guarded(request, _subscribe(platform, request))
+            return await _guarded(path, request, _take(manager, path, platform, request))
+        return await _guarded(path, request, _subscribe(platform, request))
 
     return Route(path, deliver, methods=["POST", "GET"])
 
 
-async def _guarded(request: Request, answer: Awaitable[Response]) -> Response:
+async def _guarded(path: str, request: Request, answer: Awaitable[Response]) -> Response:
     try:
         return await answer
     except RefusedError as refusal:
-        logger.info("refused a request to %s: %s", request.scope["path"], refusal)
+        # The author's path, since a stranger's may hold lines of his own.
+        logger.info("refused a request to %s: %s", path, refusal)
         # What is left of the body is not waited for; and a stranger is not told what was wrong.
         headers = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
         if refusal.status == 405:
@@ -115,7 +116,7 @@ async def _subscribe(platform: Platform, request: Request) -> Response:
     return PlainTextResponse(challenge, headers={"X-Content-Type-Options": "nosniff"})
 
 
-async def _take(manager: SessionManager, platform: Platform, request: Request) -> Response:
+async def _take(manager: SessionManager, path: str, platform: Platform, request: Request) -> Response:
     headers = request.headers.raw
     platform.admit(headers, manager._options.clock.wall())
     payload = platform.open(headers, await _read(request, platform.max_body))
@@ -124,7 +125,7 @@ async def _take(manager: SessionManager, platform: Platform, request: Request) -
     except RefusedError:
         raise
     except Exception:  # of the author's functions; nothing was handled, whatever `answer` is
-        logger.exception("a delivery to %s cannot be taken apart", request.scope["path"])
+        logger.exception("a delivery to %s cannot be taken apart", path)
         return PlainTextResponse(HTTPStatus(500).phrase, 500)
     failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
     return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))

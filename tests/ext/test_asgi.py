@@ -325,6 +325,16 @@ async def test_an_author_s_function_that_fails_is_500_and_nothing_was_handled(an
         assert (await deliver(client, "signed", {"id": "1"})).status_code == 500  # KeyError: 'user'
 
 
+async def test_a_stranger_writes_no_line_of_his_own_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "actorbot")
+    async with serving(webhook_app(manager_of(), {"/bots/{name}": Telegram(SECRET)})) as client:
+        assert (await client.post("/bots/a%0AERROR%20forged")).status_code == 401
+
+    (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert "forged" not in line
+    assert "/bots/{name}" in line
+
+
 # --- the client goes away ---------------------------------------------------------------------------------------------
 
 
