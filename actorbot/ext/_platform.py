@@ -187,9 +187,10 @@ class Signed(HmacPlatform):
 
 
 def key(field: str, secret: Any) -> bytes:
-    """Return a secret as bytes. Raises: ConfigError for none, which everybody would know."""
-    if not isinstance(secret, str) or not secret.strip():
-        raise ConfigError(field, None, "a text that is not empty")  # whatever it is, it is not shown
+    """Return a secret as bytes. Raises: ConfigError for none, which everybody would know, and for one with the end of its line."""
+    if not isinstance(secret, str) or not secret or secret != secret.strip():
+        # Whatever it is, it is not shown.
+        raise ConfigError(field, None, "a text that is not empty, without spaces or line ends around it")
     return secret.encode()
 
 

@@ -206,6 +206,14 @@ def test_no_secret_is_no_secret_to_anybody() -> None:
     assert SECRET not in repr([make() for make in PLATFORMS.values()])
 
 
+def test_a_secret_that_was_read_with_the_end_of_its_line_is_told_at_once_and_not_shown() -> None:
+    for make in (Telegram, Slack, Line, lambda each: Meta(each, "t"), lambda each: Meta("s", each)):
+        for secret in (SECRET + "\n", " " + SECRET):
+            with pytest.raises(errors.ConfigError, match="without spaces or line ends around it") as raised:
+                make(secret)  # type: ignore[operator]
+            assert SECRET not in str(raised.value)
+
+
 def test_options_out_of_range_are_told_at_once() -> None:
     for wrong in ({"answer": "later"}, {"max_body": 0}, {"session_id": "telegram"}):
         with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
