@@ -127,8 +127,9 @@ class Line(HmacPlatform):
 
 
 class Meta(HmacPlatform):
-    """Messenger, Instagram and WhatsApp: `messenger:<page>:<sender>`, `instagram:<account>:<sender>`, `whatsapp:<phone id>:<from>`.
+    """Messenger, Instagram and WhatsApp: `messenger:<page>:<sender>`, `instagram:<account>:<sender>`, `whatsapp:<phone id>:<user>`.
 
+    WhatsApp's user is its business-scoped id, which stays when his phone number is hidden; his number where a message has no such id.
     Echoes of the page's own messages, receipts of deliveries and reading, and WhatsApp's statuses have no session.
     """
 
@@ -162,7 +163,8 @@ class Meta(HmacPlatform):
         silent = "delivery" in item or "read" in item or at(item, "message", "is_echo")
         session_id = joined(prefix, at(item, "recipient", "id"), at(item, "sender", "id"))
         event_id = at(item, "message", "mid") or at(item, "postback", "mid")
-        if not isinstance(event_id, str):  # a reaction or a referral, say: the same again is the same delivery
+        if not isinstance(event_id, str) or at(item, "message", "is_deleted"):
+            # A reaction or a referral, say, or a message taken back, under the id it had: the same again is the same delivery.
             event_id = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
         texts = (at(item, "message", "text"), at(item, "postback", "payload"))
         return incoming(None if silent else session_id, event_id, texts, item)
@@ -172,7 +174,8 @@ class Meta(HmacPlatform):
             return
         rest = {name: part for name, part in value.items() if name not in {"messages", "statuses"}}
         for message in _objects(value.get("messages")):
-            session_id = joined("whatsapp", at(value, "metadata", "phone_number_id"), at(message, "from"))
+            whose = at(message, "from_user_id") or at(message, "from")
+            session_id = joined("whatsapp", at(value, "metadata", "phone_number_id"), whose)
             chosen = [at(message, "interactive", kind, "id") for kind in ("button_reply", "list_reply")]
             texts = (at(message, "text", "body"), at(message, "button", "payload"), *chosen)
             yield incoming(session_id, at(message, "id"), texts, rest | {"messages": [message]})

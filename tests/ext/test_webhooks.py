@@ -264,6 +264,11 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
         {"from": "50", "id": "wamid.2", "type": "interactive", "interactive": {"button_reply": {"id": "b"}}}],
         "statuses": [{"id": "wamid.0", "status": "read", "recipient_id": "49"}]}}]}]},
      [("whatsapp:9:49", "wamid.1", "a"), ("whatsapp:9:50", "wamid.2", "b")]),
+    ("meta", {"object": "whatsapp_business_account", "entry": [{"changes": [{"field": "messages", "value": {
+        "metadata": {"phone_number_id": "9"}, "messages": [
+        {"from": "49", "from_user_id": "DE.1", "id": "wamid.1", "type": "text", "text": {"body": "a"}},
+        {"from_user_id": "DE.1", "id": "wamid.2", "type": "text", "text": {"body": "b"}}]}}]}]},  # with a user name, maybe no number
+     [("whatsapp:9:DE.1", "wamid.1", "a"), ("whatsapp:9:DE.1", "wamid.2", "b")]),
     ("meta", {"object": "permissions", "entry": [{}]}, []),
 ]  # fmt: skip
 
@@ -329,6 +334,16 @@ def test_a_reaction_on_messenger_which_has_no_id_is_the_same_only_when_it_is_the
         return found.event_id
 
     assert reaction("a") == reaction("a") != reaction("b")
+
+
+def test_a_message_that_is_taken_back_on_instagram_is_an_event_of_its_own() -> None:
+    def event_id(message: dict[str, Any]) -> str | None:
+        item = {"sender": {"id": "1"}, "recipient": {"id": "I"}, "timestamp": 5, "message": message}
+        (found,) = Meta(SECRET, "t").incoming({"object": "instagram", "entry": [{"messaging": [item]}]})
+        return found.event_id
+
+    sent, taken_back = {"mid": "m", "text": "a"}, {"mid": "m", "is_deleted": True}
+    assert event_id(sent) == "m" != event_id(taken_back) == event_id(taken_back)
 
 
 def test_an_author_names_sessions_his_own_way_and_takes_what_is_left_out() -> None:
