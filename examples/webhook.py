@@ -24,7 +24,10 @@ if secret := settings.get("TELEGRAM_SECRET_TOKEN"):
 if secret := settings.get("SLACK_SIGNING_SECRET"):
     platforms["/slack"] = Slack(secret, answer="accepted")  # Slack wants its answer within 3 s
 if secret := settings.get("META_APP_SECRET"):
-    platforms["/meta"] = Meta(secret, settings.get("META_VERIFY_TOKEN", ""))
+    verify_token = settings.get("META_VERIFY_TOKEN") or sys.exit(
+        "set META_VERIFY_TOKEN: what you type into Meta's dashboard"
+    )
+    platforms["/meta"] = Meta(secret, verify_token)
 if not platforms:
     sys.exit(
         "set TELEGRAM_SECRET_TOKEN, SLACK_SIGNING_SECRET or META_APP_SECRET: what the platform signs its webhooks with"

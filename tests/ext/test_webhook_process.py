@@ -173,3 +173,14 @@ def test_without_a_secret_the_example_says_what_is_missing(command: list[str], t
     assert done.returncode == 1
     assert done.stderr.strip().startswith("set TELEGRAM_SECRET_TOKEN")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_the_verify_token_of_meta_the_example_says_what_is_missing(tmp_path: Path) -> None:
+    environment = os.environ | {"META_APP_SECRET": SECRET, "META_VERIFY_TOKEN": ""}
+    done = subprocess.run(
+        COMMANDS[0], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False, env=environment
+    )
+
+    assert done.returncode == 1
+    assert "META_VERIFY_TOKEN" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
