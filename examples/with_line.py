@@ -27,7 +27,7 @@ configuration = Configuration(access_token=token, host=os.environ.get("LINE_API"
 
 async def handle(context: Context) -> None:
     event, session = context.event, context.session
-    if not event.message.text:
+    if not event.message.text or "replyToken" not in event.raw:  # no token: the channel is another bot's for now
         return
     if session.get("asking"):
         session["nickname"], session["asking"] = event.message.text, False

@@ -308,4 +308,7 @@ async def test_the_example_asks_for_a_name_and_remembers_it(tmp_path: Path, monk
             async with serving(example["app"]) as client:
                 event = {"events": [line_event("U", number, text)]}
                 assert (await deliver(client, "line", event, path="/callback")).status_code == 200
+                standby = line_event("U", number + 10, "to another bot of the channel") | {"mode": "standby"}
+                del standby["replyToken"]
+                assert (await deliver(client, "line", {"events": [standby]}, path="/callback")).status_code == 200
         assert arrived == ["Hi, what's your nickname?", "Hello Tim", "You said 'It rains', Tim"]
