@@ -11,11 +11,12 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from itertools import chain
+from itertools import chain as flat
 from typing import Any, Final, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
-from actorbot._context import Context
+from actorbot._codec import encode_state
+from actorbot._context import Context, chain
 from actorbot._manager import SessionManager
 from actorbot.errors import ConfigError, DuplicateEventError, TurnEndedError
 from actorbot.ext._held import held
@@ -98,16 +99,28 @@ class PTBSessions:
         """Hold the sessions of chats and users: in a job, say, which runs in no turn. Gives the turn of the first.
 
         Always taken in the order of their numbers, so groups before users: updates never wait for each other in a circle. Each session
-        changes as a whole or not at all. Raises: DuplicateEventError on entry, DeadlockError, ConflictError at the exit.
+        changes as a whole or not at all; where one's time is up or its values cannot be kept, none does. Inside another turn it does not
+        wait for room in a mailbox. Raises: DuplicateEventError on entry, DeadlockError, OverloadedError, ConflictError at the exit.
         """
+        inside = next(chain(), None) is not None
+        turns: list[Context] = []
         async with AsyncExitStack() as stack:
             for each in sorted({number, *more}):
                 session_id = self.session_id(each)
-                # Who does not find room in a session's mailbox waits here: PTB could not be told to try again.
-                places = asyncio.Semaphore(self._manager._options.max_mailbox)
-                await stack.enter_async_context(self._lines.setdefault(session_id, places))
-                await stack.enter_async_context(self._manager.turn(session_id, event_id=event_id))
+                if not inside:
+                    await stack.enter_async_context(self._line(session_id))
+                turns.append(await stack.enter_async_context(self._manager.turn(session_id, event_id=event_id)))
             yield self._held(number)
+            for turn in turns[:-1]:  # the last is committed first: if it fails, so do the others
+                _check_commit(turn, self._manager._options.max_session_bytes)
+
+    def _line(self, session_id: str) -> asyncio.Semaphore:
+        """Return where updates wait that find no room in a session's mailbox: PTB could not be told to try again.
+
+        They have half of the mailbox. Who holds a turn waits in that alone, where a circle is seen (DeadlockError).
+        """
+        places = asyncio.Semaphore(max(1, self._manager._options.max_mailbox // 2))
+        return self._lines.setdefault(session_id, places)
 
     def _session_of(self, number: int) -> Any:
         return self._held(number).session
@@ -140,9 +153,9 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
 
     async def initialize(self) -> None:
         await super().initialize()
-        for conversation in persistent(chain.from_iterable(self.handlers.values())):
+        for conversation in persistent(flat.from_iterable(self.handlers.values())):
             keep_states(conversation, self._sessions._session_of)
-        if self._sessions._manager._state == "new":
+        if self._sessions._manager._state != "open":
             await self._sessions._manager.start()
             self._closes_manager = True
 
@@ -206,6 +219,13 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
 
 _failures: ContextVar[list[Exception] | None] = ContextVar("actorbot_ptb_failures", default=None)
 """What handlers of the update that is being processed have failed with."""
+
+
+def _check_commit(turn: Context, max_session_bytes: int) -> None:
+    """Raises: what would keep *turn* from being committed, when others that belong to it have been: TurnEndedError, NotEncodableError, …"""
+    session = turn.session
+    if not turn._destroyed:
+        encode_state(session, max_session_bytes)
 
 
 def _chat_or_user(update: Update) -> int | None:

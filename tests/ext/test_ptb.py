@@ -457,6 +457,58 @@ async def test_a_group_keeps_its_order_also_while_a_user_of_it_is_busy_elsewhere
     assert seen == ["slow", "by 7", "by 8"]
 
 
+async def test_an_update_in_a_group_changes_both_sessions_or_none() -> None:
+    async def handle(update: Update, context: Any) -> None:
+        await count(update, context)
+        context.chat_data["last"] = object() if update.message.text == "bad" and len(told) < 1 else "kept"
+
+    manager = SessionManager()
+    application, _ = build(manager, None, handle)
+    told = gather_errors(application)
+    async with running(application):
+        bad = message(application, 1, -5, 7, text="bad")
+        await feed(application, bad)
+        assert [await manager.peek(sid(number)) for number in (-5, 7)] == [None, None]
+        await feed(application, bad)  # so it may come again
+        assert [await manager.peek(sid(-5)), await manager.peek(sid(7))] == [
+            {"chat_data": {"last": "kept"}},
+            {"user_data": {"n": 1}},
+        ]
+    assert [type(error) for error in told] == [errors.NotEncodableError]
+
+
+async def test_a_group_whose_time_is_up_first_takes_its_users_change_with_it() -> None:
+    clock = ManualClock()
+    inside, go_on = [asyncio.Event() for _ in range(3)], [asyncio.Event() for _ in range(3)]
+
+    async def handle(update: Update, context: Any) -> None:
+        inside[update.update_id].set()
+        await go_on[update.update_id].wait()
+        await count(update, context)
+
+    manager = SessionManager(clock=clock, handler_timeout=60.0)
+    application, _ = build(manager, None, handle)
+    told = gather_errors(application)
+    async with running(application):
+        go_on[0].set()
+        await feed(
+            application, message(application, 0, -5, 8)
+        )  # so that the group is in memory, its turn there at once
+        application.update_queue.put_nowait(message(application, 1, 7))
+        await inside[1].wait()
+        application.update_queue.put_nowait(message(application, 2, -5, 7))  # has the group, waits for its user
+        await settle()
+        await clock.advance(40.0)
+        go_on[1].set()
+        await inside[2].wait()
+        await clock.advance(30.0)  # of the group's 60 s 70 have passed, of the user's 30
+        go_on[2].set()
+        async with asyncio.timeout(20):
+            await application.update_queue.join()
+        assert await manager.peek(sid(7)) == {"user_data": {"n": 1}}
+    assert [type(error) for error in told] == [errors.HandlerTimeoutError]
+
+
 async def test_turns_of_several_sessions_never_wait_in_a_circle() -> None:
     manager = SessionManager()
     application, sessions = build(manager)
@@ -788,6 +840,32 @@ async def test_a_handler_that_has_the_bot_process_another_update_of_its_chat_is_
         assert await manager.peek(sid(7)) == {"user_data": {"n": 1}}
 
 
+async def test_it_is_refused_at_once_also_while_more_updates_wait_than_a_mailbox_takes() -> None:
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(update: Update, context: Any) -> None:
+        await count(update, context)
+        if update.update_id == 0:
+            inside.set()
+            await go_on.wait()
+            await context.application.process_update(message(application, 200, 7))
+
+    manager = SessionManager(max_mailbox=10)
+    application, _ = build(manager, None, handle)
+    told = gather_errors(application)
+    async with running(application):
+        application.update_queue.put_nowait(message(application, 0, 7))
+        await inside.wait()
+        for n in range(1, 31):
+            application.update_queue.put_nowait(message(application, n, 7))
+        await settle()
+        go_on.set()
+        async with asyncio.timeout(20):
+            await application.update_queue.join()
+        assert await manager.peek(sid(7)) == {"user_data": {"n": 31}}
+    assert [type(error) for error in told] == [errors.DeadlockError]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -804,6 +882,15 @@ async def test_what_cannot_work_is_refused_at_the_start() -> None:
         PTBSessions(SessionManager()).session_id(7)
     application, _ = build(SessionManager(), None, conversation(conversation_timeout=5))
     with pytest.raises(errors.ConfigError, match="conversation_timeout"):
+        async with application:
+            pass
+
+
+async def test_an_application_that_is_started_again_says_that_its_manager_is_closed() -> None:
+    application, _ = build(SessionManager())
+    async with application:
+        pass
+    with pytest.raises(errors.ManagerClosedError):
         async with application:
             pass
 
