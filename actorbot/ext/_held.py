@@ -10,7 +10,7 @@ from actorbot._context import Context, current
 from actorbot._manager import SessionManager
 from actorbot.errors import ConfigError
 
-__all__ = ["check_dict", "held", "joined", "values"]
+__all__ = ["borrowed", "check_dict", "held", "joined", "values"]
 
 
 def held(manager: SessionManager, session_id: str) -> Context | None:
@@ -33,18 +33,25 @@ def held(manager: SessionManager, session_id: str) -> Context | None:
 
 
 @asynccontextmanager
+async def borrowed(manager: SessionManager, session_id: str, event_id: str | None = None) -> AsyncIterator[Context]:
+    """Do as `SessionManager.turn`; after its end the turn hides no longer what `held` looks for, and one that timed out refuses nothing."""
+    before = current.get()
+    try:
+        async with manager.turn(session_id, event_id=event_id) as turn:
+            yield turn
+    finally:
+        current.set(before)
+
+
+@asynccontextmanager
 async def joined(manager: SessionManager, session_id: str) -> AsyncIterator[Context]:
     """Lend the turn that is held, or a short one of its own where none is. Raises: as `held` and `SessionManager.turn`."""
     context = held(manager, session_id)
     if context is not None:
         yield context
         return
-    before = current.get()
-    try:
-        async with manager.turn(session_id) as turn:
-            yield turn
-    finally:
-        current.set(before)  # the short turn hides no longer what `held` looks for
+    async with borrowed(manager, session_id) as turn:
+        yield turn
 
 
 async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from actorbot._context import Context
 from actorbot._manager import SessionManager
 from actorbot.errors import DuplicateEventError
-from actorbot.ext._held import check_dict, joined, values
+from actorbot.ext._held import borrowed, check_dict, held, joined, values
 
 try:
     from aiogram import Dispatcher
@@ -41,10 +41,10 @@ class AiogramSessions:
         """Raises: ConfigError if the manager has a `session_type`: what aiogram keeps needs a key in a dict."""
         check_dict(manager, "aiogram keeps its states")
         self._manager = manager
-        self._holders: dict[str, Task[Any] | None] = {}  # who has the turn of a session
+        self._holders: dict[Context, Task[Any] | None] = {}  # which task has a turn
         self.storage: BaseStorage = _Storage(manager)
         """FSM states and data: inside the turn that is held; elsewhere, in a background job say, in a short turn of their own."""
-        self.isolation: BaseEventIsolation = _Isolation(self._turn, self._holders)
+        self.isolation: BaseEventIsolation = _Isolation(self)
         """A lock is the session's turn; whoever holds that already has it."""
 
     @staticmethod
@@ -100,12 +100,12 @@ class AiogramSessions:
 
     @asynccontextmanager
     async def _turn(self, session_id: str, event_id: str | None = None) -> AsyncIterator[Context]:
-        async with self._manager.turn(session_id, event_id=event_id) as turn:
-            self._holders[session_id] = current_task()
+        async with borrowed(self._manager, session_id, event_id) as turn:
+            self._holders[turn] = current_task()
             try:
                 yield turn
             finally:
-                del self._holders[session_id]
+                del self._holders[turn]
 
 
 async def deliver(session_id: str, method: Awaitable[Any]) -> Any:
@@ -114,17 +114,17 @@ async def deliver(session_id: str, method: Awaitable[Any]) -> Any:
 
 
 class _Isolation(BaseEventIsolation):
-    def __init__(self, turn: Callable[[str], Any], holders: Mapping[str, Task[Any] | None]) -> None:
-        self._turn = turn
-        self._holders = holders
+    def __init__(self, sessions: AiogramSessions) -> None:
+        self._sessions = sessions
 
     @asynccontextmanager
     async def lock(self, key: StorageKey) -> AsyncGenerator[None, None]:
-        session_id = AiogramSessions.session_id(key)
-        if self._holders.get(session_id) is current_task():
+        sessions, session_id = self._sessions, self._sessions.session_id(key)
+        turn = held(sessions._manager, session_id)
+        if turn is not None and sessions._holders.get(turn) is current_task():
             yield
             return
-        async with self._turn(session_id):
+        async with sessions._turn(session_id):
             yield
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from aiogram.fsm.storage.base import StorageKey
 from aiogram.types import ErrorEvent, Message
 
 from actorbot import Context, FileSessionStore, MemorySessionStore, Session, SessionManager
-from actorbot.errors import TurnEndedError
+from actorbot.errors import HandlerTimeoutError, TurnEndedError
 from actorbot.ext.aiogram import FSM, AiogramSessions, deliver
 from actorbot.testing import ManualClock
 from examples.with_aiogram import make_dispatcher
@@ -233,6 +233,62 @@ async def test_a_handler_that_overruns_keeps_nothing_and_can_store_nothing_any_m
             await slow
         assert len(refused) == 3
         assert await manager.peek(sid(1)) == {"n": 1}
+
+
+async def test_an_overrunning_handler_takes_nothing_from_the_one_that_follows() -> None:
+    clock = ManualClock()
+    manager, sessions, dispatcher, bot, _ = build(clock=clock, handler_timeout=30.0)
+    inside = {text: asyncio.Event() for text in ("slow", "next")}
+    go_on = {text: asyncio.Event() for text in ("slow", "next")}
+
+    @dispatcher.message()
+    async def handle(message: Message, session: Session) -> None:
+        assert message.text
+        inside[message.text].set()
+        await go_on[message.text].wait()
+        if message.text == "next":
+            async with sessions.isolation.lock(StorageKey(42, 1, 1)):
+                session["n"] = session.get("n", 0) + 1
+
+    async with manager:
+        slow = asyncio.create_task(dispatcher.feed_update(bot, message(1, "slow")))
+        await inside["slow"].wait()
+        await clock.advance(31.0)
+        following = asyncio.create_task(dispatcher.feed_update(bot, message(1, "next")))
+        await inside["next"].wait()
+        go_on["slow"].set()
+        with pytest.raises(HandlerTimeoutError) as told:
+            await slow
+        assert not isinstance(told.value.__cause__, KeyError)
+        go_on["next"].set()
+        await following
+        assert await manager.peek(sid(1)) == {"n": 1}
+
+
+async def test_an_error_handler_may_reset_the_state_after_an_overrun() -> None:
+    clock = ManualClock()
+    manager, _, dispatcher, bot, _ = build(clock=clock, handler_timeout=30.0)
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    @dispatcher.message()
+    async def handle(message: Message, state: FSMContext) -> None:
+        await state.set_state("asked")
+        inside.set()
+        await go_on.wait()
+
+    @dispatcher.errors()
+    async def start_again(event: ErrorEvent, state: FSMContext) -> None:
+        assert isinstance(event.exception, HandlerTimeoutError)
+        assert await state.get_state() is None
+        await state.update_data(late=True)
+
+    async with manager:
+        slow = asyncio.create_task(dispatcher.feed_update(bot, message(1, "slow")))
+        await inside.wait()
+        await clock.advance(31.0)
+        go_on.set()
+        await slow
+        assert await manager.peek(sid(1)) == {FSM: {"default": {"data": {"late": True}}}}
 
 
 async def test_cancelling_an_update_rolls_it_back_and_frees_the_session() -> None:
