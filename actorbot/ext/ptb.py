@@ -113,6 +113,8 @@ class PTBSessions:
             yield self._held(number)
             for turn in turns[:-1]:  # the last is committed first: if it fails, so do the others
                 _check_commit(turn, self._manager._options.max_session_bytes)
+            if len(turns) > 1:  # a commit is not interrupted, nor is what lies between two
+                await asyncio.shield(stack.pop_all().aclose())
 
     def _line(self, session_id: str) -> asyncio.Semaphore:
         """Return where updates wait that find no room in a session's mailbox: PTB could not be told to try again.

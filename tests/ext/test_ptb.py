@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from telegram import Update
@@ -507,6 +507,41 @@ async def test_a_group_whose_time_is_up_first_takes_its_users_change_with_it() -
             await application.update_queue.join()
         assert await manager.peek(sid(7)) == {"user_data": {"n": 1}}
     assert [type(error) for error in told] == [errors.HandlerTimeoutError]
+
+
+async def test_a_caller_that_goes_away_between_two_commits_tears_nothing() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        """A driver of four methods whose writes take their time."""
+
+        kept: ClassVar[dict[str, Any]] = {}
+
+        async def init(self) -> None: ...
+
+        async def read(self, session_id: str) -> Any:
+            return self.kept.get(session_id)
+
+        async def write(self, session_id: str, session: Any) -> None:
+            begun.set()
+            await go_on.wait()
+            self.kept[session_id] = session
+
+        async def destroy(self, session_id: str) -> None: ...
+
+    async def handle(update: Update, context: Any) -> None:
+        context.user_data["n"] = context.chat_data["n"] = 1
+
+    application, _ = build(SessionManager(Slow(), flush=FlushPolicy.write_through()), None, handle)
+    async with running(application):
+        request = asyncio.create_task(application.process_update(message(application, 1, -5, 7)))
+        await begun.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        go_on.set()
+
+    assert [Slow.kept[sid(7)]["user_data"], Slow.kept[sid(-5)]["chat_data"]] == [{"n": 1}] * 2
 
 
 async def test_turns_of_several_sessions_never_wait_in_a_circle() -> None:
