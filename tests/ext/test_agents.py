@@ -93,7 +93,7 @@ async def test_the_bot_of_the_page_mixes_conversations_before_and_none_after(
     async with after["manager"]:
         ours = await hundred(after["on_message"])
     known = sum(answer == str(1 + i // 10) for i, answer in enumerate(ours))
-    print(  # noqa: T201  # pytest -rP shows it
+    print(
         f"100 messages of 10 users, answered knowing what came before: SQLiteSession {whole} ({mixed} of 10 memories mixed),"
         f" with actorbot {known}"
     )

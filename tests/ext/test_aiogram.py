@@ -69,7 +69,7 @@ async def test_the_bot_of_the_page_loses_updates_before_and_none_after(
     stock = await counted(program("aiogram", "Before"))
     ours = await counted(program("aiogram", "After"))
 
-    print(f"100 updates over 10 chats: stock aiogram counted {stock}, with actorbot {ours}")  # noqa: T201  # pytest -rP shows it
+    print(f"100 updates over 10 chats: stock aiogram counted {stock}, with actorbot {ours}")
     assert stock < 100
     assert ours == 100
     async with SessionManager(FileSessionStore(".sessions")) as manager:  # as the next start of the bot finds it

@@ -107,7 +107,7 @@ async def test_the_bot_of_the_page_loses_updates_before_and_none_after(
         await deliver(client, "telegram", message("telegram", 0, 0))
     counted = [(await stored(tmp_path / ".sessions", f"telegram:{user}", None))["count"] for user in range(10)]
 
-    print(f"stock: {sum(stock)} of 100 ({stock}); with actorbot: {sum(counted)} of 100 ({counted})")  # noqa: T201  # pytest -rP shows it
+    print(f"stock: {sum(stock)} of 100 ({stock}); with actorbot: {sum(counted)} of 100 ({counted})")
     assert sum(stock) < 100
     assert counted == [10] * 10
 

@@ -89,7 +89,7 @@ async def test_the_bot_of_the_page_loses_updates_before_and_counts_ten_of_ten_af
     after = await say_ten_times_in_ten_channels("After")
     kept = await stored(FileSessionStore(".sessions"))
 
-    print(f"of 10 per channel: stock {sorted(stock.values())}, actorbot {sorted(kept.values())}")  # noqa: T201
+    print(f"of 10 per channel: stock {sorted(stock.values())}, actorbot {sorted(kept.values())}")
     assert sum(stock.values()) < 100
     assert kept == TEN_OF_TEN
     for channel in CHANNELS:  # each was answered once, and in order

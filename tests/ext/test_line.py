@@ -112,7 +112,7 @@ async def test_the_bot_of_the_page_loses_updates_before_and_none_after(
                 ).status_code == 200
     counted = [(await stored(tmp_path / ".sessions", f"line:U{user}"))["count"] for user in range(10)]
 
-    print(f"stock: {sum(stock)} of 100 ({stock}); with actorbot: {sum(counted)} of 100 ({counted})")  # noqa: T201  # for pytest -rP
+    print(f"stock: {sum(stock)} of 100 ({stock}); with actorbot: {sum(counted)} of 100 ({counted})")
     assert sum(stock) < 100
     assert counted == [10] * 10
     assert sorted(arrived) == sorted(f"That was number {n + 1}" for n in range(10) for _ in range(10))
@@ -242,7 +242,7 @@ def test_listeners_on_threads_count_ten_of_ten(tmp_path: Path) -> None:
 
     counted = [asyncio.run(stored(tmp_path, f"line:U{user}"))["n"] for user in range(10)]
     total = sum(session.get("n", 0) for session in stock.values())
-    print(f"stock, on threads: {total} of 100; with actorbot: {sum(counted)} of 100")  # noqa: T201  # for pytest -rP
+    print(f"stock, on threads: {total} of 100; with actorbot: {sum(counted)} of 100")
     assert counted == [10] * 10
 
 

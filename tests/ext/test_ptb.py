@@ -180,7 +180,7 @@ async def test_no_update_of_a_user_is_lost_as_the_library_alone_loses_them() -> 
         await feed(application, *hundred(application))
     counted = [store.read(sid(chat))["user_data"]["n"] for chat in CHATS]
 
-    print(f"10 updates in each of 10 chats: python-telegram-bot alone counted {alone}, with actorbot {counted}")  # noqa: T201 -- shown by -rP
+    print(f"10 updates in each of 10 chats: python-telegram-bot alone counted {alone}, with actorbot {counted}")
     assert counted == [10] * 10
     assert sum(alone) < 100
 

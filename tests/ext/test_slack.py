@@ -96,7 +96,7 @@ async def test_the_bot_of_the_page_loses_updates_before_and_counts_ten_of_ten_af
     await say_ten_times_in_ten_channels("After", slack)
     kept = await stored(FileSessionStore(".sessions"))
 
-    print(f"of 10 per channel: stock {sorted(stock.values())}, actorbot {sorted(kept.values())}")  # noqa: T201
+    print(f"of 10 per channel: stock {sorted(stock.values())}, actorbot {sorted(kept.values())}")
     assert sum(stock.values()) < 100
     assert kept == TEN_OF_TEN
     for channel in CHANNELS:  # each was answered once, and in order
@@ -198,7 +198,7 @@ def test_a_threaded_app_counts_ten_of_ten(slack: SlackApi, tmp_path: Path) -> No
         run(in_turn(manager), count)
 
     kept = asyncio.run(stored(FileSessionStore(tmp_path)))
-    print(f"of 10 per channel, threads: stock {sorted(counts.values())}, actorbot {sorted(kept.values())}")  # noqa: T201
+    print(f"of 10 per channel, threads: stock {sorted(counts.values())}, actorbot {sorted(kept.values())}")
     assert sum(counts.values()) < 100
     assert kept == TEN_OF_TEN
 
