@@ -6,6 +6,7 @@ The bot needs the intent "Message Content" (Developer Portal, Bot). Install: pip
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -42,7 +43,8 @@ async def main(token: str) -> None:
     bot, manager = make_bot()
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C has to do
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with bot, manager:
         await bot.start(token)
 

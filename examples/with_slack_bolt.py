@@ -6,6 +6,7 @@ The app needs the event `message.channels` and the scopes `channels:history` and
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -39,7 +40,8 @@ async def main(token: str, app_token: str) -> None:
     app, manager = make_bot(token)
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C has to do
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with manager:
         handler = AsyncSocketModeHandler(app, app_token)
         try:
