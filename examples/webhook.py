@@ -3,7 +3,7 @@
     TELEGRAM_SECRET_TOKEN=… uvicorn examples.webhook:app        or        TELEGRAM_SECRET_TOKEN=… python examples/webhook.py
 
 Set what you have of TELEGRAM_SECRET_TOKEN, SLACK_SIGNING_SECRET, and META_APP_SECRET with META_VERIFY_TOKEN; the paths are /telegram,
-/slack and /meta. With TELEGRAM_BOT_TOKEN replies go to Telegram; without, and for the others, they are printed.
+/slack and /meta. With TELEGRAM_TOKEN replies go to Telegram; without, and for the others, they are printed.
 """
 
 import json
@@ -41,7 +41,7 @@ async def handle(context: Context) -> None:
 
 def deliver(session_id: str, text: str) -> None:
     platform, _, user = session_id.partition(":")
-    token = settings.get("TELEGRAM_BOT_TOKEN")
+    token = settings.get("TELEGRAM_TOKEN")
     if platform != "telegram" or not token:
         print(f"{session_id}: {text}", flush=True)
         return

@@ -1,6 +1,6 @@
 """A Telegram bot on aiogram that learns your name; kill it and start it again, it still knows you.
 
-BOT_TOKEN=123:abc python examples/with_aiogram.py        (pip install 'actorbot[aiogram]'; @BotFather gives tokens)
+TELEGRAM_TOKEN=123:abc python examples/with_aiogram.py        (pip install 'actorbot[aiogram]'; @BotFather gives tokens)
 """
 
 import asyncio
@@ -25,7 +25,7 @@ def make_dispatcher(folder: str) -> Dispatcher:
     manager = SessionManager(FileSessionStore(folder), deliver=deliver)
     sessions = AiogramSessions(manager)
     dispatcher = Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation)
-    sessions.setup(dispatcher)
+    sessions.install(dispatcher)
     dispatcher.startup.register(manager.start)
     dispatcher.shutdown.register(manager.close)
 
@@ -56,6 +56,6 @@ async def main(token: str) -> None:
 
 
 if __name__ == "__main__":
-    if not (token := os.environ.get("BOT_TOKEN")):
-        sys.exit("Set BOT_TOKEN to your bot's token; @BotFather in Telegram gives you one.")
+    if not (token := os.environ.get("TELEGRAM_TOKEN")):
+        sys.exit("Set TELEGRAM_TOKEN to your bot's token; @BotFather in Telegram gives you one.")
     asyncio.run(main(token))

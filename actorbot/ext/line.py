@@ -21,10 +21,10 @@ try:
 except ImportError as error:
     raise ImportError("actorbot.ext.line needs line-bot-sdk: pip install 'actorbot[line]'") from error
 
-__all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id"]
+__all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id_of"]
 
 
-def session_id(event: Event) -> str | None:
+def session_id_of(event: Event) -> str | None:
     """Return `line:<group, room or user>`; `None` for an event of nobody, or of a type that the SDK does not know."""
     for name in ("group_id", "room_id", "user_id"):
         found = getattr(event.source, name, None)
@@ -47,7 +47,7 @@ def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[
     """The same as `dispatch_all`, for threads; one after the other, in the thread that calls."""
     ends: list[Any] = []
     for event in events:
-        whose = session_id(event)
+        whose = session_id_of(event)
         try:
             ends.append(whose and manager.dispatch_sync(whose, event, event_id=event.webhook_event_id))
         except Exception as error:
@@ -68,7 +68,7 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
             with ExitStack() as stack:
                 try:
                     # An event without a source is refused here: InvalidSessionIdError.
-                    turn = stack.enter_context(manager.turn_sync(session_id(event), event_id=event.webhook_event_id))  # type: ignore[arg-type]
+                    turn = stack.enter_context(manager.turn_sync(session_id_of(event), event_id=event.webhook_event_id))  # type: ignore[arg-type]
                 except DuplicateEventError:
                     return DUPLICATE
                 return function(event, turn)
@@ -79,7 +79,7 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
 
 
 async def _dispatch(manager: SessionManager, event: Event) -> Any:
-    whose = session_id(event)
+    whose = session_id_of(event)
     return whose and await manager.dispatch(whose, event, event_id=event.webhook_event_id)
 
 

@@ -21,7 +21,7 @@ from linebot.v3.webhooks import MessageEvent, TextMessageContent
 
 from actorbot import Context, FileSessionStore, SessionManager
 from actorbot.errors import InvalidSessionIdError
-from actorbot.ext.line import dispatch_all, dispatch_all_sync, listener, session_id
+from actorbot.ext.line import dispatch_all, dispatch_all_sync, listener, session_id_of
 from actorbot.testing import ManualClock
 from tests.ext.deliveries import SECRET, deliver, encode, line_event, serving, sign
 from tests.ext.pages import program
@@ -150,7 +150,7 @@ async def test_an_event_of_nobody_is_passed_over() -> None:
     unknown = line_event("U", 2) | {"type": "of tomorrow"}
 
     async with SessionManager(handler=count) as manager:
-        assert [session_id(event) for event in parsed(nobody, unknown)] == [None, None]
+        assert [session_id_of(event) for event in parsed(nobody, unknown)] == [None, None]
         assert await dispatch_all(manager, parsed(nobody, unknown)) == [None, None]
         assert manager.stats().handled == 0
 
@@ -164,7 +164,7 @@ def test_a_group_and_a_room_have_a_session_of_their_own() -> None:
     ]
     for source, expected in sources:
         (event,) = parsed(line_event("U", 1) | {"source": source})
-        assert session_id(event) == expected
+        assert session_id_of(event) == expected
 
 
 async def test_a_slow_user_delays_nobody_else_and_cancelling_the_request_holds_no_session() -> None:

@@ -115,7 +115,7 @@ def telegram_api() -> Iterator[tuple[str, Queue[Any]]]:
 def test_the_example_answers_and_remembers_over_a_restart(command: list[str], tmp_path: Path) -> None:
     with (
         telegram_api() as (api, arrived),
-        running(command, tmp_path, TELEGRAM_BOT_TOKEN="t", TELEGRAM_API=api) as server,
+        running(command, tmp_path, TELEGRAM_TOKEN="t", TELEGRAM_API=api) as server,
     ):
         assert server.deliver("telegram", 7, 1) == 200
         assert server.deliver("telegram", 7, 1) == 200
