@@ -33,7 +33,7 @@ Next = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 class AiogramSessions:
     """What an aiogram bot needs of a session manager. On the manager's loop.
 
-    `Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation)`, then `sessions.setup(dispatcher)`.
+    `Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation)`, then `sessions.install(dispatcher)`.
     The manager is started and closed by who made it: `dispatcher.startup.register(manager.start)`, and `close` likewise.
     """
 
@@ -60,7 +60,7 @@ class AiogramSessions:
             session_id += f":business:{key.business_connection_id}"
         return session_id
 
-    def setup(self, dispatcher: Dispatcher) -> None:
+    def install(self, dispatcher: Dispatcher) -> None:
         """Handle each update in its session's turn, from before its state is looked up; an `update_id` seen before is passed over.
 
         Handlers, filters and your own middlewares may take `session`, the session's values, and `turn`, their `Context`.

@@ -13,6 +13,9 @@ from aiogram import Bot, Dispatcher
 from aiogram.fsm.context import FSMContext
 from aiogram.fsm.storage.base import StorageKey
 from aiogram.types import ErrorEvent, Message
+from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
 from actorbot import Context, FileSessionStore, MemorySessionStore, Session, SessionManager
 from actorbot.errors import HandlerTimeoutError, TurnEndedError
@@ -30,7 +33,7 @@ def build(store: Any = None, **options: Any) -> Everything:
     manager = SessionManager(store, **options)
     sessions = AiogramSessions(manager)
     dispatcher = Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation)
-    sessions.setup(dispatcher)
+    sessions.install(dispatcher)
     return manager, sessions, dispatcher, *make_bot()
 
 
@@ -362,6 +365,31 @@ async def test_polling_ends_with_the_running_handler_finished_and_everything_in_
     assert manager.health().status == "failing"
     async with SessionManager(store) as after:
         assert [await after.peek(sid(user)) for user in range(1, 11)] == [{"n": 10}] * 10
+
+
+async def test_behind_aiograms_web_server_the_bot_is_closed_after_the_manager_if_it_is_registered_last() -> None:
+    manager, _, dispatcher, bot, telegram = build(deliver=deliver)
+    dispatcher.startup.register(manager.start)
+    dispatcher.shutdown.register(manager.close)
+    inside, closed = asyncio.Event(), []
+
+    @dispatcher.message()
+    async def handle(message: Message, turn: Context) -> None:
+        inside.set()
+        await steps()
+        turn.send(message.answer("done"))
+        closed.append(telegram.closed)
+
+    app = web.Application()
+    setup_application(app, dispatcher, bot=bot)
+    SimpleRequestHandler(dispatcher, bot, handle_in_background=True).register(app, "/hook")
+    update = message(1, "hi").model_dump_json(exclude_none=True)
+    async with TestClient(TestServer(app)) as client:
+        await client.post("/hook", data=update, headers={"Content-Type": "application/json"})
+        await inside.wait()
+
+    assert telegram.sent == [(1, "done")]
+    assert (closed, telegram.closed) == ([False], True)
 
 
 def test_without_aiogram_the_module_says_what_to_install() -> None:

@@ -41,7 +41,7 @@ async def test_the_fsm_strategy_says_whose_session_it_is(strategy: FSMStrategy, 
     manager = SessionManager()
     sessions = AiogramSessions(manager)
     dispatcher = Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation, fsm_strategy=strategy)
-    sessions.setup(dispatcher)
+    sessions.install(dispatcher)
     bot, _ = make_bot()
 
     @dispatcher.message()
@@ -236,7 +236,7 @@ async def test_a_bots_own_session_and_middlewares_stay_as_they_were() -> None:
         order.append(f"first: {data['turn'].session_id}, {data['raw_state']}")
         return await handler(event, data)
 
-    sessions.setup(dispatcher)
+    sessions.install(dispatcher)
 
     @dispatcher.update.outer_middleware()
     async def second(handler: Any, event: Any, data: dict[str, Any]) -> Any:
@@ -284,7 +284,7 @@ async def test_a_lock_of_the_isolation_is_a_turn_and_joins_the_one_that_is_held(
 async def test_the_fsm_may_be_switched_off() -> None:
     manager = SessionManager(MemorySessionStore())
     dispatcher = Dispatcher(disable_fsm=True)
-    AiogramSessions(manager).setup(dispatcher)
+    AiogramSessions(manager).install(dispatcher)
     bot, _ = make_bot()
 
     @dispatcher.message()
