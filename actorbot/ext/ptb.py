@@ -54,7 +54,7 @@ class PTBSessions:
                 "session_type", "a dataclass", "dict, since sessions keep user_data and chat_data beside yours"
             )
         self._manager = manager
-        self._lines: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._application: Application[Any, Any, Any, Any, Any, Any] | None = None
 
     def install(self, builder: Builder) -> Builder:
@@ -102,27 +102,28 @@ class PTBSessions:
         changes as a whole or not at all; where one's time is up or its values cannot be kept, none does. Inside another turn it does not
         wait for room in a mailbox. Raises: DuplicateEventError on entry, DeadlockError, OverloadedError, ConflictError at the exit.
         """
-        inside = next(chain(), None) is not None
-        turns: list[Context] = []
+        ids = [self.session_id(each) for each in sorted({number, *more})]
         async with AsyncExitStack() as stack:
-            for each in sorted({number, *more}):
-                session_id = self.session_id(each)
-                if not inside:
-                    await stack.enter_async_context(self._line(session_id))
-                turns.append(await stack.enter_async_context(self._manager.turn(session_id, event_id=event_id)))
+            # Who holds a turn waits in mailboxes alone, where a circle is seen (DeadlockError); so who waits in a line must hold none.
+            if next(chain(), None) is None:
+                await self._line_up(ids, stack)
+            turns = [await stack.enter_async_context(self._manager.turn(each, event_id=event_id)) for each in ids]
             yield self._held(number)
             for turn in turns[:-1]:  # the last is committed first: if it fails, so do the others
                 _check_commit(turn, self._manager._options.max_session_bytes)
             if len(turns) > 1:  # a commit is not interrupted, nor is what lies between two
                 await asyncio.shield(stack.pop_all().aclose())
 
-    def _line(self, session_id: str) -> asyncio.Semaphore:
-        """Return where updates wait that find no room in a session's mailbox: PTB could not be told to try again.
+    async def _line_up(self, ids: list[str], stack: AsyncExitStack) -> None:
+        """Wait until the mailboxes have room: PTB could not be told to try again. The places are given back with *stack*.
 
-        They have half of the mailbox. Who holds a turn waits in that alone, where a circle is seen (DeadlockError).
+        A door is held until the last place is found: nobody in a group overtakes one who waits for room in his own mailbox.
         """
-        places = asyncio.Semaphore(max(1, self._manager._options.max_mailbox // 2))
-        return self._lines.setdefault(session_id, places)
+        async with AsyncExitStack() as doors:
+            for session_id in ids:
+                line = self._lines.setdefault(session_id, _Line(self._manager._options.max_mailbox))
+                await doors.enter_async_context(line.door)
+                await stack.enter_async_context(line.place())
 
     def _session_of(self, number: int) -> Any:
         return self._held(number).session
@@ -134,6 +135,19 @@ class PTBSessions:
             reason = "its turn is not held here; in a job, or in a handler with block=False, take it: `async with sessions.turn("
             raise TurnEndedError(session_id, f"{reason}{number}):`")
         return context
+
+
+class _Line:
+    """Where updates wait for room in the mailbox of a session. They have half of it; the rest is for turns inside of turns."""
+
+    def __init__(self, max_mailbox: int) -> None:
+        self.door = asyncio.Lock()
+        self._places = asyncio.Semaphore(max(1, max_mailbox // 2))
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        async with self._places:
+            yield  # and keeps the line alive
 
 
 class _Application(Application[Any, Any, Any, Any, Any, Any]):

@@ -457,6 +457,36 @@ async def test_a_group_keeps_its_order_also_while_a_user_of_it_is_busy_elsewhere
     assert seen == ["slow", "by 7", "by 8"]
 
 
+async def test_who_waits_for_room_in_a_line_holds_no_turn_meanwhile() -> None:
+    inside, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    async def handle(update: Update, context: Any) -> None:
+        seen.append(update.message.text)
+        if update.message.text == "slow":
+            inside.set()
+            await go_on.wait()
+            async with sessions.turn(-1) as turn:
+                turn.session["told"] = True
+
+    manager = SessionManager(max_mailbox=2)
+    application, sessions = build(manager, None, handle)
+    told = gather_errors(application)
+    async with running(application):
+        application.update_queue.put_nowait(message(application, 1, 7, text="slow"))
+        await inside.wait()
+        for n, user in enumerate([7, 8, 7]):
+            application.update_queue.put_nowait(message(application, 2 + n, -1, user, text=f"{n} by {user}"))
+        await settle()
+        go_on.set()
+        async with asyncio.timeout(20):
+            await application.update_queue.join()
+        assert await manager.peek(sid(-1)) == {"told": True}
+
+    assert told == []
+    assert seen == ["slow", "0 by 7", "1 by 8", "2 by 7"]
+
+
 async def test_an_update_in_a_group_changes_both_sessions_or_none() -> None:
     async def handle(update: Update, context: Any) -> None:
         await count(update, context)
