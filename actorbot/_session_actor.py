@@ -263,6 +263,8 @@ class SessionActor(Mailbox):
         turns = self.turns
         wall = turns.wall()
         session, plain = context._session, None
+        if session is None:  # a borrowed turn whose time was up
+            raise context._revoked or self.overdue()
         if context._destroyed:
             encoded, ends = None, wall + TOMBSTONE_AGE
         else:
