@@ -78,8 +78,7 @@ PLAN = (
     Setting("outage --store redis", "", "--users 200 --rate 500 --down 1 --around 1"),
     Setting("outage --store redis --hangs", ""),
     Setting("drain --store redis", "", "--repeats 1 --sessions 1000"),
-    Setting("peers --store redis --users 1000", "--repeats 5"),
-    Setting("peers --store redis --users 1000 --handler awaits", "--repeats 3"),
+    Setting("peers --store redis --users 1000", ""),
 )
 
 

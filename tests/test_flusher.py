@@ -223,6 +223,34 @@ async def test_a_turn_that_waits_at_the_bound_goes_on_as_soon_as_the_store_is_kn
         await clock.advance(5.0)
 
 
+class Going(FaultyStore):
+    """Loses the reply of the first write, and is down from then on."""
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[errors.ActorbotError | None]:
+        self.lose_replies(self.write_calls == 0)
+        try:
+            return super().write_many(writes)
+        finally:
+            if self.write_calls == 1:
+                self.outage()
+
+
+async def test_what_is_committed_while_an_older_state_is_sent_again_is_flushed_too() -> None:
+    clock, store = ManualClock(), Going()
+    policy = FlushPolicy.write_behind(max_delay=1.0)
+    async with SessionManager(store, handler=count, flush=policy, clock=clock) as manager:
+        await manager.dispatch("ann", "hi")
+        await clock.advance(1.0)  # nobody knows what of the first state was done: it is what is sent again
+        await manager.dispatch("ann", "hi")
+        await clock.advance(5.0)  # the second is due, and waits behind it
+        assert manager.health().status == "degraded"
+        store.restore()
+        await clock.advance(60.0)
+        assert manager.health().status == "ready"
+        assert manager.stats().oldest_dirty == 0.0
+        assert (store.read("ann") or {})["n"] == 2
+
+
 class NotBob(RecordingStore):
     """Refuses what is bob's."""
 

@@ -141,7 +141,7 @@ MUTANTS = (
         "_landing.py",
         "job.made if committed is not None and committed[0] > record.version else None",
         "None",
-        "tests/test_manager.py tests/test_manager_hard.py tests/test_contract_loop.py",
+        "tests/test_flusher.py -k older_state",
     ),
     Mutant(
         "a closed manager leaves its sessions unflushed",
@@ -292,5 +292,34 @@ MUTANTS = (
         "        await self._registry.flush_absent(absent)\n",
         "",
         "tests/test_journaled.py -k test_a_flush_brings_to_the_store_also",
+    ),
+    Mutant(
+        "a flush leaves out what comes back into memory meanwhile",
+        "_registry.py",
+        "        if came:",
+        "        if False:",
+        "tests/test_journaled.py -k comes_back_into_memory",
+    ),
+    # --- bot libraries ---
+    Mutant(
+        "a forged delivery is taken",
+        "ext/_platform.py",
+        "    if not hmac.compare_digest(given, expected):",
+        "    if False:",
+        "tests/ext/test_webhooks.py",
+    ),
+    Mutant(
+        "a failing handler of python-telegram-bot leaves its changes",
+        "ext/ptb.py",
+        "                if failures:\n",
+        "                if False:\n",
+        "tests/ext/test_ptb.py",
+    ),
+    Mutant(
+        "an update of aiogram is handled outside of a turn",
+        "ext/aiogram.py",
+        "            return await self._handle(handler, event, data, context.key)",
+        "            return await handler(event, data)",
+        "tests/ext/test_aiogram.py",
     ),
 )
