@@ -37,10 +37,13 @@ def find_flaw(log: Path) -> str | None:
         if whole:
             page = at + FRAME.size
             sums = _add(sums, data[at : at + 8] + data[page : page + page_size], order)
-            whole = salt == salts and sums == (first, second)
+            fits = sums == (first, second)
+            whole = fits and salt == salts
             if whole:
                 continue
             broken = at
+            if fits:
+                salt = salts  # it is this life's, whose sums it goes on with: the damage is in its salt
         if salt != salts:
             continue  # of an earlier life
         if ended:
