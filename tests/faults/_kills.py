@@ -158,8 +158,7 @@ class Ledger:
             case ["destroying", session, number]:
                 self.accounts[session].destroying = int(number)
             case ["destroyed", session, number]:
-                account = self.accounts[session]
-                account.since, account.destroying = int(number), None
+                self._begin_anew(self.accounts[session], int(number))
                 self.tally.destroyed += 1
             case ["found", session, first, last]:
                 self.compare(session, first, last)
@@ -183,6 +182,12 @@ class Ledger:
             account.counted = max(account.counted, number + 1)
             account.next += 1
 
+    def _begin_anew(self, account: Account, number: int) -> None:
+        """Expect nothing from before a destroy: not even the event after it, if that had been counted, unacknowledged, before a kill."""
+        account.since, account.destroying = number, None
+        account.counted = min(account.counted, number)
+        account.replied = min(account.replied, number - 1)
+
     def _note_reply(self, session: str, number: int) -> None:
         account = self.accounts[session]
         self.tally.replies += 1
@@ -198,7 +203,7 @@ class Ledger:
             return
         begins, ends = int(str(first)), int(str(last)) + 1
         if account.destroying is not None and (begins == account.destroying or ends == 0):
-            account.since = account.destroying
+            self._begin_anew(account, account.destroying)
         account.destroying = None  # one that was killed has taken place by now, or never will
         if ends == 0:
             ends = begins = account.since

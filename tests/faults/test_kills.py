@@ -139,3 +139,24 @@ def test_the_harness_notices(lines: list[str], fault: str, tmp_path: Path) -> No
         ledger.take(line.split())
 
     assert tally.lost if not fault else fault in tally.faults[0]
+
+
+@pytest.mark.parametrize("end", [["destroyed a 1", "found a -1 -1"], ["found a -1 -1"]])
+def test_the_harness_misses_nothing_that_was_destroyed_before_anybody_heard_of_it(
+    end: list[str], tmp_path: Path
+) -> None:
+    tally = Tally()
+    ledger = Ledger(Orders(url="", policy=str(journaled(tmp_path)), seed=0, start={"a": 0}), tally)
+    for line in [
+        "done a 0",
+        "reply a 1",
+        "found a 0 1",
+        "destroying a 1",
+        *end,
+        "reply a 1",
+        "done a 1",
+        "found a 1 1",
+    ]:
+        ledger.take(line.split())
+
+    assert (tally.faults, tally.lost) == ([], 0)
