@@ -81,7 +81,7 @@ def rebase(write: Write, lineages: tuple[Lineage, ...], stored: Record | Actorbo
     """
     forced = ANYBODYS in lineages
     if stored is None:
-        return write
+        return replace(write, base=b"") if forced else write
     if isinstance(stored, ActorbotError):
         return replace(write, base=None) if forced else stored
     record = write.record

@@ -24,6 +24,10 @@ FORMAT: Final = 1
 APPLICATION: Final = 0x41424A4C  # "ABJL": whose file this is
 KEPT: Final = 1_000  # conflicts, the newest
 STEP: Final = 16  # rows; each statement is for a multiple of it
+TABLES: Final = {
+    table: f"CREATE TABLE {table} (number INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT"
+    for table in ("entries", "conflicts")
+}
 
 
 class JournalFile:
@@ -133,8 +137,8 @@ class JournalFile:
 
     @staticmethod
     def _make_table(connection: sqlite3.Connection) -> None:
-        for table in ("entries", "conflicts"):
-            connection.execute(f"CREATE TABLE {table} (number INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT")
+        for statement in TABLES.values():
+            connection.execute(statement)
         connection.execute(f"PRAGMA application_id={APPLICATION}")
         connection.execute(f"PRAGMA user_version={FORMAT}")
 
@@ -149,6 +153,8 @@ class JournalFile:
             )
         if (flaw := self._ask("PRAGMA quick_check(1)")) != "ok":
             raise self._damaged(str(flaw))
+        if dict(self._open.execute("SELECT name, sql FROM sqlite_schema")) != TABLES:  # which is checked by nobody else
+            raise self._damaged("its tables are not those of a journal")
 
     def _check_log(self) -> None:
         """Refuse a log that is damaged in its middle, before SQLite opens it and removes what comes after the damage."""

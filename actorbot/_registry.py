@@ -419,6 +419,8 @@ class Registry(ServiceActor):
         while not self._passivate_some(64):
             clearing = self._begin_clearing()
             if clearing is None:
+                if self._passivate_some(turns.policy.batch_size):
+                    return  # the flusher has come between the two looks
                 raise self._no_room()
             try:
                 await turns.home.wait(clearing, max(0.0, until - turns.clock.monotonic()))

@@ -19,6 +19,7 @@ from actorbot._session_actor import SessionActor
 from actorbot._values import UndecodableError
 from actorbot.errors import (
     ActorbotError,
+    ConflictError,
     CorruptSessionError,
     DuplicateEventError,
     InvalidSessionIdError,
@@ -126,15 +127,22 @@ class Verbs:
         actor = await self._enter_to_destroy(session_id)
         journal = self._turns.journal
         gone = self._make_end(actor)
+        known = actor.committed is not None
         done = new_future()
 
-        def write() -> None:
-            written = self._turns.flusher.write(actor, gone, forced=True)
-            written.add_done_callback(lambda written: self._home.post(settle, written))
+        def write(*, forced: bool) -> None:
+            written = self._turns.flusher.write(actor, gone, forced=forced)
+            written.add_done_callback(lambda written: self._home.post(settle, written, forced))
 
-        def settle(written: Future[None]) -> None:
+        def settle(written: Future[None], forced: bool) -> None:
             # Whatever has become of the caller: what comes next reads the store where nobody knows what it holds now.
             error = written.exception()
+            actor.unanswered = 0
+            if isinstance(error, ConflictError) and not forced:
+                # Whoever has written it, it goes. Not at once by force: a write that comes late, when this process has been killed and
+                # the next has gone on, must find that it does.
+                write(forced=True)
+                return
             if error is not None and journal is not None:
                 error = None  # the journal has it, and the store will
                 actor.committed = gone
@@ -155,12 +163,12 @@ class Verbs:
         def write_behind_journal(error: ActorbotError | None) -> None:
             if error is None:
                 actor.lineages = ends
-                write()
+                write(forced=not known)
             else:
                 leave(error)
 
         if journal is None:
-            write()
+            write(forced=not known)
         else:
             # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
             ends = ((os.urandom(8), gone[0]), ANYBODYS)

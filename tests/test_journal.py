@@ -152,6 +152,8 @@ def test_a_bit_that_has_turned_is_found_unless_it_is_in_the_last_commit(name: st
     head = [(at, bit) for at in range(100) for bit in range(8)]
     if name == "journal-wal":  # and a bit of each byte of each frame's head
         head += [(at + n, n % 8) for at in range(32, len(files[name]), 24 + 4096) for n in range(24)]
+    else:  # and of the schema, at the end of the first page
+        head += [(at, at % 7) for at in range(4096 - 200, 4096)]
     anywhere = [(chance.randrange(len(files[name])), chance.randrange(8)) for _ in range(scaled(800, 40_000))]
     refused = missed = 0
     for at, bit in head + anywhere:
