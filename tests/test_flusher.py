@@ -270,3 +270,46 @@ async def test_a_flush_that_left_something_behind_says_so_whatever_conflicts_it_
         with pytest.raises(errors.StoreUnavailableError, match="not his"):
             await soon(manager.flush())
         assert manager.stats().conflicts == 1
+
+
+class Withholding(FaultyStore):
+    """Does not answer a write that it has, which comes late: when `late` is written."""
+
+    late: Sequence[Write] = ()
+    withholds = False
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[errors.ActorbotError | None]:
+        if not self.withholds:
+            return super().write_many(writes)
+        self.late = writes
+        raise errors.OutcomeUnknownError("test", "the process that has sent it was killed")
+
+
+@pytest.mark.parametrize("policy", ["write-through:retry.attempts=1", "write-behind:retry.attempts=1"])
+async def test_a_destroy_that_comes_late_takes_nothing_that_has_begun_since(policy: str) -> None:
+    inner = MemorySessionStore()
+    store = Withholding(inner)
+    async with SessionManager(store, handler=count, flush=FlushPolicy.parse(policy), close_timeout=0.1) as dead:
+        await dead.dispatch("ann", "hi")
+        await dead.flush()
+        store.withholds = True
+        with pytest.raises(errors.OutcomeUnknownError):
+            await soon(dead.destroy("ann"))
+
+        async with SessionManager(inner, handler=count, flush=FlushPolicy.write_through()) as heir:
+            assert await heir.dispatch("ann", "hi") == 2
+            assert isinstance(inner.write_many(store.late)[0], errors.ConflictError)
+            assert (inner.read("ann") or {})["n"] == 2
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_destroy_takes_also_what_somebody_else_has_written_since(is_read: bool) -> None:
+    store = MemorySessionStore()
+    async with SessionManager(store, handler=count) as manager, SessionManager(store, handler=count) as other:
+        await (manager if is_read else other).dispatch("ann", "hi")
+        await (manager if is_read else other).flush()
+        await other.dispatch("ann", "hi")
+        await other.flush()
+        await manager.destroy("ann")
+        assert store.read("ann") is None
+        assert await manager.dispatch("ann", "hi") == 1

@@ -248,6 +248,7 @@ KNOWN = ((MINE, 7),)
     ("stored", "known", "expected"),
     [
         pytest.param(None, KNOWN, "written", id="nothing is there"),
+        pytest.param(None, (*KNOWN, ANYBODYS), "written", id="nothing is there that it may replace"),
         pytest.param(make_record(7, write_id_of(MINE, 7), BASE), KNOWN, "done", id="it is there already"),
         pytest.param(make_record(9, THEIRS, write_id_of(MINE, 7)), KNOWN, "done", id="and somebody went on from it"),
         pytest.param(make_record(4, BASE, OLDER), KNOWN, "written", id="what it was made from is there"),
@@ -285,3 +286,5 @@ def test_what_is_decided_about_a_recovered_state(stored: Any, known: Any, expect
             if isinstance(stored, Record):
                 assert verdict.base == stored.write_id
                 assert verdict.record.write_ids[8:] == stored.write_ids  # whose writers find theirs
+            elif stored is None and ANYBODYS in known:
+                assert verdict.base == b""  # nor what comes between this look and the write
