@@ -16,6 +16,7 @@ from actorbot._messages import Handle
 from actorbot._record import TOMBSTONE_AGE
 from actorbot._registry import Registry
 from actorbot._session_actor import SessionActor
+from actorbot._turns import Turns
 from actorbot._values import UndecodableError
 from actorbot.errors import (
     ActorbotError,
@@ -125,55 +126,9 @@ class Verbs:
     async def destroy(self, session_id: str) -> None:
         session_id = check_session_id(session_id)
         actor = await self._enter_to_destroy(session_id)
-        journal = self._turns.journal
-        gone = self._make_end(actor)
-        known = actor.committed is not None
-        done = new_future()
-
-        def write(*, forced: bool) -> None:
-            written = self._turns.flusher.write(actor, gone, forced=forced)
-            written.add_done_callback(lambda written: self._home.post(settle, written, forced))
-
-        def settle(written: Future[None], forced: bool) -> None:
-            # Whatever has become of the caller: what comes next reads the store where nobody knows what it holds now.
-            error = written.exception()
-            actor.unanswered = 0
-            if isinstance(error, ConflictError) and not forced:
-                # Whoever has written it, it goes. Not at once by force: a write that comes late, when this process has been killed and
-                # the next has gone on, must find that it does.
-                write(forced=True)
-                return
-            if error is not None and journal is not None:
-                error = None  # the journal has it, and the store will
-                actor.committed = gone
-                self._turns.flusher.mark(actor)
-            elif error is None:
-                actor.committed = gone
-            elif isinstance(error, OutcomeUnknownError) and not actor.behind():
-                actor.committed = None
-            leave(error)
-
-        def leave(error: BaseException | None) -> None:
-            actor.leave()
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
-
-        def write_behind_journal(error: ActorbotError | None) -> None:
-            if error is None:
-                actor.lineages = ends
-                write(forced=not known)
-            else:
-                leave(error)
-
-        if journal is None:
-            write(forced=not known)
-        else:
-            # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
-            ends = ((os.urandom(8), gone[0]), ANYBODYS)
-            journal.put(session_id, gone, actor.write_ids, ends, write_behind_journal)
-        await self._home.wait(done)
+        ending = _Ending(self._turns, actor, self._make_end(actor))
+        ending.begin()
+        await self._home.wait(ending.done)
 
     def _make_end(self, actor: SessionActor) -> Committed:
         """Make what is left of a destroyed session, which may not have been read."""
@@ -196,6 +151,68 @@ class Verbs:
                 return await self._registry.enter(session_id)
             except CorruptSessionError:
                 continue  # somebody before us in the line has tried to read it
+
+
+class _Ending:
+    """A destroy on its way to the journal, if there is one, and to the store; the turn is left at its end. At home.
+
+    It goes on whatever has become of its caller.
+    """
+
+    def __init__(self, turns: Turns, actor: SessionActor, gone: Committed) -> None:
+        self._turns = turns
+        self._actor = actor
+        self._gone = gone
+        self._forced = actor.committed is None  # nobody knows what the store has
+        self.done = new_future()
+
+    def begin(self) -> None:
+        journal, actor, gone = self._turns.journal, self._actor, self._gone
+        if journal is None:
+            self._write()
+            return
+        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+        ends = ((os.urandom(8), gone[0]), ANYBODYS)
+
+        def settle(error: ActorbotError | None) -> None:
+            if error is None:
+                actor.lineages = ends
+                self._write()
+            else:
+                self._leave(error)
+
+        journal.put(actor.session_id, gone, actor.write_ids, ends, settle)
+
+    def _write(self) -> None:
+        written = self._turns.flusher.write(self._actor, self._gone, forced=self._forced)
+        written.add_done_callback(lambda written: self._turns.home.post(self._settle, written.exception()))
+
+    def _settle(self, error: BaseException | None) -> None:
+        actor = self._actor
+        actor.unanswered = 0
+        if isinstance(error, ConflictError) and not self._forced:
+            # Whoever has written it, it goes. Not at once by force: a write that comes late, when this process has been killed and the
+            # next has gone on, must find that it does.
+            self._forced = True
+            self._write()
+            return
+        # What comes next reads the store where nobody knows what it holds now.
+        if error is not None and self._turns.journal is not None:
+            error = None  # the journal has it, and the store will
+            actor.committed = self._gone
+            self._turns.flusher.mark(actor)
+        elif error is None:
+            actor.committed = self._gone
+        elif isinstance(error, OutcomeUnknownError) and not actor.behind():
+            actor.committed = None
+        self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        self._actor.leave()
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
 
 
 def check_session_id(session_id: str) -> str:

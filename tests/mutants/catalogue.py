@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "a destroyed session comes back from the journal",
         "_verbs.py",
-        "        if journal is None:\n            write()",
-        "        if journal is None or not actor.behind():\n            write()",
+        "        if journal is None:\n            self._write()",
+        "        if journal is None or not actor.behind():\n            self._write()",
         "tests/test_journaled.py -k destroyed",
     ),
     Mutant(
