@@ -266,7 +266,7 @@ class Flusher(Landing, Mailbox):
             write_ids = os.urandom(size)
             taken = [wanted.popitem(False) for _ in range(0, size, 8)]
             if self._out:
-                taken = [each for each in taken if not self._is_held_back(*each)]
+                taken = [each for each in taken if not self._hold_back(*each)]
             self._unmark([session for session, _ in taken])
             made = [self._make_job(*each, write_ids[8 * at : 8 * at + 8], now) for at, each in enumerate(taken)]
             if jobs := [job for job in made if job is not None]:
@@ -314,8 +314,8 @@ class Flusher(Landing, Mailbox):
         name, last = session.lineages[0] if session.lineages else (self._journal.lineage, version)
         return write_id_of(name if last == version else self._journal.lineage, version)
 
-    def _is_held_back(self, session: Flushable, through: WriteThrough | None) -> bool:
-        """Write nothing of a session while an older write of it may still arrive, and let nobody wait for that."""
+    def _hold_back(self, session: Flushable, through: WriteThrough | None) -> bool:
+        """Write nothing of a session while an older write of it may still arrive, and let nobody wait for that; `False` if none may."""
         if session.session_id not in self._out:
             return False
         error = StoreUnavailableError(

@@ -67,10 +67,8 @@ class JournalFile:
             if isinstance(error, OSError) and error.errno == errno.ELOOP:
                 raise InsecureStorageError(NAME, f"{self.path} is a symbolic link; name the file itself") from error
             raise StoreUnavailableError(NAME, f"{self.path} cannot be opened: {error}") from error
-        except (
-            sqlite3.DatabaseError,
-            UnicodeDecodeError,
-        ) as error:  # the latter of a message that quotes what is damaged
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            # The latter of a message of SQLite's that quotes what is damaged.
             self.close()
             raise self._damaged(str(error)) from error
         except BaseException:

@@ -288,7 +288,6 @@ class Registry(ServiceActor):
     async def _bring(self, ids: Sequence[str]) -> None:
         """Activate these, flush them, and let them go. Raises: the error of one for which that did not do, after trying all."""
         actors: list[SessionActor] = []
-        conflict: ConflictError | None = None
         failure: ActorbotError | None = None
         for session_id in ids:
             try:
@@ -297,17 +296,14 @@ class Registry(ServiceActor):
                 failure = error
         try:
             await self.turns.home.wait(self.turns.flusher.flush(actors))
-        except ConflictError as error:
-            conflict = error  # the last to be told of: it is settled, and the others are to be tried again
         except ActorbotError as error:
-            failure = error
+            if failure is None or not isinstance(error, ConflictError):  # a conflict is settled
+                failure = error
         finally:
             for actor in actors:
                 self.passivate(actor)
         if failure is not None:
             raise failure
-        if conflict is not None:
-            raise conflict
 
     async def _activate(self, session_id: str) -> SessionActor:
         actor = await self.enter(session_id)

@@ -241,10 +241,9 @@ class SessionActor(Mailbox):
             raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
         self.trusted = True
         parent = current.get()
+        # Past those that are over; one that was taken from code which still runs stays in the chain, to tell it so.
         while parent is not None and parent._session is None and (parent._revoked is None or parent._abandoned):
-            parent = (
-                parent._parent
-            )  # over; one that was taken from code which still runs stays in the chain, to tell it so
+            parent = parent._parent
         context = Context(self, session, event, committed, parent, task)
         if digest is not None:
             context._event_id = digest

@@ -246,7 +246,7 @@ async def test_a_flush_takes_with_it_a_session_that_comes_back_into_memory_while
         tries, later = store.write_calls, asyncio.create_task(clock.advance(10.0))
         async with asyncio.timeout(10.0):
             while store.write_calls == tries:  # until bob's write keeps everybody else's waiting
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
             flush = asyncio.create_task(manager.flush("ann"))
             await asyncio.sleep(0)
             assert await manager.dispatch("ann", "hi") == 2

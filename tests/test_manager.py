@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, Event, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot._registry import Registry
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import each_store
 
@@ -661,6 +662,21 @@ async def test_many_more_users_than_fit_into_memory_are_all_served() -> None:
 
     assert sent.total() == 4_000
     assert {user: (store.read(user) or {"n": 0})["n"] for user in sent} == sent
+
+
+async def test_nobody_is_refused_when_what_was_unflushed_is_stored_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin_clearing = Registry._begin_clearing
+
+    def late(self: Registry) -> Any:
+        self.turns.flusher.flush(list(self.resident())).result(5.0)  # on its own thread: this one stands still
+        return begin_clearing(self)
+
+    monkeypatch.setattr(Registry, "_begin_clearing", late)
+    async with SessionManager(handler=count, max_resident=10) as manager:
+        for user in range(30):
+            assert await manager.dispatch(f"user:{user}", "hi") == 1
 
 
 async def test_residents_are_bounded_and_the_idle_make_room() -> None:
