@@ -18,6 +18,7 @@ import pytest
 
 from actorbot import DUPLICATE, Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot._journal_file import JournalFile
+from actorbot._registry import Registry
 from actorbot.testing import FaultyStore, ManualClock
 from tests.backends import each_store
 
@@ -227,6 +228,30 @@ async def test_a_flush_brings_to_the_store_also_what_left_memory_in_an_outage(tm
         store.restore()
         await advancing(clock, manager.flush())
         assert [(store.read(user) or {}).get("n") for user in ("ann", "bob", "cleo")] == [1, 1, 1]
+
+
+async def test_a_conflict_hides_no_session_that_found_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, store = ManualClock(), Server()
+    activate = Registry._activate
+
+    async def activate_all_but_bob(self: Registry, session_id: str) -> Any:
+        if session_id == "bob":
+            raise errors.OverloadedError("no room for bob")
+        return await activate(self, session_id)
+
+    async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
+        for user in ("ann", "bob"):
+            await manager.dispatch(user, "hi")
+        store.outage()
+        await clock.advance(200.0)
+        store.restore()
+        store.inner.write("ann", {"n": 7})  # somebody else
+        monkeypatch.setattr(Registry, "_activate", activate_all_but_bob)
+        registry = manager._engine.registry
+        with pytest.raises(errors.OverloadedError, match="bob"):
+            await advancing(clock, registry._bring(["bob", "ann"]))
+        assert manager.stats().conflicts == 1
+        monkeypatch.undo()
 
 
 async def test_a_flush_takes_with_it_a_session_that_comes_back_into_memory_while_it_waits(tmp_path: Path) -> None:

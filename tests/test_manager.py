@@ -664,6 +664,15 @@ async def test_many_more_users_than_fit_into_memory_are_all_served() -> None:
     assert {user: (store.read(user) or {"n": 0})["n"] for user in sent} == sent
 
 
+async def test_a_borrowed_turn_that_took_too_long_says_that_and_nothing_else() -> None:
+    clock = ManualClock()
+    async with SessionManager(clock=clock, handler_timeout=5.0) as manager:
+        with pytest.raises(errors.HandlerTimeoutError) as raised:
+            async with manager.turn("ann"):
+                await clock.advance(6.0)
+        assert raised.value.__cause__ is None
+
+
 async def test_nobody_is_refused_when_what_was_unflushed_is_stored_between_two_looks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
