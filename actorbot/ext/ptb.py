@@ -19,7 +19,7 @@ from actorbot._codec import encode_state
 from actorbot._context import Context, chain
 from actorbot._manager import SessionManager
 from actorbot.errors import ConfigError, DuplicateEventError, TurnEndedError
-from actorbot.ext._held import held
+from actorbot.ext._held import check_dict, held
 
 try:
     from telegram import Message, Update
@@ -49,10 +49,7 @@ class PTBSessions:
 
     def __init__(self, manager: SessionManager) -> None:
         """Use *manager*; the application starts and closes it, unless it is started already. Raises: ConfigError."""
-        if manager._options.shape is not None:
-            raise ConfigError(
-                "session_type", "a dataclass", "dict, since sessions keep user_data and chat_data beside yours"
-            )
+        check_dict(manager, "python-telegram-bot keeps user_data and chat_data")
         self._manager = manager
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._application: Application[Any, Any, Any, Any, Any, Any] | None = None
