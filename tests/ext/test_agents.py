@@ -73,6 +73,7 @@ async def hundred(on_message: Any) -> list[Any]:
     return await asyncio.gather(*(on_message(f"u{i % 10}", str(i // 10)) for i in range(100)))
 
 
+@pytest.mark.timeout(180)  # the library's own store syncs a file for each message, which a busy disk makes slow
 async def test_the_bot_of_the_page_mixes_conversations_before_and_none_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
