@@ -45,7 +45,7 @@ class CountingModel(Model):
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            for _ in range(20):
+            for _ in range(500):  # longer than it takes all to get here
                 await asyncio.sleep(0)
             said = [item["content"] for item in items if item.get("role") == "user"]
             if said[-1] == "hold":
