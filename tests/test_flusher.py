@@ -313,3 +313,35 @@ async def test_a_destroy_takes_also_what_somebody_else_has_written_since(is_read
         await manager.destroy("ann")
         assert store.read("ann") is None
         assert await manager.dispatch("ann", "hi") == 1
+
+
+# --- what would be lost -----------------------------------------------------------------------------------------------
+
+
+async def test_the_events_at_risk_are_those_that_the_store_does_not_have() -> None:
+    clock, store = ManualClock(), FaultyStore()
+    async with SessionManager(store, handler=count, clock=clock) as manager:
+        assert manager.stats().events_at_risk == 0
+        await manager.dispatch("bob", "hi")
+        await manager.flush()
+        for user in ("ann", "ann", "bob", "cid"):
+            await manager.dispatch(user, "hi")
+        assert manager.stats().events_at_risk == 4
+        await manager.flush("ann")
+        assert manager.stats().events_at_risk == 2
+        store.outage()
+        await clock.advance(1.0)
+        assert manager.stats().events_at_risk == 2
+        store.restore()
+        await clock.advance(60.0)
+        assert manager.stats().events_at_risk == 0
+
+
+async def test_the_events_at_risk_are_counted_while_a_session_waits_to_be_read_again() -> None:
+    async with SessionManager(FaultyStore(), handler=count, clock=ManualClock()) as manager:
+        for user in ("ann", "ann", "bob"):
+            await manager.dispatch(user, "hi")
+        ann = manager._entries["ann"]
+        newest, ann.committed = ann.committed, None  # as after a conflict
+        assert manager.stats().events_at_risk == 1
+        ann.committed = newest
