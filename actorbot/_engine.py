@@ -185,7 +185,7 @@ class Engine:
             running=len(turns.running),
             dirty_bytes=flusher.dirty_bytes,
             oldest_dirty=flusher.oldest_dirty(),
-            events_at_risk=0 if self._journal is not None else flusher.events(),
+            events_at_risk=0 if self._journal is not None else turns.at_risk(),
             bytes_at_risk=0 if self._journal is not None else flusher.dirty_bytes,
             journal_bytes=flusher.journal_bytes,
             store_reads=self.loader.reads,

@@ -39,6 +39,8 @@ class Landing(Unflushed):
         self.on_answer: Callable[[], None] | None = None
         """Called, on the store's thread, when the store takes writes again."""
         self.writes = self.conflicts = 0
+        self.settled = 0
+        """Versions, of all sessions, that the store has confirmed or a conflict has taken (where there is no journal)."""
         self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()  # to be written next
         self._retries = Retries(store.name, policy.retry, clock, self._announce_retry)
         self._called = 0.0  # the monotonic second at which the last call began
@@ -129,6 +131,9 @@ class Landing(Unflushed):
         settled: list[tuple[Flushable, float | None]] = []
         for job in jobs:
             session, record = job.session, job.write.record
+            committed = session.committed
+            if committed is not None:  # else nobody knows which versions were made here
+                self.settled += record.version - session.flushed
             session.write_ids = record.write_ids
             session.flushed = record.version
             session.decoded = None  # it may be idle from now on
@@ -139,7 +144,6 @@ class Landing(Unflushed):
             if again:
                 again.pop(session, None)
             # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
-            committed = session.committed
             settled.append((session, job.made if committed is not None and committed[0] > record.version else None))
         self.writes += len(jobs)
         self._uncharge(settled)
@@ -162,6 +166,8 @@ class Landing(Unflushed):
         # In one step, since no call stands between: a turn that commits meanwhile is handed over too, or fails. The session is
         # read again before its next turn.
         unflushed, session.committed = session.committed, None
+        if unflushed is not None:
+            self.settled += unflushed[0] - session.flushed
         if self._journal is not None:
             session.lineages = ()
             if unflushed is not None:

@@ -213,14 +213,16 @@ class SessionActor(Mailbox):
     def open(self, event: Any, event_id: str | None, task: asyncio.Task[Any] | None) -> Context | None:
         """Begin a turn on the committed state; `None` if the session has counted *event_id*."""
         turns = self.turns
+        wall = turns.wall()
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
             raise ConflictError(turns.store, "written by someone else; try again", session_id=self.session_id)
         state = committed[1]
-        if state is not None and turns.wall() >= committed[4]:
-            turns.on_expire(self.session_id, state, committed[4])
-            state = None  # what the session was ends as a whole
+        if state is not None and wall >= (end := committed[4]):
+            # What the session was ends as a whole. Nothing is called before that stands, as in `commit`.
             self.committed = committed = (committed[0], None, b"", *committed[3:])
+            turns.on_expire(self.session_id, state, end)
+            state = None
         digest = None
         if event_id is not None:
             digest = blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -278,8 +280,6 @@ class SessionActor(Mailbox):
         committed = (base[0] + 1, encoded, event_ids, wall, ends)
         if turns.running.pop(context, None) is None:
             raise context._revoked or self.overdue()
-        if self.committed is not base:
-            raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
         context._session = context._task = None
         if (
             committed[0] - self.flushed > BUSY
@@ -288,15 +288,19 @@ class SessionActor(Mailbox):
             and turns.flusher.outage_since is None  # or what is decoded would pile up
         ):
             self.decoded = plain, session
+        # The flusher takes the state away when it meets a conflict. From here to where the new one stands nothing is called, so that
+        # no other thread comes between.
+        if self.committed is not base:
+            raise ConflictError(turns.store, "written by another process since it was read", session_id=self.session_id)
         if turns.writes_through:
             context._left = True
             return self._write_through(context, committed)
         if turns.journal is not None:
             context._left = True
             return self._write_ahead(context, committed, turns.journal)
+        turns.handled += 1  # first: it is at risk from here on
         self.committed = committed
         self.trusted = True
-        turns.handled += 1
         if not self.dirty or (encoded is not None and len(encoded) > self.charged):
             turns.flusher.mark(self)
         if durable:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from operator import attrgetter, itemgetter
 
 from actorbot._clock import Clock
 from actorbot._home import new_future
 from actorbot._policy import FlushPolicy
-from actorbot._writes import Committed, Flushable
+from actorbot._writes import Flushable
 
 __all__ = ["Unflushed"]
-
-_flushed: Callable[[Flushable], int] = attrgetter("flushed")
-_committed: Callable[[Flushable], Committed] = attrgetter("committed")
-_version: Callable[[Committed], int] = itemgetter(0)
 
 
 class Unflushed(ABC):
@@ -106,16 +101,6 @@ class Unflushed(ABC):
                 return done
         done.set_result(None)
         return done
-
-    def events(self) -> int:
-        """Count the turns that the store does not have: 0.1 us for each session, since a loop that asks often stands still meanwhile."""
-        sessions = list(self._since)  # made in one step
-        # What the store confirms from here on counts as unflushed, and not the other way round.
-        flushed = sum(map(_flushed, sessions))
-        try:
-            return max(0, sum(map(_version, map(_committed, sessions))) - flushed)
-        except TypeError:  # one has met a conflict, and has no state for now
-            return sum(0 if (now := each.committed) is None else max(0, now[0] - each.flushed) for each in sessions)
 
     def oldest_dirty(self) -> float:
         """Return how many seconds ago the longest waiting session had its first unflushed event."""

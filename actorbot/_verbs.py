@@ -202,6 +202,7 @@ class _Ending:
             actor.committed = self._gone
             self._turns.flusher.mark(actor)
         elif error is None:
+            self._turns.ended += actor.committed is not None
             actor.committed = self._gone
         elif isinstance(error, OutcomeUnknownError) and not actor.behind():
             actor.committed = None

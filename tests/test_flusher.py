@@ -335,13 +335,3 @@ async def test_the_events_at_risk_are_those_that_the_store_does_not_have() -> No
         store.restore()
         await clock.advance(60.0)
         assert manager.stats().events_at_risk == 0
-
-
-async def test_the_events_at_risk_are_counted_while_a_session_waits_to_be_read_again() -> None:
-    async with SessionManager(FaultyStore(), handler=count, clock=ManualClock()) as manager:
-        for user in ("ann", "ann", "bob"):
-            await manager.dispatch(user, "hi")
-        ann = manager._entries["ann"]
-        newest, ann.committed = ann.committed, None  # as after a conflict
-        assert manager.stats().events_at_risk == 1
-        ann.committed = newest

@@ -149,6 +149,8 @@ class Users:
             await call()
         except ManagerClosedError:
             self._over = True
+        else:
+            self._count_risk()
         if machine.now > began + PATIENCE:
             self._world.complain(f"a call for {session_id} took {machine.now - began:.1f} s")
 
@@ -291,6 +293,19 @@ class Users:
         log = () if state is None else tuple(state["log"])
         world.say("seen", session_id, len(log))
         world.model.observe_since(session_id, before, log, "a peek")
+
+    def _count_risk(self) -> None:
+        """Compare what the manager says to be at risk with what its sessions say."""
+        world = self._world
+        if world.manager is None or world.manager._state != "open":
+            return
+        engine = world.manager._engine
+        if engine.turns.journal is not None:
+            return  # which has it all
+        turns, actors = engine.turns, engine.registry.entries.values()
+        counted, summed = turns.handled + turns.ended - turns.flusher.settled, sum(each.behind() for each in actors)
+        if counted != summed:
+            world.complain(f"{counted} events are said to be at risk, and it is {summed}")
 
     # --- what users are told ------------------------------------------------------------------------------------------
 
