@@ -127,4 +127,7 @@ def _decide(goal: Goal, figure: Figure, result: Result) -> Decision:
     verdict = "reached" if goal.holds(median(figure.values)) else "missed"
     if len({goal.holds(value) for value in figure.values}) > 1:
         verdict += ", not in every run"
+    seconds = result.options.get("seconds")
+    if isinstance(seconds, int | float) and seconds < LEAST_SECONDS:
+        verdict += f", a hint: runs of less than {LEAST_SECONDS:g} s"
     return Decision(goal, spread(figure), VOID if result.wrong else verdict)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from benchmarks._goals import LEAST_SECONDS, decide
+from benchmarks._goals import decide
 from benchmarks._report import Table
 from benchmarks._saved import DONE, Collection, Saved
 
@@ -50,9 +50,6 @@ def _goals(results: Sequence[Saved]) -> Iterator[str]:
         for decision in decide([saved.result for saved in results])
     ]
     yield _table(("goal", "wanted", "median (least-most)", ""), rows)
-    lasted = [saved.result.options.get("seconds") for saved in results]
-    if any(isinstance(seconds, int | float) and seconds < LEAST_SECONDS for seconds in lasted):
-        yield f"Some runs are shorter than the {LEAST_SECONDS:g} s that the goals ask for: take their verdicts for hints."
 
 
 def _figures(results: Sequence[Saved]) -> Iterator[str]:

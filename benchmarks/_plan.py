@@ -39,44 +39,50 @@ class Setting:
         return shlex.split(f"{self.common} {(self.quick if quick else self.full) or ''}")
 
 
-SESSION = "--repeats 5", "--repeats 3 --events 10000 --seconds 0.3"
+# What a goal is decided by has five runs of at least five seconds; what only belongs into the picture has three shorter ones.
+GOAL = "--repeats 5"
+PICTURE = "--repeats 3 --seconds 2"
+SESSION = GOAL, "--repeats 3 --events 10000 --seconds 0.3"
 # Where the floor handles a few thousand events a second, a round of 100,000 would take half a minute and more.
-SLOW = "--repeats 5 --events 20000", "--repeats 3 --events 2000 --seconds 0.3"
-ACTIVATION = "--repeats 5", "--repeats 3 --sessions 2000"
+SLOW = f"{GOAL} --events 20000", "--repeats 3 --events 2000 --seconds 0.3"
+SLOW_PICTURE = f"{PICTURE} --events 10000"
 
 PLAN = (
     Setting("session --store memory --home loop --users 100", *SESSION),
     Setting("session --store memory --home loop --users 1000", *SESSION),
     Setting("session --store memory --home loop --users 10000", *SESSION),
     Setting("session --store memory --home loop --users 1000 --handler awaits", *SESSION),
-    Setting("session --store memory --home loop --users 1000 --distribution zipf", *SESSION),
-    Setting("session --store file --home loop --users 1000", *SLOW),
+    Setting("session --store memory --home loop --users 1000 --distribution zipf", PICTURE, SESSION[1]),
+    Setting("session --store file --home loop --users 1000", SLOW_PICTURE, SLOW[1]),
     Setting("session --store redis --home loop --users 1000", *SLOW),
-    Setting("session --store redis --home loop --users 1000 --distribution zipf", "--repeats 5 --events 20000"),
-    Setting("session --store redis --home loop --users 10000", "--repeats 5 --events 20000"),
+    Setting("session --store redis --home loop --users 1000 --distribution zipf", SLOW_PICTURE),
+    Setting("session --store redis --home loop --users 10000", SLOW[0]),
     Setting("session --store mongo --home loop --users 1000", *SLOW),
-    Setting("session --store mongo --home loop --users 10000", "--repeats 5 --events 20000"),
+    Setting("session --store mongo --home loop --users 10000", SLOW_PICTURE),
     Setting("session --store memory --home threads --users 100", *SESSION),
     Setting("session --store memory --home threads --users 1000", *SESSION),
-    Setting("session --store memory --home threads --users 10000", "--repeats 5 --events 20000"),
-    Setting("session --store file --home threads --users 1000", "--repeats 5 --events 20000"),
+    Setting("session --store memory --home threads --users 10000", SLOW[0]),
+    Setting("session --store file --home threads --users 1000", SLOW_PICTURE),
     Setting("journal --sync full --users 1000", *SESSION),
-    Setting("journal --sync full --users 10000", "--repeats 5"),
-    Setting("journal --sync normal --users 1000", "--repeats 5"),
+    Setting("journal --sync full --users 10000", PICTURE),
+    Setting("journal --sync normal --users 1000", PICTURE),
     Setting("residents --sessions 1000"),
     Setting("residents --sessions 10000", quick=""),
     Setting("residents --sessions 100000"),
     Setting("residents --sessions 300000"),
-    Setting("activation --store memory", *ACTIVATION),
-    Setting("activation --store redis", *ACTIVATION),
-    Setting("activation --store mongo", "--repeats 5 --sessions 20000"),
-    Setting("offered --store redis", "--repeats 5", "--repeats 1 --seconds 2 --resident 20000"),
-    Setting("offered --store redis --freeze", "--repeats 5"),
-    Setting("hotkey --store memory", "", "--repeats 1 --events 5000 --seconds 0.3"),
-    Setting("churn --store redis", "", "--repeats 1 --users 2000 --resident 200 --events 2000 --seconds 0.3"),
+    Setting("activation --store memory", "--repeats 3 --sessions 20000", "--repeats 3 --sessions 2000"),
+    Setting("activation --store redis", f"{GOAL} --sessions 30000", "--repeats 3 --sessions 2000"),
+    Setting("activation --store mongo", "--repeats 3 --sessions 10000"),
+    Setting("offered --store redis", GOAL, "--repeats 1 --seconds 2 --resident 20000"),
+    Setting("offered --store redis --freeze", "--repeats 3"),
+    Setting("offered --store redis --rate 10000", "--repeats 3"),
+    Setting("hotkey --store memory", PICTURE, "--repeats 1 --events 5000 --seconds 0.3"),
+    Setting(
+        "churn --store redis", "--seconds 3", "--repeats 1 --users 2000 --resident 200 --events 2000 --seconds 0.3"
+    ),
     Setting("policies --store redis", "", "--repeats 1 --users 200 --events 2000 --seconds 0.5"),
-    Setting("outage --store redis", "", "--users 200 --rate 500 --down 1 --around 1"),
-    Setting("outage --store redis --hangs", ""),
+    Setting("outage --store redis", "--down 6 --around 6", "--users 200 --rate 500 --down 1 --around 1"),
+    Setting("outage --store redis --hangs", "--down 6 --around 6"),
     Setting("drain --store redis", "", "--repeats 1 --sessions 1000"),
     Setting("peers --store redis --users 1000", ""),
 )

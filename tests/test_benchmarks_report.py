@@ -294,6 +294,14 @@ def test_a_lower_bound_is_reached_from_above() -> None:
         assert decided("passivations/s", [resident(rate(value, name="passivations/s"))])[0][0] == verdict
 
 
+def test_a_verdict_on_short_runs_is_a_hint() -> None:
+    figure = Figure("oldest unflushed state", (0.9,), "actorbot")
+    for seconds, verdict in ((6.0, "reached"), (2.0, "reached, a hint: runs of less than 5 s")):
+        options = {"store": "redis", "users": 1_000, "seconds": seconds}
+        result = Result("policies", options, (Table("write-behind:max_delay=0.5; uniform", (figure,)),), 0)
+        assert decided("oldest unflushed state", [result])[0][0] == verdict
+
+
 def test_a_goal_is_not_decided_by_what_was_measured_otherwise() -> None:
     name, other = "passivations/s", Figure("passivations/s", (20_000.0,), "somebody else")
 
