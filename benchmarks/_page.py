@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from benchmarks._goals import decide
+from benchmarks._goals import GOALS, decide
 from benchmarks._report import Table
 from benchmarks._saved import DONE, Collection, Saved
 
@@ -16,13 +16,16 @@ README = ROOT / "benchmarks" / "README.md"
 CAVEATS = "What this does not show"
 
 
-def page(collection: Collection, plots: Mapping[str, str], folder: Path) -> str:
-    """Return the whole page; *plots* are the captions of the drawings that are in *folder*, by their names."""
+def page(collection: Collection, plots: Mapping[str, str], folder: Path, earlier: Sequence[Collection] = ()) -> str:
+    """Return the whole page; *plots* are the captions of the drawings that are in *folder*, by their names.
+
+    The goals of the *earlier* runs stand beside those of this one.
+    """
     parts = [
         "# Benchmarks",
         _summary(collection),
         "## Goals",
-        *_goals(collection.results),
+        _goals([*earlier, collection]),
         *(["## Plots"] if plots else []),
         *(f"![{name}]({name}.svg)\n\n{caption} ([PNG]({name}.png))" for name, caption in plots.items()),
         "## Figures",
@@ -44,12 +47,17 @@ def _summary(collection: Collection) -> str:
     return "\n".join([f"{len(collection.results)} results{source}.", *([""] if lines else []), *lines])
 
 
-def _goals(results: Sequence[Saved]) -> Iterator[str]:
-    rows = [
-        (decision.goal.text, decision.goal.bound, decision.reached, f"**{decision.verdict}**")
-        for decision in decide([saved.result for saved in results])
-    ]
-    yield _table(("goal", "wanted", "median (least-most)", ""), rows)
+def _goals(runs: Sequence[Collection]) -> str:
+    """Return the goals, and what became of them in each run."""
+    heads, columns = [], []
+    for number, run in enumerate(runs, 1):
+        said: dict[str, list[str]] = {goal.text: [] for goal in GOALS}
+        for one in decide([saved.result for saved in run.results]):
+            said[one.goal.text].append(f"{one.reached} **{one.verdict}**".strip())
+        columns.append(["; ".join(cells) for cells in said.values()])
+        heads.append("median (least-most)" if len(runs) == 1 else f"run {number}")
+    goals = [(goal.text, goal.bound) for goal in GOALS]
+    return _table(("goal", "wanted", *heads), [(*goal, *cells) for goal, *cells in zip(goals, *columns, strict=True)])
 
 
 def _figures(results: Sequence[Saved]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,26 +21,37 @@ class NoPlotsError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="with what --json or `all` have written")
+    parser.add_argument(
+        "--earlier",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of earlier runs, whose goals stand beside",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Write the report and return the exit status: 1 if it has gaps or void results, 2 if it cannot be written."""
     try:
-        return write(args.folder)
+        return write(args.folder, args.earlier)
     except (OSError, NoPlotsError) as exc:
         print(exc, file=sys.stderr)
         return 2
 
 
-def write(folder: Path) -> int:
-    """Write *folder*/report.md and its plots; return the exit status. Raises: OSError, NoPlotsError."""
+def write(folder: Path, earlier: Sequence[Path] = ()) -> int:
+    """Write *folder*/report.md and its plots; return the exit status. Raises: OSError, NoPlotsError.
+
+    The goals of the runs in *earlier* stand beside those of this one.
+    """
     plots = check_plots()
     try:
-        collection = load(folder)
+        collection, before = load(folder), [load(one) for one in earlier]
     except NotAResultError as exc:
         print(exc, file=sys.stderr)
         return 2
-    (folder / PAGE).write_text(page(collection, plots.draw(collection, folder), folder))
+    (folder / PAGE).write_text(page(collection, plots.draw(collection, folder), folder, before))
     print(folder / PAGE)
     return int(bool(collection.index.missing) or any(saved.result.wrong for saved in collection.results))
 

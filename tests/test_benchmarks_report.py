@@ -234,6 +234,20 @@ def test_policies_and_peers_are_drawn_if_they_are_there(one_table: bool, tmp_pat
     assert "| third |  | not \\| here |" in page
 
 
+def test_the_goals_of_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    name = "passivations/s"
+    for folder, reached in (("first", 14_000.0), ("second", 16_000.0), ("third", 17_000.0)):
+        result = resident(rate(reached, name=name))
+        (tmp_path / folder).mkdir()
+        result.conclude(str(tmp_path / folder / "residents.json"))
+
+    assert main(["report", f"{tmp_path}/third", "--earlier", f"{tmp_path}/first", f"{tmp_path}/second"]) == 0
+
+    page = (tmp_path / "third" / "report.md").read_text()
+    assert "| passivations/s | ≥ 15,000 | 14,000 **missed** | 16,000 **reached** | 17,000 **reached** |" in page
+    assert "| goal | wanted | run 1 | run 2 | run 3 |" in page
+
+
 def test_a_void_result_is_named_and_fails(tmp_path: Path) -> None:
     saved(tmp_path / "a.json", rate(1, 2, 3), wrong=4)
 

@@ -65,6 +65,11 @@ def check(watch: Watch, store: MemorySessionStore, users: int) -> None:
     assert sum(counted) == CALLERS * EVENTS
 
 
+def check_counts(manager: SessionManager) -> None:
+    stats = manager.stats()
+    assert (stats.handled, stats.events_at_risk) == (CALLERS * EVENTS, 0)
+
+
 @pytest.mark.parametrize("kind", ["plain", "awaiting"])
 @pytest.mark.parametrize("users", [1, 100, 1_000])
 async def test_no_event_of_64_tasks_is_lost_or_out_of_order(users: int, kind: str) -> None:
@@ -76,6 +81,8 @@ async def test_no_event_of_64_tasks_is_lost_or_out_of_order(users: int, kind: st
 
     async with SessionManager(store, handler=getattr(watch, kind)) as manager:
         await asyncio.gather(*(caller(number) for number in range(CALLERS)))
+        await manager.flush()
+        check_counts(manager)
 
     check(watch, store, users)
 
@@ -91,6 +98,8 @@ def test_no_event_of_64_threads_is_lost_or_out_of_order(users: int, kind: str) -
 
     with SessionManager(store, handler=getattr(watch, kind)) as manager:
         side_by_side([lambda number=number: caller(number) for number in range(CALLERS)])
+        manager.flush_sync()
+        check_counts(manager)
 
     check(watch, store, users)
 
