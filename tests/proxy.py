@@ -41,11 +41,13 @@ class Proxy:
         self._closed = threading.Event()
         self._cut = threading.Event()  # replaced by each reset
         self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # guards the last two
 
     def reset(self) -> None:
         """Cut all connections, and return when they are; new ones are accepted."""
-        (cut, self._cut), threads = (self._cut, threading.Event()), self._threads
-        self._threads = threads[:1]
+        with self._lock:
+            (cut, self._cut), threads = (self._cut, threading.Event()), self._threads
+            self._threads = threads[:1]
         cut.set()
         for thread in threads[1:]:
             thread.join(PATIENCE)
@@ -66,8 +68,11 @@ class Proxy:
 
     def _spawn(self, work: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=work, args=args, name="proxy", daemon=True)
-        thread.start()
-        self._threads.append(thread)  # second: `reset` joins what is in here
+        with (
+            self._lock
+        ):  # in one step: it may carry a whole conversation before it is in the list, and `reset` must find it there
+            thread.start()
+            self._threads.append(thread)
 
     def _accept(self) -> None:
         while not self._closed.is_set():

@@ -57,10 +57,17 @@ MUTANTS = (
         "tests/test_manager_hard.py -k test_a_turn_that_runs_while_its_session_meets_a_conflict",
     ),
     Mutant(
+        "what a conflict has taken stays at risk",
+        "_landing.py",
+        "            self.settled += unflushed[0] - session.flushed\n",
+        "            pass\n",
+        "tests/faults/test_simulation.py -k test_whatever_goes_wrong_no_promise_is_broken",
+    ),
+    Mutant(
         "expiry is left to the server",
         "_session_actor.py",
-        "if state is not None and turns.wall() >= committed[4]:",
-        "if state is not None and turns.wall() < 0:",
+        "if state is not None and wall >= (end := committed[4]):",
+        "if state is not None and wall < (end := 0):",
         "tests/test_manager.py -k test_a_session_expires_by_its_last_event",
     ),
     Mutant(
