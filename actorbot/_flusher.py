@@ -158,6 +158,7 @@ class Flusher(Landing, Mailbox):
                     self.notify(Returned(jobs))
                     return  # another thread has the turn
                 self._land(jobs, *answer)
+                self._collect_young(len(jobs))
                 if not self.line:
                     self._thread.submit(self._go_on)  # behind the reads, where they share the thread
                     return

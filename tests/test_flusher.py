@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -335,3 +336,33 @@ async def test_the_events_at_risk_are_those_that_the_store_does_not_have() -> No
         store.restore()
         await clock.advance(60.0)
         assert manager.stats().events_at_risk == 0
+
+
+# --- what is young ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_what_turns_leave_behind_is_looked_at_before_it_piles_up_unless_the_bot_wants_no_collector(
+    enabled: bool,
+) -> None:
+    calls: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            calls.append(info["generation"])
+
+    before = gc.get_threshold()
+    async with SessionManager(MemorySessionStore(), handler=count, max_resident=3_000) as manager:
+        gc.collect()
+        gc.set_threshold(1_000_000)  # it does not come by itself
+        gc.callbacks.append(note)
+        (gc.enable if enabled else gc.disable)()
+        try:
+            for user in range(2_500):
+                await manager.dispatch(f"user:{user}", "hi")
+            await manager.flush()
+        finally:
+            gc.callbacks.remove(note)
+            gc.enable()
+            gc.set_threshold(*before)
+    assert calls == ([0, 0] if enabled else [])

@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
+
+from benchmarks._saved import read_result
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -48,3 +51,39 @@ def test_the_tests_that_the_readme_and_the_guarantees_name_exist() -> None:
 
     for name in re.findall(r"`(test_\w+)`", README + GUARANTEES):
         assert f"def {name}(" in tests, name
+
+
+REPORT = Path(__file__).parent.parent / "benchmarks" / "report"
+SPEED = (
+    ("asyncio, in memory", "a lock per user", "session-memory-loop-1000"),
+    ("the same, 10,000 users", "the same", "session-memory-loop-10000"),
+    ("asyncio, Redis", "a lock per user, GET and SET", "session-redis-loop-1000"),
+    ("the same, 10,000 users", "the same", "session-redis-loop-10000"),
+    ("asyncio, MongoDB", "a lock per user, `find_one` and `replace_one`", "session-mongo-loop-1000"),
+    ("threads, in memory", "a stock pykka actor per user, `ask`", "session-memory-threads-1000"),
+    ("durable before each answer (`journaled`)", "bare transactions of SQLite, and no sessions", "journal-full-1000"),
+)
+
+
+def speed(setting: str, by_hand: str, file: str) -> str:
+    """Return the row that the README must have."""
+    figures = read_result(REPORT / f"{file}.json").result.tables[0].figures
+    ours = {each.name.removesuffix(" to the floor"): median(each.values) for each in figures if each.of == "actorbot"}
+    rate = next(name for name in ours if name.startswith("events"))
+    floor = next(median(each.values) for each in figures if each.name == rate and each.of != "actorbot")
+    return f"| {setting} | {by_hand} | {floor / 1000:.1f} k | {ours[rate] / 1000:.1f} k | {ours['ratio']:.3g} × |"  # noqa: RUF001
+
+
+@pytest.mark.parametrize(("setting", "by_hand", "file"), SPEED)
+def test_the_readme_states_the_speed_of_the_report(setting: str, by_hand: str, file: str) -> None:
+    assert speed(setting, by_hand, file) in README
+
+
+def test_the_readme_names_the_fastest_peer_of_the_report() -> None:
+    figures = read_result(REPORT / "peers-redis-1000.json").result.tables[0].figures
+    ratios = {each.of: median(each.values) for each in figures if each.name == "ratio"}
+    sentence = re.search(r"the fastest, (\w+) behind `(\w+)`, takes (.*?) times the time", README)
+
+    assert sentence is not None
+    assert ratios[f"{sentence[1]} {sentence[2]}".lower()] == 1
+    assert sentence[3] == f"{ratios['actorbot']:.2g}"
