@@ -14,12 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actorbot import DUPLICATE, Context, SessionManager, errors
 from actorbot.errors import OutcomeUnknownError
 from actorbot.testing import FaultyStore, ManualClock
-from tests.faults._scale import TORTURE
 
 USERS = st.sampled_from(["ann", "bob", "cyd"])
 EVENT_IDS = st.sampled_from([None, "1", "2", "3"])
 STEPS = 50
-RUNS = 400 if TORTURE else 160 if os.environ.get("CI") else 60  # 20,000 steps in `make torture`
+RUNS = 400 if os.environ.get("CI") else 60  # 20,000 steps in CI
 
 
 class RefusedError(Exception):

@@ -19,7 +19,6 @@ from actorbot.testing import FaultyStore, StoreContract
 from actorbot.testing._asking import Opened, make_record, read, write_all
 from tests import servers
 from tests.backends import STORES, AsyncDictStore, DictStore
-from tests.faults._scale import TORTURE
 from tests.test_codec import keys, same, values
 
 
@@ -103,7 +102,7 @@ EVERY_STORE = STORES | {"driver that keeps JSON": lambda _: JsonStore()}
 
 
 # Examples of one test, since most of the time it takes to make a value.
-EXAMPLES = 5_000 if TORTURE else 2_000 if os.environ.get("CI") else 500
+EXAMPLES = 5_000 if os.environ.get("CI") else 500
 BATCH = 20
 
 odd_keys = st.sampled_from(

@@ -17,7 +17,7 @@ from actorbot import Context, MemorySessionStore, SessionManager
 from tests.faults._scale import TORTURE
 
 CALLERS = 64
-EVENTS = 10_000 if TORTURE else 1_000 if os.environ.get("CI") else 500  # of each caller
+EVENTS = 10_000 if TORTURE else 2_000 if os.environ.get("CI") else 1_000  # of each caller
 TIMEOUT = 600
 
 pytestmark = pytest.mark.timeout(TIMEOUT)
