@@ -12,6 +12,7 @@ import pytest
 
 from actorbot import Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot._record import Record
+from actorbot._session_actor import BUSY
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock
 from tests.test_manager import count, count_plainly
@@ -495,6 +496,30 @@ async def test_a_turn_that_runs_while_its_session_meets_a_conflict_overwrites_no
             await staying
 
         assert await ours.dispatch("ann", "hi") == 3
+
+
+@pytest.mark.parametrize("at", ["its commit", "its expiry"])
+async def test_a_conflict_in_the_middle_of_a_turn_is_not_overwritten(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, clock = MemorySessionStore(), ManualClock()
+    async with SessionManager(store, handler=count, clock=clock) as ours:
+        for _ in range(BUSY + 2):
+            await ours.dispatch("ann", "hi")
+        store.write("ann", {"n": 100})  # somebody else
+
+        def met(value: object) -> bool:
+            monkeypatch.undo()
+            with pytest.raises(errors.ConflictError):  # on its own thread: this one stands still
+                ours._engine.turns.flusher.flush([ours._entries["ann"]]).result(5.0)
+            return bool(value)
+
+        if at == "its commit":
+            monkeypatch.setattr("actorbot._session_actor.is_nobody_elses", met)
+        else:
+            monkeypatch.setattr(ours._engine.turns, "wall", lambda: 1e12 if met(True) else 0.0)
+        with pytest.raises(errors.ConflictError):
+            await ours.dispatch("ann", "hi")
+        assert ours.stats().events_at_risk == 0
+        assert await ours.dispatch("ann", "hi") == 101
 
 
 async def test_the_event_ids_of_an_ended_session_end_with_it() -> None:

@@ -10,7 +10,7 @@ from statistics import median
 
 import pytest
 
-from benchmarks._saved import read_result
+from benchmarks._saved import load, read_result
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -65,6 +65,14 @@ SPEED = (
 )
 
 
+def test_the_report_has_no_wrong_counter_and_lacks_nothing() -> None:
+    collection = load(REPORT)
+
+    assert collection.results
+    assert all(each.result.wrong == 0 for each in collection.results)
+    assert collection.index.missing == []
+
+
 def speed(setting: str, by_hand: str, file: str) -> str:
     """Return the row that the README must have."""
     figures = read_result(REPORT / f"{file}.json").result.tables[0].figures
@@ -77,6 +85,8 @@ def speed(setting: str, by_hand: str, file: str) -> str:
 @pytest.mark.parametrize(("setting", "by_hand", "file"), SPEED)
 def test_the_readme_states_the_speed_of_the_report(setting: str, by_hand: str, file: str) -> None:
     assert speed(setting, by_hand, file) in README
+    figures = read_result(REPORT / f"{file}.json").result.tables[0].figures
+    assert {len(each.values) for each in figures if each.name.startswith("events")} == {5}  # runs
 
 
 def test_the_readme_names_the_fastest_peer_of_the_report() -> None:
