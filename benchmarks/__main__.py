@@ -6,6 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+try:
+    import rich  # noqa: F401
+    from pymongo.errors import ConnectionFailure
+    from redis.exceptions import ConnectionError as RedisConnectionError
+except ModuleNotFoundError as exc:
+    sys.exit(f"the benchmarks need {exc.name}, which is not installed: pip install -e '.[bench]'")
+
+from actorbot.errors import StoreUnavailableError
 from benchmarks import (
     activation,
     churn,
@@ -52,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             question.add_argument("--json", metavar="FILE", help="write all figures there, too")
         question.set_defaults(main=module.main, question=name)
     args = parser.parse_args(argv)
-    status: int = args.main(args)
+    try:
+        status: int = args.main(args)
+    except (ConnectionFailure, RedisConnectionError, StoreUnavailableError) as exc:
+        print(f"the store cannot be reached: {exc}. Start its server, or name another one with --url", file=sys.stderr)
+        return 2
     return status
 
 

@@ -459,3 +459,24 @@ def test_interrupted_it_reports_what_is_there(number: signal.Signals, tmp_path: 
     outcomes = [one.outcome for one in load(tmp_path).index.settings]
     assert outcomes == [DONE, everything.INTERRUPTED, everything.INTERRUPTED]
     assert "interrupted" in (tmp_path / report.PAGE).read_text()
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_there_is_named_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["session", "--store", "redis", "--url", "redis://127.0.0.1:1/0", "--repeats", "1", "--events", "10"]) == 2
+    )
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("the store cannot be reached: ")
+    assert "127.0.0.1:1" in said
+    assert "--url" in said
+
+
+def test_without_what_the_benchmarks_need_they_say_what_to_install() -> None:
+    program = "import sys, runpy; sys.modules['rich'] = None; runpy.run_module('benchmarks', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 1
+    assert done.stderr == "the benchmarks need rich, which is not installed: pip install -e '.[bench]'\n"
