@@ -70,7 +70,7 @@ class Engine:
             self.store, self.writer, options.policy, self._clock, self.hooks.tell_conflict, journal
         )
         self.turns = self._make_turns(flusher, journal)
-        self.loader = Loader(self.store, self._reader, READ_AT_ONCE)
+        self.loader = Loader(self.store, self._reader, self.home, READ_AT_ONCE)
         self.registry = Registry(
             self.turns, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
         )

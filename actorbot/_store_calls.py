@@ -10,7 +10,7 @@ from typing import Any
 
 from actorbot._clock import Clock, Timer
 from actorbot._dispatcher import Lane, Task
-from actorbot._home import new_future
+from actorbot._home import Home, Promise, new_future
 from actorbot.errors import ActorbotError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore
 
@@ -187,13 +187,14 @@ class StoreThread:
             call.overdue(error)
 
 
-_Ask = tuple[str, "Future[Record | None]", float]  # a session id, what is to become of it, and when it was asked for
+_Ask = tuple[str, Promise, float]  # a session id, what is to become of it, and when it was asked for
 
 
 class Loader:
-    """Reads records: all that are asked for while one call is on its way go out together in the next. Used from any thread."""
+    """Reads records for turns at *home*: all that are asked for while one call is on its way go out together in the next."""
 
-    def __init__(self, store: RecordStore, thread: StoreThread, batch_size: int) -> None:
+    def __init__(self, store: RecordStore, thread: StoreThread, home: Home, batch_size: int) -> None:
+        self._home = home
         self._store = store
         self._thread = thread
         self._batch_size = batch_size
@@ -205,9 +206,9 @@ class Loader:
         self._closed = False
         self.reads = 0
 
-    def read(self, session_id: str) -> Future[Record | None]:
-        """Return a future of the session's record, `None` if there is none, or an error: CorruptSessionError, StoreUnavailableError."""
-        answer = new_future()
+    def read(self, session_id: str) -> Promise:
+        """Promise the session's record, `None` if there is none, or an error: CorruptSessionError, StoreUnavailableError."""
+        answer = self._home.promise()
         with self._lock:
             if self._closed:
                 answer.set_exception(_closed())
@@ -226,8 +227,7 @@ class Loader:
             waiting = [*(self._flying or ()), *self._asked]
             self._flying = None
             self._asked.clear()
-        for _, answer, _ in waiting:
-            answer.set_exception(_closed())
+        self._tell([(answer, _closed()) for _, answer, _ in waiting])
 
     def _fly(self) -> None:
         batch: list[_Ask] = []
@@ -260,9 +260,8 @@ class Loader:
 
     def _refuse(self, asked: list[_Ask]) -> None:
         """Refuse what is at the store already: asking again for what has not come back would cost one more of the `MAX_STUCK`."""
-        for session_id, answer, _ in asked:
-            reason = "an earlier read has not come back yet; try again"
-            answer.set_exception(StoreUnavailableError(self._store.name, reason, session_id=session_id))
+        reason = "an earlier read has not come back yet; try again"
+        self._tell([(answer, StoreUnavailableError(self._store.name, reason, session_id=one)) for one, answer, _ in asked])
 
     def _land(self, ids: Sequence[str], outcome: Future[Any]) -> None:
         error = outcome.exception()
@@ -274,13 +273,22 @@ class Loader:
         with self._lock:
             batch = self._flying
             self._flying = None if self._closed else []
-        for session_id, answer, _ in batch or ():
-            value = found[session_id]
-            if isinstance(value, BaseException):
-                answer.set_exception(value)
-            else:
-                answer.set_result(value)
+        self._tell([(answer, found[session_id]) for session_id, answer, _ in batch or ()])
         self._fly()
+
+    def _tell(self, answers: list[tuple[Promise, Any]]) -> None:
+        if answers:
+            self._home.post(_settle, answers)
+
+
+def _settle(answers: Sequence[tuple[Promise, Any]]) -> None:
+    for answer, value in answers:
+        if answer.done():
+            continue  # who asked was cancelled
+        if isinstance(value, BaseException):
+            answer.set_exception(value)
+        else:
+            answer.set_result(value)
 
 
 def _closed() -> ManagerClosedError:
