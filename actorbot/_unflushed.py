@@ -22,11 +22,14 @@ class Unflushed(ABC):
     def __init__(self, policy: FlushPolicy, clock: Clock) -> None:
         super().__init__()
         self._policy = policy
+        self._bound = policy.max_dirty_bytes
         self._clock = clock
         self.dirty_bytes = 0
         self.journal_bytes = 0
         self.full = False
-        # Guards dirty, charged, dirty_bytes, journal_bytes, full, _since, _room, and what is appended to _marked and _due.
+        # Guards dirty, charged, dirty_bytes, journal_bytes, full, _since and _room. Who holds it calls nothing, wherever every event
+        # comes by: CPython takes the interpreter from a thread at calls and at the ends of loops only, and a thread that loses it with
+        # this lock in its hands stops all the others, one after the other (docs/decisions/0014).
         self._lock = threading.Lock()
         self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._room: list[Future[None]] = []
@@ -49,19 +52,20 @@ class Unflushed(ABC):
     def mark(self, session: Flushable) -> None:
         """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
         size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
+        charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
         now = self._clock.monotonic()
         due = now + self._policy.max_delay
         with self._lock:
-            charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
             if charge > session.charged:
                 self.dirty_bytes += charge - session.charged
                 session.charged = charge
-                self.full = self._is_full()
+                self.full = self.dirty_bytes >= self._bound or self.journal_bytes >= self._bound
             marked, session.dirty = session.dirty, True
-            if not marked:
-                self._since.setdefault(session, now)
-                self._marked.append(session)
-                self._due.append(due)  # second: who finds one here finds its session
+            if not marked and session not in self._since:
+                self._since[session] = now
+        if not marked:
+            self._marked.append(session)
+            self._due.append(due)  # second: who finds one here finds a session there
         if not marked and not self._armed:
             self._armed = True
             self._clock.call_at(due, self._announce_due)
@@ -76,7 +80,7 @@ class Unflushed(ABC):
             self._announce_hurry()
 
     def _is_full(self) -> bool:
-        return max(self.dirty_bytes, self.journal_bytes) >= self._policy.max_dirty_bytes
+        return self.dirty_bytes >= self._bound or self.journal_bytes >= self._bound
 
     def note_journal(self, size: int) -> None:
         """Note how many bytes the journal holds, which are bounded as those in memory are."""
@@ -127,8 +131,8 @@ class Unflushed(ABC):
 
     def _unmark(self, sessions: Iterable[Flushable]) -> None:
         """Note that *sessions* are about to be written, before what they have committed is read: a later commit marks them again."""
-        with self._lock:
-            for session in sessions:
+        for session in sessions:
+            with self._lock:
                 session.dirty = False
 
     def _uncharge(self, sessions: Iterable[tuple[Flushable, float | None]]) -> None:
@@ -136,14 +140,17 @@ class Unflushed(ABC):
 
         Unless it is unflushed again: by a mark, or since the instant beside it.
         """
-        with self._lock:
-            for session, since in sessions:
+        now = self._clock.monotonic()
+        for session, since in sessions:
+            with self._lock:
                 if session.dirty or since is not None:
-                    self._since[session] = self._clock.monotonic() if since is None else since
+                    self._since[session] = now if since is None else since
                 else:
-                    self._since.pop(session, None)
+                    if session in self._since:
+                        del self._since[session]
                     self.dirty_bytes -= session.charged
                     session.charged = 0
+        with self._lock:
             room = self._look_for_room()
         for future in room:
             future.set_result(None)
