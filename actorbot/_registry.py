@@ -155,7 +155,7 @@ class Registry(ServiceActor):
 
     async def _read_store(self, session_id: str) -> Record | None:
         try:
-            record: Record | None = await self.turns.home.wait(self._loader.read(session_id))
+            record = await self._loader.read(session_id)
         except ActorbotError as error:
             down = isinstance(error, StoreUnavailableError)
             self._unreadable = (str(error), self.turns.flusher.writes) if down else None

@@ -206,8 +206,19 @@ class Loader:
         self._closed = False
         self.reads = 0
 
-    def read(self, session_id: str) -> Promise:
-        """Promise the session's record, `None` if there is none, or an error: CorruptSessionError, StoreUnavailableError."""
+    async def read(self, session_id: str) -> Record | None:
+        """Return the session's record, `None` if there is none. At home. Raises: CorruptSessionError, StoreUnavailableError."""
+        if self._store.may_block:
+            return await self._home.wait(self._ask(session_id))  # type: ignore[no-any-return]
+        if self._closed:
+            raise _closed()
+        self.reads += 1
+        (found,) = self._store.read_many([session_id])
+        if isinstance(found, ActorbotError):
+            raise found
+        return found
+
+    def _ask(self, session_id: str) -> Promise:
         answer = self._home.promise()
         with self._lock:
             if self._closed:
@@ -261,7 +272,9 @@ class Loader:
     def _refuse(self, asked: list[_Ask]) -> None:
         """Refuse what is at the store already: asking again for what has not come back would cost one more of the `MAX_STUCK`."""
         reason = "an earlier read has not come back yet; try again"
-        self._tell([(answer, StoreUnavailableError(self._store.name, reason, session_id=one)) for one, answer, _ in asked])
+        self._tell(
+            [(answer, StoreUnavailableError(self._store.name, reason, session_id=one)) for one, answer, _ in asked]
+        )
 
     def _land(self, ids: Sequence[str], outcome: Future[Any]) -> None:
         error = outcome.exception()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gc
+import inspect
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot._unflushed import Unflushed
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
@@ -366,3 +370,16 @@ async def test_what_turns_leave_behind_is_looked_at_before_it_piles_up_unless_th
             gc.enable()
             gc.set_threshold(*before)
     assert calls == ([0, 0] if enabled else [])
+
+
+@pytest.mark.parametrize("function", [Unflushed.mark, Unflushed._unmark, Unflushed._uncharge])
+def test_no_thread_can_lose_the_interpreter_with_the_lock_of_the_books_in_its_hands(
+    function: Callable[..., Any],
+) -> None:
+    """CPython takes it at calls and at the ends of loops: there are none under that lock where every event comes by."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
+    each_event, *once_a_batch = sorted(blocks, key=lambda block: "_look_for_room" in ast.unparse(block))
+
+    assert len(once_a_batch) <= 1
+    assert not [node for node in ast.walk(each_event) if isinstance(node, ast.Call | ast.For | ast.While)]

@@ -146,6 +146,37 @@ async def test_a_reply_leaves_after_its_event_is_in_the_journal(
     assert delivered == ["1"]
 
 
+@pytest.mark.parametrize(("took", "groups"), [(0.0, [1, 20, 19]), (1.0, [1, 39])], ids=["quick", "slow"])
+async def test_a_quick_disk_gets_half_of_what_is_in_flight_and_a_slow_one_all_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, groups: list[int]
+) -> None:
+    seen: list[int] = []
+    begun, go_on, commit = threading.Event(), threading.Event(), JournalFile.commit
+    now = [0.0]
+
+    def commit_when_told(file: JournalFile, rows: Any, conflicts: Any) -> None:
+        seen.append(len(rows))
+        begun.set()
+        assert go_on.wait(5.0)
+        now[0] += took
+        commit(file, rows, conflicts)
+
+    monkeypatch.setattr(JournalFile, "commit", commit_when_told)
+    monkeypatch.setattr("actorbot._journal.perf_counter", lambda: now[0])
+    policy = {"max_delay": 60}
+    async with make_manager(Server(), tmp_path / "journal", policy=policy) as manager:
+        talking = [asyncio.create_task(manager.dispatch("user:0", "hi"))]
+        await asyncio.to_thread(begun.wait, 5.0)
+        talking += [asyncio.create_task(manager.dispatch(f"user:{n}", "hi")) for n in range(1, 40)]
+        journal = manager._engine.turns.journal
+        assert journal is not None
+        while len(journal._asked) < 39:  # their turns end when the store has said that it has nothing of them
+            await asyncio.sleep(0.001)
+        go_on.set()
+        await asyncio.gather(*talking)
+        assert seen == groups
+
+
 async def test_the_rows_go_when_the_store_has_them(tmp_path: Path) -> None:
     manager = make_manager(Server(), tmp_path / "journal")
     async with manager:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import pytest
 
-from actorbot import MemorySessionStore, errors
+from actorbot import MemorySessionStore, SessionManager, errors
 from actorbot._codec import encode_state
 from actorbot._record import Record
 from actorbot.stores.base import Write
@@ -124,3 +125,29 @@ def test_expires_in_is_a_number_of_seconds(expires_in: Any):
 def test_on_evict_is_a_function():
     with pytest.raises(errors.ConfigError, match="on_evict"):
         MemorySessionStore(on_evict="tell me")  # type: ignore[arg-type]
+
+
+async def test_a_session_is_read_where_its_turn_runs_unless_a_subclass_may_do_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Mine(MemorySessionStore):
+        pass
+
+    class Quick(MemorySessionStore):
+        may_block = False
+
+    read_many, threads = MemorySessionStore.read_many, []
+
+    def note(store: MemorySessionStore, session_ids: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return read_many(store, session_ids)
+
+    monkeypatch.setattr(MemorySessionStore, "read_many", note)
+    for kind in (MemorySessionStore, Mine, Quick):
+        async with SessionManager(kind(), handler=lambda context: context.session_id) as manager:
+            assert await manager.dispatch("ann", "hi") == "ann"
+            assert await manager.peek("bob") is None
+            assert manager.stats().store_reads == 2
+
+    here, away = threading.current_thread().name, "actorbot-reads"
+    assert threads == [here, here, away, away, here, here]

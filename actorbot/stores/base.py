@@ -89,6 +89,9 @@ class RecordStore(ABC):
     outlives_process: bool = True
     """Whether what it has confirmed is still there when this process has been killed."""
 
+    may_block: bool = True
+    """Whether `read_many` may wait for anything. If not, it is called where the session's turn runs: on the event loop, say."""
+
     reads_at_once: int = 10_000
     """The most records that one `read_many` may be about, where the deadline of a call is meant for fewer than a batch."""
 

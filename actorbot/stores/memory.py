@@ -41,6 +41,7 @@ class MemorySessionStore(RecordStore):
 
     name: ClassVar[str] = "memory"
     outlives_process = False
+    may_block = False
 
     def __init__(
         self,
@@ -59,6 +60,10 @@ class MemorySessionStore(RecordStore):
         self._sessions = _Lru(max_sessions)
         self._tombstones = _Lru(max_sessions)  # apart, so that what is destroyed never evicts what is alive
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.may_block = vars(cls).get("may_block", True)  # who knows what it does besides
+
     def init(self) -> Self:
         return self
 
@@ -70,8 +75,11 @@ class MemorySessionStore(RecordStore):
             return [self._find(session_id) for session_id in session_ids]
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        outcomes = []
+        for write in writes:  # the lock for each, since turns may wait for it
+            with self._lock:
+                outcomes.append(self._write(write))
         with self._lock:
-            outcomes = [self._write(write) for write in writes]
             evicted, self._sessions.evicted = self._sessions.evicted, []
             self._tombstones.evicted.clear()
         for record in evicted:
