@@ -114,12 +114,13 @@ class Unflushed(ABC):
     # --- on the flusher's thread --------------------------------------------------------------------------------------
 
     def _take_due(self) -> Iterator[Flushable]:
-        self._armed = False
         # With what is due soon: flushed one by one as they come due, sessions would change threads a thousand times a second.
         soon = self._clock.monotonic() + self._policy.max_delay / 8
         while self._due and self._due[0] <= soon:
             self._due.popleft()
             yield self._marked.popleft()
+        # Only now: whoever is marked in between would set the timer for himself, too late for those before him.
+        self._armed = False
         if self._due and not self._armed:
             self._armed = True
             self._clock.call_at(self._due[0], self._announce_due)

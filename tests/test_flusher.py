@@ -383,3 +383,43 @@ def test_no_thread_can_lose_the_interpreter_with_the_lock_of_the_books_in_its_ha
 
     assert len(once_a_batch) <= 1
     assert not [node for node in ast.walk(each_event) if isinstance(node, ast.Call | ast.For | ast.While)]
+
+
+class Books(Unflushed):
+    """Notes when it is told that something is due."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(FlushPolicy.write_behind(max_delay=1.0), clock)
+        self.told: list[float] = []
+
+    def _announce_due(self) -> None:
+        self.told.append(self._clock.monotonic())
+
+    def _announce_hurry(self) -> None:
+        raise NotImplementedError
+
+
+class Session:
+    """What `mark` needs of one."""
+
+    committed = (1, b"", b"", 0.0, 0.0)
+    dirty = False
+    charged = 0
+
+
+def test_who_is_marked_while_others_are_taken_delays_nobody_before_him() -> None:
+    clock = ManualClock()
+    books, first, second, third = Books(clock), Session(), Session(), Session()
+    start = clock.monotonic()
+    books.mark(first)  # type: ignore[arg-type]
+    clock.advance_sync(0.5)
+    books.mark(second)  # type: ignore[arg-type]
+    clock.advance_sync(0.5)
+    taken = books._take_due()
+    assert next(taken) is first  # type: ignore[comparison-overlap]
+    books.mark(third)  # type: ignore[arg-type]
+    assert list(taken) == []
+    clock.advance_sync(0.5)
+
+    assert [told - start for told in books.told] == [1.0, 1.5]
+    assert list(books._take_due()) == [second]
