@@ -76,8 +76,9 @@ class Write:
 class RecordStore(ABC):
     """A store that keeps records, in batches and by compare-and-set: what the built-in stores are.
 
-    `init`, `read_many`, `write_many`, `sweep` and `close` block; they run on actorbot's own threads: reads on one, writes on
-    another. `read`, `write` and `destroy` are the seed's verbs over them, for tools and for drivers that wrap a store.
+    `init`, `read_many`, `write_many`, `sweep` and `close` block; they run on actorbot's own threads: reads on one (but see
+    `may_block`), writes on another. `read`, `write` and `destroy` are the seed's verbs over them, for tools and for drivers that wrap a
+    store.
     """
 
     name: ClassVar[str]
@@ -90,7 +91,8 @@ class RecordStore(ABC):
     """Whether what it has confirmed is still there when this process has been killed."""
 
     may_block: bool = True
-    """Whether `read_many` may wait for anything. If not, it is called where the session's turn runs: on the event loop, say."""
+    """Whether `read_many` may wait for anything. If not, it is called where the session's turn runs, on the event loop or in any thread,
+    also beside a write."""
 
     reads_at_once: int = 10_000
     """The most records that one `read_many` may be about, where the deadline of a call is meant for fewer than a batch."""
