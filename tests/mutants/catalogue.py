@@ -157,6 +157,13 @@ MUTANTS = (
         "",
         "tests/test_manager.py tests/test_contract_loop.py",
     ),
+    Mutant(
+        "whoever is marked last has all before him wait for his own time",
+        "_unflushed.py",
+        "self._clock.call_at(self._due[0], self._announce_due)",
+        "self._clock.call_at(self._due[-1], self._announce_due)",
+        "tests/test_flusher.py -k test_who_is_marked_while_others_are_taken",
+    ),
     # --- stores ---
     Mutant(
         "a write whose reply was lost is taken for somebody else's",
@@ -214,6 +221,13 @@ MUTANTS = (
         "if reason is None and fields[0] != session_id:",
         "if reason is None and not fields[0]:",
         "tests/test_file_store.py -k test_the_file_of_another_session",
+    ),
+    Mutant(
+        "a store that may block is read on the event loop",
+        "_store_calls.py",
+        "        if self._store.may_block:\n",
+        "        if False:\n",
+        "tests/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
     ),
     # --- the journal ---
     Mutant(
