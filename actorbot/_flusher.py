@@ -268,10 +268,12 @@ class Flusher(Landing, Mailbox):
             taken = [wanted.popitem(False) for _ in range(0, size, 8)]
             if self._out:
                 taken = [each for each in taken if not self._hold_back(*each)]
+            self._note_delay(taken[0][0] if taken and self._retries.outage_since is None else None)
             self._unmark([session for session, _ in taken])
             made = [self._make_job(*each, write_ids[8 * at : 8 * at + 8], now) for at, each in enumerate(taken)]
             if jobs := [job for job in made if job is not None]:
                 return jobs
+        self._note_delay(None)
         if not self.line:
             quiet, self._quiet = self._quiet, []
             for done in quiet:

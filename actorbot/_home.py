@@ -89,6 +89,10 @@ class Home(ABC):
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         """Run an awaitable of user code on the loop (a threaded home: on its private loop) and block the calling thread for it."""
 
+    @abstractmethod
+    def give_way(self) -> None:
+        """Let the flusher's thread, which is late, have the interpreter. Called where a turn is about to begin."""
+
     def current_task(self) -> asyncio.Task[Any] | None:
         """Return the task that is running here; `None` in a threaded home, where there is nothing to cancel."""
         return None

@@ -88,6 +88,9 @@ class LoopHome(Home):
             function, args = self._posted.popleft()
             function(*args)
 
+    def give_way(self) -> None:
+        pass  # one thread, which `_let_threads_in` pauses when it is busy
+
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
         if variables is None:
             variables = outside_of_turns()

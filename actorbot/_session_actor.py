@@ -111,7 +111,7 @@ class SessionActor(Mailbox):
         try:
             while True:
                 committed = self.committed
-                if committed is None or turns.flusher.full or committed[0] - self.flushed >= turns.many_events:
+                if committed is None or turns.flusher.pressed or committed[0] - self.flushed >= turns.many_events:
                     await self.make_ready()
                 context = self.open(event, event_id, task)
                 if context is None:
@@ -184,6 +184,8 @@ class SessionActor(Mailbox):
         flusher = turns.flusher
         if flusher.full:
             await self._wait_for_room()
+        elif flusher.late:
+            turns.home.give_way()
         behind = self.behind()
         if behind >= turns.policy.max_events and flusher.outage_since is None:
             await turns.home.wait(flusher.relieve(self))

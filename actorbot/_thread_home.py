@@ -33,6 +33,8 @@ __all__ = ["ThreadHome", "run_inline"]
 
 T = TypeVar("T")
 
+BREATH = 2e-5  # seconds; with what the system adds, some 0.1 ms
+
 
 class _Bound(NamedTuple):
     until: float  # monotonic seconds
@@ -113,6 +115,11 @@ class ThreadHome(Home):
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         function(*args)
+
+    def give_way(self) -> None:
+        # A thread that computes has the interpreter for 5 ms at a time, and the flusher's stands in line for it behind all of them, again
+        # after each word with the store. Whoever sleeps is not in that line (docs/decisions/0014).
+        time.sleep(BREATH)
 
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
         running_in = outside_of_turns() if variables is None else variables

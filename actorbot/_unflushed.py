@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from typing import Final
 
 from actorbot._clock import Clock
 from actorbot._home import new_future
@@ -14,6 +15,10 @@ from actorbot._policy import FlushPolicy
 from actorbot._writes import Flushable
 
 __all__ = ["Unflushed"]
+
+SLACK: Final = (
+    0.05  # seconds that a flush may come later than that, and a quarter of `max_delay`, before turns give way to it
+)
 
 
 class Unflushed(ABC):
@@ -23,13 +28,18 @@ class Unflushed(ABC):
         super().__init__()
         self._policy = policy
         self._bound = policy.max_dirty_bytes
+        self._late_from = 1.25 * policy.max_delay + SLACK
         self._clock = clock
         self.dirty_bytes = 0
         self.journal_bytes = 0
         self.full = False
-        # Guards dirty, charged, dirty_bytes, journal_bytes, full, _since and _room. Who holds it calls nothing, wherever every event
-        # comes by: CPython takes the interpreter from a thread at calls and at the ends of loops only, and a thread that loses it with
-        # this lock in its hands stops all the others, one after the other (docs/decisions/0014).
+        self.late = False
+        """Whether sessions are flushed much later than `max_delay` says, and not because the store is down."""
+        self.pressed = False
+        """Whether it is full or late: a turn looks here before it begins."""
+        # Guards dirty, charged, dirty_bytes, journal_bytes, full, late, pressed, _since and _room. Who holds it calls nothing, wherever
+        # every event comes by: CPython takes the interpreter from a thread at calls and at the ends of loops only, and a thread that
+        # loses it with this lock in its hands stops all the others, one after the other (docs/decisions/0014).
         self._lock = threading.Lock()
         self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._room: list[Future[None]] = []
@@ -60,6 +70,7 @@ class Unflushed(ABC):
                 self.dirty_bytes += charge - session.charged
                 session.charged = charge
                 self.full = self.dirty_bytes >= self._bound or self.journal_bytes >= self._bound
+                self.pressed = self.full or self.late
             marked, session.dirty = session.dirty, True
             if not marked and session not in self._since:
                 self._since[session] = now
@@ -93,6 +104,7 @@ class Unflushed(ABC):
     def _look_for_room(self) -> list[Future[None]]:
         # The caller holds the lock, and lets in whom this returns.
         self.full = self._is_full()
+        self.pressed = self.full or self.late
         room, self._room = ([], self._room) if self.full else (self._room, [])
         return room
 
@@ -129,6 +141,14 @@ class Unflushed(ABC):
         self._hurrying = False  # first: who comes from here on tells us again
         while self._hurried:
             yield self._hurried.popleft()
+
+    def _note_delay(self, session: Flushable | None) -> None:
+        """Note whether *session*, which is to be written next, has waited too long; `None`: nothing is to be written now."""
+        now = self._clock.monotonic()
+        late = session is not None and now - self._since.get(session, now) > self._late_from
+        with self._lock:
+            self.late = late
+            self.pressed = self.full or late
 
     def _unmark(self, sessions: Iterable[Flushable]) -> None:
         """Note that *sessions* are about to be written, before what they have committed is read: a later commit marks them again."""

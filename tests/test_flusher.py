@@ -37,6 +37,11 @@ async def count(context: Context) -> int:
     return int(context.session["n"])
 
 
+def count_plainly(context: Context) -> int:
+    context.session["n"] = context.session.get("n", 0) + 1
+    return int(context.session["n"])
+
+
 class Stepping(DictStore):
     """Each write waits for a step; `done` has what was asked, in order."""
 
@@ -423,3 +428,50 @@ def test_who_is_marked_while_others_are_taken_delays_nobody_before_him() -> None
 
     assert [told - start for told in books.told] == [1.0, 1.5]
     assert list(books._take_due()) == [second]
+
+
+def test_callers_give_way_while_sessions_are_flushed_late_and_not_because_the_store_is_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr("actorbot._thread_home.time.sleep", naps.append)
+    monkeypatch.setattr("actorbot.testing._manual_clock.PATIENCE", 0.05)
+    clock, store = ManualClock(), FaultyStore()
+    policy = FlushPolicy.write_behind(max_delay=1.0)
+    with SessionManager(store, handler=count_plainly, clock=clock, flush=policy) as manager:
+        for user in ("ann", "bob", "cid"):
+            manager.dispatch_sync(user, 1)
+        manager.flush_sync()
+        manager.dispatch_sync("ann", 2)
+        store.hold()
+        clock.advance_sync(1.0)
+        calls = store.write_calls
+        manager.dispatch_sync("bob", 2)
+        clock.advance_sync(1.5)  # the write of ann keeps that of bob from the store
+        assert naps == []
+        store.release()
+        store.hold()
+        for _ in range(5_000):
+            if store.write_calls > calls:
+                break
+            threading.Event().wait(0.001)
+        manager.dispatch_sync("cid", 2)
+        assert len(naps) == 1
+        store.release()
+        manager.flush_sync()
+        manager.dispatch_sync("cid", 3)
+        assert len(naps) == 1
+
+        store.outage()
+        clock.advance_sync(10.0)
+        calls = store.write_calls
+        store.hold()
+        for _ in range(60):
+            if store.write_calls > calls:
+                break  # another try is on its way
+            clock.advance_sync(1.0)
+        manager.dispatch_sync("ann", 3)
+        assert len(naps) == 1
+        store.restore()
+        store.release()
+        clock.advance_sync(60.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
@@ -56,9 +57,11 @@ class MemorySessionStore(RecordStore):
             raise ConfigError("on_evict", on_evict, "a function of (session_id, state)")
         self.expires_in = check_expires_in(expires_in)
         self._on_evict = on_evict
-        self._lock = threading.Lock()  # guards the two below, which even a read changes
+        # Guards changes of the two below. A read changes neither: a turn must not wait for a writer that has lost the interpreter.
+        self._lock = threading.Lock()
         self._sessions = _Lru(max_sessions)
         self._tombstones = _Lru(max_sessions)  # apart, so that what is destroyed never evicts what is alive
+        self._used: deque[str] = deque(maxlen=max_sessions)  # ids that were read, for whoever makes room next
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -71,15 +74,12 @@ class MemorySessionStore(RecordStore):
         yield Finding("persistence", "warning", "keeps nothing: sessions end with the process; name a file or a server")
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        with self._lock:
-            return [self._find(session_id) for session_id in session_ids]
+        return [self._find(session_id) for session_id in session_ids]
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        outcomes = []
-        for write in writes:  # the lock for each, since turns may wait for it
-            with self._lock:
-                outcomes.append(self._write(write))
         with self._lock:
+            self._note_uses()
+            outcomes = [self._write(write) for write in writes]
             evicted, self._sessions.evicted = self._sessions.evicted, []
             self._tombstones.evicted.clear()
         for record in evicted:
@@ -88,7 +88,16 @@ class MemorySessionStore(RecordStore):
         return outcomes
 
     def _find(self, session_id: str) -> Record | None:
-        return self._sessions.get(session_id) or self._tombstones.get(session_id)
+        self._used.append(session_id)
+        # A third time, for it may have gone from the second to the first meanwhile: it is always in one of them.
+        sessions, tombstones = self._sessions, self._tombstones
+        return _look(sessions, session_id) or _look(tombstones, session_id) or _look(sessions, session_id)
+
+    def _note_uses(self) -> None:
+        for _ in range(len(self._used)):
+            session_id = self._used.popleft()
+            self._sessions.get(session_id)
+            self._tombstones.get(session_id)
 
     def _write(self, write: Write) -> ActorbotError | None:
         session_id = write.record.session_id
@@ -100,9 +109,8 @@ class MemorySessionStore(RecordStore):
             into, out_of = self._sessions, self._tombstones
             if write.record.state is None:
                 into, out_of = out_of, into
-            if session_id in out_of:
-                del out_of[session_id]
             into[session_id] = write.record
+            out_of.pop(session_id, None)
         return None
 
     def _report(self, session_id: str, state: bytes) -> None:
@@ -140,4 +148,7 @@ def _look_at(records: _Lru) -> list[Record]:
 
 
 def _look(records: _Lru, session_id: str) -> Record | None:
-    return Cache.__getitem__(records, session_id) if session_id in records else None
+    try:
+        return Cache.__getitem__(records, session_id) if session_id in records else None
+    except KeyError:  # it has just gone
+        return None

@@ -164,6 +164,13 @@ MUTANTS = (
         "self._clock.call_at(self._due[-1], self._announce_due)",
         "tests/test_flusher.py -k test_who_is_marked_while_others_are_taken",
     ),
+    Mutant(
+        "threads that compute keep a flusher that is late from the interpreter",
+        "_session_actor.py",
+        "            turns.home.give_way()\n",
+        "            pass\n",
+        "tests/test_flusher.py -k test_callers_give_way",
+    ),
     # --- stores ---
     Mutant(
         "a write whose reply was lost is taken for somebody else's",
