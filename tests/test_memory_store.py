@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from typing import Any
 
@@ -151,3 +152,33 @@ async def test_a_session_is_read_where_its_turn_runs_unless_a_subclass_may_do_mo
 
     here, away = threading.current_thread().name, "actorbot-reads"
     assert threads == [here, here, away, away, here, here]
+
+
+def test_a_reader_misses_no_session_that_ends_or_begins_again_meanwhile() -> None:
+    store = MemorySessionStore(4)
+    alive = put(store, "a")
+    dead = Record("a", 2, None, b"", b"", 1.5e9, 4e9).next_write()
+    missed: list[int] = []
+    writing = True
+
+    def read() -> None:
+        while writing:
+            if store.read_many(["a"]) == [None]:
+                missed.append(1)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        for _ in range(2_000):
+            assert store.write_many([Write(dead, None)]) == [None]
+            assert store.write_many([Write(alive, None)]) == [None]
+        writing = False
+        for reader in readers:
+            reader.join()
+    finally:
+        writing = False
+        sys.setswitchinterval(before)
+    assert not missed

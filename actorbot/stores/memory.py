@@ -61,6 +61,7 @@ class MemorySessionStore(RecordStore):
         self._lock = threading.Lock()
         self._sessions = _Lru(max_sessions)
         self._tombstones = _Lru(max_sessions)  # apart, so that what is destroyed never evicts what is alive
+        self._moves = 0  # from one to the other
         self._used: deque[str] = deque(maxlen=max_sessions)  # ids that were read, for whoever makes room next
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -89,9 +90,11 @@ class MemorySessionStore(RecordStore):
 
     def _find(self, session_id: str) -> Record | None:
         self._used.append(session_id)
-        # A third time, for it may have gone from the second to the first meanwhile: it is always in one of them.
-        sessions, tombstones = self._sessions, self._tombstones
-        return _look(sessions, session_id) or _look(tombstones, session_id) or _look(sessions, session_id)
+        while True:
+            moves = self._moves
+            found = _look(self._sessions, session_id) or _look(self._tombstones, session_id)
+            if found is not None or moves == self._moves:
+                return found  # else it may have gone from the second to the first in between
 
     def _note_uses(self) -> None:
         for _ in range(len(self._used)):
@@ -110,7 +113,9 @@ class MemorySessionStore(RecordStore):
             if write.record.state is None:
                 into, out_of = out_of, into
             into[session_id] = write.record
-            out_of.pop(session_id, None)
+            if session_id in out_of:
+                self._moves += 1  # between the two, so that a reader who finds it in neither of them notices
+                del out_of[session_id]
         return None
 
     def _report(self, session_id: str, state: bytes) -> None:
