@@ -213,7 +213,13 @@ class Loader:
         if self._closed:
             raise _closed()
         self.reads += 1
-        (found,) = self._store.read_many([session_id])
+        try:
+            (found,) = self._store.read_many([session_id])
+        except ActorbotError:
+            raise
+        except Exception as error:
+            reason = f"reading failed: {type(error).__name__}: {error}"
+            raise StoreUnavailableError(self._store.name, reason, session_id=session_id) from error
         if isinstance(found, ActorbotError):
             raise found
         return found

@@ -16,9 +16,8 @@ from actorbot._writes import Flushable
 
 __all__ = ["Unflushed"]
 
-SLACK: Final = (
-    0.05  # seconds that a flush may come later than that, and a quarter of `max_delay`, before turns give way to it
-)
+# Seconds that a flush may come later than `max_delay` and a quarter of it, before turns give way to the flusher.
+SLACK: Final = 0.05
 
 
 class Unflushed(ABC):

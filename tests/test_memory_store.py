@@ -154,6 +154,31 @@ async def test_a_session_is_read_where_its_turn_runs_unless_a_subclass_may_do_mo
     assert threads == [here, here, away, away, here, here]
 
 
+async def test_what_goes_wrong_in_a_store_that_never_blocks_is_an_error_of_that_store() -> None:
+    class Broken(MemorySessionStore):
+        may_block = False
+        answer: Any = ZeroDivisionError("by nothing")
+
+        def read_many(self, session_ids: Any) -> Any:
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+
+    store = Broken()
+    async with SessionManager(store, handler=lambda context: None) as manager:
+        for answer, reason in (
+            (store.answer, "ZeroDivisionError: by nothing"),
+            (errors.StoreUnavailableError("mine", "closed"), "mine: closed"),
+            ([], "not enough values"),
+        ):
+            store.answer = answer
+            with pytest.raises(errors.StoreUnavailableError, match=reason):
+                await manager.dispatch("ann", "hi")
+        store.answer = [errors.CorruptSessionError("mine", "ann", "half of it")]
+        with pytest.raises(errors.CorruptSessionError, match="half of it"):
+            await manager.dispatch("bob", "hi")
+
+
 def test_a_reader_misses_no_session_that_ends_or_begins_again_meanwhile() -> None:
     store = MemorySessionStore(4)
     alive = put(store, "a")
