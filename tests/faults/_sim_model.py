@@ -205,9 +205,10 @@ class Model:
             story.strangers.clear()
             if story.doubtful:
                 return  # it may be lost to a conflict
-            ended = [branch for branch in story.branches if run.token in branch.banned]
-            if ended:
-                story.branches = ended[:1] + [branch for branch in story.branches if branch.pending]
+            ended = [number for number, branch in enumerate(story.branches) if run.token in branch.banned]
+            if ended:  # what came later stays: it may have ended again before this was told
+                earlier = story.branches[: ended[0]]
+                story.branches = story.branches[ended[0] :] + [branch for branch in earlier if branch.pending]
             if self.mode != "write-behind":
                 story.gone |= {*run.base, run.token}
                 story.ended |= {*run.base, run.token}
