@@ -170,8 +170,9 @@ async def test_a_quick_disk_gets_half_of_what_is_in_flight_and_a_slow_one_all_th
         talking += [asyncio.create_task(manager.dispatch(f"user:{n}", "hi")) for n in range(1, 40)]
         journal = manager._engine.turns.journal
         assert journal is not None
-        while len(journal._asked) < 39:  # their turns end when the store has said that it has nothing of them
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(5):
+            while len(journal._asked) < 39:  # their turns end when the store has said that it has nothing of them
+                await asyncio.sleep(0.001)
         go_on.set()
         await asyncio.gather(*talking)
         assert seen == groups
