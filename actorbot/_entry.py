@@ -77,7 +77,8 @@ def pack_entry(session_id: str, committed: Committed, write_ids: bytes, lineages
 def rebase(write: Write, lineages: tuple[Lineage, ...], stored: Record | ActorbotError | None, store: str) -> Any:
     """Decide about the write of a recovered state, the store being seen for the first time since.
 
-    Returns the Write that may be tried, `None` if it has been done already, or an error: what is stored is somebody else's, or broken.
+    Returns the Write that may be tried, `None` if it has been done already, what is stored if it is the same process's and newer, as after
+    a power loss that has set the journal back, or an error: what is stored is somebody else's, or broken.
     """
     forced = ANYBODYS in lineages
     if stored is None:
@@ -99,4 +100,7 @@ def rebase(write: Write, lineages: tuple[Lineage, ...], stored: Record | Actorbo
     ):
         write_ids = (record.write_id + stored.write_ids)[:RING_BYTES]
         return Write(replace(record, write_ids=write_ids), stored.write_id)
+    name, last = lineages[0]
+    if stored.version > last and stored.write_id == write_id_of(name, stored.version):
+        return stored
     return ConflictError(store, "it was written by someone else since it was read", session_id=record.session_id)

@@ -170,8 +170,10 @@ class Journal:
     def _read(self, session_id: str) -> Entry | None:
         self._check_here()
         place = self._places.get(session_id)
-        if place is None:
-            return None
+        with self._lock:
+            flushed = self._flushed.get(session_id, -1)
+        if place is None or place.version <= flushed:
+            return None  # or it is to go: what was lost to a conflict must not be read again
         try:
             return Entry.from_bytes(self._file.read(place.number))
         except (sqlite3.Error, UndecodableError) as error:

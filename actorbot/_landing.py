@@ -171,8 +171,10 @@ class Landing(Unflushed):
             gc.collect(0)
 
     def _conflict(self, job: Job, error: ConflictError) -> None:
-        self.conflicts += 1
         session = job.session
+        if job.set_back and self._catch_up(job):
+            return
+        self.conflicts += 1
         if job.through is not None:
             session.unanswered = job.write.record.version if job.unknown else 0
             self._fail(job.through, error)
@@ -193,6 +195,22 @@ class Landing(Unflushed):
         if unflushed is not None:
             self._on_conflict(session, unflushed)
         self._listeners.tell(session, error)
+
+    def _catch_up(self, job: Job) -> bool:
+        """Give up what the journal holds of a session for what the store has; `False` if events have come on top of it, which are lost."""
+        session, version = job.session, job.write.record.version
+        committed = session.committed
+        if committed is None or committed[0] != version:
+            return False
+        session.committed = None  # no call stands between, as in `_conflict`
+        session.flushed = version
+        session.lineages = ()
+        if self._journal is not None:
+            self._journal.forget(session.session_id, version)
+        self._unmark([session])
+        self._uncharge([(session, None)])
+        self._listeners.tell(session, version)
+        return True
 
     def _give_up(self, job: Job, error: ActorbotError) -> bool:
         """Note a failure; `True` if nobody will try this write again."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from actorbot._entry import rebase
+from actorbot._record import Record
 from actorbot._writes import Job
 from actorbot.errors import ActorbotError, ConflictError
 from actorbot.stores.base import RecordStore, Write
@@ -40,6 +41,13 @@ def _rebase(store: RecordStore, jobs: Sequence[Job]) -> dict[Job, ActorbotError 
         verdict = rebase(job.write, job.session.lineages, stored, store.name)
         if isinstance(verdict, Write):
             job.write = verdict
+        elif isinstance(verdict, Record):
+            job.set_back = job.write.record.version == job.session.lineages[0][1]  # else events have come on top
+            settled[job] = ConflictError(
+                store.name,
+                "the store has newer events of it, which the journal had lost",
+                session_id=verdict.session_id,
+            )
         else:
             settled[job] = verdict
     return settled

@@ -73,6 +73,7 @@ class Job:
     through: WriteThrough | None  # None: a flush
     tries: int = 0  # that have failed
     unknown: bool = False  # whether one of them may have been done all the same
+    set_back: bool = False  # whether the store has this and more of the process that has left it in the journal
 
     @classmethod
     def make(

@@ -304,8 +304,8 @@ class Simulation:
                     logs = [self._in_store(session_id)]
                     if session_id in entries:
                         logs.append(log_of(entries[session_id].state))
-                    # The power takes destroys of the last moments too; and the store may be ahead of the journal then, which is
-                    # taken for another process's write.
+                    # The power takes destroys of the last moments too; and the store may be ahead of the journal then, and what
+                    # comes on top of what that has, before it is compared with the store, is lost as to another process.
                     story.gone -= story.destroyed | story.ended
                     story.destroyed.clear()
                     story.doubtful = True

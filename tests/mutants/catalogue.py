@@ -287,6 +287,20 @@ MUTANTS = (
         "tests/test_journaled.py tests/faults",
     ),
     Mutant(
+        "what came on top of a journal that was set back is dropped without a word",
+        "_recovery.py",
+        "            job.set_back = job.write.record.version == job.session.lineages[0][1]  # else events have come on top",
+        "            job.set_back = True",
+        "tests/test_journaled.py -k set_back",
+    ),
+    Mutant(
+        "a journal that was set back is taken for another process's conflict",
+        "_landing.py",
+        "        if job.set_back and self._catch_up(job):",
+        "        if job.set_back and self._catch_up(job) is None:",
+        "tests/test_journaled.py -k set_back",
+    ),
+    Mutant(
         "two bots share a journal",
         "_file_lock.py",
         "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
