@@ -227,10 +227,14 @@ class Flusher(Landing, Mailbox):
         # Whoever comes next is another actor, so nothing of this one is written any more: not by a timer that still knows of it,
         # nor by a call that is under way and fails.
         session.committed = session.decoded = None
+        session.spilled = True
         self._unmark([session])
         self._uncharge([(session, None)])
+        self._listeners.tell(session, self._has_spilled(session))
+
+    def _has_spilled(self, session: Flushable) -> StoreUnavailableError:
         reason = "it does not take writes; what it has not is in the journal"
-        self._listeners.tell(session, StoreUnavailableError(self._store.name, reason, session_id=session.session_id))
+        return StoreUnavailableError(self._store.name, reason, session_id=session.session_id)
 
     def _finish(self) -> None:
         """Release whoever still waits: nothing is written any more."""
@@ -247,7 +251,9 @@ class Flusher(Landing, Mailbox):
     def _want_all(self, goals: list[Goal], done: Future[None]) -> None:
         tell = tell_first_error(len(goals), done)
         for session, version, losses in goals:
-            if is_lost(session, version, losses):
+            if session.spilled and version > session.flushed:
+                tell(self._has_spilled(session))
+            elif is_lost(session, version, losses):
                 tell(ConflictError(self._store.name, "lost to a write of someone else", session_id=session.session_id))
             elif len(session.losses) > losses or version <= session.flushed:
                 tell(None)

@@ -55,6 +55,7 @@ class SessionActor(Mailbox):
     losses: tuple[int, ...] = ()
     lineages: tuple[Lineage, ...] = ()
     unanswered = 0
+    spilled = False
 
     def __init__(self, session_id: str, turns: Turns, now: float) -> None:
         super().__init__()

@@ -48,6 +48,8 @@ class Flushable(Protocol):
     """The version of a write-through that met a conflict after a try that had no answer, until its turn has looked into it; else 0."""
     losses: tuple[int, ...]
     """For each conflict that took unflushed state of it, the version that the store had confirmed until then."""
+    spilled: bool
+    """Whether it has left memory, and the journal has what the store has not."""
     lineages: tuple[Lineage, ...]
     """Of a session that came from the journal, until the store has been compared with it: who may have made what is stored."""
 

@@ -255,6 +255,23 @@ async def test_during_an_outage_sessions_leave_memory_and_come_back_from_the_jou
         assert manager.stats().conflicts == 0
 
 
+async def test_a_flush_that_meets_a_session_on_its_way_out_of_memory_does_not_take_that_for_a_conflict(
+    tmp_path: Path,
+) -> None:
+    clock, store = ManualClock(), Server()
+    async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
+        await manager.dispatch("ann", "hi")
+        ann = manager._engine.registry.entries["ann"]
+        goal = ann, ann.behind(), len(ann.losses)
+        store.outage()
+        await clock.advance(200.0)
+        assert manager.stats().resident == 0
+
+        with pytest.raises(errors.StoreUnavailableError, match="what it has not is in the journal"):
+            await asyncio.wrap_future(manager._engine.registry.turns.flusher.reach([goal]))
+        store.restore()
+
+
 async def test_a_flush_brings_to_the_store_also_what_left_memory_in_an_outage(tmp_path: Path) -> None:
     clock, store = ManualClock(), Server()
     async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
