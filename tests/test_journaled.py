@@ -496,6 +496,35 @@ async def test_what_was_lost_to_a_conflict_is_kept_in_the_journal_for_the_next_b
         assert await heir.dispatch("ann", "hi") == 101
 
 
+async def test_what_was_lost_to_a_conflict_is_not_read_again_while_the_disk_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, commit = threading.Event(), threading.Event(), JournalFile.commit
+
+    def commit_when_told(file: JournalFile, *rows: Any) -> None:
+        begun.set()
+        assert go_on.wait(5.0)
+        commit(file, *rows)
+
+    async with make_manager(Server(), tmp_path / "journal", policy={"max_delay": 3600.0}) as manager:
+        await manager.dispatch("ann", "hi")
+        committed = manager._engine.registry.entries["ann"].committed
+        journal = manager._engine.turns.journal
+        assert journal is not None
+        assert committed is not None
+        assert await asyncio.wrap_future(journal.read("ann")) is not None
+        monkeypatch.setattr(JournalFile, "commit", commit_when_told)
+        talking = asyncio.create_task(manager.dispatch("bob", "hi"))
+        await asyncio.to_thread(begun.wait, 5.0)
+
+        journal.set_aside("ann", committed)
+        read = asyncio.wrap_future(journal.read("ann"))  # in line before the transaction that takes it out
+        go_on.set()
+
+        assert await read is None
+        await talking
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
