@@ -108,10 +108,10 @@ async def test_the_bot_answers_while_its_server_is_gone_and_nothing_is_lost(how:
         await asyncio.gather(*(manager.dispatch(each, "hello") for each in SESSIONS))
         await manager.flush()
         users = Users(manager)
-        talking = asyncio.create_task(users.talk())
-        await asyncio.sleep(1.0)
 
         async with LoopWatch(0.005) as watch:
+            talking = asyncio.create_task(users.talk())
+            await asyncio.sleep(1.0)
             users.latencies.clear()
             before = resident_bytes()
             await asyncio.to_thread(server.kill if how == "killed" else server.freeze)
