@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from time import perf_counter
 from typing import Final, NamedTuple
 
@@ -25,9 +26,10 @@ __all__ = ["Journal"]
 logger = logging.getLogger("actorbot")
 
 MANY: Final = 256  # entries in one transaction, at most
+REMOVED: Final = 4_096  # entries that one transaction removes, at most: SQLite takes 32,766 parameters, two for each
 ELSEWHERE: Final = 4e-5  # seconds that an event takes outside of the journal, about
 OPENING: Final = 600.0  # seconds to check and read what an earlier manager has left
-PAUSE: Final = 1.0  # seconds between two attempts to make a new file in place of one that failed
+PAUSE: Final = 1.0  # seconds between two attempts to make a new file, or to remove entries
 
 Settle = Callable[["ActorbotError | None"], None]
 """Told what became of an entry, at home; once."""
@@ -71,7 +73,7 @@ class Journal:
         self.yields = not keeps
         """Whether entries go when the store has them: not where the store does not outlive the process."""
         self._thread = StoreThread("actorbot-journal", "journal", clock, deadline)
-        self._lock = threading.Lock()  # guards the six below
+        self._lock = threading.Lock()  # guards the seven below
         self._closed = False
         self._asked: list[_Put] = []
         self.newest = 0
@@ -79,6 +81,7 @@ class Journal:
         self._flushed: dict[str, int] = {}  # the versions that are no longer needed
         self._conflicts: list[bytes] = []  # to be set aside
         self._working = False
+        self._resting = False  # whether removals wait for a later attempt, or for the next entry
         self._teller = Lane("actorbot-journal-tells")
         # The rest is touched on the thread only, but for looking at it.
         self._untold: list[tuple[Sequence[_Put], ActorbotError | None]] = []
@@ -130,7 +133,7 @@ class Journal:
     def close(self) -> Future[None]:
         """Commit what was asked for so far and close the file; then the thread ends."""
         with self._lock:
-            self._closed = True
+            self._closed, self._resting = True, False
         closed = self._thread.call(self._close)
         self._thread.close()
         return closed
@@ -220,6 +223,13 @@ class Journal:
         with self._lock:
             self._flushed[session_id] = version
             self._conflicts += conflict
+            resting = self._resting
+        if not resting:
+            self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._resting = False
             if self._working or self._closed:
                 return
             self._working = True
@@ -235,8 +245,7 @@ class Journal:
         with self._lock:
             size = self._group_size()
             batch, self._asked = self._asked[:size], self._asked[size:]
-            flushed, self._flushed = self._flushed, {}
-            conflicts, self._conflicts = self._conflicts, []
+            flushed, conflicts = self._take_removals() if batch or not self._resting else ({}, [])
             self._working = bool(batch or flushed)
         if not (batch or flushed):
             for told, error in self._untold:
@@ -249,7 +258,25 @@ class Journal:
             return False
         if batch:
             self._untold.append((batch, answer[1]))
+        elif answer[1] is not None:
+            self._rest()
         return True
+
+    def _take_removals(self) -> tuple[dict[str, int], list[bytes]]:
+        conflicts, self._conflicts = self._conflicts, []
+        if len(self._flushed) <= REMOVED:
+            flushed, self._flushed = self._flushed, {}
+        else:
+            flushed = dict(islice(self._flushed.items(), REMOVED))
+            for session_id in flushed:
+                del self._flushed[session_id]
+        return flushed, conflicts
+
+    def _rest(self) -> None:
+        """Leave what could not be removed to a later attempt: nobody waits for it, and the disk may be full for hours."""
+        with self._lock:
+            self._resting = True
+        self._clock.call_at(self._clock.monotonic() + PAUSE, self._wake)
 
     def _group_size(self) -> int:
         """Return how many entries go into the next transaction: half of what is in flight, or, on a slow disk, as many as there are.
@@ -286,8 +313,18 @@ class Journal:
             self.broken = None
         if self._closed:
             self._file.close()
+        self._wake()
 
-    def _commit(self, batch: Sequence[_Put], flushed: dict[str, int], conflicts: Sequence[bytes]) -> None:
+    def _commit(self, batch: Sequence[_Put], flushed: dict[str, int], conflicts: list[bytes]) -> None:
+        try:
+            self._write(batch, flushed, conflicts)
+        except BaseException:
+            with self._lock:  # an entry that nobody removes any more would take room for good
+                self._flushed = flushed | self._flushed
+                self._conflicts = conflicts + self._conflicts
+            raise
+
+    def _write(self, batch: Sequence[_Put], flushed: dict[str, int], conflicts: list[bytes]) -> None:
         self._check_here()
         if self._failure is not None:
             self._renew(self._failure)

@@ -201,7 +201,11 @@ class JournalFile:
         connection = self._open
         connection.execute("BEGIN IMMEDIATE")
         self._replace(rows)
-        connection.executemany("INSERT INTO conflicts (data) VALUES (?)", [(data,) for data in conflicts])
+        for data in conflicts:  # each once: a transaction that was taken for failed comes again
+            connection.execute(
+                "INSERT INTO conflicts (data) SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM conflicts WHERE data=?1)",
+                (data,),
+            )
         connection.execute("DELETE FROM conflicts WHERE number <= (SELECT max(number) FROM conflicts) - ?", (KEPT,))
         connection.execute("COMMIT")
 

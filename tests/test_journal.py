@@ -59,7 +59,7 @@ class TheFile(RuleBasedStateMachine):
     def commit(self, rows: dict[int, bytes], conflicts: list[bytes]) -> None:
         self.file.commit(list(rows.items()), conflicts)
         self.rows |= rows
-        self.conflicts += conflicts
+        self.conflicts = list(dict.fromkeys(self.conflicts + conflicts))
 
     @rule()
     def renew(self) -> None:

@@ -26,6 +26,7 @@ from actorbot import (
     SessionManager,
     errors,
 )
+from actorbot._journal import REMOVED
 from actorbot._journal_file import JournalFile
 from actorbot._registry import Registry
 from actorbot.testing import FaultyStore, ManualClock
@@ -71,6 +72,13 @@ async def advancing(clock: ManualClock, call: Awaitable[object]) -> None:
         if task.done():
             break
     await task
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what other threads bring about."""
+    async with asyncio.timeout(10.0):
+        while not true():
+            await asyncio.sleep(0.001)
 
 
 # --- nothing acknowledged is lost -------------------------------------------------------------------------------------
@@ -619,6 +627,100 @@ async def test_a_disk_that_stays_full_is_said_clearly_and_nothing_is_acknowledge
         await clock.advance(2.0)
         assert await manager.dispatch("ann", "hi", event_id="1") == 1
         assert manager.health().status == "ready"
+
+
+async def test_what_the_store_has_leaves_a_full_disk_once_there_is_room_again_and_nobody_need_say_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit, attempts, full = JournalFile.commit, [], [True]
+
+    def fail(file: JournalFile, *rows: Any) -> None:
+        attempts.append(rows)
+        if full:
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(file, *rows)
+
+    clock, store = ManualClock(), Server()
+    async with make_manager(store, tmp_path / "journal", clock=clock, policy={"max_delay": 3600.0}) as manager:
+        await manager.dispatch("ann", "hi")
+        await manager.dispatch("bob", "hi")
+        async with SessionManager(store) as other, other.turn("bob") as turn:
+            turn.session["n"] = 100
+        monkeypatch.setattr(JournalFile, "commit", fail)
+        with pytest.raises(errors.ConflictError):
+            await manager.flush()
+        await until(lambda: manager.health().status == "failing")
+        assert manager.stats().journal_bytes > 0
+        tried = len(attempts)
+        await clock.advance(0.9)
+        await asyncio.sleep(0.01)
+        assert len(attempts) == tried  # it is not tried over and over
+
+        full.clear()
+        await clock.advance(2.0)
+        await until(lambda: manager.stats().journal_bytes == 0)
+        await until(lambda: manager.health().status == "ready")
+        copy = kill(tmp_path / "journal")
+
+    async with make_manager(store, copy, clock=clock) as heir:
+        assert [(each.session_id, each.state) for each in heir.conflicts()] == [("bob", {"n": 1})]
+        assert await heir.dispatch("ann", "hi") == 2
+
+
+async def test_a_disk_that_hangs_over_a_conflict_forgets_nothing_if_it_then_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit, trouble, answer = JournalFile.commit, [True], threading.Event()
+
+    def hang_and_fail(file: JournalFile, *rows: Any) -> None:
+        if trouble:
+            answer.wait(30.0)
+            raise sqlite3.OperationalError("disk I/O error")
+        commit(file, *rows)
+
+    store, policy = Server(), {"max_delay": 3600.0, "store_deadline": 0.1}
+    async with make_manager(store, tmp_path / "journal", policy=policy) as manager:
+        await manager.dispatch("ann", "hi")
+        async with SessionManager(store) as other, other.turn("ann") as turn:
+            turn.session["n"] = 100
+        monkeypatch.setattr(JournalFile, "commit", hang_and_fail)
+        with pytest.raises(errors.ConflictError):
+            await manager.flush()
+        await until(lambda: manager.health().status == "failing")
+        answer.set()
+        await asyncio.sleep(0.05)
+        trouble.clear()
+        assert await manager.dispatch("ann", "hi") == 101
+
+    async with make_manager(store, tmp_path / "journal") as heir:
+        assert [(each.session_id, each.state) for each in heir.conflicts()] == [("ann", {"n": 1})]
+        assert await heir.dispatch("ann", "hi") == 102
+
+
+async def test_any_number_of_entries_leaves_the_journal_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, go_on, commit = threading.Event(), threading.Event(), JournalFile.commit
+
+    def commit_when_told(file: JournalFile, *rows: Any) -> None:
+        begun.set()
+        assert go_on.wait(30.0)
+        file._open.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 2 * REMOVED + 600)
+        commit(file, *rows)
+
+    users = [f"telegram:{n}" for n in range(REMOVED + 500)]
+    async with make_manager(Server(), tmp_path / "journal", policy={"max_delay": 3600.0}) as manager:
+        await asyncio.gather(*(manager.dispatch(each, "hi") for each in users))
+        monkeypatch.setattr(JournalFile, "commit", commit_when_told)
+        talking = asyncio.create_task(manager.dispatch("ann", "hi"))
+        await asyncio.to_thread(begun.wait, 30.0)
+        await manager.flush()
+        go_on.set()
+        await talking
+        await manager.flush()
+        await until(lambda: manager.stats().journal_bytes == 0)
+        assert manager.health().status == "ready"
+    assert caplog.messages == []
 
 
 async def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_used_again_when_it_answers(

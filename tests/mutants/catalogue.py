@@ -301,6 +301,13 @@ MUTANTS = (
         "tests/test_journaled.py -k set_back",
     ),
     Mutant(
+        "a journal on a full disk forgets what was to be removed and set aside",
+        "_journal.py",
+        "                self._flushed = flushed | self._flushed\n                self._conflicts = conflicts + self._conflicts\n",
+        "                pass\n",
+        "tests/test_journaled.py -k test_what_the_store_has_leaves",
+    ),
+    Mutant(
         "two bots share a journal",
         "_file_lock.py",
         "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
