@@ -223,9 +223,9 @@ class Journal:
         with self._lock:
             self._flushed[session_id] = version
             self._conflicts += conflict
-            resting = self._resting
-        if not resting:
-            self._wake()
+            if self._working or self._resting:
+                return
+        self._wake()
 
     def _wake(self) -> None:
         with self._lock:
@@ -263,6 +263,7 @@ class Journal:
         return True
 
     def _take_removals(self) -> tuple[dict[str, int], list[bytes]]:
+        """Return what to remove next and all conflicts, which may come before their removal, never after. The caller holds the lock."""
         conflicts, self._conflicts = self._conflicts, []
         if len(self._flushed) <= REMOVED:
             flushed, self._flushed = self._flushed, {}

@@ -81,6 +81,14 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def idle(manager: SessionManager) -> None:
+    """Return when the journal's thread has done what it has to do, and what it gives itself to do after that."""
+    journal = manager._engine.turns.journal
+    assert journal is not None
+    for _ in range(5):
+        await asyncio.wrap_future(journal.conflicts())
+
+
 # --- nothing acknowledged is lost -------------------------------------------------------------------------------------
 
 
@@ -651,9 +659,10 @@ async def test_what_the_store_has_leaves_a_full_disk_once_there_is_room_again_an
             await manager.flush()
         await until(lambda: manager.health().status == "failing")
         assert manager.stats().journal_bytes > 0
+        await idle(manager)
         tried = len(attempts)
         await clock.advance(0.9)
-        await asyncio.sleep(0.01)
+        await idle(manager)
         assert len(attempts) == tried  # it is not tried over and over
 
         full.clear()
@@ -670,9 +679,10 @@ async def test_what_the_store_has_leaves_a_full_disk_once_there_is_room_again_an
 async def test_a_disk_that_hangs_over_a_conflict_forgets_nothing_if_it_then_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    commit, trouble, answer = JournalFile.commit, [True], threading.Event()
+    commit, attempts, trouble, answer = JournalFile.commit, [], [True], threading.Event()
 
     def hang_and_fail(file: JournalFile, *rows: Any) -> None:
+        attempts.append(rows)
         if trouble:
             answer.wait(30.0)
             raise sqlite3.OperationalError("disk I/O error")
@@ -688,7 +698,7 @@ async def test_a_disk_that_hangs_over_a_conflict_forgets_nothing_if_it_then_fail
             await manager.flush()
         await until(lambda: manager.health().status == "failing")
         answer.set()
-        await asyncio.sleep(0.05)
+        await until(lambda: len(attempts) > 2)  # on its file, on a new one, and by itself after it has come back
         trouble.clear()
         assert await manager.dispatch("ann", "hi") == 101
 
