@@ -15,11 +15,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ClassVar, Self, TypeVar
 
-from actorbot._home import new_future
-from actorbot._manager import SessionManager
+from actorbot._manager.manager import SessionManager
 from actorbot._messages import Event
 from actorbot._policy import FlushPolicy
 from actorbot._reports import ShutdownReport
+from actorbot._runtime.home import new_future
 from actorbot.errors import ActorbotError, ConfigError, ManagerClosedError
 
 __all__ = ["Bot", "ConsoleBot"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Final
 
-from actorbot._codec import pack_fields, unpack_fields
-from actorbot._record import RING_BYTES, Record, has_id
-from actorbot._values import UndecodableError
+from actorbot._state.codec import pack_fields, unpack_fields
+from actorbot._state.record import RING_BYTES, Record, has_id
+from actorbot._state.values import UndecodableError
 from actorbot.errors import ActorbotError, ConflictError
 from actorbot.stores.base import Write
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from actorbot._clock import Clock, Timer
-from actorbot._dispatcher import Lane, Task
-from actorbot._home import Home, Promise, new_future
+from actorbot._runtime.clock import Clock, Timer
+from actorbot._runtime.home import Home, Promise, new_future
+from actorbot._runtime.threads import Lane, Task
 from actorbot.errors import ActorbotError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from actorbot._entry import Entry
-from actorbot._journal_file import JournalFile
+from actorbot._journal.file import JournalFile
 from actorbot.errors import ActorbotError
 from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.testing import FaultyStore

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager
-from actorbot._codec import encode_plain, is_nobody_elses
-from actorbot._session_actor import BUSY
+from actorbot._state.codec import encode_plain, is_nobody_elses
+from actorbot._turns.session_actor import BUSY
 from actorbot.testing import FaultyStore, ManualClock
 
 POLICY = FlushPolicy.write_behind(max_delay=1.0, max_events=1_000)

@@ -21,9 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actorbot._codec import _packers, decode_state, encode_state, pack_fields
-from actorbot._document import from_document, to_document
-from actorbot._values import MAX_DEPTH, UndecodableError
+from actorbot._state.codec import _packers, decode_state, encode_state, pack_fields
+from actorbot._state.document import from_document, to_document
+from actorbot._state.values import MAX_DEPTH, UndecodableError
 from actorbot.errors import NotEncodableError, SessionTooLargeError
 
 PARIS = ZoneInfo("Europe/Paris")

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot._loop_home import LoopHome
+from actorbot._runtime.loop_home import LoopHome
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
 

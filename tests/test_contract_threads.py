@@ -410,7 +410,7 @@ async def test_more_handlers_than_the_pool_has_threads_may_wait_for_one_another(
 
 
 async def test_a_call_that_is_refused_because_too_many_wait_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actorbot._dispatcher.MAX_AWAY", 0)
+    monkeypatch.setattr("actorbot._runtime.threads.MAX_AWAY", 0)
 
     def handle(context: Context) -> Any:
         return manager.dispatch_sync("bob", "hi") if context.session_id == "ann" else count_plainly(context)

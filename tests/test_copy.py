@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, FileSessionStore, MemorySessionStore, SessionManager, errors
-from actorbot._codec import encode_state
+from actorbot._state.codec import encode_state
 from actorbot.stores import CopyReport, Record, RecordStore, Write, copy
 from actorbot.testing import FaultyStore, RecordingStore
 from actorbot.testing._asking import make_record, make_tombstone, write_all

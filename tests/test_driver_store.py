@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from actorbot import ONE_YEAR, SessionManager, errors
-from actorbot._codec import decode_state, encode_state
-from actorbot._record import Record
+from actorbot._state.codec import decode_state, encode_state
+from actorbot._state.record import Record
 from actorbot.stores.base import Write
 from actorbot.stores.driver import AT_ONCE, DriverStore
 from tests.backends import AsyncDictStore, ComparingStore, DictStore

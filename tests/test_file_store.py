@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from actorbot import FileSessionStore, errors
-from actorbot._record import Record
+from actorbot._state.record import Record
 from actorbot.stores.base import Write
 from actorbot.stores.file import file_name
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot._unflushed import Unflushed
+from actorbot._flushing.dirty import Unflushed
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
@@ -434,7 +434,7 @@ def test_callers_give_way_while_sessions_are_flushed_late_and_not_because_the_st
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     naps: list[float] = []
-    monkeypatch.setattr("actorbot._thread_home.time.sleep", naps.append)
+    monkeypatch.setattr("actorbot._runtime.thread_home.time.sleep", naps.append)
     monkeypatch.setattr("actorbot.testing._manual_clock.PATIENCE", 0.05)
     clock, store = ManualClock(), FaultyStore()
     policy = FlushPolicy.write_behind(max_delay=1.0)

@@ -15,10 +15,10 @@ from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from actorbot._entry import ANYBODYS, Committed, Entry, pack_entry, rebase, write_id_of
-from actorbot._journal_file import KEPT, JournalFile
-from actorbot._journal_log import find_flaw
-from actorbot._record import Record
-from actorbot._values import UndecodableError
+from actorbot._journal.file import KEPT, JournalFile
+from actorbot._journal.wal import find_flaw
+from actorbot._state.record import Record
+from actorbot._state.values import UndecodableError
 from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError, JournalError
 from actorbot.stores import Write
 from tests.faults._scale import scaled

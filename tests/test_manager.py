@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, Event, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot._registry import Registry
+from actorbot._residents.registry import Registry
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import each_store
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot._record import Record
-from actorbot._session_actor import BUSY
+from actorbot._state.record import Record
+from actorbot._turns.session_actor import BUSY
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock
 from tests.test_manager import count, count_plainly
@@ -513,7 +513,7 @@ async def test_a_conflict_in_the_middle_of_a_turn_is_not_overwritten(at: str, mo
             return bool(value)
 
         if at == "its commit":
-            monkeypatch.setattr("actorbot._session_actor.is_nobody_elses", met)
+            monkeypatch.setattr("actorbot._turns.session_actor.is_nobody_elses", met)
         else:
             monkeypatch.setattr(ours._engine.turns, "wall", lambda: 1e12 if met(True) else 0.0)
         with pytest.raises(errors.ConflictError):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from actorbot import MemorySessionStore, SessionManager, errors
-from actorbot._codec import encode_state
-from actorbot._record import Record
+from actorbot._state.codec import encode_state
+from actorbot._state.record import Record
 from actorbot.stores.base import Write
 
 

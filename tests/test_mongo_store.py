@@ -21,9 +21,9 @@ from uuid import UUID
 import pytest
 
 from actorbot import FlushPolicy, MongoSessionStore, SessionManager, errors
-from actorbot._codec import decode_state, encode_state
-from actorbot._record import Record
-from actorbot._values import MAX_DEPTH
+from actorbot._state.codec import decode_state, encode_state
+from actorbot._state.record import Record
+from actorbot._state.values import MAX_DEPTH
 from actorbot.stores._mongo_documents import GRACE, MAX_BYTES
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract

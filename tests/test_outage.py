@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, MongoSessionStore, RedisSessionStore, SessionManager, errors
-from actorbot._codec import decode_state
-from actorbot._record import Record
+from actorbot._state.codec import decode_state
+from actorbot._state.record import Record
 from actorbot.stores.base import RecordStore
 from tests import mongo_server, servers
 from tests.loop_watch import LoopWatch

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actorbot._codec import encode_state, pack_fields
-from actorbot._record import MAGIC, TOMBSTONE_AGE, Record
+from actorbot._state.codec import encode_state, pack_fields
+from actorbot._state.record import MAGIC, TOMBSTONE_AGE, Record
 from actorbot.errors import CorruptSessionError
 
 STATE: dict[str, Any] = {"n": 1, "born": date(2000, 2, 29), "cart": ({"sku": 1},), "$actorbot": "mine"}

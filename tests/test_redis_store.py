@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, RedisSessionStore, Retry, SessionManager, errors
-from actorbot._record import TOMBSTONE_AGE, Record
+from actorbot._state.record import TOMBSTONE_AGE, Record
 from actorbot.stores import _redis_link
 from actorbot.stores import redis as redis_module
 from actorbot.stores.base import Write

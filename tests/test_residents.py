@@ -13,7 +13,7 @@ import pykka
 import pytest
 
 from actorbot import Context, MemorySessionStore, SessionManager
-from actorbot._actor import RELIED_ON, EndOfBatch, Envelope, PooledActor
+from actorbot._runtime.actor import RELIED_ON, EndOfBatch, Envelope, PooledActor
 from actorbot.testing import ManualClock
 
 SESSIONS = 100_000

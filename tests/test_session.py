@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, Optional
 
 import pytest
 
-from actorbot._codec import decode_state, encode_state
-from actorbot._session import SessionShape
-from actorbot._values import UndecodableError
+from actorbot._state.codec import decode_state, encode_state
+from actorbot._state.typed import SessionShape
+from actorbot._state.values import UndecodableError
 from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from actorbot import FileSessionStore, errors
-from actorbot._codec import encode_state
-from actorbot._record import Record
+from actorbot._state.codec import encode_state
+from actorbot._state.record import Record
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore, _manual_clock
 from tests.backends import DictStore

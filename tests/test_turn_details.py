@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, MemorySessionStore, Retry, SessionManager, errors
-from actorbot._codec import encode_state
+from actorbot._state.codec import encode_state
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.test_manager import count, count_plainly
 

@@ -28,8 +28,8 @@ from actorbot import (
     SessionManager,
     errors,
 )
-from actorbot._codec import decode_state
-from actorbot._record import Record
+from actorbot._state.codec import decode_state
+from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
 from actorbot.stores.base import RecordStore, Write
 from actorbot.testing import FaultyStore

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actorbot._codec import encode_state
-from actorbot._record import Record
+from actorbot._state.codec import encode_state
+from actorbot._state.record import Record
 from actorbot.cli._store import made
 from actorbot.cli._words import clean, write_json
 from actorbot.errors import ActorbotError, ConflictError, StoreError

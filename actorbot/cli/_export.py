@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from actorbot._record import Record
-from actorbot._values import UndecodableError
+from actorbot._state.record import Record
+from actorbot._state.values import UndecodableError
 from actorbot.cli._store import opened
 from actorbot.cli._words import clean
 from actorbot.errors import ActorbotError, CorruptSessionError

@@ -10,9 +10,9 @@ import click
 from rich.console import Console
 from rich.pretty import Pretty
 
-from actorbot._codec import decode_state
-from actorbot._values import UndecodableError
-from actorbot._verbs import check_session_id
+from actorbot._manager.verbs import check_session_id
+from actorbot._state.codec import decode_state
+from actorbot._state.values import UndecodableError
 from actorbot.cli._copy import copy
 from actorbot.cli._export import export
 from actorbot.cli._store import opened

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from actorbot._context import Context, current
-from actorbot._manager import SessionManager
+from actorbot._manager.manager import SessionManager
 from actorbot.errors import ConfigError
 
 __all__ = ["borrowed", "check_dict", "held", "joined", "values"]

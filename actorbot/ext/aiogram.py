@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from actorbot._context import Context
-from actorbot._manager import SessionManager
+from actorbot._manager.manager import SessionManager
 from actorbot.errors import DuplicateEventError
 from actorbot.ext._held import borrowed, check_dict, held, joined, values
 

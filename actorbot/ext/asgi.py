@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager import SessionManager
+from actorbot._manager.manager import SessionManager
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,

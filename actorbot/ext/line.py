@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from actorbot._context import Context
-from actorbot._manager import SessionManager
+from actorbot._manager.manager import SessionManager
 from actorbot._messages import DUPLICATE
 from actorbot.errors import DuplicateEventError
 

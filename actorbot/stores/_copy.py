@@ -10,7 +10,7 @@ from hashlib import blake2b
 from time import time
 from typing import Any, Final
 
-from actorbot._record import Record, has_id
+from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
 from actorbot.stores.base import RecordStore, Write
 from actorbot.stores.driver import DriverStore

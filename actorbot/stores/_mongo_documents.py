@@ -19,10 +19,10 @@ from bson.decimal128 import Decimal128
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
-from actorbot._codec import decode_state, encode_state
-from actorbot._document import from_document, to_document
-from actorbot._record import Record
-from actorbot._values import UndecodableError
+from actorbot._state.codec import decode_state, encode_state
+from actorbot._state.document import from_document, to_document
+from actorbot._state.record import Record
+from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
 __all__ = ["FORMAT", "GRACE", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Self
 
-from actorbot._record import Record
+from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,

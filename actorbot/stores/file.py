@@ -14,7 +14,7 @@ from math import floor
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from actorbot._record import Record
+from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,

@@ -11,7 +11,7 @@ from math import inf
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
-from actorbot._record import Record
+from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,

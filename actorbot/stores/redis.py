@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha1
 from typing import Any, ClassVar, Final, Self
 
-from actorbot._record import Record
+from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 from unittest import SkipTest
 
-from actorbot._codec import decode_state, encode_state
+from actorbot._state.codec import decode_state, encode_state
 from actorbot.errors import ActorbotError, ConfigError, ConflictError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.stores.driver import DriverStore

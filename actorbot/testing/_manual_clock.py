@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 
-from actorbot._clock import Action, Clock, Timer
+from actorbot._runtime.clock import Action, Clock, Timer
 
 __all__ = ["ManualClock"]
 

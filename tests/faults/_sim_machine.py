@@ -25,8 +25,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from actorbot import _actor, _closing, _journal, _loop_home, _store_calls
-from actorbot._clock import Action, Clock, Timer
+from actorbot import _store_calls
+from actorbot._journal import journal as _journal
+from actorbot._manager import closing as _closing
+from actorbot._runtime import actor as _actor
+from actorbot._runtime import loop_home as _loop_home
+from actorbot._runtime.clock import Action, Clock, Timer
 
 __all__ = ["Crash", "Machine", "StuckError"]
 
@@ -45,7 +49,7 @@ class StuckError(AssertionError):
 
 
 class Lane:
-    """Stands in for `actorbot._dispatcher.Lane`: tasks in their order, one at a time, by steps of the machine that is running."""
+    """Stands in for `actorbot._runtime.threads.Lane`: tasks in their order, one at a time, by steps of the machine that is running."""
 
     def __init__(self, name: str, number: int = 0, tasks: Iterable[Task] = ()) -> None:
         self.name = name

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import ClassVar, Self
 
-from actorbot._codec import decode_state
 from actorbot._entry import Entry
+from actorbot._state.codec import decode_state
 from actorbot.errors import ActorbotError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore, Write, judge
 from tests.faults._sim_machine import Machine
@@ -193,7 +193,7 @@ class Disk:
 
 
 class DiskFile:
-    """Stands in for `actorbot._journal_file.JournalFile`."""
+    """Stands in for `actorbot._journal.file.JournalFile`."""
 
     def __init__(self, disk: Disk, machine: Machine, path: str, sync: str) -> None:
         self.path = path

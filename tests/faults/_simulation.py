@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from actorbot import FlushPolicy, SessionManager, _engine, _manager
-from actorbot._codec import encode_state
+from actorbot import FlushPolicy, SessionManager
+from actorbot._manager import manager as _manager
+from actorbot._manager import parts as _engine
 from actorbot._policy import Retry
-from actorbot._record import Record
+from actorbot._state.codec import encode_state
+from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
 from tests.faults._sim_machine import Crash, Machine, StuckError
 from tests.faults._sim_media import Disk, DiskFile, Network, NetworkStore, log_of

@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any
 
 from actorbot import Context, FlushPolicy, SessionManager, errors, store_from_url
-from actorbot._journal import Journal
+from actorbot._journal.journal import Journal
 
 AGAIN = 0.01  # seconds before an event that got an error is sent again, as a platform would
 REMEMBERED = 64  # event ids that a session remembers
@@ -255,7 +255,7 @@ def destroy_later() -> None:
 
 def remember_little() -> None:
     """Remember eight event ids of a session."""
-    sys.modules["actorbot._session_actor"].EVENT_IDS = 8 * 8  # type: ignore[attr-defined]
+    sys.modules["actorbot._turns.session_actor"].EVENT_IDS = 8 * 8  # type: ignore[attr-defined]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from actorbot import FileSessionStore, FlushPolicy, SessionManager
-from actorbot._journal_file import JournalFile
+from actorbot._journal.file import JournalFile
 from tests.faults._power import find_strace
 from tests.faults._scale import scaled
 
@@ -72,7 +72,7 @@ BOT = f"""
 # As the journal uses its file: after an error it goes on with a new one, as soon as one can be made.
 JOURNAL = """
     import os, sqlite3
-    from actorbot._journal_file import JournalFile
+    from actorbot._journal.file import JournalFile
     from actorbot.errors import StoreUnavailableError
 
     file = JournalFile("journal", "full")

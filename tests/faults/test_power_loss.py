@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from actorbot import FileSessionStore
-from actorbot._journal_file import JournalFile
+from actorbot._journal.file import JournalFile
 from actorbot.errors import CorruptSessionError
 from tests.faults._power import Step, record, states
 from tests.faults._scale import scaled
@@ -22,8 +22,8 @@ Sync = Literal["full", "normal"]
 
 JOURNAL = f"""
 import os
-from actorbot import _journal_file
-from actorbot._journal_file import JournalFile
+from actorbot._journal import file as _journal_file
+from actorbot._journal.file import JournalFile
 
 file = JournalFile("journal", SYNC)
 file.open()
@@ -38,7 +38,7 @@ os.kill(os.getpid(), 9)
 FILES = f"""
 import os
 from actorbot import FileSessionStore
-from actorbot._record import Record
+from actorbot._state.record import Record
 from actorbot.stores import Write
 
 store = FileSessionStore(".").init()
@@ -118,11 +118,11 @@ def test_a_journal_that_syncs_too_little_is_found(right: str, wrong: str, tmp_pa
     program = f"""
 import pathlib, sys, types
 import actorbot
-source = pathlib.Path(actorbot.__file__).with_name("_journal_file.py").read_text()
+source = pathlib.Path(actorbot.__file__).parent.joinpath("_journal/file.py").read_text()
 assert {right!r} in source
-module = types.ModuleType("actorbot._journal_file")
-sys.modules["actorbot._journal_file"] = module
-actorbot._journal_file = module
+module = types.ModuleType("actorbot._journal.file")
+sys.modules["actorbot._journal.file"] = module
+actorbot._journal.file = module
 exec(compile(source.replace({right!r}, {wrong!r}), "mutant", "exec"), module.__dict__)
 """ + JOURNAL.replace("SYNC", '"full"')
     (tmp_path / "run").mkdir(mode=0o700)

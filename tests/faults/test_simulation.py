@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from actorbot._flusher import Flusher
-from actorbot._journal import Journal
-from actorbot._registry import Registry
-from actorbot._session_actor import SessionActor
+from actorbot._flushing.flusher import Flusher
+from actorbot._journal.journal import Journal
+from actorbot._residents.registry import Registry
 from actorbot._store_calls import StoreThread
+from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import ActorbotError
 from tests.faults._scale import scaled
 from tests.faults._simulation import SimulationError, simulate
@@ -143,7 +143,7 @@ def _takes_an_older_flush_for_the_tombstone(patch: Patch) -> None:
 
 def _writes_an_older_state_over_a_tombstone(patch: Patch) -> None:
     patch.setattr(Flusher, "_is_overtaken", lambda self, session, committed: False)
-    for module in ("_flusher", "_landing", "_recovery"):
+    for module in ("_flushing.flusher", "_flushing.outcome", "_flushing.recovery"):
         patch.setattr(f"actorbot.{module}.is_outdated", lambda job: False)
 
 

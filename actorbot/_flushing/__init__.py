@@ -1,0 +1,1 @@
+"""How committed sessions reach the store: which, when, again, and who is told."""

@@ -1,0 +1,176 @@
+"""What the store does not have yet: which sessions, since when, how many bytes, and when each is due."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import Final
+
+from actorbot._flushing.write import Flushable
+from actorbot._policy import FlushPolicy
+from actorbot._runtime.clock import Clock
+from actorbot._runtime.home import new_future
+
+__all__ = ["Unflushed"]
+
+# Seconds that a flush may come later than `max_delay` and a quarter of it, before turns give way to the flusher.
+SLACK: Final = 0.05
+
+
+class Unflushed(ABC):
+    """The flusher's books: sessions are entered from any thread, and taken out on the flusher's."""
+
+    def __init__(self, policy: FlushPolicy, clock: Clock) -> None:
+        super().__init__()
+        self._policy = policy
+        self._bound = policy.max_dirty_bytes
+        self._late_from = 1.25 * policy.max_delay + SLACK
+        self._clock = clock
+        self.dirty_bytes = 0
+        self.journal_bytes = 0
+        self.full = False
+        self.late = False
+        """Whether sessions are flushed much later than `max_delay` says, and not because the store is down."""
+        self.pressed = False
+        """Whether it is full or late: a turn looks here before it begins."""
+        # Guards dirty, charged, dirty_bytes, journal_bytes, full, late, pressed, _since and _room. Who holds it calls nothing, wherever
+        # every event comes by: CPython takes the interpreter from a thread at calls and at the ends of loops only, and a thread that
+        # loses it with this lock in its hands stops all the others, one after the other (docs/decisions/0014).
+        self._lock = threading.Lock()
+        self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
+        self._room: list[Future[None]] = []
+        # Sessions, and when each is due. Not pairs of both: 20,000 of those in a second, each alive for another one, would have the
+        # garbage collector walk over all that is resident three times as often.
+        self._marked: deque[Flushable] = deque()
+        self._due: deque[float] = deque()
+        self._armed = False  # whether a timer for the head of _marked runs; set from any thread
+        self._hurried: deque[Flushable] = deque()  # appended to from any thread
+        self._hurrying = False  # whether we have been told of those
+
+    @abstractmethod
+    def _announce_due(self) -> Future[None] | None:
+        """Have `_take_due` called on the flusher's thread. May be called from any."""
+
+    @abstractmethod
+    def _announce_hurry(self) -> None:
+        """Have `_take_hurried` called on the flusher's thread. May be called from any."""
+
+    def mark(self, session: Flushable) -> None:
+        """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
+        size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
+        charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
+        now = self._clock.monotonic()
+        due = now + self._policy.max_delay
+        with self._lock:
+            if charge > session.charged:
+                self.dirty_bytes += charge - session.charged
+                session.charged = charge
+                self.full = self.dirty_bytes >= self._bound or self.journal_bytes >= self._bound
+                self.pressed = self.full or self.late
+            marked, session.dirty = session.dirty, True
+            if not marked and session not in self._since:
+                self._since[session] = now
+        if not marked:
+            self._marked.append(session)
+            self._due.append(due)  # second: who finds one here finds a session there
+        if not marked and not self._armed:
+            self._armed = True
+            self._clock.call_at(due, self._announce_due)
+        if self.full:
+            self.hurry(session)
+
+    def hurry(self, session: Flushable) -> None:
+        """Flush *session* without waiting for `max_delay`."""
+        self._hurried.append(session)
+        if not self._hurrying:
+            self._hurrying = True
+            self._announce_hurry()
+
+    def _is_full(self) -> bool:
+        return self.dirty_bytes >= self._bound or self.journal_bytes >= self._bound
+
+    def note_journal(self, size: int) -> None:
+        """Note how many bytes the journal holds, which are bounded as those in memory are."""
+        with self._lock:
+            self.journal_bytes = size
+            room = self._look_for_room()
+        for future in room:
+            future.set_result(None)
+
+    def _look_for_room(self) -> list[Future[None]]:
+        # The caller holds the lock, and lets in whom this returns.
+        self.full = self._is_full()
+        self.pressed = self.full or self.late
+        room, self._room = ([], self._room) if self.full else (self._room, [])
+        return room
+
+    def room(self) -> Future[None]:
+        """Return a future that is done when unflushed state is below its bound again."""
+        done = new_future()
+        with self._lock:
+            if self.full:
+                self._room.append(done)
+                return done
+        done.set_result(None)
+        return done
+
+    def oldest_dirty(self) -> float:
+        """Return how many seconds ago the longest waiting session had its first unflushed event."""
+        since = min(list(self._since.values()), default=None)  # the list is made in one step
+        return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
+
+    # --- on the flusher's thread --------------------------------------------------------------------------------------
+
+    def _take_due(self) -> Iterator[Flushable]:
+        # With what is due soon: flushed one by one as they come due, sessions would change threads a thousand times a second.
+        soon = self._clock.monotonic() + self._policy.max_delay / 8
+        while self._due and self._due[0] <= soon:
+            self._due.popleft()
+            yield self._marked.popleft()
+        # Only now: whoever is marked in between would set the timer for himself, too late for those before him.
+        self._armed = False
+        if self._due and not self._armed:
+            self._armed = True
+            self._clock.call_at(self._due[0], self._announce_due)
+
+    def _take_hurried(self) -> Iterator[Flushable]:
+        self._hurrying = False  # first: who comes from here on tells us again
+        while self._hurried:
+            yield self._hurried.popleft()
+
+    def _note_delay(self, session: Flushable | None) -> None:
+        """Note whether *session*, which is to be written next, has waited too long; `None`: nothing is to be written now."""
+        now = self._clock.monotonic()
+        late = session is not None and now - self._since.get(session, now) > self._late_from
+        with self._lock:
+            self.late = late
+            self.pressed = self.full or late
+
+    def _unmark(self, sessions: Iterable[Flushable]) -> None:
+        """Note that *sessions* are about to be written, before what they have committed is read: a later commit marks them again."""
+        for session in sessions:
+            with self._lock:
+                session.dirty = False
+
+    def _uncharge(self, sessions: Iterable[tuple[Flushable, float | None]]) -> None:
+        """Give back what each takes of the bound, and let in who waits for room.
+
+        Unless it is unflushed again: by a mark, or since the instant beside it.
+        """
+        now = self._clock.monotonic()
+        for session, since in sessions:
+            with self._lock:
+                if session.dirty or since is not None:
+                    self._since[session] = now if since is None else since
+                else:
+                    if session in self._since:
+                        del self._since[session]
+                    self.dirty_bytes -= session.charged
+                    session.charged = 0
+        with self._lock:
+            room = self._look_for_room()
+        for future in room:
+            future.set_result(None)

@@ -1,0 +1,115 @@
+"""What has failed to reach the store, whether that is an outage, and when it is tried again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from actorbot._flushing.write import Flushable, Job
+from actorbot._policy import Retry
+from actorbot._runtime.clock import Clock, Timer
+from actorbot.errors import ActorbotError, OutcomeUnknownError
+
+__all__ = ["Retries"]
+
+logger = logging.getLogger("actorbot")
+
+
+class Retries:
+    """The flusher's memory of failures, on its thread.
+
+    A call that fails as a whole is an outage: nothing is written until a pause is over. Where only some writes of a call fail, or the
+    one there was of a store that takes one at a time, each rests by itself and others go on.
+    """
+
+    def __init__(
+        self, store: str, retry: Retry, clock: Clock, announce: Callable[[list[Job]], Future[None] | None]
+    ) -> None:
+        self._store = store
+        self._retry = retry
+        self._clock = clock
+        self._announce = announce  # has `wake` called on the flusher's thread
+        self.count = 0
+        self.outage_since: float | None = None
+        self.refusing = False  # whether the store answers, and takes some session's writes not
+        self.again: dict[Flushable, Job] = {}  # flushes that failed: sent again before anything newer
+        self.resting: set[Job] = set()  # failed by themselves: each until its own pause is over
+        self._waited_for: dict[Flushable, Job] = {}  # those of them that somebody waits for
+        self.paused = False
+        self._timer: Timer | None = None  # ends the pause
+        self._failures = 0  # calls in a row that failed as a whole
+
+    @property
+    def is_down(self) -> bool:
+        """Whether so many calls have failed that nobody waits for another try."""
+        return self._failures >= self._retry.attempts
+
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing has failed since the store last took a write."""
+        return not (self._failures or self.refusing)
+
+    def note_outage(self, error: ActorbotError, *, slow: bool) -> None:
+        """Note that a call has failed as a whole. A *slow* one counts as all attempts: nobody's time would do for another."""
+        self._failures = max(self._failures + 1, self._retry.attempts if slow else 0)
+        if self.outage_since is None:
+            self.outage_since = self._clock.monotonic()
+            logger.warning("%s does not take writes; sessions stay in memory until it does: %s", self._store, error)
+
+    def note_answer(self) -> None:
+        """Note that the store has judged some write."""
+        if self.outage_since is not None:
+            logger.info("%s answers again", self._store)
+        self.outage_since = None
+        self._failures = 0
+        self.refusing = bool(self.again)
+
+    def note_failure(self, job: Job, error: ActorbotError) -> bool:
+        """Count a failure; `True` if it was the last one that somebody waits for."""
+        job.tries += 1
+        job.unknown = job.unknown or isinstance(error, OutcomeUnknownError)
+        if not self.refusing and self.outage_since is None:
+            logger.warning("a session could not be written: %s", error, extra={"session_id": job.session.session_id})
+        self.refusing = True
+        if job.through is None:
+            self.again[job.session] = job
+        return job.tries >= self._retry.attempts
+
+    def pause(self, failed: list[Job], error: ActorbotError) -> None:
+        """Write nothing for a while, and then these.
+
+        The first times without a pause if an answer was lost: the store may well be up, and what was done can be told only until
+        sixteen others have written the session (after pauses from 0.1 s on, four processes on three sessions of a Redis were beyond
+        that 5 to 36 times in 10,000 events).
+        """
+        self.count += len(failed)
+        self.paused = True
+        if self._timer is not None:
+            self._timer.cancel()  # of an earlier pause, which was broken off: it may have had much longer to go
+        lost = isinstance(error, OutcomeUnknownError) and not self.is_down
+        self._timer = self._wake_after(0 if lost else self._failures, [])
+
+    def rest(self, failed: list[Job]) -> None:
+        """Let these wait, and nobody else: the store has taken others, or was not asked about any."""
+        self.count += len(failed)
+        self.resting.update(failed)
+        self._waited_for |= {job.session: job for job in failed if job.through is not None}
+        self._wake_after(max(job.tries for job in failed), failed)
+
+    def _wake_after(self, failures: int, jobs: list[Job]) -> Timer:
+        delay = self._retry.delay(failures) if failures else 0.0
+        return self._clock.call_at(self._clock.monotonic() + delay, lambda: self._announce(jobs))
+
+    def wake(self, jobs: list[Job]) -> None:
+        """End the rest of these, or, where there are none, the pause."""
+        if not jobs:
+            self.paused = False
+        self.resting.difference_update(jobs)
+        for job in jobs:
+            if self._waited_for.get(job.session) is job:
+                del self._waited_for[job.session]
+
+    def is_waited_for(self, session: Flushable) -> bool:
+        """Tell whether a write of *session* that somebody waits for rests until its pause is over."""
+        return session in self._waited_for

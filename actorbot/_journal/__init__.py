@@ -1,0 +1,1 @@
+"""What was acknowledged is on this machine's disk until the store has it."""

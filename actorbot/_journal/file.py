@@ -1,0 +1,298 @@
+"""The journal's file: numbered rows in SQLite, many in one transaction, which is on the disk when `commit` returns."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sqlite3
+import stat
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from actorbot._journal.wal import find_flaw
+from actorbot._runtime.file_lock import FileLock, sync_folder
+from actorbot.errors import InsecureStorageError, JournalError, StoreLockedError, StoreUnavailableError
+
+__all__ = ["KEPT", "JournalFile"]
+
+NAME: Final = "journal"
+FORMAT: Final = 1
+APPLICATION: Final = 0x41424A4C  # "ABJL": whose file this is
+KEPT: Final = 1_000  # conflicts, the newest
+STEP: Final = 16  # rows; each statement is for a multiple of it
+TABLES: Final = {
+    table: f"CREATE TABLE {table} (number INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT"
+    for table in ("entries", "conflicts")
+}
+
+
+class JournalFile:
+    """Rows `(number, data)` in the file *path*; beside it, SQLite's `-wal` and the lock of the process that has it.
+
+    Not thread-safe: one thread at a time. A transaction that fails is never tried again on the same file, whose pages the kernel may by
+    then take for written (fsync reports an error once): `renew` copies what was committed to a new one, which takes its place.
+    """
+
+    def __init__(self, path: str, sync: Literal["full", "normal"]) -> None:
+        self.path = str(Path(path).absolute())
+        self._sync = sync
+        self._lock = FileLock(f"{self.path}.lock")
+        self._connection: sqlite3.Connection | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the file, or make it, mode 0600. Raises: StoreLockedError, JournalError, InsecureStorageError, StoreUnavailableError."""
+        try:
+            self._make_folder()
+            try:
+                self._lock.take()
+            except BlockingIOError as error:
+                raise StoreLockedError(
+                    NAME, f"{self.path} is open in another process or manager; each needs a journal of its own"
+                ) from error
+            self._finish_renewal()
+            self._create(self.path)
+            self._check_log()
+            self._connection = self._connect(self.path)
+            self._check()
+            self._compact()
+            _open_files.add(self)
+        except (OSError, sqlite3.OperationalError) as error:
+            self.close()
+            if isinstance(error, OSError) and error.errno == errno.ELOOP:
+                raise InsecureStorageError(NAME, f"{self.path} is a symbolic link; name the file itself") from error
+            raise StoreUnavailableError(NAME, f"{self.path} cannot be opened: {error}") from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            # The latter of a message of SQLite's that quotes what is damaged.
+            self.close()
+            raise self._damaged(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file and of its lock; twice is no error."""
+        connection, self._connection = self._connection, None
+        _open_files.discard(self)
+        try:
+            if connection is not None:
+                connection.close()  # with a checkpoint: what is left is one file
+        finally:
+            self._lock.release()
+
+    def _leave_to_parent(self) -> None:
+        """Let go of the connection in a forked child, and never close it, not even when the interpreter ends.
+
+        SQLite would take the file for its own and remove the write-ahead log that the parent goes on writing to.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+    def _make_folder(self) -> None:
+        folder = Path(self.path).parent
+        if not folder.exists():
+            folder.mkdir(0o700, parents=True)
+
+    def _create(self, path: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(path, flags, 0o600)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise InsecureStorageError(NAME, f"{path} is no file")
+            if status.st_uid != os.geteuid():
+                raise InsecureStorageError(NAME, f"{path} belongs to another user (uid {status.st_uid})")
+            os.fchmod(file, 0o600)  # also what SQLite makes beside it
+            os.fsync(file)
+        finally:
+            os.close(file)
+        sync_folder(Path(path).parent)
+
+    def _connect(self, path: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            for pragma in (
+                "locking_mode=EXCLUSIVE",  # no file of shared memory, and no looking for others
+                "journal_mode=WAL",
+                f"synchronous={self._sync.upper()}",
+                *(("fullfsync=1", "checkpoint_fullfsync=1") if sys.platform == "darwin" else ()),
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+            connection.execute("BEGIN IMMEDIATE")
+            if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                self._make_table(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @staticmethod
+    def _make_table(connection: sqlite3.Connection) -> None:
+        for statement in TABLES.values():
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id={APPLICATION}")
+        connection.execute(f"PRAGMA user_version={FORMAT}")
+
+    def _check(self) -> None:
+        if self._ask("PRAGMA application_id") != APPLICATION:
+            raise JournalError(NAME, f"{self.path} is no journal of actorbot's; give the policy another path")
+        if (version := self._ask("PRAGMA user_version")) != FORMAT:
+            raise JournalError(
+                NAME,
+                f"{self.path} is of format version {version}, and this release reads {FORMAT}; start the release that wrote it,"
+                " and close it once the store is up: it leaves an empty journal",
+            )
+        if (flaw := self._ask("PRAGMA quick_check(1)")) != "ok":
+            raise self._damaged(str(flaw))
+        if dict(self._open.execute("SELECT name, sql FROM sqlite_schema")) != TABLES:  # which is checked by nobody else
+            raise self._damaged("its tables are not those of a journal")
+
+    def _check_log(self) -> None:
+        """Refuse a log that is damaged in its middle, before SQLite opens it and removes what comes after the damage."""
+        if self._sync == "full" and (flaw := find_flaw(Path(f"{self.path}-wal"))) is not None:
+            raise self._damaged(f'{flaw}; one start with sync="normal" goes on with what stands before the damage')
+
+    def _ask(self, question: str) -> Any:
+        return self._open.execute(question).fetchone()[0]
+
+    def _damaged(self, flaw: str) -> JournalError:
+        return JournalError(
+            NAME,
+            f"{self.path} is damaged ({flaw}). It was left as it is. Restore it from a copy, or move it and its -wal away to start"
+            " without the events that only it holds: the sessions are then as the store has them",
+        )
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreUnavailableError(NAME, f"{self.path} is not open")
+        return self._connection
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        """Yield all rows that are not empty."""
+        return iter(self._open.execute("SELECT number, data FROM entries WHERE data != x'' ORDER BY number"))
+
+    def read(self, number: int) -> bytes:
+        """Return the data of a row that there is."""
+        data: bytes = self._open.execute("SELECT data FROM entries WHERE number=?", (number,)).fetchone()[0]
+        return data
+
+    def conflicts(self) -> Iterator[bytes]:
+        """Yield what was set aside, oldest first."""
+        return (data for (data,) in self._open.execute("SELECT data FROM conflicts ORDER BY number"))
+
+    def commit(self, rows: Sequence[tuple[int, bytes]], conflicts: Sequence[bytes] = ()) -> None:
+        """Replace or add *rows* and set *conflicts* aside, all or nothing; what is committed survives a power loss (`sync="full"`).
+
+        Raises: sqlite3.Error; whether it was committed is then unknown until `renew`.
+        """
+        if not conflicts:
+            self._replace(rows)
+            return
+        connection = self._open
+        connection.execute("BEGIN IMMEDIATE")
+        self._replace(rows)
+        for data in conflicts:  # each once: a transaction that was taken for failed comes again
+            connection.execute(
+                "INSERT INTO conflicts (data) SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM conflicts WHERE data=?1)",
+                (data,),
+            )
+        connection.execute("DELETE FROM conflicts WHERE number <= (SELECT max(number) FROM conflicts) - ?", (KEPT,))
+        connection.execute("COMMIT")
+
+    def _replace(self, rows: Sequence[tuple[int, bytes]]) -> None:
+        if not rows:
+            return
+        # One statement, a transaction by itself: after each the interpreter must be had again, which other threads may hold for 5 ms.
+        values = [value for row in rows for value in row]
+        values += values[-2:] * (-len(rows) % STEP)  # so that there are few statements, each prepared once
+        self._open.execute(f"REPLACE INTO entries VALUES {','.join(['(?,?)'] * (len(values) // 2))}", values)
+
+    def _compact(self) -> None:
+        """Remove the empty rows."""
+        self._open.execute("DELETE FROM entries WHERE data = x''")
+
+    # --- a new file in its place --------------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Copy what was committed to a new file, and go on with that. Raises: sqlite3.Error, OSError; try again later.
+
+        The copy counts from the moment that it is complete and synced: whoever opens the journal prefers it to the old file.
+        """
+        if self._connection is not None:  # else the copy is there, and what came after it had failed
+            self._copy(self._connection)
+            old, self._connection = self._connection, None
+            try:
+                old.close()
+            except sqlite3.Error:
+                pass  # it could not be brought to an end, and need not be: the copy counts
+        self._finish_renewal()
+        self._connection = self._connect(self.path)
+
+    def _copy(self, old: sqlite3.Connection) -> None:
+        if old.in_transaction:
+            old.execute("ROLLBACK")
+        fresh = self._fresh
+        for path in (fresh, f"{fresh}-journal"):
+            Path(path).unlink(missing_ok=True)
+        self._create(fresh)
+        copy = sqlite3.connect(fresh, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            copy.execute("PRAGMA synchronous=FULL")
+            copy.execute("BEGIN IMMEDIATE")
+            self._make_table(copy)  # whose version tells, once it is committed, that the copy is complete
+            copy.executemany("INSERT INTO entries VALUES (?,?)", self.rows())
+            copy.executemany("INSERT INTO conflicts (data) VALUES (?)", ((data,) for data in self.conflicts()))
+            copy.execute("COMMIT")
+        except BaseException:
+            copy.close()
+            Path(fresh).unlink(missing_ok=True)  # it may be what a full disk needs
+            raise
+        copy.close()
+
+    @property
+    def _fresh(self) -> str:
+        return f"{self.path}.new"
+
+    def _finish_renewal(self) -> None:
+        fresh = Path(self._fresh)
+        if fresh.exists():
+            if _is_complete(fresh):
+                Path(f"{self.path}-wal").unlink(missing_ok=True)  # first: it must not be taken for that of the new file
+                fresh.replace(self.path)
+            else:
+                fresh.unlink()
+        sync_folder(fresh.parent)  # also for an earlier attempt, which may have come to grief here
+
+
+def _is_complete(path: Path) -> bool:
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+    try:
+        return bool(connection.execute("PRAGMA user_version").fetchone()[0] == FORMAT)
+    except sqlite3.OperationalError:
+        raise  # it cannot be read now: the only copy, it may be
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        connection.close()
+
+
+_open_files: weakref.WeakSet[JournalFile] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for file in list(_open_files):
+        file._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,1 @@
+"""What a bot embeds: options, life, verbs, receipts."""

@@ -1,0 +1,421 @@
+"""`SessionManager`: what a bot embeds. Its options, its life, and each verb for both homes; what a verb does stands in `_verbs`."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import threading
+from asyncio import current_task
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import Context as ContextVars
+from threading import get_ident
+from types import TracebackType
+from typing import Any, Self
+
+from actorbot._context import Context, chain, current
+from actorbot._manager.access import Door
+from actorbot._manager.closing import shut, shut_without_loop
+from actorbot._manager.options import (
+    Options,
+    check_clock,
+    check_count,
+    check_functions,
+    check_policy,
+    check_seconds,
+    check_store,
+)
+from actorbot._manager.parts import Engine
+from actorbot._manager.receipt import Receipt
+from actorbot._manager.verbs import Verbs
+from actorbot._policy import FlushPolicy
+from actorbot._reports import Conflict, Health, SessionInfo, ShutdownReport, Stats
+from actorbot._runtime.clock import Clock
+from actorbot._runtime.home import Home, new_future
+from actorbot._runtime.loop_home import LoopHome
+from actorbot._runtime.thread_home import ThreadHome, run_inline
+from actorbot._state.typed import SessionShape
+from actorbot._turns.hooks import Hook
+from actorbot.errors import ActorbotError, ManagerClosedError
+
+__all__ = ["SessionManager"]
+
+logger = logging.getLogger("actorbot")
+
+_numbers = itertools.count(1)
+
+
+class SessionManager(Door):
+    """Keeps the sessions of a bot's users: each in an actor of its own, one event at a time, in memory while the user is there.
+
+    `store` is a store of actorbot's or any object with the seed's four methods. `handler(context)` handles dispatched events;
+    `deliver(session_id, message)` sends replies; each may be `def` or `async def`, like every `on_…` hook, and
+    has `handler_timeout` seconds.
+
+    Started by `async with` (or `start()`) it is at home on the running event loop: `async def` code runs there, `def` code on a pool of
+    threads. Started by `with` (or `start_sync()`) it is at home on threads: `def` handlers run in the thread that calls
+    `dispatch_sync`, `async def` ones on a private loop. The `_sync` verbs work in both homes, from any thread but the home loop's.
+    """
+
+    def __init__(
+        self,
+        store: Any = None,
+        *,
+        handler: Hook | None = None,
+        deliver: Hook | None = None,
+        flush: FlushPolicy | None = None,
+        idle_timeout: float = 900.0,
+        handler_timeout: float = 300.0,
+        max_resident: int = 100_000,
+        max_mailbox: int = 100,
+        max_session_bytes: int = 262_144,
+        close_timeout: float = 10.0,
+        on_error: Hook | None = None,
+        on_session_start: Hook | None = None,
+        on_session_expire: Hook | None = None,
+        on_dead_letter: Hook | None = None,
+        on_conflict: Hook | None = None,
+        session_type: type = dict,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self._options = Options(
+            store=check_store(store),
+            policy=check_policy(flush),
+            idle_timeout=check_seconds("idle_timeout", idle_timeout, least=0.0),
+            handler_timeout=check_seconds("handler_timeout", handler_timeout),
+            close_timeout=check_seconds("close_timeout", close_timeout),
+            max_resident=check_count("max_resident", max_resident),
+            max_mailbox=check_count("max_mailbox", max_mailbox),
+            max_session_bytes=check_count("max_session_bytes", max_session_bytes),
+            shape=None if session_type is dict else SessionShape(session_type),
+            functions=check_functions(
+                handler=handler,
+                deliver=deliver,
+                on_error=on_error,
+                on_session_start=on_session_start,
+                on_session_expire=on_session_expire,
+                on_dead_letter=on_dead_letter,
+                on_conflict=on_conflict,
+            ),
+            clock=check_clock(clock),
+            own_clock=clock is None,
+        )
+        self._inline: ThreadHome | None = None  # where turns run in the thread that calls
+        self._report: ShutdownReport | None = None
+        self._ending = threading.Lock()  # guards the next
+        self._closing: Future[ShutdownReport] | None = None  # of the close that all who ask for one share
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Open the store and come to life on the running loop. Raises: StoreUnavailableError and other store errors, ConfigError."""
+        self._begin()
+        await self._open(LoopHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout))
+        return self
+
+    def start_sync(self) -> Self:
+        """Open the store and come to life on threads. Raises: as `start`."""
+        self._begin()
+        run_inline(self._open(ThreadHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout)))
+        return self
+
+    async def close(self, timeout: float | None = None) -> ShutdownReport:
+        """Stop intake, finish accepted events, flush, and close the store, in at most *timeout* (else `close_timeout`) seconds.
+
+        There is one close: calling it again, also meanwhile, waits for it and returns its report. It goes on if its caller is cancelled.
+        """
+        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
+        if self._report is not None:
+            return self._report
+        if self._state == "new":
+            return self._never_opened()
+        self._check_here(closing=True)
+        return await self._close(seconds)
+
+    def close_sync(self, timeout: float | None = None) -> ShutdownReport:
+        """The same as `close`, for threads."""
+        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
+        if self._report is not None:
+            return self._report
+        if self._state == "new":
+            return self._never_opened()
+        if self._state == "open" and self._loop is not None and self._loop.is_closed():
+            return self._close_without_loop(seconds)
+        try:
+            report: ShutdownReport = self._run_sync(lambda: self._close(seconds), None, closing=True)
+        except ManagerClosedError:
+            ended: ShutdownReport | None = self._report  # another thread's close may have ended since we looked
+            if ended is None:
+                raise
+            return ended
+        return report
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._state != "forked":
+            await self.close()
+
+    def __enter__(self) -> Self:
+        return self.start_sync()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state != "forked":  # a child that leaves its parent's block has nothing to close
+            self.close_sync()
+
+    def _close_at_exit(self) -> None:
+        try:
+            if self._loop is None or self._loop.is_running():
+                self.close_sync()
+            else:
+                self._close_without_loop(self._options.close_timeout)
+        except ActorbotError as error:
+            logger.error("at the end of the program: %s", error)
+
+    def _close_without_loop(self, seconds: float) -> ShutdownReport:
+        self._state = "closed"
+        self._report = shut_without_loop(self._engine, seconds)
+        self._let_go()
+        return self._report
+
+    def _let_go(self) -> None:
+        _open_managers.discard(self)
+        self._engine.end()
+
+    def _begin(self) -> None:
+        if self._state == "forked":
+            self._check_open()
+        if self._state != "new":
+            raise ManagerClosedError(f"the manager is {self._state}: a manager is started once; make a new one")
+        self._state = "starting"
+
+    def _never_opened(self) -> ShutdownReport:
+        self._state = "closed"
+        self._report = ShutdownReport((), 0, 0, 0.0)
+        return self._report
+
+    async def _open(self, home: Home) -> None:
+        self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
+        self._engine = Engine(self._options, home)
+        try:
+            await self._engine.start()
+        except BaseException:
+            self._state = "closed"
+            raise
+        self._verbs = Verbs(self._engine.registry)
+        self._entries = self._engine.registry.entries
+        self._inline = home if isinstance(home, ThreadHome) and self._engine.turns.handle_here is not None else None
+        _open_managers.add(self)
+        self._state = "open"
+        self._here = (home.thread_id or 0) if isinstance(home, LoopHome) else 0
+
+    async def _close(self, seconds: float) -> ShutdownReport:
+        for context in chain():
+            context._task = None  # its handler waits for the close, which ends its turn, and need not cancel it
+        with self._ending:
+            ended, begun = self._closing, self._closing is not None
+            if ended is None:
+                ended = self._closing = new_future()
+        if not begun:
+            closing = self._end(ended, seconds)
+            if self._loop is not None:
+                self._closer = self._loop.create_task(closing, context=ContextVars())
+            else:  # a thread of its own, since user code may hold all those of the pool
+                thread = threading.Thread(target=run_inline, args=(closing,), name="actorbot-close", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    run_inline(closing)  # Python 3.12 and later start no thread any more when the program ends
+        return await self._home.wait(ended)  # type: ignore[no-any-return]
+
+    async def _end(self, ended: Future[ShutdownReport], seconds: float) -> None:
+        try:
+            self._state, self._here = "closing", 0
+            report = self._report = await shut(self._engine, seconds)
+            self._state = "closed"
+            self._let_go()
+        except BaseException as error:  # cancelled with its loop, say: it may be made again
+            self._closing = None
+            ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
+            raise
+        ended.set_result(report)
+
+    # --- verbs --------------------------------------------------------------------------------------------------------
+
+    async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False) -> Any:
+        """Handle *event* in its session's turn and return what the handler returned, or `DUPLICATE` for an *event_id* seen before.
+
+        Event ids are compared by their text: 7 and "7" are the same.
+
+        Raises what the handler raised; OverloadedError, DeadlockError, HandlerTimeoutError, store errors.
+        """
+        # The usual case, without a detour: called where it belongs, for a session that is here and idle. Of another loop in the
+        # same thread this loop knows no current task; `get_running_loop` would ask for the process id, which takes longer.
+        if get_ident() == self._here and (task := current_task(self._loop)) is not None and type(session_id) is str:
+            actor = self._entries.get(session_id)
+            if actor is not None and not actor.line and actor.turn.acquire(False):
+                return await actor.take_turn(event, event_id, durable, task)
+        self._check_here()
+        return await self._verbs.dispatch(session_id, event, event_id, durable, None)
+
+    def dispatch_sync(
+        self,
+        session_id: str,
+        event: Any,
+        *,
+        event_id: str | None = None,
+        durable: bool = False,
+        timeout: float | None = None,
+    ) -> Any:
+        """The same as `dispatch`, for threads.
+
+        *timeout* bounds it. But a `def` handler of a threaded manager runs in the calling thread: it is `handler_timeout` that ends
+        its turn, and nothing can end its run.
+        """
+        threads = self._inline
+        if threads is not None and self._state == "open" and type(session_id) is str:
+            actor = self._entries.get(session_id)
+            if actor is not None and not actor.line and actor.turn.acquire(False):
+                turn = actor.take_turn(event, event_id, durable, None)
+                return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
+        return self._run_sync(
+            lambda: self._verbs.dispatch(session_id, event, event_id, durable, timeout), timeout, session_id=session_id
+        )
+
+    async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
+        """Accept *event* and return at once; it is handled in its turn. Raises: OverloadedError."""
+        self._check_here()
+        return self._accept(session_id, event, event_id)
+
+    def submit_sync(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
+        """The same as `submit`, for threads."""
+        self._check_away()
+        return self._accept(session_id, event, event_id)
+
+    def _accept(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
+        actor, outcome = self._verbs.tell(session_id, event, event_id)
+        return Receipt(self, self._engine.hooks, actor, event, outcome)
+
+    @asynccontextmanager
+    async def turn(self, session_id: str, *, event_id: str | None = None) -> AsyncIterator[Context]:
+        """Borrow the session's turn: what the block changes is committed at its end, or rolled back if it raises.
+
+        Raises: DuplicateEventError on entry, ConflictError at the exit.
+        """
+        self._check_here()
+        actor, context = await self._verbs.borrow(session_id, event_id, None)
+        try:
+            yield context
+        except BaseException as error:
+            raised = await actor.fail(context, error)
+            if raised is error or isinstance(error, SystemExit | KeyboardInterrupt):
+                raise  # an exit is not a handler's here: it is the program that is told to end
+            raise raised from error
+        await self._verbs.give_back(actor, context)
+
+    @contextmanager
+    def turn_sync(
+        self, session_id: str, *, event_id: str | None = None, timeout: float | None = None
+    ) -> Iterator[Context]:
+        """The same as `turn`, for threads."""
+        actor, context = self._run_sync(
+            lambda: self._verbs.borrow(session_id, event_id, timeout), timeout, session_id=session_id
+        )
+        current.set(context)
+        try:
+            yield context
+        except BaseException as error:
+            failure = error
+            raised = self._run_sync(lambda: actor.fail(context, failure), None, closing=True)
+            if raised is failure or isinstance(failure, SystemExit | KeyboardInterrupt):
+                raise  # an exit is not a handler's here: it is the program that is told to end
+            raise raised from failure
+        # It was accepted before a close that may have begun.
+        self._run_sync(lambda: self._verbs.give_back(actor, context), None, closing=True)
+
+    async def flush(self, session_id: str | None = None) -> None:
+        """Return when what was committed, of one session or of all, is in the store.
+
+        Raises: StoreUnavailableError; ConflictError; OverloadedError if a session has left memory in an outage and finds no room there.
+        """
+        self._check_here()
+        await self._verbs.flush(session_id)
+
+    def flush_sync(self, session_id: str | None = None) -> None:
+        """The same as `flush`, for threads."""
+        self._run_sync(lambda: self._verbs.flush(session_id), None)
+
+    async def peek(self, session_id: str) -> dict[str, Any] | None:
+        """Return a copy of the session's values, or `None`; takes no turn, activates nothing, slides no expiry."""
+        self._check_here()
+        return await self._verbs.peek(session_id)
+
+    def peek_sync(self, session_id: str) -> dict[str, Any] | None:
+        """The same as `peek`, for threads."""
+        return self._run_sync(lambda: self._verbs.peek(session_id), None)  # type: ignore[no-any-return]
+
+    async def destroy(self, session_id: str) -> None:
+        """Remove the session for every reader; no older write brings it back. Raises: StoreUnavailableError, OutcomeUnknownError."""
+        self._check_here()
+        await self._verbs.destroy(session_id)
+
+    def destroy_sync(self, session_id: str) -> None:
+        """The same as `destroy`, for threads."""
+        self._run_sync(lambda: self._verbs.destroy(session_id), None)
+
+    async def delivered(self, session_id: str) -> None:
+        """Return when the replies that the session has sent so far have been handed to `deliver`, or have failed."""
+        self._check_here()
+        await self._home.wait(self._engine.turns.outbox.emptied(session_id))
+
+    def stats(self) -> Stats:
+        """Return counters and gauges. Any thread."""
+        self._check_open()
+        return self._engine.stats()
+
+    def conflicts(self) -> list[Conflict]:
+        """List what could not be flushed because another process had written the session: the newest 1,000, oldest first.
+
+        With a journal also those of earlier managers on it. Any thread.
+        """
+        self._check_open()
+        return list(self._engine.hooks.conflicts)
+
+    def health(self) -> Health:
+        """Say whether the manager does its work. Any thread."""
+        return self._engine.health() if self._state == "open" else Health("failing", f"the manager is {self._state}")
+
+    def resident(self) -> Iterator[tuple[str, SessionInfo]]:
+        """Iterate over the sessions in memory. Any thread."""
+        self._check_open()
+        yield from self._engine.sessions()
+
+
+_open_managers: set[SessionManager] = set()  # also those that a program has let go of: they run until they are closed
+
+
+def _after_fork() -> None:
+    for manager in list(_open_managers):
+        manager._state, manager._here = "forked", 0
+    _open_managers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _at_exit() -> None:
+    """Close what a program has forgotten to close. By now whoever is no daemon has ended, and our threads still run."""
+    for manager in list(_open_managers):
+        if manager._state == "open":
+            logger.warning("the program ends with an open manager: close it, or use `with`; flushing what it has")
+            manager._close_at_exit()
+
+
+atexit.register(_at_exit)

@@ -1,0 +1,120 @@
+"""`Receipt`: what stands for an event that was accepted, until it is handled and until it is durable."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, wait
+from typing import Any, Final
+
+from actorbot._context import Context
+from actorbot._manager.access import Door
+from actorbot._runtime.thread_home import run_inline
+from actorbot._turns.deadlock import begin_to_wait, end_to_wait
+from actorbot._turns.hooks import Hooks
+from actorbot._turns.session_actor import SessionActor
+from actorbot.errors import ConflictError, ManagerClosedError
+
+__all__ = ["Receipt"]
+
+MOMENT: Final = 1.0  # seconds
+
+
+class Receipt:
+    """For an event that was accepted and is handled behind the caller's back."""
+
+    def __init__(self, door: Door, hooks: Hooks, actor: SessionActor, event: Any, outcome: Future[Any]) -> None:
+        self._door = door
+        self._hooks = hooks
+        self._actor = actor
+        self._outcome = outcome
+        self._waiting: list[None] = []  # one for each who waits; a list, because its changes are single steps
+        self._unheard = [event]  # popped by whoever takes a failure: somebody who waited, or the dead letters
+        self._version: int | None = None
+        self._losses = 0
+        outcome.add_done_callback(self._note)
+
+    def _note(self, outcome: Future[Any]) -> None:
+        if outcome.exception() is not None:
+            self._bury_unless_heard()
+            return
+        self._unheard.clear()
+        committed = self._actor.committed
+        if committed is not None:
+            self._version, self._losses = committed[0], len(self._actor.losses)
+
+    def _bury_unless_heard(self) -> None:
+        """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""
+        if self._waiting or not self._outcome.done() or (error := self._outcome.exception()) is None:
+            return
+        try:
+            event = self._unheard.pop()
+        except IndexError:
+            return
+        self._hooks.bury(self.session_id, event, error)
+
+    @property
+    def session_id(self) -> str:
+        """The session that the event belongs to."""
+        return self._actor.session_id
+
+    @property
+    def version(self) -> int | None:
+        """The version of the session that contains the event (perhaps with later ones); `None` until it was handled."""
+        return self._version
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the handler's value, or raise what it raised; what is there already is there after a close too.
+
+        Raises: DeadlockError inside a turn that this would wait for.
+        """
+        self._door._check_here(closing=True, closed=self._outcome.done())
+        return await self._result(timeout)
+
+    async def durable(self, timeout: float | None = None) -> None:
+        """Wait until the store, or the journal where there is one, has what the event changed.
+
+        Raises: TurnTimeoutError, StoreUnavailableError, ConflictError.
+        """
+        self._door._check_here(closing=True)
+        await self._durable(timeout)
+
+    def result_sync(self, timeout: float | None = None) -> Any:
+        """The same as `result`, for threads."""
+        if not self._outcome.done():
+            try:
+                return self._door._run_sync(lambda: self._result(timeout), None, closing=True)
+            except ManagerClosedError:
+                # The close waits for turns, and a turn is left before its outcome is told: that comes in a moment, unless a handler hangs.
+                wait([self._outcome], MOMENT)
+                if not self._outcome.done():
+                    raise
+        self._door._check_away(closing=True, closed=True)
+        return run_inline(self._result(timeout))
+
+    def durable_sync(self, timeout: float | None = None) -> None:
+        """The same as `durable`, for threads."""
+        self._door._run_sync(lambda: self._durable(timeout), None, closing=True)
+
+    async def _result(self, timeout: float | None) -> Any:
+        mine: list[Context] = []
+        self._waiting.append(None)
+        try:
+            if not self._outcome.done():
+                mine = begin_to_wait(self._actor)
+            return await self._door._wait(self._outcome, timeout, self.session_id)
+        except BaseException as error:
+            if self._outcome.done() and self._outcome.exception() is error:
+                self._unheard.clear()
+            raise
+        finally:
+            end_to_wait(mine, self._actor)
+            self._waiting.pop()
+            self._bury_unless_heard()
+
+    async def _durable(self, timeout: float | None) -> None:
+        await self._result(timeout)
+        if self._actor.turns.writes_through or self._actor.turns.journal is not None:
+            return
+        if self._version is None:  # as below, before it could be noted
+            raise ConflictError(self._actor.turns.store, "lost to a write of someone else", session_id=self.session_id)
+        goal = (self._actor, self._version, self._losses)
+        await self._door._wait(self._actor.turns.flusher.reach([goal]), timeout, self.session_id)

@@ -1,0 +1,234 @@
+"""What the verbs of a manager do, once for both homes; their callers have passed its door."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from concurrent.futures import Future
+from contextvars import copy_context
+from typing import Any, Final
+
+from actorbot._context import Context
+from actorbot._entry import ANYBODYS, Committed
+from actorbot._messages import Handle
+from actorbot._residents.registry import Registry
+from actorbot._runtime.home import new_future
+from actorbot._state.codec import decode_state
+from actorbot._state.record import TOMBSTONE_AGE
+from actorbot._state.values import UndecodableError
+from actorbot._turns.session_actor import SessionActor
+from actorbot._turns.shared import Turns
+from actorbot.errors import (
+    ActorbotError,
+    ConflictError,
+    CorruptSessionError,
+    DuplicateEventError,
+    InvalidSessionIdError,
+    OutcomeUnknownError,
+)
+
+__all__ = ["Verbs"]
+
+MAX_ID_BYTES: Final = 512
+
+
+class Verbs:
+    """`SessionManager` says what each is for. At home."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._turns = registry.turns
+        self._home = registry.turns.home
+
+    async def dispatch(
+        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+    ) -> Any:
+        session_id = check_session_id(session_id)
+        actor = await self._registry.enter(session_id, timeout)
+        return await actor.take_turn(event, event_id, durable, self._home.current_task())
+
+    def tell(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
+        """Accept *event*; the future holds what becomes of it. Any thread."""
+        session_id = check_session_id(session_id)
+        outcome = new_future()
+        return self._registry.tell(session_id, Handle(event, event_id, outcome, copy_context())), outcome
+
+    async def borrow(
+        self, session_id: str, event_id: str | None, timeout: float | None
+    ) -> tuple[SessionActor, Context]:
+        session_id = check_session_id(session_id)
+        actor = await self._registry.enter(session_id, timeout)
+        try:
+            await actor.make_ready()
+            # Without a task: a time-out takes the session from the borrower, not its task's life.
+            context = actor.open(None, event_id, None)
+        except BaseException:
+            actor.leave()
+            raise
+        if context is None:
+            actor.leave()
+            raise DuplicateEventError(session_id, f"event id {event_id!r} was counted before")
+        try:
+            if context.is_new and self._turns.on_start is not None:
+                await self._turns.on_start(context)
+        except BaseException as error:
+            raised = await actor.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
+        return actor, context
+
+    async def give_back(self, actor: SessionActor, context: Context) -> None:
+        try:
+            done = actor.commit(context)
+            if done is not None:
+                await self._home.wait(done)
+        except BaseException as error:
+            raised = await actor.fail(context, error)
+            if raised is error:
+                raise
+            raise raised from error
+        if not context._left:
+            actor.leave()
+
+    async def flush(self, session_id: str | None) -> None:
+        if session_id is None:
+            wanted = self._registry.resident()
+        else:
+            session_id = check_session_id(session_id)
+            wanted = filter(None, [self._registry.entries.get(session_id)])
+        actors = [actor for actor in wanted if actor.committed is not None]
+        journal, ids = self._turns.journal, {actor.session_id for actor in actors}
+        held = [] if journal is None else journal.ids() if session_id is None else [session_id]
+        absent = [
+            each for each in held if each not in ids
+        ]  # before we wait: any of them may have come when that has ended
+        await self._home.wait(self._turns.flusher.flush(actors))
+        await self._registry.flush_absent(absent)
+
+    async def peek(self, session_id: str) -> dict[str, Any] | None:
+        session_id = check_session_id(session_id)
+        actor = self._registry.entries.get(session_id)
+        committed = None if actor is None else actor.committed
+        if committed is not None:
+            state, ended = committed[1], self._turns.clock.wall() >= committed[4]
+        else:
+            record = await self._registry.read(session_id)
+            state = None if record is None else record.state
+            ended = record is not None and self._turns.clock.wall() >= record.expires_at
+        if state is None or ended:
+            return None
+        try:
+            return decode_state(state)
+        except UndecodableError as error:
+            raise CorruptSessionError(self._turns.store, session_id, str(error)) from error
+
+    async def destroy(self, session_id: str) -> None:
+        session_id = check_session_id(session_id)
+        actor = await self._enter_to_destroy(session_id)
+        ending = _Ending(self._turns, actor, self._make_end(actor))
+        ending.begin()
+        await self._home.wait(ending.done)
+
+    def _make_end(self, actor: SessionActor) -> Committed:
+        """Make what is left of a destroyed session, which may not have been read."""
+        wall = self._turns.clock.wall()
+        version = actor.flushed if actor.committed is None else actor.committed[0]
+        journal = self._turns.journal
+        if journal is not None:  # whose entry may be newer than what was read, if anything was
+            version = max(version, journal.version(actor.session_id))
+            if actor.committed is None:
+                # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
+                # the new one be taken for the old one, which the store has.
+                actor.flushed = version = max(version, journal.newest)
+        return version + 1, None, b"", wall, wall + TOMBSTONE_AGE
+
+    async def _enter_to_destroy(self, session_id: str) -> SessionActor:
+        """Take the turn, also of a session whose record is broken: destroying it is the cure."""
+        while True:
+            self._registry.forgive(session_id)
+            try:
+                return await self._registry.enter(session_id)
+            except CorruptSessionError:
+                continue  # somebody before us in the line has tried to read it
+
+
+class _Ending:
+    """A destroy on its way to the journal, if there is one, and to the store; the turn is left at its end. At home.
+
+    It goes on whatever has become of its caller.
+    """
+
+    def __init__(self, turns: Turns, actor: SessionActor, gone: Committed) -> None:
+        self._turns = turns
+        self._actor = actor
+        self._gone = gone
+        self._forced = actor.committed is None  # nobody knows what the store has
+        self.done = new_future()
+
+    def begin(self) -> None:
+        journal, actor, gone = self._turns.journal, self._actor, self._gone
+        if journal is None:
+            self._write()
+            return
+        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+        ends = ((os.urandom(8), gone[0]), ANYBODYS)
+
+        def settle(error: ActorbotError | None) -> None:
+            if error is None:
+                actor.lineages = ends
+                self._write()
+            else:
+                self._leave(error)
+
+        journal.put(actor.session_id, gone, actor.write_ids, ends, settle)
+
+    def _write(self) -> None:
+        written = self._turns.flusher.write(self._actor, self._gone, forced=self._forced)
+        written.add_done_callback(lambda written: self._turns.home.post(self._settle, written.exception()))
+
+    def _settle(self, error: BaseException | None) -> None:
+        actor = self._actor
+        actor.unanswered = 0
+        if isinstance(error, ConflictError) and not self._forced:
+            # Whoever has written it, it goes. Not at once by force: a write that comes late, when this process has been killed and the
+            # next has gone on, must find that it does.
+            self._forced = True
+            self._write()
+            return
+        # What comes next reads the store where nobody knows what it holds now.
+        if error is not None and self._turns.journal is not None:
+            error = None  # the journal has it, and the store will
+            actor.committed = self._gone
+            self._turns.flusher.mark(actor)
+        elif error is None:
+            self._turns.ended += actor.committed is not None
+            actor.committed = self._gone
+        elif isinstance(error, OutcomeUnknownError) and not actor.behind():
+            actor.committed = None
+        self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        self._actor.leave()
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
+def check_session_id(session_id: str) -> str:
+    """Return *session_id* as a plain `str`. Raises: InvalidSessionIdError."""
+    if not isinstance(session_id, str):
+        raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")
+    session_id = str.__str__(session_id)  # of a StrEnum, say: what a record keeps is a str
+    if not session_id:
+        raise InvalidSessionIdError("it is empty")
+    try:
+        size = len(session_id.encode())
+    except UnicodeEncodeError:
+        raise InvalidSessionIdError("it holds a lone surrogate") from None
+    if size > MAX_ID_BYTES:
+        raise InvalidSessionIdError(f"it has {size} UTF-8 bytes; at most {MAX_ID_BYTES} are allowed")
+    if not session_id.isprintable() and any(unicodedata.category(character) == "Cc" for character in session_id):
+        raise InvalidSessionIdError("it holds a control character")
+    return session_id

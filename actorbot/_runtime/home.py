@@ -1,0 +1,203 @@
+"""Where turns run: on an event loop, or on threads. Everything above is written once, as coroutines, for both."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, InvalidStateError
+from contextvars import Context as ContextVars
+from contextvars import copy_context
+from typing import Any, Protocol
+
+from actorbot._context import Sent, current
+from actorbot._runtime.clock import Clock
+from actorbot._runtime.mailbox import Waiter
+from actorbot._runtime.threads import Pool
+
+__all__ = [
+    "Home",
+    "Leavable",
+    "Promise",
+    "TurnWaiter",
+    "is_async",
+    "is_plain",
+    "is_to_await",
+    "new_future",
+    "outside_of_turns",
+    "run_on",
+    "too_long",
+]
+
+Promise = Future[Any] | asyncio.Future[Any]
+
+POOL_SIZE = 32  # threads for user code that may block; an idle pool has none
+
+
+class Leavable(Protocol):
+    session_id: str
+
+    def leave(self) -> None: ...
+
+    def withdraw(self, waiter: Any) -> bool: ...
+
+
+class TurnWaiter(Waiter, Awaitable[None], Protocol):
+    """A place in line that can be awaited until the turn is there."""
+
+
+class Home(ABC):
+    """What a manager's turns need of the place they run in. Every method may be called from any thread unless it says otherwise."""
+
+    thread_id: int | None
+    """The thread of the loop that user code runs on; no `_sync` verb may block it."""
+
+    def __init__(self, name: str, clock: Clock, patience: float) -> None:
+        self.pool = Pool(POOL_SIZE, f"actorbot-pool-{name}", clock, patience)
+
+    @abstractmethod
+    def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Make a coroutine function that calls user code, `def` or `async def`, where it belongs, and awaits an awaitable it returns.
+
+        After *limit* real seconds it raises TimeoutError; in a threaded home only `async def` can be stopped.
+        """
+
+    @abstractmethod
+    def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
+        """Make a place in line. Called where the caller will await it."""
+
+    @abstractmethod
+    def promise(self) -> Promise:
+        """Make what is ended at home, and waited for there with `wait` by one: cancelling that one ends it."""
+
+    @abstractmethod
+    async def wait(self, future: Promise, timeout: float | None = None) -> Any:
+        """Wait for *future*. Raises: TimeoutError after *timeout* real seconds; cancelling this leaves the future alone."""
+
+    @abstractmethod
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        """Run a quick function soon: on the loop, or, in a threaded home, right here."""
+
+    @abstractmethod
+    def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
+        """Run a coroutine in the background, where no turn waits for it. It handles its own errors."""
+
+    @abstractmethod
+    def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an awaitable of user code on the loop (a threaded home: on its private loop) and block the calling thread for it."""
+
+    @abstractmethod
+    def give_way(self) -> None:
+        """Let the flusher's thread, which is late, have the interpreter. Called where a turn is about to begin."""
+
+    def current_task(self) -> asyncio.Task[Any] | None:
+        """Return the task that is running here; `None` in a threaded home, where there is nothing to cancel."""
+        return None
+
+    def is_ending(self, error: BaseException) -> bool:
+        """Tell whether *error* ends the coroutine that runs here, rather than being a failure of something that it has called."""
+        if isinstance(error, asyncio.CancelledError):
+            task = self.current_task()
+            return task is not None and task.cancelling() > 0
+        return isinstance(error, GeneratorExit)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of threads and of what still runs in the background. Called once, last, where a turn could run."""
+
+
+def new_future() -> Future[Any]:
+    """Make a future that only its maker ends: cancelling what waits for it leaves it alone."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether calling *function* gives a coroutine."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = type(function).__call__ if isinstance(type(function).__call__, types.FunctionType) else None
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def is_plain(function: Callable[..., Any]) -> bool:
+    """Tell whether calling *function* surely gives no awaitable: a lambda, a wrapper or a callable object may pass one on."""
+    function = getattr(function, "__func__", function)
+    plain = isinstance(function, types.FunctionType) and not inspect.iscoroutinefunction(function)
+    return plain and function.__name__ != "<lambda>" and not hasattr(function, "__wrapped__")
+
+
+def is_to_await(value: Any) -> bool:
+    return inspect.isawaitable(value) and not isinstance(value, Sent)  # a reply may be left alone
+
+
+def too_long(limit: float) -> TimeoutError:
+    return TimeoutError(f"it took longer than {limit:g} s (handler_timeout)")
+
+
+def outside_of_turns() -> ContextVars:
+    """Copy the variables of the running code, but for the turn that it is part of."""
+    variables = copy_context()
+    variables.run(current.set, None)
+    return variables
+
+
+def run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Awaitable[Any]]) -> _Answer:
+    """Run an awaitable of user code on *loop*, with the variables of the calling thread, which may then wait for it."""
+    answer = _Answer(loop)
+    variables = copy_context()
+
+    def start() -> None:
+        answer._task = loop.create_task(answer._run(make), context=variables)
+
+    loop.call_soon_threadsafe(start)
+    return answer
+
+
+class _Answer:
+    """The outcome of a coroutine of user code on some loop, for a thread that waits for it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: Future[Any] = new_future()
+        self._task: asyncio.Task[Any] | None = None
+
+    def result(self, limit: float | None = None) -> Any:
+        try:
+            return self._future.result(limit)
+        except TimeoutError:
+            if self._future.done():
+                return self._future.result()
+            self.interrupt()
+            assert limit is not None
+            raise too_long(limit) from None
+
+    def interrupt(self) -> None:
+        """Stop waiting for the coroutine, which may be blocking its loop, and cancel it; from any thread."""
+        self._end(None, asyncio.CancelledError())
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        try:
+            if error is None:
+                self._future.set_result(value)
+            else:
+                self._future.set_exception(error)
+        except InvalidStateError:
+            return  # the other side was faster: the coroutine's end, or who has stopped waiting for it
+
+    async def _run(self, make: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            value = await make()
+        except BaseException as error:  # a SystemExit would end the loop and everybody on it
+            self._end(None, error)
+        else:
+            self._end(value, None)

@@ -1,0 +1,140 @@
+"""A session's mailbox: the turn, which is a lock, and the line of those who wait for it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any, Protocol
+
+from actorbot._runtime.actor import EndOfBatch, Envelope, Inbox, PooledActor
+from actorbot.errors import OverloadedError
+
+__all__ = ["Mailbox", "Waiter"]
+
+_MAKING_A_LINE = threading.Lock()  # guards the making of any mailbox's line, which happens once per contended session
+
+
+class Waiter(Protocol):
+    """Somebody who waits in line to borrow the turn."""
+
+    def grant(self) -> bool:
+        """Hand the turn over, from any thread; `False` if the waiter has withdrawn."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the waiter, from any thread, that it will not get the turn."""
+
+
+class Mailbox(PooledActor):
+    """Bounded FIFO in front of an actor, which is its own inbox: one object less for each of 100,000 sessions.
+
+    `turn` is held while the session is owned, scheduled or closed. `line` holds envelopes (told) and waiters (who await) in
+    the order of their acceptance; `None` until somebody has had to wait, because a deque costs 600 bytes. The rule that loses no
+    wake-up: who joins appends and then tries the lock; who leaves releases and then looks at the line. An uncontended turn costs
+    one lock operation at each end (76 ns measured; a guard lock and a state field took 300 ns). Any thread.
+    """
+
+    __slots__ = ("closed", "line", "scheduled", "turn")
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.line: deque[Waiter | Envelope[Any]] | None = None
+        self.scheduled: Envelope[Any] | None = None
+        self.closed = False
+        self.turn.acquire()  # born held: whoever makes a session has its first turn
+
+    def schedule(self) -> None:
+        """Run the batch that stands in `scheduled`, soon; called by who holds the turn and hands it to the batch."""
+        raise NotImplementedError
+
+    def enter(self) -> bool:
+        """Take the turn if it is free and nobody is before us."""
+        return not self.line and self.turn.acquire(False)
+
+    def join(self, item: Waiter | Envelope[Any], limit: float) -> bool:
+        """Take a place at the end of the line; `False` if the mailbox is closed. Raises: OverloadedError if *limit* are there already."""
+        line = self.line
+        if line is None:
+            with _MAKING_A_LINE:
+                if self.line is None:
+                    self.line = deque()
+                line = self.line
+        if len(line) >= limit:
+            raise OverloadedError(
+                f"the mailbox of the session is full ({limit:.0f} events wait for their turn)", retry_after=0.5
+            )
+        line.append(item)
+        if self.turn.acquire(False):
+            self.leave()
+        elif self.closed and self.withdraw(item):
+            return False
+        return True
+
+    def withdraw(self, item: Any) -> bool:
+        """Step out of the line; `False` if the item is no longer in it."""
+        try:
+            if self.line is not None:
+                self.line.remove(item)
+                return True
+        except ValueError:
+            pass  # somebody has just taken it out
+        return False
+
+    def leave(self) -> None:
+        """Pass the turn on. The caller holds it. The turn of a closed mailbox stays taken."""
+        if self.closed:
+            return
+        while True:
+            while self.line:
+                try:
+                    item = self.line.popleft()
+                except IndexError:
+                    continue  # it has just withdrawn
+                if isinstance(item, Envelope):
+                    self.scheduled = item
+                    self.schedule()
+                    return
+                if item.grant():
+                    return
+            self.turn.release()
+            if not self.line or not self.turn.acquire(False):
+                return
+
+    def close_if_nobody_waits(self) -> bool:
+        """Close the mailbox for good unless somebody is in line. The caller holds the turn, and keeps it.
+
+        Who joins appends first and looks at `closed` then; here it is the other way round, so that one of the two sees the other.
+        """
+        self.closed = True
+        if self.line:
+            self.closed = False
+            return False
+        return True
+
+    def drain(self) -> list[Waiter | Envelope[Any]]:
+        """Take everybody out of the line."""
+        items: list[Waiter | Envelope[Any]] = []
+        while self.line:
+            try:
+                items.append(self.line.popleft())
+            except IndexError:
+                break  # it has just withdrawn
+        return items
+
+    # --- what pykka asks of an inbox ----------------------------------------------------------------------------------
+
+    @property
+    def actor_inbox(self) -> Inbox:  # type: ignore[override]  # an attribute in pykka
+        return self
+
+    def put(self, envelope: Envelope[Any], /) -> None:
+        raise NotImplementedError("events reach a session through its manager, which knows the bound of the mailbox")
+
+    def get(self) -> Envelope[Any]:
+        """Give pykka's loop the told event whose turn it is, and end the batch after it: its turn may outlast the call."""
+        if self.scheduled is None:
+            raise EndOfBatch
+        envelope, self.scheduled = self.scheduled, None
+        return envelope
+
+    def empty(self) -> bool:
+        return self.scheduled is None

@@ -1,0 +1,1 @@
+"""One event's stay in its session: the actor, its replies, its time, and circles of waiting."""

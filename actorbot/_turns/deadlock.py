@@ -1,0 +1,52 @@
+"""Which turn waits for which session, so that a circle is refused instead of waited out."""
+
+from __future__ import annotations
+
+from actorbot._context import Context, chain
+from actorbot._turns.session_actor import SessionActor
+from actorbot.errors import DeadlockError
+
+__all__ = ["begin_to_wait", "end_to_wait"]
+
+
+def begin_to_wait(actor: SessionActor) -> list[Context]:
+    """Note that the turns which the running code is part of wait for a turn of *actor*; return them, for `end_to_wait`.
+
+    Raises: DeadlockError.
+    """
+    mine = list(chain())
+    if mine:
+        for context in mine:
+            context._waits_for = [*(context._waits_for or ()), actor]
+        try:
+            _refuse_circle(actor, {context._actor for context in mine})
+        except DeadlockError:
+            end_to_wait(mine, actor)
+            raise
+    return mine
+
+
+def end_to_wait(mine: list[Context], actor: SessionActor) -> None:
+    """Take back what `begin_to_wait` has noted: once, since a turn may wait for the same session in several tasks."""
+    for context in mine:
+        rest = list(context._waits_for or ())
+        if actor in rest:
+            rest.remove(actor)
+        context._waits_for = rest
+
+
+def _refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
+    """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
+    waits_for = {context._actor: context._waits_for for context in list(target.turns.running) if context._waits_for}
+    seen: set[SessionActor] = set()
+    ahead = [target]
+    while ahead:
+        actor = ahead.pop()
+        if actor in mine:
+            raise DeadlockError(
+                target.session_id,
+                "waiting for its turn would wait for the turn that asks; dispatch after the handler, or use submit()",
+            )
+        if actor not in seen:
+            seen.add(actor)
+            ahead.extend(waits_for.get(actor, ()))

@@ -1,0 +1,133 @@
+"""The bot author's functions: bound to the home that they are called in, and told what happens behind the turns."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from actorbot._context import Apology, Context
+from actorbot._flushing.write import Committed, Flushable
+from actorbot._reports import Conflict
+from actorbot._runtime.home import Home, new_future
+from actorbot._state.codec import decode_state
+from actorbot._state.values import UndecodableError
+
+__all__ = ["Hook", "Hooks"]
+
+logger = logging.getLogger("actorbot")
+
+Hook = Callable[..., Any]
+KEPT = 1_000  # conflicts, the newest
+IN_TURNS = ("handler", "on_session_start")  # what runs in a turn ends with it, and needs no time limit of its own
+
+
+class Hooks:
+    """The handler, `deliver` and the `on_…` hooks of one manager, by name. Any thread."""
+
+    def __init__(self, home: Home, functions: Mapping[str, Hook | None], *, limit: float, most_told: int) -> None:
+        self._home = home
+        self._bound = {
+            name: home.bind(function, None if name in IN_TURNS else limit)
+            for name, function in functions.items()
+            if function is not None
+        }
+        self._most_told = most_told
+        self._telling = threading.Lock()  # guards the next
+        self._told: dict[str, float] = {}  # the ends that were told, oldest first: a record may outlast its session
+        self.running: set[Future[None]] = set()
+        self.dead_letters = 0
+        self.conflicts: deque[Conflict] = deque(maxlen=KEPT)
+
+    def bound(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
+        """Return the function of that name as a coroutine function of the home; `None` if the author gave none."""
+        return self._bound.get(name)
+
+    async def tell_error(self, context: Context, error: BaseException) -> None:
+        """Tell of a turn that was rolled back."""
+        hook = self.bound("on_error")
+        if hook is None:
+            return
+        try:
+            await hook(Apology(context), error)
+        except BaseException as failure:
+            if self._home.is_ending(failure):
+                raise
+            logger.exception(
+                "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
+            )
+
+    async def tell_undelivered(self, context: Context, error: BaseException) -> None:
+        """Tell of a reply that `deliver` has failed with."""
+        if isinstance(context, Apology) or self.bound("on_error") is None:
+            session_id = context.session_id
+            logger.error(
+                "a reply of session %r was not delivered: %r", session_id, error, extra={"session_id": session_id}
+            )
+        else:
+            await self.tell_error(context, error)
+
+    def tell_expired(self, session_id: str, state: bytes, end: float) -> None:
+        """Tell, once, that the session has ended at *end*: its record may be met again, in memory, by a read or by a sweep."""
+        if self.bound("on_session_expire") is None:
+            return
+        with self._telling:
+            if self._told.pop(session_id, None) == end:
+                self._told[session_id] = end
+                return
+            if len(self._told) >= self._most_told:
+                del self._told[next(iter(self._told))]
+            self._told[session_id] = end
+        try:
+            values = decode_state(state)
+        except UndecodableError:
+            logger.exception("an expired session cannot be decoded", extra={"session_id": session_id})
+            return
+        self._call_later("on_session_expire", session_id, values)
+
+    def tell_conflict(self, session: Flushable, unflushed: Committed) -> None:
+        """Tell of a session that another process has written, and of what was not flushed here."""
+        logger.error(
+            "session %r was written by another process; what this one had not flushed goes to on_conflict",
+            session.session_id,
+            extra={"session_id": session.session_id},
+        )
+        self.keep(session.session_id, unflushed)
+        state = unflushed[1]
+        self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))
+
+    def keep(self, session_id: str, unflushed: Committed) -> None:
+        """Keep what is lost to a conflict for whoever asks later."""
+        version, state, _, last_activity, _ = unflushed
+        self.conflicts.append(
+            Conflict(session_id, None if state is None else decode_state(state), version, last_activity)
+        )
+
+    def bury(self, session_id: str, event: Any, error: BaseException) -> None:
+        """Make *event* a dead letter."""
+        self.dead_letters += 1
+        logger.warning("dead letter of session %r: %r", session_id, error)
+        self._call_later("on_dead_letter", session_id, event, f"{type(error).__name__}: {error}")
+
+    def _call_later(self, name: str, *args: Any) -> None:
+        hook = self.bound(name)
+        if hook is None:
+            return
+        done = new_future()
+        self.running.add(done)
+
+        async def call() -> None:
+            try:
+                await hook(*args)
+            except BaseException as failure:
+                if self._home.is_ending(failure):
+                    raise
+                logger.exception("%s failed for session %r", name, args[0], extra={"session_id": args[0]})
+            finally:
+                self.running.discard(done)
+                done.set_result(None)
+
+        self._home.spawn(call)

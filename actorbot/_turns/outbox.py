@@ -1,0 +1,168 @@
+"""Replies on their way: per session in order, each at most once, never before its turn is acknowledged."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any
+
+from actorbot._context import Context
+from actorbot._runtime.home import Home, new_future
+from actorbot.errors import ActorbotError, ConfigError
+
+__all__ = ["Outbox"]
+
+logger = logging.getLogger("actorbot")
+
+Deliver = Callable[[str, Any], Awaitable[Any]]
+OnFailure = Callable[[Context, BaseException], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The replies of one turn."""
+
+    context: Context | None
+    messages: list[Any]
+    gate: Future[Any] | None  # must succeed first
+    delivered: Future[Any] | None = None  # done when everything before it has left
+
+
+class Outbox:
+    """Hands replies to `deliver`. Its methods may be called from any thread."""
+
+    def __init__(self, home: Home, deliver: Deliver | None, on_failure: OnFailure) -> None:
+        self._home = home
+        self._deliver = deliver
+        self._on_failure = on_failure
+        self._lock = threading.Lock()  # guards the three below; never held while delivering
+        self._lines: dict[str, deque[Parcel]] = {}
+        self._ungated: Counter[str] = Counter()  # how many of a session's are on their way past its line
+        self._waiting: list[Future[Any]] = []
+
+    def __len__(self) -> int:
+        """How many sessions have replies on their way."""
+        return len(self._lines.keys() | self._ungated.keys())
+
+    def check(self) -> None:
+        """Raises: ConfigError if there is nowhere to send to."""
+        if self._deliver is None:
+            raise ConfigError(
+                "deliver", None, "a function of (session_id, message); without one a reply has nowhere to go"
+            )
+
+    def put(self, context: Context, messages: list[Any], gate: Future[Any] | None = None) -> None:
+        """Deliver *messages* after what the session sent before, once *gate* has succeeded; if it fails they are never sent."""
+        session_id = context.session_id
+        with self._lock:
+            line = self._lines.get(session_id)
+            if line is not None:
+                line.append(Parcel(context, messages, gate))
+                return
+            line = self._lines[session_id] = deque([Parcel(context, messages, gate)])
+        self._home.spawn(lambda: self._work_off(session_id, line))
+
+    def send_now(self, context: Context, message: Any) -> Future[Any]:
+        """Deliver *message* past the line; the future holds what `deliver` returned, or its error, which is reported too."""
+        self.check()
+        delivered = new_future()
+        session_id = context.session_id
+
+        async def send() -> None:
+            try:
+                await self._hand_over(context, message, delivered)
+            finally:
+                with self._lock:
+                    self._ungated[session_id] -= 1
+                    if not self._ungated[session_id]:
+                        del self._ungated[session_id]
+                    waiting = self._take_waiting()
+                _release(waiting)
+
+        with self._lock:
+            self._ungated[session_id] += 1
+        self._home.spawn(send, copy_context())  # inside the turn, which may wait for it
+        return delivered
+
+    def emptied(self, session_id: str | None = None) -> Future[Any]:
+        """Return a future that is done when nothing is on its way; with a *session_id*, nothing that stands in its line so far."""
+        future = new_future()
+        with self._lock:
+            line = None if session_id is None else self._lines.get(session_id)
+            if line is not None:
+                line.append(Parcel(None, [], None, delivered=future))
+            elif session_id is None and (self._lines or self._ungated):
+                self._waiting.append(future)
+            else:
+                future.set_result(None)
+        return future
+
+    async def _work_off(self, session_id: str, line: deque[Parcel]) -> None:
+        try:
+            while (parcel := self._next(session_id, line)) is not None:
+                if parcel.delivered is not None:
+                    parcel.delivered.set_result(None)
+                elif parcel.context is not None and await self._passes(parcel.gate):
+                    for message in parcel.messages:
+                        await self._hand_over(parcel.context, message)
+        except BaseException:
+            self._break_off(session_id, line)
+            raise
+
+    def _next(self, session_id: str, line: deque[Parcel]) -> Parcel | None:
+        """Take the next parcel out of *line*; take the line away when there is none."""
+        with self._lock:
+            if line:
+                return line.popleft()
+            del self._lines[session_id]
+            waiting = self._take_waiting()
+        _release(waiting)
+        return None
+
+    def _break_off(self, session_id: str, line: deque[Parcel]) -> None:
+        """Give up what stands in *line*: the task that works it off was cancelled, as when the loop is about to end."""
+        with self._lock:
+            del self._lines[session_id]
+            waiting = [parcel.delivered for parcel in line if parcel.delivered is not None] + self._take_waiting()
+        logger.error("replies of session %r were given up", session_id, extra={"session_id": session_id})
+        _release(waiting)
+
+    def _take_waiting(self) -> list[Future[Any]]:
+        # The caller holds the lock.
+        if self._lines or self._ungated:
+            return []
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    async def _passes(self, gate: Future[Any] | None) -> bool:
+        if gate is None:
+            return True
+        try:
+            await self._home.wait(gate)
+        except ActorbotError:
+            return False  # who waited for the acknowledgement has been told
+        return True
+
+    async def _hand_over(self, context: Context, message: Any, delivered: Future[Any] | None = None) -> None:
+        assert self._deliver is not None
+        try:
+            value = await self._deliver(context.session_id, message)
+        except BaseException as error:  # a deliver may raise anything; nothing of it may end the line
+            if delivered is not None:
+                delivered.set_exception(error)
+            if self._home.is_ending(error):
+                raise
+            await self._on_failure(context, error)
+        else:
+            if delivered is not None:
+                delivered.set_result(value)
+
+
+def _release(waiting: list[Future[Any]]) -> None:
+    for future in waiting:
+        future.set_result(None)
