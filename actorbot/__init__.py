@@ -11,14 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from actorbot import errors
-from actorbot._bot import Bot, ConsoleBot
-from actorbot._context import Context
+from actorbot._bot import Bot
+from actorbot._console import ConsoleBot
+from actorbot._event import DUPLICATE, Event
 from actorbot._manager.manager import SessionManager
 from actorbot._manager.receipt import Receipt
-from actorbot._messages import DUPLICATE, Event
 from actorbot._policy import FlushPolicy, Retry
 from actorbot._reports import ShutdownReport
 from actorbot._state.typed import Session
+from actorbot._turns.context import Context
 from actorbot.stores.base import ONE_YEAR, SessionStore
 from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore

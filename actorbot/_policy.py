@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final, Literal, Self
 
+from actorbot._checks import DAY, check_count, check_seconds, check_word
 from actorbot.errors import ConfigError
 
 __all__ = ["FlushPolicy", "Retry"]
-
-_DAY: Final = 86_400.0  # seconds
 
 _BEHIND: Final = ("max_delay", "max_events", "max_dirty_bytes", "when_full")
 _SHARED: Final = ("batch_size", "store_deadline", "retry.attempts", "retry.base", "retry.cap")
@@ -21,21 +20,6 @@ _KNOBS: Final[dict[str, tuple[str, ...]]] = {
     "write-behind": _BEHIND + _SHARED,
     "journaled": _JOURNAL + _BEHIND + _SHARED,
 }
-
-
-def _check_word(field: str, value: object, words: tuple[str, ...]) -> None:
-    if value not in words:
-        raise ConfigError(field, value, " or ".join(words))
-
-
-def _check_count(field: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigError(field, value, f"a whole number from {least:,} to {most:,}")
-
-
-def _check_seconds(field: str, value: object, *, least: float = 0.0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or not least <= value <= _DAY:
-        raise ConfigError(field, value, f"seconds, {f'at least {least:g}' if least else 'above 0'}, up to {_DAY:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +36,9 @@ class Retry:
     """The longest pause in seconds (`base` to a day)."""
 
     def __post_init__(self) -> None:
-        _check_count("retry.attempts", self.attempts, 1, 1_000)
-        _check_seconds("retry.base", self.base, least=0.001)
-        _check_seconds("retry.cap", self.cap, least=self.base)
+        check_count("retry.attempts", self.attempts, 1, 1_000)
+        check_seconds("retry.base", self.base, least=0.001, most=DAY)
+        check_seconds("retry.cap", self.cap, least=self.base, most=DAY)
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after *attempt* has failed; the first attempt is 1.
@@ -93,16 +77,16 @@ class FlushPolicy:
     """What happens when that call fails."""
 
     def __post_init__(self) -> None:
-        _check_word("mode", self.mode, tuple(_KNOBS))
-        _check_seconds("max_delay", self.max_delay)
-        _check_count("max_events", self.max_events, 1, 1_000_000)
-        _check_count("batch_size", self.batch_size, 1, 10_000)
-        _check_count("max_dirty_bytes", self.max_dirty_bytes, 64 * 1024, 1024**4)
-        _check_word("when_full", self.when_full, ("wait", "reject"))
-        _check_seconds("store_deadline", self.store_deadline)
+        check_word("mode", self.mode, tuple(_KNOBS))
+        check_seconds("max_delay", self.max_delay, most=DAY)
+        check_count("max_events", self.max_events, 1, 1_000_000)
+        check_count("batch_size", self.batch_size, 1, 10_000)
+        check_count("max_dirty_bytes", self.max_dirty_bytes, 64 * 1024, 1024**4)
+        check_word("when_full", self.when_full, ("wait", "reject"))
+        check_seconds("store_deadline", self.store_deadline, most=DAY)
         if not isinstance(self.retry, Retry):
             raise ConfigError("retry", self.retry, "a Retry")
-        _check_word("sync", self.sync, ("full", "normal"))
+        check_word("sync", self.sync, ("full", "normal"))
         path: object = self.path
         if not isinstance(path, str) or "\0" in path or (self.mode == "journaled" and not path):
             raise ConfigError("path", path, "the path of the journal's file")

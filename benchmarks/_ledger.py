@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from actorbot._entry import Entry
+from actorbot._journal.entry import Entry
 from actorbot._journal.file import JournalFile
 from actorbot.errors import ActorbotError
 from actorbot.stores.base import Record, RecordStore, Write

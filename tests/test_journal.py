@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actorbot._entry import ANYBODYS, Committed, Entry, pack_entry, rebase, write_id_of
+from actorbot._flushing.recovery import rebase
+from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import KEPT, JournalFile
 from actorbot._journal.wal import find_flaw
+from actorbot._state.committed import ANYBODYS, Committed, write_id_of
 from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
 from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError, JournalError

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import pytest
 
 from actorbot import errors
-from actorbot._store_calls import StoreThread
+from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot.testing import ManualClock
 from tests.waiting import SOON, until_sync
 
@@ -25,14 +25,14 @@ class Held:
         return threading.get_ident()
 
 
-def come_back(thread: StoreThread, held: Held, stuck: int) -> None:
+def come_back(thread: DeadlineThread, held: Held, stuck: int) -> None:
     held.free.set()
     until_sync(lambda: thread._stuck == stuck)
 
 
 def test_calls_go_on_whatever_the_order_in_which_late_ones_come_back() -> None:
     clock = ManualClock()
-    thread = StoreThread("actorbot-store", "mine", clock, deadline=1.0)
+    thread = DeadlineThread("actorbot-store", "mine", clock, deadline=1.0)
     first = thread.call(threading.get_ident).result(SOON)
     held: list[Held] = []
     late: list[Future[int]] = []
@@ -63,7 +63,7 @@ def test_calls_go_on_whatever_the_order_in_which_late_ones_come_back() -> None:
 
 def test_whatever_call_is_under_way_is_left_behind_also_beside_a_newer_one() -> None:
     clock = ManualClock()
-    thread = StoreThread("actorbot-store", "mine", clock, deadline=1.0)
+    thread = DeadlineThread("actorbot-store", "mine", clock, deadline=1.0)
     first, second = Held(), Held()
     thread.call(first)
     assert first.entered.wait(SOON)
@@ -84,7 +84,7 @@ def test_whatever_call_is_under_way_is_left_behind_also_beside_a_newer_one() -> 
 @pytest.mark.parametrize("closed", [False, True])
 def test_who_waits_for_a_call_that_hangs_is_told_before_anything_else_goes_on_also_at_a_close(closed: bool) -> None:
     clock = ManualClock()
-    thread = StoreThread("actorbot-store", "mine", clock, deadline=1.0)
+    thread = DeadlineThread("actorbot-store", "mine", clock, deadline=1.0)
     held, done = Held(), threading.Event()
     order: list[str] = []
     thread.submit(lambda: thread.run(lambda error: order.append("told"), held) and None)

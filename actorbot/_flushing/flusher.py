@@ -10,7 +10,6 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from actorbot._entry import write_id_of
 from actorbot._flushing.outcome import Landing
 from actorbot._flushing.recovery import is_outdated, write_jobs
 from actorbot._flushing.waiters import ALL, ANY_NEWS, tell_first_error, tell_news
@@ -34,8 +33,9 @@ from actorbot._journal.journal import Journal
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.actor import Envelope
 from actorbot._runtime.clock import Clock
+from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.mailbox import Mailbox
-from actorbot._store_calls import StoreThread
+from actorbot._state.committed import write_id_of
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
@@ -60,7 +60,7 @@ class Flusher(Landing, Mailbox):
     def __init__(
         self,
         store: RecordStore,
-        thread: StoreThread,
+        thread: DeadlineThread,
         policy: FlushPolicy,
         clock: Clock,
         on_conflict: Callable[[Flushable, Committed], None],

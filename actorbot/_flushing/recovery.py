@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
-from actorbot._entry import rebase
 from actorbot._flushing.write import Job
-from actorbot._state.record import Record
+from actorbot._state.committed import ANYBODYS, Lineage, write_id_of
+from actorbot._state.record import RING_BYTES, Record, has_id
 from actorbot.errors import ActorbotError, ConflictError
 from actorbot.stores.base import RecordStore, Write
 
-__all__ = ["is_outdated", "write_jobs"]
+__all__ = ["is_outdated", "rebase", "write_jobs"]
 
 LOOKS: Final = 3  # for a session: between a look and its write, a write of the process that died may come
 
@@ -51,6 +52,38 @@ def _rebase(store: RecordStore, jobs: Sequence[Job]) -> dict[Job, ActorbotError 
         else:
             settled[job] = verdict
     return settled
+
+
+def rebase(write: Write, lineages: tuple[Lineage, ...], stored: Record | ActorbotError | None, store: str) -> Any:
+    """Decide about the write of a recovered state, the store being seen for the first time since.
+
+    Returns the Write that may be tried, `None` if it has been done already, what is stored if it is the same process's and newer, as after
+    a power loss that has set the journal back, or an error: what is stored is somebody else's, or broken.
+    """
+    forced = ANYBODYS in lineages
+    if stored is None:
+        return replace(write, base=b"") if forced else write
+    if isinstance(stored, ActorbotError):
+        return replace(write, base=None) if forced else stored
+    record = write.record
+    if has_id(stored.write_ids, record.write_id):
+        return None
+    if (
+        forced
+        or stored.write_id == record.write_ids[8:16]
+        or (
+            stored.write_id and has_id(record.write_ids[8:], stored.write_id)
+        )  # it has gone back: restored from a copy, or failed over
+        or any(
+            stored.version <= last and stored.write_id == write_id_of(name, stored.version) for name, last in lineages
+        )
+    ):
+        write_ids = (record.write_id + stored.write_ids)[:RING_BYTES]
+        return Write(replace(record, write_ids=write_ids), stored.write_id)
+    name, last = lineages[0]
+    if stored.version > last and stored.write_id == write_id_of(name, stored.version):
+        return stored
+    return ConflictError(store, "it was written by someone else since it was read", session_id=record.session_id)
 
 
 def _is_recovered(job: Job) -> bool:

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from actorbot._entry import Committed, Lineage
 from actorbot._runtime.home import new_future
+from actorbot._state.committed import Committed, Lineage
 from actorbot._state.record import RING_BYTES, Record
 from actorbot.stores.base import Write
 

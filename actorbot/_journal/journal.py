@@ -13,12 +13,13 @@ from itertools import islice
 from time import perf_counter
 from typing import Final, NamedTuple
 
-from actorbot._entry import Committed, Entry, Lineage, pack_entry
+from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import JournalFile
 from actorbot._runtime.clock import Clock
+from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.threads import Lane
+from actorbot._state.committed import Committed, Lineage
 from actorbot._state.values import UndecodableError
-from actorbot._store_calls import StoreThread
 from actorbot.errors import ActorbotError, JournalError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 
 __all__ = ["Journal"]
@@ -72,7 +73,7 @@ class Journal:
         self._on_size = on_size  # told how many bytes it holds, on its thread
         self.yields = not keeps
         """Whether entries go when the store has them: not where the store does not outlive the process."""
-        self._thread = StoreThread("actorbot-journal", "journal", clock, deadline)
+        self._thread = DeadlineThread("actorbot-journal", "journal", clock, deadline)
         self._lock = threading.Lock()  # guards the seven below
         self._closed = False
         self._asked: list[_Put] = []

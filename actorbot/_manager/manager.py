@@ -16,16 +16,14 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
-from actorbot._context import Context, chain, current
+from actorbot._checks import check_count, check_seconds
 from actorbot._manager.access import Door
 from actorbot._manager.closing import shut, shut_without_loop
 from actorbot._manager.options import (
     Options,
     check_clock,
-    check_count,
     check_functions,
     check_policy,
-    check_seconds,
     check_store,
 )
 from actorbot._manager.parts import Engine
@@ -34,10 +32,12 @@ from actorbot._manager.verbs import Verbs
 from actorbot._policy import FlushPolicy
 from actorbot._reports import Conflict, Health, SessionInfo, ShutdownReport, Stats
 from actorbot._runtime.clock import Clock
+from actorbot._runtime.current import current
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
 from actorbot._state.typed import SessionShape
+from actorbot._turns.context import Context, chain
 from actorbot._turns.hooks import Hook
 from actorbot.errors import ActorbotError, ManagerClosedError
 

@@ -15,7 +15,7 @@ from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
 from actorbot.stores.memory import MemorySessionStore
 
-__all__ = ["Options", "check_clock", "check_count", "check_functions", "check_policy", "check_seconds", "check_store"]
+__all__ = ["Options", "check_clock", "check_functions", "check_policy", "check_store"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +58,6 @@ def check_policy(flush: FlushPolicy | None) -> FlushPolicy:
     if not isinstance(flush, FlushPolicy):
         raise ConfigError("flush", flush, "a FlushPolicy; FlushPolicy.parse() reads one from text")
     return flush
-
-
-def check_seconds(field: str, value: Any, *, least: float | None = None) -> float:
-    """Return *value* as a float: above 0, or from *least* on. Raises: ConfigError."""
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not (value >= least if least is not None else value > 0) or value > 1e9:
-        raise ConfigError(field, value, f"seconds, {'at least 0' if least is not None else 'above 0'}, up to 1e9")
-    return float(value)
-
-
-def check_count(field: str, value: Any) -> int:
-    """Return *value*. Raises: ConfigError if it is no whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 40:
-        raise ConfigError(field, value, "a whole number, at least 1")
-    return value
 
 
 def check_functions(**functions: Hook | None) -> Mapping[str, Hook | None]:

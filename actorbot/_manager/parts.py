@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from actorbot._context import Context
 from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
 from actorbot._reports import Health, SessionInfo, Stats
+from actorbot._residents.loader import Loader
 from actorbot._residents.registry import Registry
+from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, is_plain, new_future
 from actorbot._runtime.thread_home import ThreadHome
-from actorbot._store_calls import Loader, StoreThread
+from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
 from actorbot._turns.shared import Turns
@@ -48,9 +49,9 @@ class Engine:
         if not isinstance(given, RecordStore):
             self.store = DriverStore(given, home.run_awaitable, deadline)
         name = self.store.name
-        self.writer = self._reader = StoreThread("actorbot-store", name, clock, deadline)
+        self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
         if not isinstance(self.store, DriverStore):  # which has one thread for all
-            self._reader = StoreThread("actorbot-reads", name, clock, deadline)
+            self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)
 
     async def start(self) -> None:
         """Open the store, and make and start what needs it open. Raises: store errors."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import Future, wait
 from typing import Any, Final
 
-from actorbot._context import Context
 from actorbot._manager.access import Door
 from actorbot._runtime.thread_home import run_inline
+from actorbot._turns.context import Context
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.session_actor import SessionActor

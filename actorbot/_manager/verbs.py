@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Any
 
-from actorbot._context import Context
-from actorbot._entry import ANYBODYS, Committed
-from actorbot._messages import Handle
 from actorbot._residents.registry import Registry
 from actorbot._runtime.home import new_future
 from actorbot._state.codec import decode_state
+from actorbot._state.committed import ANYBODYS, Committed
 from actorbot._state.record import TOMBSTONE_AGE
+from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
-from actorbot._turns.session_actor import SessionActor
+from actorbot._turns.context import Context
+from actorbot._turns.session_actor import Handle, SessionActor
 from actorbot._turns.shared import Turns
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
     CorruptSessionError,
     DuplicateEventError,
-    InvalidSessionIdError,
     OutcomeUnknownError,
 )
 
 __all__ = ["Verbs"]
-
-MAX_ID_BYTES: Final = 512
 
 
 class Verbs:
@@ -214,21 +210,3 @@ class _Ending:
             self.done.set_result(None)
         else:
             self.done.set_exception(error)
-
-
-def check_session_id(session_id: str) -> str:
-    """Return *session_id* as a plain `str`. Raises: InvalidSessionIdError."""
-    if not isinstance(session_id, str):
-        raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")
-    session_id = str.__str__(session_id)  # of a StrEnum, say: what a record keeps is a str
-    if not session_id:
-        raise InvalidSessionIdError("it is empty")
-    try:
-        size = len(session_id.encode())
-    except UnicodeEncodeError:
-        raise InvalidSessionIdError("it holds a lone surrogate") from None
-    if size > MAX_ID_BYTES:
-        raise InvalidSessionIdError(f"it has {size} UTF-8 bytes; at most {MAX_ID_BYTES} are allowed")
-    if not session_id.isprintable() and any(unicodedata.category(character) == "Cc" for character in session_id):
-        raise InvalidSessionIdError("it holds a control character")
-    return session_id

@@ -13,18 +13,18 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Final
 
-from actorbot._entry import Entry
-from actorbot._messages import Handle, Sweep
+from actorbot._journal.entry import Entry
 from actorbot._residents.backoff import Failures
 from actorbot._residents.idle import Watch
+from actorbot._residents.loader import Loader
 from actorbot._runtime.actor import Envelope, ServiceActor
 from actorbot._runtime.home import new_future
 from actorbot._state.record import Record
-from actorbot._store_calls import Loader
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
-from actorbot._turns.session_actor import SessionActor
+from actorbot._turns.session_actor import Handle, SessionActor
 from actorbot._turns.shared import Turns
 from actorbot.errors import (
     ActorbotError,
@@ -42,6 +42,13 @@ logger = logging.getLogger("actorbot")
 
 REPLAYED: Final = 500  # sessions of the journal that come to memory at a time
 CHUNK: Final = 500  # sessions that a sweep looks at before it lets other threads run
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """To the registry: passivate what is idle, expire what has ended."""
+
+    done: Future[None]
 
 
 class Registry(ServiceActor):

@@ -7,13 +7,12 @@ import functools
 import inspect
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future, InvalidStateError
 from contextvars import Context as ContextVars
 from contextvars import copy_context
 from typing import Any, Protocol
 
-from actorbot._context import Sent, current
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.mailbox import Waiter
 from actorbot._runtime.threads import Pool
@@ -22,12 +21,12 @@ __all__ = [
     "Home",
     "Leavable",
     "Promise",
+    "Sent",
     "TurnWaiter",
     "is_async",
     "is_plain",
     "is_to_await",
     "new_future",
-    "outside_of_turns",
     "run_on",
     "too_long",
 ]
@@ -109,6 +108,23 @@ class Home(ABC):
         """Let go of threads and of what still runs in the background. Called once, last, where a turn could run."""
 
 
+class Sent:
+    """A reply on its way. Awaiting it may be left out.
+
+    Awaiting a gated reply, which leaves after the turn, gives `None` at once; awaiting an ungated one gives what `deliver` returned.
+    """
+
+    __slots__ = ("_delivered",)
+
+    def __init__(self, delivered: Future[Any] | None = None) -> None:
+        self._delivered = delivered
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self._delivered is None:
+            return None
+        return (yield from asyncio.wrap_future(self._delivered).__await__())
+
+
 def new_future() -> Future[Any]:
     """Make a future that only its maker ends: cancelling what waits for it leaves it alone."""
     future: Future[Any] = Future()
@@ -137,13 +153,6 @@ def is_to_await(value: Any) -> bool:
 
 def too_long(limit: float) -> TimeoutError:
     return TimeoutError(f"it took longer than {limit:g} s (handler_timeout)")
-
-
-def outside_of_turns() -> ContextVars:
-    """Copy the variables of the running code, but for the turn that it is part of."""
-    variables = copy_context()
-    variables.run(current.set, None)
-    return variables
 
 
 def run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Awaitable[Any]]) -> _Answer:

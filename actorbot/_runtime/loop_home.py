@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import Any
 
 from actorbot._runtime.clock import Clock
+from actorbot._runtime.current import outside_of_turns
 from actorbot._runtime.home import (
     Home,
     Leavable,
@@ -22,7 +23,6 @@ from actorbot._runtime.home import (
     TurnWaiter,
     is_async,
     is_to_await,
-    outside_of_turns,
     run_on,
     too_long,
 )

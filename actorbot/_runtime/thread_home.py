@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from contextvars import Context as ContextVars
 from typing import Any, NamedTuple, TypeVar
 
-from actorbot._context import current
 from actorbot._runtime.clock import Clock
+from actorbot._runtime.current import current, outside_of_turns
 from actorbot._runtime.home import (
     Home,
     Leavable,
@@ -24,7 +24,6 @@ from actorbot._runtime.home import (
     is_async,
     is_to_await,
     new_future,
-    outside_of_turns,
     run_on,
 )
 from actorbot.errors import TurnTimeoutError
@@ -133,9 +132,7 @@ class ThreadHome(Home):
         answer = run_on(self.loop, lambda: function(*args))
         context = current.get()
         if context is not None:
-            context._interrupt = answer.interrupt
-            if context._revoked is not None:  # meanwhile: who took the session away had nobody to interrupt yet
-                answer.interrupt()
+            context._call_when_revoked(answer.interrupt)
         return self._result(answer.result, limit)
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actorbot._context import Context, chain
+from actorbot._turns.context import Context, chain
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import DeadlockError
 

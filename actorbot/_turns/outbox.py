@@ -11,8 +11,8 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from actorbot._context import Context
 from actorbot._runtime.home import Home, new_future
+from actorbot._turns.context import Context
 from actorbot.errors import ActorbotError, ConfigError
 
 __all__ = ["Outbox"]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from contextvars import Context as ContextVars
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from actorbot._context import Context, current
-from actorbot._entry import Committed, Entry, Lineage
+from actorbot._event import DUPLICATE
+from actorbot._journal.entry import Entry
 from actorbot._journal.journal import Journal
-from actorbot._messages import DUPLICATE, Handle
+from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._runtime.mailbox import Mailbox
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
+from actorbot._state.committed import Committed, Lineage
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
 from actorbot._state.values import UndecodableError
+from actorbot._turns.context import Context, innermost
 from actorbot._turns.shared import Turns
 from actorbot.errors import (
     ActorbotError,
@@ -28,11 +32,21 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["SessionActor"]
+__all__ = ["Handle", "SessionActor"]
 
 EVENT_IDS: Final = 64 * 8  # bytes of event-id digests that a session remembers
 BUSY: Final = 12  # turns that the store does not have, from which on a session's values stay decoded until it has
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handle:
+    """To a session actor: handle an event whose sender does not stand in line for it."""
+
+    event: Any
+    event_id: str | None
+    outcome: Future[Any]
+    variables: ContextVars
 
 
 class SessionActor(Mailbox):
@@ -245,7 +259,7 @@ class SessionActor(Mailbox):
         except UndecodableError as error:
             raise CorruptSessionError(turns.store, self.session_id, str(error)) from error
         self.trusted = True
-        parent = current.get()
+        parent = innermost()
         # Past those that are over; one that was taken from code which still runs stays in the chain, to tell it so.
         while parent is not None and parent._session is None and (parent._revoked is None or parent._abandoned):
             parent = parent._parent

@@ -7,13 +7,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from actorbot._context import Context
 from actorbot._flushing.flusher import Flusher
 from actorbot._journal.journal import Journal
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.home import Home, new_future
 from actorbot._state.typed import SessionShape
+from actorbot._turns.context import Context
 from actorbot._turns.outbox import Outbox
 from actorbot.errors import ActorbotError, ManagerClosedError
 

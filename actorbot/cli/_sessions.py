@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.pretty import Pretty
 
-from actorbot._manager.verbs import check_session_id
 from actorbot._state.codec import decode_state
+from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
 from actorbot.cli._copy import copy
 from actorbot.cli._export import export

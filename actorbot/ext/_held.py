@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from actorbot._context import Context, current
 from actorbot._manager.manager import SessionManager
+from actorbot._runtime.current import current
+from actorbot._turns.context import Context, innermost
 from actorbot.errors import ConfigError
 
 __all__ = ["borrowed", "check_dict", "held", "joined", "values"]
@@ -21,7 +22,7 @@ def held(manager: SessionManager, session_id: str) -> Context | None:
 
     Raises: TurnEndedError if that turn was taken from the code (`handler_timeout`): what it still stores would be half of an event.
     """
-    context = current.get()
+    context = innermost()
     while context is not None:
         if context.session_id == session_id and context._actor.turns is manager._engine.turns:
             if context._open:

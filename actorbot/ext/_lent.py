@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
-from actorbot._context import Context
+from actorbot._turns.context import Context
 
 __all__ = ["Lent"]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
-from actorbot._manager.options import check_count
-from actorbot._messages import Event, Message
+from actorbot._checks import check_count
+from actorbot._event import Event, Message
 from actorbot.errors import ConfigError
 from actorbot.ext._requests import Headers, RefusedError, check_fresh, joined, media_type, only, read_json
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import TYPE_CHECKING, Final
 
+from actorbot._checks import check_count
 from actorbot._manager.manager import SessionManager
-from actorbot._manager.options import check_count
 from actorbot.ext._held import check_dict, joined, values
 
 try:

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from actorbot._context import Context
 from actorbot._manager.manager import SessionManager
+from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
 from actorbot.ext._held import borrowed, check_dict, held, joined, values
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from actorbot._context import Context
+from actorbot._event import DUPLICATE
 from actorbot._manager.manager import SessionManager
-from actorbot._messages import DUPLICATE
+from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
 
 try:

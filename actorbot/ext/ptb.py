@@ -15,9 +15,9 @@ from itertools import chain as flat
 from typing import Any, Final, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
-from actorbot._context import Context, chain
 from actorbot._manager.manager import SessionManager
 from actorbot._state.codec import encode_state
+from actorbot._turns.context import Context, chain
 from actorbot.errors import ConfigError, DuplicateEventError, TurnEndedError
 from actorbot.ext._held import check_dict, held
 

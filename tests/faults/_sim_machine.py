@@ -25,10 +25,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from actorbot import _store_calls
 from actorbot._journal import journal as _journal
 from actorbot._manager import closing as _closing
 from actorbot._runtime import actor as _actor
+from actorbot._runtime import deadline_thread as _deadline_thread
 from actorbot._runtime import loop_home as _loop_home
 from actorbot._runtime.clock import Action, Clock, Timer
 
@@ -338,7 +338,7 @@ def _threads_replaced(machine: Machine) -> Iterator[None]:
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(finalizer=lambda generator: None)  # what a crash leaves behind is not brought to its end
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_store_calls, _journal):
+        for module in (_deadline_thread, _journal):
             patch.setattr(module, "Lane", Lane)
         patch.setattr(_actor.ServiceActor, "begin", _begin)
         patch.setattr(_actor.ServiceActor, "notify", _notify)

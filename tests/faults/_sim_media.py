@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import ClassVar, Self
 
-from actorbot._entry import Entry
+from actorbot._journal.entry import Entry
 from actorbot._state.codec import decode_state
 from actorbot.errors import ActorbotError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore, Write, judge

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from actorbot import DUPLICATE, SessionManager
-from actorbot._context import Context
+from actorbot._turns.context import Context
 from actorbot.errors import (
     ActorbotError,
     ConflictError,

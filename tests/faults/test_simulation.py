@@ -15,7 +15,7 @@ import pytest
 from actorbot._flushing.flusher import Flusher
 from actorbot._journal.journal import Journal
 from actorbot._residents.registry import Registry
-from actorbot._store_calls import StoreThread
+from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import ActorbotError
 from tests.faults._scale import scaled
@@ -152,7 +152,7 @@ def _gives_a_version_twice(patch: Patch) -> None:
 
 
 def _leaves_who_waits_for_a_hanging_disk_to_the_close(patch: Patch) -> None:
-    def leave_behind(self: StoreThread, call: Any, error: ActorbotError) -> None:
+    def leave_behind(self: DeadlineThread, call: Any, error: ActorbotError) -> None:
         with self._lock:
             was_closed = self._closed
         if was_closed and call.lane is self._lane:
@@ -161,8 +161,8 @@ def _leaves_who_waits_for_a_hanging_disk_to_the_close(patch: Patch) -> None:
         else:
             original(self, call, error)
 
-    original = StoreThread._leave_behind
-    patch.setattr(StoreThread, "_leave_behind", leave_behind)
+    original = DeadlineThread._leave_behind
+    patch.setattr(DeadlineThread, "_leave_behind", leave_behind)
 
 
 JOURNALED: dict[str, Any] = {"mode": "journaled", "strangers": False, "jumps": False}

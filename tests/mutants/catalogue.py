@@ -231,7 +231,7 @@ MUTANTS = (
     ),
     Mutant(
         "a store that may block is read on the event loop",
-        "_store_calls.py",
+        "_residents/loader.py",
         "        if self._store.may_block:\n",
         "        if False:\n",
         "tests/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
@@ -274,14 +274,14 @@ MUTANTS = (
     ),
     Mutant(
         "a recovery overwrites whatever it finds",
-        "_entry.py",
+        "_flushing/recovery.py",
         "    forced = ANYBODYS in lineages",
         "    forced = True",
         "tests/test_journaled.py -k somebody_else",
     ),
     Mutant(
         "a recovery takes its own write for somebody else's",
-        "_entry.py",
+        "_flushing/recovery.py",
         "    if has_id(stored.write_ids, record.write_id):\n        return None\n",
         "",
         "tests/test_journaled.py tests/faults",

@@ -1,13 +1,11 @@
-"""What a bot is told, and what actors tell each other: commands in the imperative, facts in the past tense."""
+"""What a bot is told: an event, and whether it was counted before."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from contextvars import Context as ContextVars
 from dataclasses import dataclass
-from typing import Any, Final, Self, final
+from typing import Final, Self, final
 
-__all__ = ["DUPLICATE", "Duplicate", "Event", "Handle", "Message", "Sweep"]
+__all__ = ["DUPLICATE", "Duplicate", "Event", "Message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +42,3 @@ class Duplicate:
 
 DUPLICATE: Final = Duplicate()
 """What `dispatch` returns, instead of the handler's value, for an event id that the session has counted before. It is falsy."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Handle:
-    """To a session actor: handle an event whose sender does not stand in line for it."""
-
-    event: Any
-    event_id: str | None
-    outcome: Future[Any]
-    variables: ContextVars
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """To the registry: passivate what is idle, expire what has ended."""
-
-    done: Future[None]

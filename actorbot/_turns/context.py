@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
-from contextvars import ContextVar
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from actorbot._runtime.current import current
+from actorbot._runtime.home import Sent
 from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
 
-__all__ = ["Apology", "Context", "Sent", "chain", "current"]
-
-
-class Outgoing(Protocol):
-    """What a context sends through (the manager's outbox)."""
-
-    def check(self) -> None: ...
-
-    def put(self, context: Context, messages: list[Any]) -> None: ...
-
-    def send_now(self, context: Context, message: Any) -> Future[Any]: ...
-
-
-class Sent:
-    """A reply on its way. Awaiting it may be left out.
-
-    Awaiting a gated reply, which leaves after the turn, gives `None` at once; awaiting an ungated one gives what `deliver` returned.
-    """
-
-    __slots__ = ("_delivered",)
-
-    def __init__(self, delivered: Future[Any] | None = None) -> None:
-        self._delivered = delivered
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        if self._delivered is None:
-            return None
-        return (yield from asyncio.wrap_future(self._delivered).__await__())
+__all__ = ["Apology", "Context", "chain", "innermost"]
 
 
 _QUEUED = Sent()
@@ -117,9 +90,9 @@ class Context:
         if self._session is None:
             raise self._ended()
         if not gated:
-            return Sent(self._outgoing().send_now(self, message))
+            return Sent(self._actor.turns.outbox.send_now(self, message))
         if self._replies is None:
-            self._outgoing().check()
+            self._actor.turns.outbox.check()
             self._replies = []
         self._replies.append(message)
         return _QUEUED
@@ -133,8 +106,10 @@ class Context:
     def __repr__(self) -> str:
         return f"<Context of session {self.session_id!r}{'' if self._open else ', ended'}>"
 
-    def _outgoing(self) -> Outgoing:
-        return self._actor.turns.outbox  # type: ignore[no-any-return]
+    def _call_when_revoked(self, interrupt: Callable[[], None]) -> None:
+        self._interrupt = interrupt
+        if self._revoked is not None:  # meanwhile: who took the session away had nobody to interrupt yet
+            interrupt()
 
     def _ended(self) -> TurnEndedError:
         if self._revoked is None:
@@ -155,22 +130,22 @@ class Apology(Context):
 
         If it cannot be delivered that is logged, and is no reason to apologise again.
         """
-        outgoing = self._outgoing()
+        outbox = self._actor.turns.outbox
         if not gated:
-            return Sent(outgoing.send_now(self, message))
-        outgoing.check()
-        outgoing.put(self, [message])
+            return Sent(outbox.send_now(self, message))
+        outbox.check()
+        outbox.put(self, [message])
         return _QUEUED
 
 
-current: ContextVar[Context | None] = ContextVar("actorbot_turn", default=None)
-"""The last turn that the running code, or what it was spawned by, has begun. It is not set back when the turn ends, which would
-cost every event a twentieth of its time: who looks here passes over turns that have ended."""
+def innermost() -> Context | None:
+    """Return the last turn that the running code has begun; it may have ended since."""
+    return current.get()  # type: ignore[return-value]  # only turns of this class are ever set there
 
 
 def chain() -> Iterator[Context]:
     """Walk the turns, still open, that the running code is part of: innermost first."""
-    context = current.get()
+    context = innermost()
     while context is not None:
         if context._open:
             yield context

@@ -1,0 +1,32 @@
+"""Which turn the running code is part of, and what a home does to that turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context as ContextVars
+from contextvars import ContextVar, copy_context
+from typing import Protocol
+
+__all__ = ["RunningTurn", "current", "outside_of_turns"]
+
+
+class RunningTurn(Protocol):
+    """A turn, as far as a home knows it."""
+
+    def _call_when_revoked(self, interrupt: Callable[[], None]) -> None:
+        """Have *interrupt* called when the session is taken from the turn; at once if that has happened already."""
+
+
+current: ContextVar[RunningTurn | None] = ContextVar("actorbot_turn", default=None)
+"""The last turn that the running code, or the code that spawned it, has begun.
+
+It is not set back when the turn ends: that would cost every event a twentieth of its time. Who looks here passes over turns
+that have ended.
+"""
+
+
+def outside_of_turns() -> ContextVars:
+    """Copy the variables of the running code, but for the turn that it is part of."""
+    variables = copy_context()
+    variables.run(current.set, None)
+    return variables
