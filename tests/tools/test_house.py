@@ -5,11 +5,10 @@ from __future__ import annotations
 import configparser
 import importlib.metadata
 import tomllib
-from pathlib import Path
 
+from tests import ROOT
 from tests.mutants.catalogue import MUTANTS
 
-ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
