@@ -20,7 +20,7 @@ POLICY = FlushPolicy.write_behind(max_delay=1.0, max_events=1_000)
 
 
 def values_kept(manager: SessionManager, session_id: str = "ann") -> dict[str, Any] | None:
-    decoded = manager._engine.registry.entries[session_id].decoded
+    decoded = manager._parts.registry.actors[session_id].decoded
     return None if decoded is None else decoded[1]
 
 

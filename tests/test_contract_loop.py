@@ -2541,7 +2541,7 @@ async def test_fifty_users_who_are_never_silent_keep_no_thread_from_its_work() -
 
 async def test_a_closed_manager_looks_no_longer_at_how_busy_the_loop_is() -> None:
     manager = await SessionManager(handler=count).start()
-    home = manager._engine.home
+    home = manager._parts.home
     assert isinstance(home, LoopHome)
     look = home._next_look
     assert look is not None

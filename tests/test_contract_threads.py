@@ -700,7 +700,7 @@ def test_a_manager_whose_loop_has_gone_says_so() -> None:
         with pytest.raises(errors.ManagerClosedError, match="loop"):
             Call(manager.dispatch_sync, "ann", "hi").result()
     finally:
-        manager._engine.end()
+        manager._parts.end()
 
 
 # --- leaving memory ---------------------------------------------------------------------------------------------------

@@ -683,7 +683,7 @@ async def test_nobody_is_refused_when_what_was_unflushed_is_stored_between_two_l
     begin_clearing = Registry._begin_clearing
 
     def late(self: Registry) -> Any:
-        self.turns.flusher.flush(list(self.resident())).result(5.0)  # on its own thread: this one stands still
+        self.shared.flusher.flush(list(self.resident())).result(5.0)  # on its own thread: this one stands still
         return begin_clearing(self)
 
     monkeypatch.setattr(Registry, "_begin_clearing", late)
@@ -853,7 +853,7 @@ async def test_what_has_left_to_make_room_is_not_remembered() -> None:
         for user in range(500):
             await manager.dispatch(f"user:{user}", "hi")
 
-        assert len(manager._engine.registry.watch) <= 200
+        assert len(manager._parts.registry.watch) <= 200
 
 
 def test_a_thread_that_waits_too_long_for_a_turn_withdraws_its_event() -> None:

@@ -25,14 +25,14 @@ async def test_a_session_whose_read_failed_can_never_be_entered_by_its_old_actor
         store.fail_reads(1)
         waiting = asyncio.create_task(manager.dispatch("ann", "hi"))
         await asyncio.sleep(0)
-        old = manager._engine.registry.entries["ann"]
+        old = manager._parts.registry.actors["ann"]
         store.release()
         with pytest.raises(errors.StoreUnavailableError):
             await waiting
 
         assert not old.turn.acquire(False)
         assert await manager.dispatch("ann", "hi") == 1
-        assert manager._engine.registry.entries["ann"] is not old
+        assert manager._parts.registry.actors["ann"] is not old
 
 
 async def test_a_destroy_after_a_failed_flush_writes_the_tombstone_and_not_the_old_state() -> None:
@@ -178,7 +178,7 @@ async def test_a_session_is_read_again_once_its_stuck_read_has_come_back() -> No
         go_on.set()
         assert back.wait(5.0)
         async with asyncio.timeout(5):
-            while manager._engine.loader._at_store:
+            while manager._parts.loader._at_store:
                 await asyncio.sleep(0)
 
         assert await manager.dispatch("ann", "hi") == 1
@@ -509,13 +509,13 @@ async def test_a_conflict_in_the_middle_of_a_turn_is_not_overwritten(at: str, mo
         def met(value: object) -> bool:
             monkeypatch.undo()
             with pytest.raises(errors.ConflictError):  # on its own thread: this one stands still
-                ours._engine.turns.flusher.flush([ours._entries["ann"]]).result(5.0)
+                ours._parts.shared.flusher.flush([ours._actors["ann"]]).result(5.0)
             return bool(value)
 
         if at == "its commit":
             monkeypatch.setattr("actorbot._turns.session_actor.is_nobody_elses", met)
         else:
-            monkeypatch.setattr(ours._engine.turns, "wall", lambda: 1e12 if met(True) else 0.0)
+            monkeypatch.setattr(ours._parts.shared, "wall", lambda: 1e12 if met(True) else 0.0)
         with pytest.raises(errors.ConflictError):
             await ours.dispatch("ann", "hi")
         assert ours.stats().events_at_risk == 0

@@ -65,7 +65,7 @@ async def test_a_hundred_thousand_residents_are_small_need_no_threads_and_all_ca
         assert manager.stats().resident == SESSIONS
         assert threading.active_count() == threads
         assert (taken - encoded) / SESSIONS <= 1_500
-        left = sum(manager._engine.registry.passivate(actor) for actor in manager._engine.registry.resident())
+        left = sum(manager._parts.registry.passivate(actor) for actor in manager._parts.registry.resident())
         assert left == SESSIONS
         assert manager.stats().resident == 0
 

@@ -193,7 +193,7 @@ class Sessions(RuleBasedStateMachine):
     def replies_are_those_of_acknowledged_events_in_order(self) -> None:
         if self.manager is None:
             return
-        self.do(self.at._home.wait(self.at._engine.turns.outbox.emptied()))
+        self.do(self.at._home.wait(self.at._parts.shared.outbox.emptied()))
         for user in ("ann", "bob", "cyd"):
             said = [each for each in self.said if each.startswith(user)]
             assert said == [each for each in self.expected if each.startswith(user)]

@@ -33,7 +33,7 @@ from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
 from actorbot.stores.base import RecordStore, Write
 from actorbot.testing import FaultyStore
-from actorbot.testing._asking import make_record
+from actorbot.testing._expect import make_record
 from tests import mongo_server, servers
 from tests.proxy import Proxy
 

@@ -14,13 +14,13 @@ from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.home import new_future
 
-__all__ = ["Unflushed"]
+__all__ = ["DirtySessions"]
 
 # Seconds that a flush may come later than `max_delay` and a quarter of it, before turns give way to the flusher.
 SLACK: Final = 0.05
 
 
-class Unflushed(ABC):
+class DirtySessions(ABC):
     """The flusher's books: sessions are entered from any thread, and taken out on the flusher's."""
 
     def __init__(self, policy: FlushPolicy, clock: Clock) -> None:

@@ -46,7 +46,7 @@ class Hooks:
         """Return the function of that name as a coroutine function of the home; `None` if the author gave none."""
         return self._bound.get(name)
 
-    async def tell_error(self, context: Context, error: BaseException) -> None:
+    async def report_error(self, context: Context, error: BaseException) -> None:
         """Tell of a turn that was rolled back."""
         hook = self.bound("on_error")
         if hook is None:
@@ -60,7 +60,7 @@ class Hooks:
                 "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
             )
 
-    async def tell_undelivered(self, context: Context, error: BaseException) -> None:
+    async def report_undelivered(self, context: Context, error: BaseException) -> None:
         """Tell of a reply that `deliver` has failed with."""
         if isinstance(context, Apology) or self.bound("on_error") is None:
             session_id = context.session_id
@@ -68,9 +68,9 @@ class Hooks:
                 "a reply of session %r was not delivered: %r", session_id, error, extra={"session_id": session_id}
             )
         else:
-            await self.tell_error(context, error)
+            await self.report_error(context, error)
 
-    def tell_expired(self, session_id: str, state: bytes, end: float) -> None:
+    def report_expired(self, session_id: str, state: bytes, end: float) -> None:
         """Tell, once, that the session has ended at *end*: its record may be met again, in memory, by a read or by a sweep."""
         if self.bound("on_session_expire") is None:
             return
@@ -88,7 +88,7 @@ class Hooks:
             return
         self._call_later("on_session_expire", session_id, values)
 
-    def tell_conflict(self, session: Flushable, unflushed: Committed) -> None:
+    def report_conflict(self, session: Flushable, unflushed: Committed) -> None:
         """Tell of a session that another process has written, and of what was not flushed here."""
         logger.error(
             "session %r was written by another process; what this one had not flushed goes to on_conflict",

@@ -299,10 +299,10 @@ class Users:
         world = self._world
         if world.manager is None or world.manager._state != "open":
             return
-        engine = world.manager._engine
-        if engine.turns.journal is not None:
+        engine = world.manager._parts
+        if engine.shared.journal is not None:
             return  # which has it all
-        turns, actors = engine.turns, engine.registry.entries.values()
+        turns, actors = engine.shared, engine.registry.actors.values()
         counted, summed = turns.handled + turns.ended - turns.flusher.settled, sum(each.behind() for each in actors)
         if counted != summed:
             world.complain(f"{counted} events are said to be at risk, and it is {summed}")

@@ -21,7 +21,7 @@ import pytest
 
 from actorbot import FlushPolicy, SessionManager
 from actorbot._manager import manager as _manager
-from actorbot._manager import parts as _engine
+from actorbot._manager import parts as _parts
 from actorbot._policy import Retry
 from actorbot._state.codec import encode_state
 from actorbot._state.record import Record
@@ -188,7 +188,7 @@ class Simulation:
         machine = self.machine = Machine(self.random, self.now, self.wall_offset, crash_after, self.complain)
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_engine, "JournalFile", lambda path, sync: DiskFile(self.disk, machine, path, sync))
+                patch.setattr(_parts, "JournalFile", lambda path, sync: DiskFile(self.disk, machine, path, sync))
                 machine.run(life, machine.now + LONGEST_LIFE)
         except Crash:
             if self.wrong is None:

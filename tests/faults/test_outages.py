@@ -147,6 +147,6 @@ async def test_a_write_of_a_killed_bot_that_comes_between_look_and_write_of_the_
             assert await heir.peek("ann") == {"n": 3}
             assert heir.stats().conflicts == 0
         slow.outage()
-        manager._engine.registry.entries.clear()
+        manager._parts.registry.actors.clear()
 
     assert (slow.inner.read("ann") or {})["n"] == 3

@@ -100,7 +100,7 @@ def _passivates_while_dirty(patch: Patch) -> None:
             if not actor.enter():
                 return False
             if actor.close_if_nobody_waits():
-                del self.entries[actor.session_id]
+                del self.actors[actor.session_id]
                 return True
         actor.leave()
         return False

@@ -88,8 +88,8 @@ MUTANTS = (
     Mutant(
         "a failed turn's replies are sent",
         "_turns/session_actor.py",
-        "        self.turns.running.pop(context, None)\n        context._session = context._task = None\n",
-        "        self.turns.running.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
+        "        self.shared.running.pop(context, None)\n        context._session = context._task = None\n",
+        "        self.shared.running.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
         "tests/test_manager.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant(
         "a closed manager leaves its sessions unflushed",
         "_manager/closing.py",
-        "    await _flush_until(engine, actors, until)\n",
+        "    await _flush_until(parts, actors, until)\n",
         "",
         "tests/test_manager.py tests/test_contract_loop.py",
     ),
@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant(
         "threads that compute keep a flusher that is late from the interpreter",
         "_turns/session_actor.py",
-        "            turns.home.give_way()\n",
+        "            shared.home.give_way()\n",
         "            pass\n",
         "tests/test_flusher.py -k test_callers_give_way",
     ),
