@@ -13,6 +13,7 @@ from actorbot._flushing.write import Flushable
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.home import new_future
+from actorbot._state.committed import STATE
 
 __all__ = ["DirtySessions"]
 
@@ -60,7 +61,7 @@ class DirtySessions(ABC):
 
     def mark(self, session: Flushable) -> None:
         """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
-        size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
+        size = 0 if session.committed is None or session.committed[STATE] is None else len(session.committed[STATE])
         charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
         now = self._clock.monotonic()
         due = now + self._policy.max_delay

@@ -35,7 +35,7 @@ from actorbot._runtime.actor import Envelope
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.mailbox import Mailbox
-from actorbot._state.committed import write_id_of
+from actorbot._state.committed import VERSION, write_id_of
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
@@ -101,9 +101,9 @@ class Flusher(Outcome, Mailbox):
         The future is done when all has been tried; it fails with the first session's error whose `retry.attempts` have failed.
         """
         goals = [
-            (session, committed[0], len(session.losses))
+            (session, committed[VERSION], len(session.losses))
             for session in sessions
-            if (committed := session.committed) is not None and committed[0] > session.flushed
+            if (committed := session.committed) is not None and committed[VERSION] > session.flushed
         ]
         return self.reach(goals)
 
@@ -298,7 +298,7 @@ class Flusher(Outcome, Mailbox):
         committed = session.committed
         if self._is_overtaken(session, committed):
             return None  # when that has ended, the session is looked at again
-        if committed is None or committed[0] <= session.flushed:
+        if committed is None or committed[VERSION] <= session.flushed:
             self._retries.again.pop(session, None)
             self._uncharge([(session, None)])
             self._waiters.reached(session, ALL)
@@ -313,7 +313,7 @@ class Flusher(Outcome, Mailbox):
     def _is_overtaken(self, session: Flushable, committed: Committed | None) -> bool:
         """Tell whether a destroy is under way that the store may have by now: nothing older must be written after it."""
         lineages = session.lineages
-        if lineages and committed is not None and committed[0] < lineages[0][1]:
+        if lineages and committed is not None and committed[VERSION] < lineages[0].last:
             return True
         return self._retries.is_waited_for(session)
 
@@ -321,7 +321,7 @@ class Flusher(Outcome, Mailbox):
         """Return a random write id, or the one that can be found out again after a crash."""
         if self._journal is None:
             return random
-        version = committed[0]
+        version = committed[VERSION]
         name, last = session.lineages[0] if session.lineages else (self._journal.lineage, version)
         return write_id_of(name if last == version else self._journal.lineage, version)
 

@@ -17,6 +17,7 @@ from actorbot._flushing.write import Committed, Flushable, PendingWrite, WriteTh
 from actorbot._journal.journal import Journal
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
+from actorbot._state.committed import VERSION
 from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
@@ -72,7 +73,7 @@ class Outcome(DirtySessions):
 
     def _want(self, session: Flushable) -> None:
         committed = session.committed
-        if committed is not None and committed[0] > session.flushed:
+        if committed is not None and committed[VERSION] > session.flushed:
             self._wanted.setdefault(session, None)
 
     def _land(
@@ -149,7 +150,9 @@ class Outcome(DirtySessions):
             if again:
                 again.pop(session, None)
             # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
-            settled.append((session, job.made if committed is not None and committed[0] > record.version else None))
+            settled.append(
+                (session, job.made if committed is not None and committed[VERSION] > record.version else None)
+            )
         self.writes += len(jobs)
         self._uncharge(settled)
         for job, (session, behind) in zip(jobs, settled, strict=True):
@@ -185,7 +188,7 @@ class Outcome(DirtySessions):
         # read again before its next turn.
         unflushed, session.committed = session.committed, None
         if unflushed is not None:
-            self.settled += unflushed[0] - session.flushed
+            self.settled += unflushed[VERSION] - session.flushed
         if self._journal is not None:
             session.lineages = ()
             if unflushed is not None:
@@ -200,7 +203,7 @@ class Outcome(DirtySessions):
         """Give up what the journal holds of a session for what the store has; `False` if events have come on top of it, which are lost."""
         session, version = job.session, job.write.record.version
         committed = session.committed
-        if committed is None or committed[0] != version:
+        if committed is None or committed[VERSION] != version:
             return False
         session.committed = None  # no call stands between, as in `_conflict`
         session.flushed = version

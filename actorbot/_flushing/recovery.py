@@ -43,7 +43,7 @@ def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWri
         if isinstance(verdict, Write):
             job.write = verdict
         elif isinstance(verdict, Record):
-            job.set_back = job.write.record.version == job.session.lineages[0][1]  # else events have come on top
+            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top
             settled[job] = ConflictError(
                 store.name,
                 "the store has newer events of it, which the journal had lost",
@@ -94,4 +94,4 @@ def _is_recovered(job: PendingWrite) -> bool:
 def is_outdated(job: PendingWrite) -> bool:
     """Tell whether its session was destroyed after *job* was made: what replaces anything by force is the tombstone, and not this."""
     lineages = job.session.lineages
-    return bool(lineages) and job.write.record.version < lineages[0][1]
+    return bool(lineages) and job.write.record.version < lineages[0].last

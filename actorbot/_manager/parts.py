@@ -72,7 +72,8 @@ class Parts:
         )
         self.shared = self._make_shared(flusher, journal)
         self.loader = Loader(self.store, self._reader, self.home, READ_AT_ONCE)
-        self.registry = Registry(self.shared, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
+        self.registry = Registry(
+            self.shared, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
         )
         for actor in (flusher, self.registry):
             actor.begin()

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from actorbot._manager.access import Access
 from actorbot._runtime.thread_home import run_inline
+from actorbot._state.committed import VERSION
 from actorbot._turns.context import Context
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
 from actorbot._turns.hooks import Hooks
@@ -39,7 +40,7 @@ class Receipt:
         self._unheard.clear()
         committed = self._actor.committed
         if committed is not None:
-            self._version, self._losses = committed[0], len(self._actor.losses)
+            self._version, self._losses = committed[VERSION], len(self._actor.losses)
 
     def _bury_unless_heard(self) -> None:
         """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""

@@ -10,7 +10,7 @@ from typing import Any
 from actorbot._residents.registry import Registry
 from actorbot._runtime.home import new_future
 from actorbot._state.codec import decode_state
-from actorbot._state.committed import ANYBODYS, Committed
+from actorbot._state.committed import ANYBODYS, ENDS, STATE, VERSION, Committed, Lineage
 from actorbot._state.record import TOMBSTONE_AGE
 from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
@@ -107,7 +107,7 @@ class Verbs:
         actor = self._registry.actors.get(session_id)
         committed = None if actor is None else actor.committed
         if committed is not None:
-            state, ended = committed[1], self._shared.clock.wall() >= committed[4]
+            state, ended = committed[STATE], self._shared.clock.wall() >= committed[ENDS]
         else:
             record = await self._registry.read(session_id)
             state = None if record is None else record.state
@@ -129,7 +129,7 @@ class Verbs:
     def _make_end(self, actor: SessionActor) -> Committed:
         """Make what is left of a destroyed session, which may not have been read."""
         wall = self._shared.clock.wall()
-        version = actor.flushed if actor.committed is None else actor.committed[0]
+        version = actor.flushed if actor.committed is None else actor.committed[VERSION]
         journal = self._shared.journal
         if journal is not None:  # whose entry may be newer than what was read, if anything was
             version = max(version, journal.version(actor.session_id))
@@ -168,7 +168,7 @@ class _Ending:
             self._write()
             return
         # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
-        ends = ((os.urandom(8), gone[0]), ANYBODYS)
+        ends = (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS)
 
         def settle(error: ActorbotError | None) -> None:
             if error is None:

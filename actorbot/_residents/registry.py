@@ -22,6 +22,7 @@ from actorbot._residents.idle import IdleBuckets
 from actorbot._residents.loader import Loader
 from actorbot._runtime.actor import Envelope, ServiceActor
 from actorbot._runtime.home import new_future
+from actorbot._state.committed import ENDS, STATE
 from actorbot._state.record import Record
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
 from actorbot._turns.session_actor import Handle, SessionActor
@@ -367,8 +368,8 @@ class Registry(ServiceActor):
             return False
         due = actor.touched + self._idle_timeout
         committed = actor.committed
-        if committed is not None and committed[1] is not None:
-            ends_in = committed[4] - wall
+        if committed is not None and committed[STATE] is not None:
+            ends_in = committed[ENDS] - wall
             if ends_in <= 0 and self._expire(actor):
                 return False
             due = min(due, now + max(ends_in, 0.0))
@@ -400,8 +401,8 @@ class Registry(ServiceActor):
             committed = actor.committed
             ended = (
                 committed is not None
-                and committed[1] is not None
-                and self.shared.clock.wall() >= committed[4]
+                and committed[STATE] is not None
+                and self.shared.clock.wall() >= committed[ENDS]
                 and not actor.dirty
                 and not actor.behind()  # an older write of it may be on its way: the next turn ends it in its place
             )
@@ -409,8 +410,8 @@ class Registry(ServiceActor):
                 del self.actors[actor.session_id]
                 self.passivations += 1
                 assert committed is not None
-                assert committed[1] is not None
-                self.shared.on_expire(actor.session_id, committed[1], committed[4])
+                assert committed[STATE] is not None
+                self.shared.on_expire(actor.session_id, committed[STATE], committed[ENDS])
                 return True
         actor.leave()
         return False

@@ -8,6 +8,7 @@ from typing import Any
 
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
+from actorbot._state.committed import SEEN, STATE
 from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
 
 __all__ = ["Apology", "Context", "chain", "innermost"]
@@ -53,12 +54,12 @@ class Context:
     @property
     def is_new(self) -> bool:
         """Whether this is the first event of a new or expired session."""
-        return self._before[1] is None
+        return self._before[STATE] is None
 
     @property
     def last_activity(self) -> float | None:
         """Wall-clock seconds of the session's previous event; `None` if there was none."""
-        return None if self._before[1] is None else self._before[3]
+        return None if self._before[STATE] is None else self._before[SEEN]
 
     @property
     def session_id(self) -> str:

@@ -13,6 +13,7 @@ from actorbot._flushing.write import Committed, Flushable
 from actorbot._reports import Conflict
 from actorbot._runtime.home import Home, new_future
 from actorbot._state.codec import decode_state
+from actorbot._state.committed import STATE
 from actorbot._state.values import UndecodableError
 from actorbot._turns.context import Apology, Context
 
@@ -96,7 +97,7 @@ class Hooks:
             extra={"session_id": session.session_id},
         )
         self.keep(session.session_id, unflushed)
-        state = unflushed[1]
+        state = unflushed[STATE]
         self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))
 
     def keep(self, session_id: str, unflushed: Committed) -> None:

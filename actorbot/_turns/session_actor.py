@@ -16,7 +16,7 @@ from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._runtime.mailbox import Mailbox
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import Committed, Lineage
+from actorbot._state.committed import ENDS, EVENT_IDS, SEEN, STATE, VERSION, Committed, Lineage
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
 from actorbot._state.values import UndecodableError
 from actorbot._turns.context import Context, innermost
@@ -34,7 +34,7 @@ from actorbot.errors import (
 
 __all__ = ["Handle", "SessionActor"]
 
-EVENT_IDS: Final = 64 * 8  # bytes of event-id digests that a session remembers
+EVENT_ID_BYTES: Final = 64 * 8  # bytes of event-id digests that a session remembers
 BUSY: Final = 12  # turns that the store does not have, from which on a session's values stay decoded until it has
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
 
@@ -126,7 +126,11 @@ class SessionActor(Mailbox):
         try:
             while True:
                 committed = self.committed
-                if committed is None or shared.flusher.pressed or committed[0] - self.flushed >= shared.many_events:
+                if (
+                    committed is None
+                    or shared.flusher.pressed
+                    or committed[VERSION] - self.flushed >= shared.many_events
+                ):
                     await self.make_ready()
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
@@ -145,7 +149,7 @@ class SessionActor(Mailbox):
                     if not shared.writes_through or reruns > RERUNS:
                         raise
                     self.roll_back(context)
-                    await self.look_back(RING_BYTES if event_id is None else EVENT_IDS)
+                    await self.look_back(RING_BYTES if event_id is None else EVENT_ID_BYTES)
                 else:
                     return value
         except BaseException as error:
@@ -212,7 +216,7 @@ class SessionActor(Mailbox):
     def behind(self) -> int:
         """Return how many turns the store does not have yet. Any thread."""
         committed = self.committed
-        return 0 if committed is None else committed[0] - self.flushed
+        return 0 if committed is None else committed[VERSION] - self.flushed
 
     async def _wait_for_room(self) -> None:
         policy, flusher = self.shared.policy, self.shared.flusher
@@ -234,16 +238,16 @@ class SessionActor(Mailbox):
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
             raise ConflictError(shared.store, "written by someone else; try again", session_id=self.session_id)
-        state = committed[1]
-        if state is not None and wall >= (end := committed[4]):
+        state = committed[STATE]
+        if state is not None and wall >= (end := committed[ENDS]):
             # What the session was ends as a whole. Nothing is called before that stands, as in `commit`.
-            self.committed = committed = (committed[0], None, b"", *committed[3:])
+            self.committed = committed = (committed[VERSION], None, b"", *committed[SEEN:])
             shared.on_expire(self.session_id, state, end)
             state = None
         digest = None
         if event_id is not None:
             digest = blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            if has_id(committed[2], digest):
+            if has_id(committed[EVENT_IDS], digest):
                 shared.duplicates += 1
                 return None
         try:
@@ -293,13 +297,15 @@ class SessionActor(Mailbox):
                 encoded = encode_state(shared.shape.dump(session), shared.max_session_bytes)
             ends = wall + shared.expires_in
         base = context._before
-        event_ids = base[2] if context._event_id is None else (base[2] + context._event_id)[-EVENT_IDS:]
-        committed = (base[0] + 1, encoded, event_ids, wall, ends)
+        event_ids = (
+            base[EVENT_IDS] if context._event_id is None else (base[EVENT_IDS] + context._event_id)[-EVENT_ID_BYTES:]
+        )
+        committed = (base[VERSION] + 1, encoded, event_ids, wall, ends)
         if shared.running.pop(context, None) is None:
             raise context._revoked or self.overdue()
         context._session = context._task = None
         if (
-            committed[0] - self.flushed > BUSY
+            committed[VERSION] - self.flushed > BUSY
             and plain is not None
             and is_nobody_elses(session)
             and shared.flusher.outage_since is None  # or what is decoded would pile up
@@ -323,7 +329,7 @@ class SessionActor(Mailbox):
         if not self.dirty or (encoded is not None and len(encoded) > self.charged):
             shared.flusher.mark(self)
         if durable:
-            done = shared.flusher.reach([(self, committed[0], len(self.losses))])
+            done = shared.flusher.reach([(self, committed[VERSION], len(self.losses))])
             self.send(context, done)
             return done
         if context._replies is not None:
@@ -360,7 +366,7 @@ class SessionActor(Mailbox):
 
     def _write_ahead(self, context: Context, committed: Committed, journal: Journal) -> Promise:
         acknowledged = self.shared.home.promise()
-        lineages = ((journal.lineage, committed[0]), *self.lineages)
+        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)
         ahead = _Ahead(self, context, committed, acknowledged)
         journal.put(self.session_id, committed, self.write_ids, lineages, ahead)
         return acknowledged
@@ -424,7 +430,7 @@ class _Ahead:
             actor.committed = committed
             actor.trusted = True
             actor.shared.handled += 1
-            if not actor.dirty or (committed[1] is not None and len(committed[1]) > actor.charged):
+            if not actor.dirty or (committed[STATE] is not None and len(committed[STATE]) > actor.charged):
                 actor.shared.flusher.mark(actor)
             actor.send(self._context)
         actor.leave()

@@ -59,14 +59,14 @@ MUTANTS = (
     Mutant(
         "what a conflict has taken stays at risk",
         "_flushing/outcome.py",
-        "            self.settled += unflushed[0] - session.flushed\n",
+        "            self.settled += unflushed[VERSION] - session.flushed\n",
         "            pass\n",
         "tests/faults/test_simulation.py -k test_whatever_goes_wrong_no_promise_is_broken",
     ),
     Mutant(
         "expiry is left to the server",
         "_turns/session_actor.py",
-        "if state is not None and wall >= (end := committed[4]):",
+        "if state is not None and wall >= (end := committed[ENDS]):",
         "if state is not None and wall < (end := 0):",
         "tests/test_manager.py -k test_a_session_expires_by_its_last_event",
     ),
@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         "a reply leaves before its event is in the journal",
         "_turns/session_actor.py",
-        "        lineages = ((journal.lineage, committed[0]), *self.lineages)\n",
-        "        lineages = ((journal.lineage, committed[0]), *self.lineages)\n        self.send(context)\n",
+        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n",
+        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n        self.send(context)\n",
         "tests/test_journaled.py -k test_a_reply_leaves_after",
     ),
     Mutant(
@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "what is committed while a write is out is not flushed",
         "_flushing/outcome.py",
-        "job.made if committed is not None and committed[0] > record.version else None",
+        "job.made if committed is not None and committed[VERSION] > record.version else None",
         "None",
         "tests/test_flusher.py -k older_state",
     ),
@@ -289,7 +289,7 @@ MUTANTS = (
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "            job.set_back = job.write.record.version == job.session.lineages[0][1]  # else events have come on top",
+        "            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
         "            job.set_back = True",
         "tests/test_journaled.py -k set_back",
     ),
