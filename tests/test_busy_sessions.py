@@ -15,12 +15,13 @@ from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager
 from actorbot._state.codec import encode_plain, is_nobody_elses
 from actorbot._turns.session_actor import BUSY
 from actorbot.testing import FaultyStore, ManualClock
+from tests import inside
 
 POLICY = FlushPolicy.write_behind(max_delay=1.0, max_events=1_000)
 
 
 def values_kept(manager: SessionManager, session_id: str = "ann") -> dict[str, Any] | None:
-    decoded = manager._parts.registry.actors[session_id].decoded
+    decoded = inside.resident(manager, session_id).decoded
     return None if decoded is None else decoded[1]
 
 

@@ -21,28 +21,11 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot._runtime.loop_home import LoopHome
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
+from tests import inside
 from tests.backends import DictStore
-
-SOON = 5.0  # real seconds; nothing here takes a tenth of it unless it hangs
-
-
-async def soon(awaitable: Any) -> Any:
-    """Await something that must not hang."""
-    return await asyncio.wait_for(awaitable, SOON)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until *condition* holds."""
-    async with asyncio.timeout(SOON):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-async def count(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return int(context.session["n"])
+from tests.handlers import count
+from tests.waiting import SOON, soon, until
 
 
 async def breathe() -> None:
@@ -2541,12 +2524,10 @@ async def test_fifty_users_who_are_never_silent_keep_no_thread_from_its_work() -
 
 async def test_a_closed_manager_looks_no_longer_at_how_busy_the_loop_is() -> None:
     manager = await SessionManager(handler=count).start()
-    home = manager._parts.home
-    assert isinstance(home, LoopHome)
-    look = home._next_look
+    look = inside.next_look(manager)
     assert look is not None
     assert not look.cancelled()
 
     await manager.close()
-    assert home._next_look is look  # no other was begun meanwhile
+    assert inside.next_look(manager) is look  # no other was begun meanwhile
     assert look.cancelled()

@@ -18,7 +18,9 @@ import pytest
 
 from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
-from tests.test_manager import count, count_plainly
+from tests import inside
+from tests.handlers import count, count_plainly
+from tests.waiting import until_sync
 
 PATIENCE = 10.0  # real seconds after which a call that should have ended is taken for a hang
 
@@ -52,15 +54,6 @@ class Call:
     def error(self, timeout: float = PATIENCE) -> BaseException | None:
         assert self._ended.wait(timeout), "the call hangs"
         return self._outcome[0][1]
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do."""
-    for _ in range(10_000):
-        if true():
-            return
-        threading.Event().wait(0.001)
-    raise AssertionError("it did not come to that")
 
 
 @contextmanager
@@ -186,11 +179,11 @@ async def test_a_thread_that_a_handler_waits_for_may_not_wait_for_its_turn() -> 
 
 
 async def test_a_circle_of_a_task_and_a_thread_is_refused() -> None:
-    inside, tried = threading.Event(), asyncio.Event()
+    within, tried = threading.Event(), asyncio.Event()
 
     def borrow() -> str:
         with manager.turn_sync("bob"):
-            inside.set()
+            within.set()
             loop.call_soon_threadsafe(tried.set)
             return str(manager.dispatch_sync("ann", "hi"))
 
@@ -291,7 +284,7 @@ def test_who_waits_behind_a_handler_that_takes_too_long_is_served_from_the_commi
         staying = Call(manager.dispatch_sync, "ann", "stay", event_id="one")
         started.wait(PATIENCE)
         waiting = Call(manager.dispatch_sync, "ann", "hi")
-        until(lambda: next(manager.resident())[1].waiting == 1)
+        until_sync(lambda: next(manager.resident())[1].waiting == 1)
         clock.advance_sync(5.1)
 
         assert waiting.result() == 2
@@ -441,19 +434,19 @@ def test_the_number_of_threads_does_not_grow_with_the_sessions(home: Any) -> Non
 
 @both_homes
 def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
-    inside, leave = threading.Event(), threading.Event()
+    within, leave = threading.Event(), threading.Event()
 
     def stay() -> None:
         with manager.turn_sync("ann"):
-            inside.set()
+            within.set()
             leave.wait(PATIENCE)
 
     with home(handler=count_plainly) as manager:
         staying = Call(stay)
-        inside.wait(PATIENCE)
+        within.wait(PATIENCE)
 
         def interrupt() -> None:
-            until(lambda: next(manager.resident())[1].waiting == 1)
+            until_sync(lambda: next(manager.resident())[1].waiting == 1)
             # To the thread that waits: sent to another one, it is heard when the wait is over, in whatever line comes next.
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
@@ -585,25 +578,25 @@ async def test_a_foreign_threads_event_that_reaches_the_loop_during_the_close_is
 
 @both_homes
 def test_a_borrowed_turn_that_was_there_before_the_close_is_committed(home: Any) -> None:
-    store, inside, leave = MemorySessionStore(), threading.Event(), threading.Event()
+    store, within, leave = MemorySessionStore(), threading.Event(), threading.Event()
 
     def borrow() -> None:
         with manager.turn_sync("ann") as turn:
             turn.session["n"] = 1
-            inside.set()
+            within.set()
             leave.wait(PATIENCE)
 
     with home(store=store, close_timeout=3.0) as manager:
         borrowing = Call(borrow)
-        inside.wait(PATIENCE)
+        within.wait(PATIENCE)
         if home is on_threads:
             closing = Call(manager.close_sync)
-            until(lambda: manager.health().reason == "the manager is closing")
+            until_sync(lambda: manager.health().reason == "the manager is closing")
         else:
             closing = Call(
-                lambda: asyncio.run_coroutine_threadsafe(manager.close(), manager._home.loop).result(PATIENCE)
+                lambda: asyncio.run_coroutine_threadsafe(manager.close(), inside.home(manager).loop).result(PATIENCE)
             )
-            until(lambda: manager.health().reason == "the manager is closing")
+            until_sync(lambda: manager.health().reason == "the manager is closing")
         leave.set()
 
         assert borrowing.error() is None
@@ -621,7 +614,7 @@ def test_a_receipt_tells_its_outcome_during_and_after_the_close() -> None:
     manager = SessionManager(handler=handle).start_sync()
     receipt = manager.submit_sync("ann", "hi")
     closing = Call(manager.close_sync)
-    until(lambda: manager.health().reason == "the manager is closing")
+    until_sync(lambda: manager.health().reason == "the manager is closing")
     waiting = Call(receipt.result_sync, PATIENCE)
     go_on.set()
 
@@ -636,7 +629,7 @@ def test_two_threads_that_close_at_once_get_the_same_report() -> None:
     manager.dispatch_sync("ann", "hi")
     store.hold()
     calls = [Call(manager.close_sync) for _ in range(2)]
-    until(lambda: store.write_calls == 1)
+    until_sync(lambda: store.write_calls == 1)
     store.release()
 
     first, second = (call.result() for call in calls)
@@ -700,7 +693,7 @@ def test_a_manager_whose_loop_has_gone_says_so() -> None:
         with pytest.raises(errors.ManagerClosedError, match="loop"):
             Call(manager.dispatch_sync, "ann", "hi").result()
     finally:
-        manager._parts.end()
+        inside.end_threads(manager)
 
 
 # --- leaving memory ---------------------------------------------------------------------------------------------------
@@ -712,7 +705,7 @@ def test_without_idle_time_a_session_leaves_memory_as_soon_as_it_is_clean(policy
         for expected in range(1, 11):
             assert manager.dispatch_sync("ann", "hi") == expected
             start = monotonic()
-            until(lambda: not list(manager.resident()))
+            until_sync(lambda: not list(manager.resident()))
             assert monotonic() - start < 0.5
 
         assert manager.stats().passivations == 10

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from actorbot import DUPLICATE, Context, FileSessionStore, MemorySessionStore, SessionManager, errors
+from actorbot import DUPLICATE, FileSessionStore, MemorySessionStore, SessionManager, errors
 from actorbot._state.codec import encode_state
 from actorbot.stores import CopyReport, Record, RecordStore, Write, copy
 from actorbot.testing import FaultyStore, RecordingStore
 from actorbot.testing._contract import IDS, VALUES
 from actorbot.testing._expect import make_record, make_tombstone, write_all
 from tests.backends import STORES, AsyncDictStore, ComparingStore, DictStore
+from tests.handlers import count
 
 EVENT_IDS = bytes(range(64))
 
@@ -244,10 +245,6 @@ def test_a_store_is_not_copied_into_itself() -> None:
 
 
 async def test_a_bot_goes_on_in_the_new_house(make_store: Callable[[str, Path], Any], tmp_path: Path) -> None:
-    async def count(context: Context) -> int:
-        context.session["n"] = context.session.get("n", 0) + 1
-        return int(context.session["n"])
-
     old, new = make_store("file", tmp_path), make_store("new redis", tmp_path)
     async with SessionManager(old, handler=count) as manager:
         for n in range(3):

@@ -13,16 +13,11 @@ from typing import Any
 
 import pytest
 
-from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot import FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot.testing import ManualClock
 from tests.backends import AsyncDictStore, DictStore
-
-SOON = 4.0  # real seconds in which anything with a deadline of a fraction of one has ended, retries included
-
-
-def count(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return context.session["n"]  # type: ignore[no-any-return]
+from tests.handlers import count_plainly
+from tests.waiting import SOON
 
 
 class Stuck(DictStore):
@@ -61,7 +56,7 @@ def behind() -> FlushPolicy:
 
 
 async def test_a_session_whose_write_hangs_does_not_keep_the_others_of_its_batch_from_the_store(stuck: Any) -> None:
-    async with SessionManager(stuck, handler=count, flush=behind(), close_timeout=0.5) as manager:
+    async with SessionManager(stuck, handler=count_plainly, flush=behind(), close_timeout=0.5) as manager:
         for session_id in ("bad", "ann", "bob"):
             await manager.dispatch(session_id, "hi")
         everything = asyncio.create_task(manager.flush())
@@ -81,7 +76,7 @@ async def test_a_session_whose_write_hangs_does_not_keep_the_others_of_its_batch
     ids=["flush", "flush all", "durable dispatch"],
 )  # fmt: skip
 async def test_whoever_waits_for_a_write_that_hangs_is_told(stuck: Any, verb: Callable[[SessionManager], Any]) -> None:
-    async with SessionManager(stuck, handler=count, flush=behind(), close_timeout=0.5) as manager:
+    async with SessionManager(stuck, handler=count_plainly, flush=behind(), close_timeout=0.5) as manager:
         await manager.dispatch("bad", "hi")
         first = asyncio.create_task(manager.flush())
         try:
@@ -99,7 +94,7 @@ async def test_a_destroy_goes_past_a_hanging_write_that_could_be_cancelled_and_i
     kind: Any,
 ) -> None:
     driver = kind()
-    async with SessionManager(driver, handler=count, flush=behind(), close_timeout=0.5) as manager:
+    async with SessionManager(driver, handler=count_plainly, flush=behind(), close_timeout=0.5) as manager:
         await manager.dispatch("bad", "hi")
         first = asyncio.create_task(manager.flush())
         try:
@@ -118,7 +113,7 @@ async def test_a_destroy_goes_past_a_hanging_write_that_could_be_cancelled_and_i
 
 async def test_write_through_tells_within_its_deadlines_that_the_outcome_is_unknown(stuck: Any) -> None:
     policy = FlushPolicy.write_through(store_deadline=0.3)
-    async with SessionManager(stuck, handler=count, flush=policy, close_timeout=0.5) as manager:
+    async with SessionManager(stuck, handler=count_plainly, flush=policy, close_timeout=0.5) as manager:
         try:
             with pytest.raises(errors.StoreUnavailableError):
                 async with asyncio.timeout(SOON):
@@ -141,7 +136,7 @@ class Slow(DictStore):
 
 async def test_a_driver_that_answers_each_call_in_time_is_not_down_because_a_batch_is_long() -> None:
     policy = FlushPolicy.write_behind(max_delay=60.0, store_deadline=0.3)  # a batch of 40 takes 0.8 s
-    async with SessionManager(Slow(), handler=count, flush=policy, close_timeout=2.0) as manager:
+    async with SessionManager(Slow(), handler=count_plainly, flush=policy, close_timeout=2.0) as manager:
         await asyncio.gather(*(manager.dispatch(f"user:{n}", "hi") for n in range(40)))
         async with asyncio.timeout(SOON):
             await manager.flush()
@@ -179,7 +174,7 @@ class ThreadBound:
 
 async def test_a_driver_whose_client_is_bound_to_its_thread_works_again_after_one_call_was_late(tmp_path: Path) -> None:
     driver = ThreadBound(tmp_path / "s.db")
-    async with SessionManager(driver, handler=count, flush=behind(), close_timeout=1.0) as manager:
+    async with SessionManager(driver, handler=count_plainly, flush=behind(), close_timeout=1.0) as manager:
         await manager.dispatch("ann", "hi")
         driver.held.clear()
         with pytest.raises(errors.OutcomeUnknownError):
@@ -199,8 +194,11 @@ async def test_a_resident_session_is_seen_to_expire_long_before_it_has_been_idle
     clock = ManualClock(start_wall=time.time())
     seen: list[str] = []
     manager = SessionManager(
-        MemorySessionStore(expires_in=10.0), handler=count, clock=clock, on_session_expire=lambda session_id, _: seen.append(session_id)
-    )  # fmt: skip
+        MemorySessionStore(expires_in=10.0),
+        handler=count_plainly,
+        clock=clock,
+        on_session_expire=lambda session_id, _: seen.append(session_id),
+    )
     async with manager:
         await manager.dispatch("ann", "hi")
         await manager.flush()
@@ -213,7 +211,7 @@ async def test_a_resident_session_is_seen_to_expire_long_before_it_has_been_idle
 async def test_a_broken_record_can_be_destroyed_also_while_its_session_is_backed_off() -> None:
     driver = DictStore()
     driver.data["ann"] = {"$actorbot": "broken"}
-    async with SessionManager(driver, handler=count) as manager:
+    async with SessionManager(driver, handler=count_plainly) as manager:
         with pytest.raises(errors.CorruptSessionError, match="remove it with destroy"):
             await manager.dispatch("ann", "hi")
         await manager.destroy("ann")

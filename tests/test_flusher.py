@@ -18,28 +18,8 @@ from actorbot._flushing.dirty import DirtySessions
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
-
-SOON = 5.0
-
-
-async def soon(awaitable: Any) -> Any:
-    return await asyncio.wait_for(awaitable, SOON)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-async def count(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return int(context.session["n"])
-
-
-def count_plainly(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return int(context.session["n"])
+from tests.handlers import count, count_plainly
+from tests.waiting import SOON, soon, until
 
 
 class Stepping(DictStore):

@@ -30,7 +30,10 @@ from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import REMOVED
 from actorbot._residents.registry import Registry
 from actorbot.testing import FaultyStore, ManualClock
+from tests import inside
 from tests.backends import each_store
+from tests.handlers import count_plainly
+from tests.waiting import until
 
 
 class Server(FaultyStore):
@@ -41,15 +44,15 @@ class Server(FaultyStore):
         self.outlives_process = True
 
 
-async def count(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    context.send_text(f"{context.session['n']}")
-    return int(context.session["n"])
+async def count_aloud(context: Context) -> int:
+    n = count_plainly(context)
+    context.send_text(f"{n}")
+    return n
 
 
 def make_manager(store: Any, path: Path, **options: Any) -> SessionManager:
     policy = FlushPolicy.journaled(path, **options.pop("policy", {}))
-    options.setdefault("handler", count)
+    options.setdefault("handler", count_aloud)
     options.setdefault("deliver", lambda *_: None)
     return SessionManager(store, flush=policy, **options)
 
@@ -74,17 +77,9 @@ async def advancing(clock: ManualClock, call: Awaitable[object]) -> None:
     await task
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for what other threads bring about."""
-    async with asyncio.timeout(10.0):
-        while not true():
-            await asyncio.sleep(0.001)
-
-
 async def idle(manager: SessionManager) -> None:
     """Return when the journal's thread has done what it has to do, and what it gives itself to do after that."""
-    journal = manager._parts.shared.journal
-    assert journal is not None
+    journal = inside.journal(manager)
     for _ in range(5):
         await asyncio.wrap_future(journal.conflicts())
 
@@ -141,7 +136,7 @@ async def test_what_the_store_had_taken_without_the_bot_learning_of_it_is_not_co
             assert await heir.peek("ann") == {"n": 3}
             assert heir.stats().conflicts == 0
         store.outage()
-        manager._parts.registry.actors.clear()
+        inside.lose_sessions(manager)
     assert (store.inner.read("ann") or {})["n"] == 3
 
 
@@ -193,11 +188,7 @@ async def test_a_quick_disk_gets_half_of_what_is_in_flight_and_a_slow_one_all_th
         talking = [asyncio.create_task(manager.dispatch("user:0", "hi"))]
         await asyncio.to_thread(begun.wait, 5.0)
         talking += [asyncio.create_task(manager.dispatch(f"user:{n}", "hi")) for n in range(1, 40)]
-        journal = manager._parts.shared.journal
-        assert journal is not None
-        async with asyncio.timeout(5):
-            while len(journal._asked) < 39:  # their turns end when the store has said that it has nothing of them
-                await asyncio.sleep(0.001)
+        await until(lambda: inside.asked(manager) == 39)  # once the store has said that it has nothing of them
         go_on.set()
         await asyncio.gather(*talking)
         assert seen == groups
@@ -277,14 +268,14 @@ async def test_a_flush_that_meets_a_session_on_its_way_out_of_memory_does_not_ta
     clock, store = ManualClock(), Server()
     async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
         await manager.dispatch("ann", "hi")
-        ann = manager._parts.registry.actors["ann"]
+        ann = inside.resident(manager, "ann")
         goal = ann, ann.behind(), len(ann.losses)
         store.outage()
         await clock.advance(200.0)
         assert manager.stats().resident == 0
 
         with pytest.raises(errors.StoreUnavailableError, match="what it has not is in the journal"):
-            await asyncio.wrap_future(manager._parts.registry.shared.flusher.reach([goal]))
+            await asyncio.wrap_future(inside.flusher(manager).reach([goal]))
         store.restore()
 
 
@@ -321,9 +312,8 @@ async def test_a_conflict_hides_no_session_that_found_no_room(tmp_path: Path, mo
         store.restore()
         store.inner.write("ann", {"n": 7})  # somebody else
         monkeypatch.setattr(Registry, "_activate", activate_all_but_bob)
-        registry = manager._parts.registry
         with pytest.raises(errors.OverloadedError, match="bob"):
-            await advancing(clock, registry._bring(["bob", "ann"]))
+            await advancing(clock, inside.bring(manager, ["bob", "ann"]))
         assert manager.stats().conflicts == 1
         monkeypatch.undo()
 
@@ -524,9 +514,8 @@ async def test_what_was_lost_to_a_conflict_is_not_read_again_while_the_disk_is_b
 
     async with make_manager(Server(), tmp_path / "journal", policy={"max_delay": 3600.0}) as manager:
         await manager.dispatch("ann", "hi")
-        committed = manager._parts.registry.actors["ann"].committed
-        journal = manager._parts.shared.journal
-        assert journal is not None
+        committed = inside.resident(manager, "ann").committed
+        journal = inside.journal(manager)
         assert committed is not None
         assert await asyncio.wrap_future(journal.read("ann")) is not None
         monkeypatch.setattr(JournalFile, "commit", commit_when_told)
@@ -757,7 +746,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_used_again_when_it_
         assert await manager.dispatch("ann", "hi", event_id="1") == 1
         assert await manager.dispatch("ann", "hi", event_id="2") == 2
     async with make_manager(MemorySessionStore(), tmp_path / "journal") as manager:
-        assert manager._parts.only_in_journal() == []
+        assert inside.parts(manager).only_in_journal() == []
 
 
 async def test_a_damaged_journal_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

@@ -20,17 +20,9 @@ import pytest
 from actorbot import DUPLICATE, Context, Event, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot._residents.registry import Registry
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
+from tests import inside
 from tests.backends import each_store
-
-
-async def count(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return int(context.session["n"])
-
-
-def count_plainly(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return int(context.session["n"])
+from tests.handlers import count, count_plainly
 
 
 async def greet(context: Context) -> None:
@@ -853,7 +845,7 @@ async def test_what_has_left_to_make_room_is_not_remembered() -> None:
         for user in range(500):
             await manager.dispatch(f"user:{user}", "hi")
 
-        assert len(manager._parts.registry.watch) <= 200
+        assert inside.watched(manager) <= 200
 
 
 def test_a_thread_that_waits_too_long_for_a_turn_withdraws_its_event() -> None:

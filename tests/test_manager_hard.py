@@ -15,7 +15,9 @@ from actorbot._state.record import Record
 from actorbot._turns.session_actor import BUSY
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock
-from tests.test_manager import count, count_plainly
+from tests import inside
+from tests.handlers import count, count_plainly
+from tests.waiting import until
 
 
 async def test_a_session_whose_read_failed_can_never_be_entered_by_its_old_actor() -> None:
@@ -25,14 +27,14 @@ async def test_a_session_whose_read_failed_can_never_be_entered_by_its_old_actor
         store.fail_reads(1)
         waiting = asyncio.create_task(manager.dispatch("ann", "hi"))
         await asyncio.sleep(0)
-        old = manager._parts.registry.actors["ann"]
+        old = inside.resident(manager, "ann")
         store.release()
         with pytest.raises(errors.StoreUnavailableError):
             await waiting
 
         assert not old.turn.acquire(False)
         assert await manager.dispatch("ann", "hi") == 1
-        assert manager._parts.registry.actors["ann"] is not old
+        assert inside.resident(manager, "ann") is not old
 
 
 async def test_a_destroy_after_a_failed_flush_writes_the_tombstone_and_not_the_old_state() -> None:
@@ -94,7 +96,7 @@ async def test_an_event_that_fails_in_the_breath_in_which_its_sender_is_cancelle
 
     async with SessionManager(handler=handle, on_dead_letter=lambda *letter: buried.append(letter)) as manager:
         receipt = await manager.submit("ann", "hi")
-        receipt._outcome.add_done_callback(lambda _: waiting.cancel())
+        inside.outcome(receipt).add_done_callback(lambda _: waiting.cancel())
         waiting = asyncio.create_task(receipt.result())
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -177,9 +179,7 @@ async def test_a_session_is_read_again_once_its_stuck_read_has_come_back() -> No
         assert await asyncio.wait_for(manager.dispatch("bob", "hi"), 5.0) == 1
         go_on.set()
         assert back.wait(5.0)
-        async with asyncio.timeout(5):
-            while manager._parts.loader._at_store:
-                await asyncio.sleep(0)
+        await until(lambda: not inside.reads(manager))
 
         assert await manager.dispatch("ann", "hi") == 1
 
@@ -374,7 +374,7 @@ def test_a_reply_that_a_lambda_passes_on_needs_no_loop() -> None:
     with SessionManager(handler=lambda context: context.send_text("hello"), deliver=deliver) as manager:
         manager.dispatch_sync("ann", "hi")
         assert told.wait(20)
-        assert manager._home._loop is None
+        assert inside.private_loop(manager) is None
     assert said == ["hello"]
 
 
@@ -431,7 +431,7 @@ def test_a_thread_interrupted_while_it_waits_leaves_its_session_free(monkeypatch
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(manager._home.pool, "blocking", interrupted)
+            patch.setattr(inside.home(manager).pool, "blocking", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 manager.dispatch_sync("ann", "hi")
         release.set()
@@ -509,13 +509,13 @@ async def test_a_conflict_in_the_middle_of_a_turn_is_not_overwritten(at: str, mo
         def met(value: object) -> bool:
             monkeypatch.undo()
             with pytest.raises(errors.ConflictError):  # on its own thread: this one stands still
-                ours._parts.shared.flusher.flush([ours._actors["ann"]]).result(5.0)
+                inside.flusher(ours).flush([inside.resident(ours, "ann")]).result(5.0)
             return bool(value)
 
         if at == "its commit":
             monkeypatch.setattr("actorbot._turns.session_actor.is_nobody_elses", met)
         else:
-            monkeypatch.setattr(ours._parts.shared, "wall", lambda: 1e12 if met(True) else 0.0)
+            monkeypatch.setattr(inside.shared(ours), "wall", lambda: 1e12 if met(True) else 0.0)
         with pytest.raises(errors.ConflictError):
             await ours.dispatch("ann", "hi")
         assert ours.stats().events_at_risk == 0

@@ -27,6 +27,7 @@ from actorbot._state.values import MAX_DEPTH
 from actorbot.stores._mongo_documents import GRACE, MAX_BYTES
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
+from tests.handlers import count
 from tests.mongo_server import free_port, is_update, server, shared, shared_store
 from tests.proxy import Proxy
 from tests.test_codec import nested, same
@@ -416,10 +417,6 @@ def test_a_frozen_server_holds_a_call_no_longer_than_its_deadline() -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("replica_set", [False, True], ids=["standalone", "replica set"])
 async def test_the_bot_answers_while_the_server_is_dead_and_everything_arrives(replica_set: bool) -> None:
-    async def count(context: Any) -> int:
-        context.session["n"] = context.session.get("n", 0) + 1
-        return int(context.session["n"])
-
     with server(replica_set=replica_set) as own:
         policy = FlushPolicy.write_behind(max_delay=0.05)
         slowest, rounds = 0.0, 0

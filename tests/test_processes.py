@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from actorbot import FileSessionStore, SessionManager, errors
-from tests.test_manager import count_plainly
+from tests.handlers import count_plainly
 
 PATIENCE = 8.0  # seconds after which a process that should have ended is taken for hung
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import pytest
 
-from actorbot import Context, FlushPolicy, RedisSessionStore, Retry, SessionManager, errors
+from actorbot import FlushPolicy, RedisSessionStore, Retry, SessionManager, errors
 from actorbot._state.record import TOMBSTONE_AGE, Record
 from actorbot.stores import _redis_link
 from actorbot.stores import redis as redis_module
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
-from actorbot.testing._expect import get, make_record, make_tombstone, put, write_all
+from actorbot.testing._asking import get, make_record, make_tombstone, put, write_all
+from tests.handlers import count
 from tests.proxy import Proxy
 from tests.servers import PLACES, Server, cluster, free_port, is_write
 
@@ -570,11 +571,6 @@ def test_one_node_that_is_down_costs_its_own_sessions_only(tmp_path: Path) -> No
 
 
 # --- the conversation -------------------------------------------------------------------------------------------------
-
-
-async def count(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return int(context.session["n"])
 
 
 @pytest.mark.parametrize("outage", ["killed", "frozen"])

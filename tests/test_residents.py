@@ -15,6 +15,7 @@ import pytest
 from actorbot import Context, MemorySessionStore, SessionManager
 from actorbot._runtime.actor import RELIED_ON, EndOfBatch, Envelope, PooledActor
 from actorbot.testing import ManualClock
+from tests import inside
 
 SESSIONS = 100_000
 
@@ -65,7 +66,8 @@ async def test_a_hundred_thousand_residents_are_small_need_no_threads_and_all_ca
         assert manager.stats().resident == SESSIONS
         assert threading.active_count() == threads
         assert (taken - encoded) / SESSIONS <= 1_500
-        left = sum(manager._parts.registry.passivate(actor) for actor in manager._parts.registry.resident())
+        registry = inside.registry(manager)
+        left = sum(registry.passivate(actor) for actor in registry.resident())
         assert left == SESSIONS
         assert manager.stats().resident == 0
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actorbot import DUPLICATE, Context, SessionManager, errors
 from actorbot.errors import OutcomeUnknownError
 from actorbot.testing import FaultyStore, ManualClock
+from tests import inside
 
 USERS = st.sampled_from(["ann", "bob", "cyd"])
 EVENT_IDS = st.sampled_from([None, "1", "2", "3"])
@@ -193,7 +194,7 @@ class Sessions(RuleBasedStateMachine):
     def replies_are_those_of_acknowledged_events_in_order(self) -> None:
         if self.manager is None:
             return
-        self.do(self.at._home.wait(self.at._parts.shared.outbox.emptied()))
+        self.do(inside.home(self.at).wait(inside.outbox(self.at).emptied()))
         for user in ("ann", "bob", "cyd"):
             said = [each for each in self.said if each.startswith(user)]
             assert said == [each for each in self.expected if each.startswith(user)]

@@ -10,8 +10,7 @@ import pytest
 from actorbot import errors
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot.testing import ManualClock
-
-SOON = 5.0
+from tests.waiting import SOON, until_sync
 
 
 class Held:
@@ -28,11 +27,7 @@ class Held:
 
 def come_back(thread: DeadlineThread, held: Held, stuck: int) -> None:
     held.free.set()
-    for _ in range(5000):
-        if thread._stuck == stuck:
-            return
-        threading.Event().wait(0.001)
-    raise AssertionError("the call did not come back")
+    until_sync(lambda: thread._stuck == stuck)
 
 
 def test_calls_go_on_whatever_the_order_in_which_late_ones_come_back() -> None:

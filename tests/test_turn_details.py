@@ -13,7 +13,8 @@ import pytest
 from actorbot import Context, FlushPolicy, MemorySessionStore, Retry, SessionManager, errors
 from actorbot._state.codec import encode_state
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
-from tests.test_manager import count, count_plainly
+from tests import inside
+from tests.handlers import count, count_plainly
 
 
 async def test_a_task_keeps_no_more_than_the_last_of_its_turns() -> None:
@@ -53,7 +54,7 @@ async def test_who_is_told_that_a_flush_succeeded_finds_the_manager_well() -> No
         await clock.advance(1.0)
         assert manager.health().status == "degraded"
         seen: Future[str] = Future()
-        flushed = manager._parts.shared.flusher.flush(manager._parts.registry.resident())
+        flushed = inside.flusher(manager).flush(inside.registry(manager).resident())
         flushed.add_done_callback(lambda _: seen.set_result(manager.health().status))
         await clock.advance(5.0)
 
@@ -91,11 +92,12 @@ def test_a_time_out_while_a_session_is_read_is_its_callers_alone() -> None:
 def test_a_receipt_that_is_answered_while_the_manager_closes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with SessionManager(MemorySessionStore(), handler=count_plainly) as manager:
         receipt = manager.submit_sync("ann", "hi")
-        outcome, receipt._outcome = receipt._outcome, Future()
+        outcome = inside.outcome(receipt)
+        inside.set_outcome(receipt, Future())
 
         def close_meanwhile(*_: Any, **__: Any) -> None:
             outcome.result(timeout=5.0)
-            receipt._outcome = outcome
+            inside.set_outcome(receipt, outcome)
             raise errors.ManagerClosedError("closed")
 
         with monkeypatch.context() as patch:

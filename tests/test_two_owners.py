@@ -35,6 +35,7 @@ from actorbot.stores.base import RecordStore, Write
 from actorbot.testing import FaultyStore
 from actorbot.testing._expect import make_record
 from tests import mongo_server, servers
+from tests.handlers import count
 from tests.proxy import Proxy
 
 OWNERS = 4  # processes
@@ -91,10 +92,6 @@ class Task:
         chance.shuffle(sessions)
         for n, session_id in enumerate(sessions):
             yield session_id, f"{self.number}:{n}"
-
-
-async def count(context: Context) -> None:
-    context.session["n"] = context.session.get("n", 0) + 1
 
 
 def increment(task: Task) -> None:

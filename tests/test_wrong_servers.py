@@ -19,6 +19,7 @@ import redis
 from actorbot import Context, FlushPolicy, MongoSessionStore, RedisSessionStore, SessionManager, errors
 from actorbot.stores.base import RecordStore
 from tests import mongo_server, servers
+from tests.handlers import count
 from tests.loop_watch import LoopWatch
 from tests.proxy import Proxy
 
@@ -28,11 +29,6 @@ LIMIT = FlushPolicy.write_through().store_deadline + 0.5  # seconds: the deadlin
 STALL = 0.02  # seconds for which the loop may be blocked at most
 MEASURES = 3  # of the stall: the machine that measures has other work too
 BIG = 40 * 1024**2
-
-
-async def count(context: Context) -> int:
-    context.session["n"] = context.session.get("n", 0) + 1
-    return int(context.session["n"])
 
 
 def lengthen(context: Context) -> int:

@@ -23,6 +23,7 @@ from actorbot.errors import (
     OverloadedError,
     StoreUnavailableError,
 )
+from tests import inside
 from tests.faults._sim_model import Model, Run
 
 __all__ = ["Users"]
@@ -297,13 +298,11 @@ class Users:
     def _count_risk(self) -> None:
         """Compare what the manager says to be at risk with what its sessions say."""
         world = self._world
-        if world.manager is None or world.manager._state != "open":
+        if world.manager is None or not inside.is_open(world.manager):
             return
-        engine = world.manager._parts
-        if engine.shared.journal is not None:
+        if inside.has_journal(world.manager):
             return  # which has it all
-        turns, actors = engine.shared, engine.registry.actors.values()
-        counted, summed = turns.handled + turns.ended - turns.flusher.settled, sum(each.behind() for each in actors)
+        counted, summed = inside.events_at_risk(world.manager)
         if counted != summed:
             world.complain(f"{counted} events are said to be at risk, and it is {summed}")
 

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from actorbot import FlushPolicy, SessionManager
-from actorbot._manager import manager as _manager
 from actorbot._manager import parts as _parts
 from actorbot._policy import Retry
 from actorbot._state.codec import encode_state
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
+from tests import inside
 from tests.faults._sim_machine import Crash, Machine, StuckError
 from tests.faults._sim_media import Disk, DiskFile, Network, NetworkStore, log_of
 from tests.faults._sim_model import Model
@@ -201,8 +201,7 @@ class Simulation:
 
     def _forget_manager(self) -> None:
         if self.manager is not None:
-            self.manager._state = "closed"
-            _manager._open_managers.discard(self.manager)
+            inside.forget(self.manager)
             self.manager = None
 
     async def _life(self, number: int) -> None:

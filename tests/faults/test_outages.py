@@ -14,7 +14,7 @@ import pytest
 from actorbot import errors
 from actorbot.stores.base import Write
 from actorbot.testing import ManualClock
-from tests import mongo_server, servers
+from tests import inside, mongo_server, servers
 from tests.faults._kills import Campaign, ForkServer
 from tests.faults._scale import scaled
 from tests.faults._victims import journaled, orders_for
@@ -147,6 +147,6 @@ async def test_a_write_of_a_killed_bot_that_comes_between_look_and_write_of_the_
             assert await heir.peek("ann") == {"n": 3}
             assert heir.stats().conflicts == 0
         slow.outage()
-        manager._parts.registry.actors.clear()
+        inside.lose_sessions(manager)
 
     assert (slow.inner.read("ann") or {})["n"] == 3

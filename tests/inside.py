@@ -1,0 +1,127 @@
+"""Where tests look into a manager. No other test touches a private name of one."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from actorbot import SessionManager
+from actorbot._manager import manager as _manager
+
+
+def parts(manager: SessionManager) -> Any:
+    """Return what the started manager consists of."""
+    return manager._engine
+
+
+def home(manager: SessionManager) -> Any:
+    """Return where the manager's code runs."""
+    return parts(manager).home
+
+
+def private_loop(manager: SessionManager) -> Any:
+    """Return the loop on which a manager on threads runs what is `async`, or None as long as nothing was."""
+    return home(manager)._loop
+
+
+def next_look(manager: SessionManager) -> Any:
+    """Return the timer of the next look at how busy the manager's loop is."""
+    return home(manager)._next_look
+
+
+def is_open(manager: SessionManager) -> bool:
+    """Tell whether the manager has started and nobody has closed it."""
+    return manager._state == "open"
+
+
+def registry(manager: SessionManager) -> Any:
+    """Return the keeper of the resident sessions."""
+    return parts(manager).registry
+
+
+def table(manager: SessionManager) -> dict[str, Any]:
+    """Return the actors of the resident sessions by the sessions' ids."""
+    return registry(manager).entries  # type: ignore[no-any-return]
+
+
+def resident(manager: SessionManager, session_id: str) -> Any:
+    """Return the actor of a session that is in memory."""
+    return table(manager)[session_id]
+
+
+def shared(manager: SessionManager) -> Any:
+    """Return what all turns of the manager share."""
+    return parts(manager).turns
+
+
+def flusher(manager: SessionManager) -> Any:
+    """Return what brings committed sessions to the store."""
+    return shared(manager).flusher
+
+
+def journal(manager: SessionManager) -> Any:
+    """Return the journal of a manager that has one."""
+    assert has_journal(manager)
+    return shared(manager).journal
+
+
+def has_journal(manager: SessionManager) -> bool:
+    """Tell whether the manager keeps a journal."""
+    return shared(manager).journal is not None
+
+
+def outbox(manager: SessionManager) -> Any:
+    """Return what delivers replies."""
+    return shared(manager).outbox
+
+
+def watched(manager: SessionManager) -> int:
+    """Count the sessions that are remembered so that they leave memory when they have been idle."""
+    return len(registry(manager).watch)
+
+
+async def bring(manager: SessionManager, session_ids: list[str]) -> None:
+    """Bring sessions that only the journal has to the store."""
+    await registry(manager)._bring(session_ids)
+
+
+def reads(manager: SessionManager) -> Any:
+    """Return the ids that the store is being asked for."""
+    return parts(manager).loader._at_store
+
+
+def asked(manager: SessionManager) -> int:
+    """Count the events that wait for the journal to begin its next transaction."""
+    return len(journal(manager)._asked)
+
+
+def events_at_risk(manager: SessionManager) -> tuple[int, int]:
+    """Return how many events are at risk as the manager counts them, and as the sessions' own counts add up."""
+    turns, actors = shared(manager), table(manager).values()
+    return turns.handled + turns.ended - turns.flusher.settled, sum(each.behind() for each in actors)
+
+
+def outcome(receipt: Any) -> Future[Any]:
+    """Return what a receipt waits for."""
+    return receipt._outcome  # type: ignore[no-any-return]
+
+
+def set_outcome(receipt: Any, future: Future[Any]) -> None:
+    """Have a receipt wait for *future*."""
+    receipt._outcome = future
+
+
+def lose_sessions(manager: SessionManager) -> None:
+    """Empty the manager's memory, so that its close writes nothing: its process has been killed."""
+    table(manager).clear()
+
+
+def end_threads(manager: SessionManager) -> None:
+    """End the threads of a manager that can no longer be closed."""
+    parts(manager).end()
+
+
+def forget(manager: SessionManager) -> None:
+    """Take the manager for closed, so that nothing closes it at the end of the program."""
+    manager._state = "closed"
+    _manager._open_managers.discard(manager)
