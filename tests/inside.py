@@ -11,7 +11,7 @@ from actorbot._manager import manager as _manager
 
 def parts(manager: SessionManager) -> Any:
     """Return what the started manager consists of."""
-    return manager._engine
+    return manager._parts
 
 
 def home(manager: SessionManager) -> Any:
@@ -41,7 +41,7 @@ def registry(manager: SessionManager) -> Any:
 
 def table(manager: SessionManager) -> dict[str, Any]:
     """Return the actors of the resident sessions by the sessions' ids."""
-    return registry(manager).entries  # type: ignore[no-any-return]
+    return registry(manager).actors  # type: ignore[no-any-return]
 
 
 def resident(manager: SessionManager, session_id: str) -> Any:
@@ -51,7 +51,7 @@ def resident(manager: SessionManager, session_id: str) -> Any:
 
 def shared(manager: SessionManager) -> Any:
     """Return what all turns of the manager share."""
-    return parts(manager).turns
+    return parts(manager).shared
 
 
 def flusher(manager: SessionManager) -> Any:

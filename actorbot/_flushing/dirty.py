@@ -13,14 +13,15 @@ from actorbot._flushing.write import Flushable
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.home import new_future
+from actorbot._state.committed import STATE
 
-__all__ = ["Unflushed"]
+__all__ = ["DirtySessions"]
 
 # Seconds that a flush may come later than `max_delay` and a quarter of it, before turns give way to the flusher.
 SLACK: Final = 0.05
 
 
-class Unflushed(ABC):
+class DirtySessions(ABC):
     """The flusher's books: sessions are entered from any thread, and taken out on the flusher's."""
 
     def __init__(self, policy: FlushPolicy, clock: Clock) -> None:
@@ -60,7 +61,7 @@ class Unflushed(ABC):
 
     def mark(self, session: Flushable) -> None:
         """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
-        size = 0 if session.committed is None or session.committed[1] is None else len(session.committed[1])
+        size = 0 if session.committed is None or session.committed[STATE] is None else len(session.committed[STATE])
         charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
         now = self._clock.monotonic()
         due = now + self._policy.max_delay

@@ -10,7 +10,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from actorbot._flushing.outcome import Landing
+from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.recovery import is_outdated, write_jobs
 from actorbot._flushing.waiters import ALL, ANY_NEWS, tell_first_error, tell_news
 from actorbot._flushing.write import (
@@ -21,7 +21,7 @@ from actorbot._flushing.write import (
     FlushDue,
     Goal,
     Hurry,
-    Job,
+    PendingWrite,
     Relieve,
     RetryDue,
     Returned,
@@ -35,7 +35,7 @@ from actorbot._runtime.actor import Envelope
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.mailbox import Mailbox
-from actorbot._state.committed import write_id_of
+from actorbot._state.committed import VERSION, write_id_of
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
@@ -49,7 +49,7 @@ __all__ = ["Flusher"]
 logger = logging.getLogger("actorbot")
 
 
-class Flusher(Landing, Mailbox):
+class Flusher(Outcome, Mailbox):
     """Takes committed sessions to the store, in batches, at most one write of a session at a time.
 
     An actor on the store's own thread: a batch is made, written and accounted for there, without a change of threads, which costs up
@@ -101,9 +101,9 @@ class Flusher(Landing, Mailbox):
         The future is done when all has been tried; it fails with the first session's error whose `retry.attempts` have failed.
         """
         goals = [
-            (session, committed[0], len(session.losses))
+            (session, committed[VERSION], len(session.losses))
             for session in sessions
-            if (committed := session.committed) is not None and committed[0] > session.flushed
+            if (committed := session.committed) is not None and committed[VERSION] > session.flushed
         ]
         return self.reach(goals)
 
@@ -135,7 +135,7 @@ class Flusher(Landing, Mailbox):
     def _announce_hurry(self) -> None:
         self.notify(Hurry())
 
-    def _announce_retry(self, jobs: list[Job]) -> Future[None] | None:
+    def _announce_retry(self, jobs: list[PendingWrite]) -> Future[None] | None:
         due = RetryDue(jobs)
         return due.done if self.notify(due) else None
 
@@ -166,7 +166,7 @@ class Flusher(Landing, Mailbox):
             logger.exception("the flusher met an error of its own while writing")
         self.leave()
 
-    def _overdue(self, jobs: list[Job], error: ActorbotError) -> None:
+    def _overdue(self, jobs: list[PendingWrite], error: ActorbotError) -> None:
         """Go on in the place of a call that has not come back; nobody waits for its sessions any more."""
         for job in jobs:
             self._out[job.session.session_id] = set()
@@ -178,7 +178,7 @@ class Flusher(Landing, Mailbox):
         else:
             self._land(jobs, [], error)
         for job in jobs:
-            self._listeners.tell(job.session, error)
+            self._waiters.reached(job.session, error)
         self._go_on()
 
     def on_receive(self, message: Any) -> None:
@@ -194,12 +194,12 @@ class Flusher(Landing, Mailbox):
                 case Flush(goals, done):
                     self._want_all(goals, done)
                 case Relieve(session, done):
-                    self._listeners.add(session, ANY_NEWS, tell_news(done))
+                    self._waiters.add(session, ANY_NEWS, tell_news(done))
                     known_outage = self._retries.outage_since is not None
                     if not known_outage and session not in self._retries.again:
                         self._want(session)
                     if known_outage or session not in self._wanted:
-                        self._listeners.tell(session, ANY_NEWS)
+                        self._waiters.reached(session, ANY_NEWS)
                 case WriteThrough(session):
                     self._wanted[session] = message
                     if self._retries.is_down:
@@ -230,7 +230,7 @@ class Flusher(Landing, Mailbox):
         session.spilled = True
         self._unmark([session])
         self._uncharge([(session, None)])
-        self._listeners.tell(session, self._has_spilled(session))
+        self._waiters.reached(session, self._has_spilled(session))
 
     def _has_spilled(self, session: Flushable) -> StoreUnavailableError:
         reason = "it does not take writes; what it has not is in the journal"
@@ -242,7 +242,7 @@ class Flusher(Landing, Mailbox):
         told = [getattr(item.message, "done", None) for item in self.drain() if isinstance(item, Envelope)]
         waiting = [each.done for each in self._wanted.values() if each is not None]
         waiting += [job.through.done for job in self._retries.resting if job.through is not None]
-        self._listeners.tell_everybody(_ended())
+        self._waiters.reached_everywhere(_ended())
         for done in (*told, *waiting, *self._room, *self._quiet):
             if done is not None and not done.done():
                 done.set_exception(_ended())
@@ -258,12 +258,12 @@ class Flusher(Landing, Mailbox):
             elif len(session.losses) > losses or version <= session.flushed:
                 tell(None)
             else:
-                self._listeners.add(session, version, tell)
+                self._waiters.add(session, version, tell)
                 self._wanted.setdefault(session, None)
         if not goals:
             done.set_result(None)
 
-    def _next_jobs(self) -> list[Job]:
+    def _next_jobs(self) -> list[PendingWrite]:
         """Make the next batch; an empty one if nothing can be written now, or if waiting messages may fill it first."""
         wanted = self._wanted
         at_once = min(self._policy.batch_size, self._store.writes_at_once)
@@ -286,32 +286,34 @@ class Flusher(Landing, Mailbox):
                 done.set_result(None)
         return []
 
-    def _make_job(self, session: Flushable, through: WriteThrough | None, write_id: bytes, now: float) -> Job | None:
+    def _make_job(
+        self, session: Flushable, through: WriteThrough | None, write_id: bytes, now: float
+    ) -> PendingWrite | None:
         if through is not None:
             # It comes from who holds the turn, so nothing newer is committed meanwhile; a flush that failed before is overtaken.
             if through.job is None:
                 write_id = self._write_id(session, through.committed, write_id)
-                through.job = Job.make(session, through.committed, write_id, now, through)
+                through.job = PendingWrite.make(session, through.committed, write_id, now, through)
             return through.job
         committed = session.committed
         if self._is_overtaken(session, committed):
             return None  # when that has ended, the session is looked at again
-        if committed is None or committed[0] <= session.flushed:
+        if committed is None or committed[VERSION] <= session.flushed:
             self._retries.again.pop(session, None)
             self._uncharge([(session, None)])
-            self._listeners.tell(session, ALL)
+            self._waiters.reached(session, ALL)
             return None
         if (failed := self._retries.again.get(session)) is not None and not is_outdated(failed):
             if not failed.unknown:
                 # It is known that nothing of it was done, and it may be the very state that the store does not take.
                 failed.renew(committed, self._write_id(session, committed, write_id), now)
             return failed
-        return Job.make(session, committed, self._write_id(session, committed, write_id), now)
+        return PendingWrite.make(session, committed, self._write_id(session, committed, write_id), now)
 
     def _is_overtaken(self, session: Flushable, committed: Committed | None) -> bool:
         """Tell whether a destroy is under way that the store may have by now: nothing older must be written after it."""
         lineages = session.lineages
-        if lineages and committed is not None and committed[0] < lineages[0][1]:
+        if lineages and committed is not None and committed[VERSION] < lineages[0].last:
             return True
         return self._retries.is_waited_for(session)
 
@@ -319,7 +321,7 @@ class Flusher(Landing, Mailbox):
         """Return a random write id, or the one that can be found out again after a crash."""
         if self._journal is None:
             return random
-        version = committed[0]
+        version = committed[VERSION]
         name, last = session.lineages[0] if session.lineages else (self._journal.lineage, version)
         return write_id_of(name if last == version else self._journal.lineage, version)
 
@@ -333,7 +335,7 @@ class Flusher(Landing, Mailbox):
         if through is not None:
             self._fail(through, error)
         self._out[session.session_id].add(session)
-        self._listeners.tell(session, error)
+        self._waiters.reached(session, error)
         return True
 
 

@@ -9,23 +9,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
-from actorbot._flushing.dirty import Unflushed
+from actorbot._flushing.dirty import DirtySessions
 from actorbot._flushing.recovery import is_outdated
 from actorbot._flushing.retries import Retries
-from actorbot._flushing.waiters import ANY_NEWS, Listeners
-from actorbot._flushing.write import Committed, Flushable, Job, WriteThrough
+from actorbot._flushing.waiters import ANY_NEWS, Waiters
+from actorbot._flushing.write import Committed, Flushable, PendingWrite, WriteThrough
 from actorbot._journal.journal import Journal
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
+from actorbot._state.committed import VERSION
 from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
-__all__ = ["Landing"]
+__all__ = ["Outcome"]
 
 YOUNG: Final = 1_000  # sessions to be flushed between two looks of the garbage collector at what is young
 
 
-class Landing(Unflushed):
+class Outcome(DirtySessions):
     """The flusher's half that a batch comes back to. What begins with an underscore is touched on the store's thread only."""
 
     def __init__(
@@ -48,7 +49,7 @@ class Landing(Unflushed):
         self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()  # to be written next
         self._retries = Retries(store.name, policy.retry, clock, self._announce_retry)
         self._called = 0.0  # the monotonic second at which the last call began
-        self._listeners = Listeners()
+        self._waiters = Waiters()
         self._young = 0  # sessions flushed since the garbage collector was called
 
     @property
@@ -67,16 +68,16 @@ class Landing(Unflushed):
         return self._retries.refusing
 
     @abstractmethod
-    def _announce_retry(self, jobs: list[Job]) -> Future[None] | None:
+    def _announce_retry(self, jobs: list[PendingWrite]) -> Future[None] | None:
         """Have these, or where there are none all that failed, tried again. May be called from any thread."""
 
     def _want(self, session: Flushable) -> None:
         committed = session.committed
-        if committed is not None and committed[0] > session.flushed:
+        if committed is not None and committed[VERSION] > session.flushed:
             self._wanted.setdefault(session, None)
 
     def _land(
-        self, jobs: list[Job], results: Sequence[ActorbotError | None], error: ActorbotError | None = None
+        self, jobs: list[PendingWrite], results: Sequence[ActorbotError | None], error: ActorbotError | None = None
     ) -> None:
         """Note what became of a batch: a result for each, or one error for all, which tells that the store is down."""
         if error is None and len(results) != len(jobs):
@@ -85,7 +86,7 @@ class Landing(Unflushed):
             results = [error] * len(jobs)
             took = self._clock.monotonic() - self._called
             self._retries.note_outage(error, slow=took >= self._policy.store_deadline / 2)
-            self._listeners.tell_everybody(ANY_NEWS)
+            self._waiters.reached_everywhere(ANY_NEWS)
         judged = any(result is None or isinstance(result, ConflictError) for result in results)
         answered = judged and not self._retries.is_well
         if answered:  # noted before its callers are told: they may look
@@ -96,7 +97,7 @@ class Landing(Unflushed):
             if self.on_answer is not None:
                 self.on_answer()
         self._confirm([job for job, result in zip(jobs, results, strict=True) if result is None])
-        failed: list[Job] = []
+        failed: list[PendingWrite] = []
         for job, result in zip(jobs, results, strict=True):
             if result is None:
                 continue
@@ -104,7 +105,7 @@ class Landing(Unflushed):
                 self._conflict(job, result)
             elif not self._give_up(job, result):
                 failed.append(job)
-            self._listeners.tell(job.session, ANY_NEWS)
+            self._waiters.reached(job.session, ANY_NEWS)
         if error is not None:
             self._retries.pause(failed, error)
             self._want_again(failed)
@@ -128,9 +129,9 @@ class Landing(Unflushed):
                 self._fail(through, unsent)
             else:
                 self._fail(through, error)
-        self._listeners.tell_everybody(error)
+        self._waiters.reached_everywhere(error)
 
-    def _confirm(self, jobs: list[Job]) -> None:
+    def _confirm(self, jobs: list[PendingWrite]) -> None:
         """Note that the store has these. First all of it in the books, under one lock; then those are told who may look there."""
         again, journal = self._retries.again, self._journal
         settled: list[tuple[Flushable, float | None]] = []
@@ -149,14 +150,16 @@ class Landing(Unflushed):
             if again:
                 again.pop(session, None)
             # What was written may be an older state, sent again after a failure: go on to the newest unless a mark will.
-            settled.append((session, job.made if committed is not None and committed[0] > record.version else None))
+            settled.append(
+                (session, job.made if committed is not None and committed[VERSION] > record.version else None)
+            )
         self.writes += len(jobs)
         self._uncharge(settled)
         for job, (session, behind) in zip(jobs, settled, strict=True):
             if job.through is not None:
                 job.through.done.set_result(None)
-            self._listeners.tell(session, job.write.record.version)
-            if behind is not None and (not session.dirty or session in self._listeners):
+            self._waiters.reached(session, job.write.record.version)
+            if behind is not None and (not session.dirty or session in self._waiters):
                 self._wanted.setdefault(session, None)
 
     def _collect_young(self, sessions: int) -> None:
@@ -170,7 +173,7 @@ class Landing(Unflushed):
             self._young = 0
             gc.collect(0)
 
-    def _conflict(self, job: Job, error: ConflictError) -> None:
+    def _conflict(self, job: PendingWrite, error: ConflictError) -> None:
         session = job.session
         if job.set_back and self._catch_up(job):
             return
@@ -185,7 +188,7 @@ class Landing(Unflushed):
         # read again before its next turn.
         unflushed, session.committed = session.committed, None
         if unflushed is not None:
-            self.settled += unflushed[0] - session.flushed
+            self.settled += unflushed[VERSION] - session.flushed
         if self._journal is not None:
             session.lineages = ()
             if unflushed is not None:
@@ -194,13 +197,13 @@ class Landing(Unflushed):
         self._uncharge([(session, None)])
         if unflushed is not None:
             self._on_conflict(session, unflushed)
-        self._listeners.tell(session, error)
+        self._waiters.reached(session, error)
 
-    def _catch_up(self, job: Job) -> bool:
+    def _catch_up(self, job: PendingWrite) -> bool:
         """Give up what the journal holds of a session for what the store has; `False` if events have come on top of it, which are lost."""
         session, version = job.session, job.write.record.version
         committed = session.committed
-        if committed is None or committed[0] != version:
+        if committed is None or committed[VERSION] != version:
             return False
         session.committed = None  # no call stands between, as in `_conflict`
         session.flushed = version
@@ -209,15 +212,15 @@ class Landing(Unflushed):
             self._journal.forget(session.session_id, version)
         self._unmark([session])
         self._uncharge([(session, None)])
-        self._listeners.tell(session, version)
+        self._waiters.reached(session, version)
         return True
 
-    def _give_up(self, job: Job, error: ActorbotError) -> bool:
+    def _give_up(self, job: PendingWrite, error: ActorbotError) -> bool:
         """Note a failure; `True` if nobody will try this write again."""
         spent = self._retries.note_failure(job, error)
         if job.through is None:
             if spent:
-                self._listeners.tell(job.session, error)
+                self._waiters.reached(job.session, error)
             return False
         if job.through.done.done():
             return True
@@ -241,7 +244,7 @@ class Landing(Unflushed):
         through.done.set_exception(error)
         self._want(through.session)
 
-    def _want_again(self, jobs: list[Job]) -> None:
+    def _want_again(self, jobs: list[PendingWrite]) -> None:
         for job in jobs:
             if job.through is None:
                 if self._retries.again.get(job.session) is job:  # not overtaken

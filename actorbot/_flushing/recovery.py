@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from actorbot._flushing.write import Job
+from actorbot._flushing.write import PendingWrite
 from actorbot._state.committed import ANYBODYS, Lineage, write_id_of
 from actorbot._state.record import RING_BYTES, Record, has_id
 from actorbot.errors import ActorbotError, ConflictError
@@ -17,11 +17,11 @@ __all__ = ["is_outdated", "rebase", "write_jobs"]
 LOOKS: Final = 3  # for a session: between a look and its write, a write of the process that died may come
 
 
-def write_jobs(store: RecordStore, jobs: Sequence[Job]) -> Sequence[ActorbotError | None]:
+def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite]) -> Sequence[ActorbotError | None]:
     """Write a batch; return what became of each, as `RecordStore.write_many` does. Raises: as that, and as `read_many`."""
     if not any(map(_is_recovered, jobs)):
         return store.write_many([job.write for job in jobs])
-    outcomes: dict[Job, ActorbotError | None] = {}
+    outcomes: dict[PendingWrite, ActorbotError | None] = {}
     left = jobs
     for _ in range(LOOKS):
         settled = _rebase(store, [job for job in left if _is_recovered(job)])
@@ -34,16 +34,16 @@ def write_jobs(store: RecordStore, jobs: Sequence[Job]) -> Sequence[ActorbotErro
     return [outcomes[job] for job in jobs]
 
 
-def _rebase(store: RecordStore, jobs: Sequence[Job]) -> dict[Job, ActorbotError | None]:
+def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWrite, ActorbotError | None]:
     """Make the writes of recovered sessions fit what the store has; return what is settled by looking."""
-    settled: dict[Job, ActorbotError | None] = {}
+    settled: dict[PendingWrite, ActorbotError | None] = {}
     found = store.read_many([job.session.session_id for job in jobs]) if jobs else ()
     for job, stored in zip(jobs, found, strict=True):
         verdict = rebase(job.write, job.session.lineages, stored, store.name)
         if isinstance(verdict, Write):
             job.write = verdict
         elif isinstance(verdict, Record):
-            job.set_back = job.write.record.version == job.session.lineages[0][1]  # else events have come on top
+            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top
             settled[job] = ConflictError(
                 store.name,
                 "the store has newer events of it, which the journal had lost",
@@ -86,12 +86,12 @@ def rebase(write: Write, lineages: tuple[Lineage, ...], stored: Record | Actorbo
     return ConflictError(store, "it was written by someone else since it was read", session_id=record.session_id)
 
 
-def _is_recovered(job: Job) -> bool:
+def _is_recovered(job: PendingWrite) -> bool:
     """Tell whether what the store has is to be looked at before *job* is written."""
     return bool(job.session.lineages) and not is_outdated(job)
 
 
-def is_outdated(job: Job) -> bool:
+def is_outdated(job: PendingWrite) -> bool:
     """Tell whether its session was destroyed after *job* was made: what replaces anything by force is the tombstone, and not this."""
     lineages = job.session.lineages
-    return bool(lineages) and job.write.record.version < lineages[0][1]
+    return bool(lineages) and job.write.record.version < lineages[0].last

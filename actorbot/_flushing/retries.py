@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from actorbot._flushing.write import Flushable, Job
+from actorbot._flushing.write import Flushable, PendingWrite
 from actorbot._policy import Retry
 from actorbot._runtime.clock import Clock, Timer
 from actorbot.errors import ActorbotError, OutcomeUnknownError
@@ -24,7 +24,7 @@ class Retries:
     """
 
     def __init__(
-        self, store: str, retry: Retry, clock: Clock, announce: Callable[[list[Job]], Future[None] | None]
+        self, store: str, retry: Retry, clock: Clock, announce: Callable[[list[PendingWrite]], Future[None] | None]
     ) -> None:
         self._store = store
         self._retry = retry
@@ -33,9 +33,9 @@ class Retries:
         self.count = 0
         self.outage_since: float | None = None
         self.refusing = False  # whether the store answers, and takes some session's writes not
-        self.again: dict[Flushable, Job] = {}  # flushes that failed: sent again before anything newer
-        self.resting: set[Job] = set()  # failed by themselves: each until its own pause is over
-        self._waited_for: dict[Flushable, Job] = {}  # those of them that somebody waits for
+        self.again: dict[Flushable, PendingWrite] = {}  # flushes that failed: sent again before anything newer
+        self.resting: set[PendingWrite] = set()  # failed by themselves: each until its own pause is over
+        self._waited_for: dict[Flushable, PendingWrite] = {}  # those of them that somebody waits for
         self.paused = False
         self._timer: Timer | None = None  # ends the pause
         self._failures = 0  # calls in a row that failed as a whole
@@ -65,7 +65,7 @@ class Retries:
         self._failures = 0
         self.refusing = bool(self.again)
 
-    def note_failure(self, job: Job, error: ActorbotError) -> bool:
+    def note_failure(self, job: PendingWrite, error: ActorbotError) -> bool:
         """Count a failure; `True` if it was the last one that somebody waits for."""
         job.tries += 1
         job.unknown = job.unknown or isinstance(error, OutcomeUnknownError)
@@ -76,7 +76,7 @@ class Retries:
             self.again[job.session] = job
         return job.tries >= self._retry.attempts
 
-    def pause(self, failed: list[Job], error: ActorbotError) -> None:
+    def pause(self, failed: list[PendingWrite], error: ActorbotError) -> None:
         """Write nothing for a while, and then these.
 
         The first times without a pause if an answer was lost: the store may well be up, and what was done can be told only until
@@ -90,18 +90,18 @@ class Retries:
         lost = isinstance(error, OutcomeUnknownError) and not self.is_down
         self._timer = self._wake_after(0 if lost else self._failures, [])
 
-    def rest(self, failed: list[Job]) -> None:
+    def rest(self, failed: list[PendingWrite]) -> None:
         """Let these wait, and nobody else: the store has taken others, or was not asked about any."""
         self.count += len(failed)
         self.resting.update(failed)
         self._waited_for |= {job.session: job for job in failed if job.through is not None}
         self._wake_after(max(job.tries for job in failed), failed)
 
-    def _wake_after(self, failures: int, jobs: list[Job]) -> Timer:
+    def _wake_after(self, failures: int, jobs: list[PendingWrite]) -> Timer:
         delay = self._retry.delay(failures) if failures else 0.0
         return self._clock.call_at(self._clock.monotonic() + delay, lambda: self._announce(jobs))
 
-    def wake(self, jobs: list[Job]) -> None:
+    def wake(self, jobs: list[PendingWrite]) -> None:
         """End the rest of these, or, where there are none, the pause."""
         if not jobs:
             self.paused = False

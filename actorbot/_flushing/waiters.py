@@ -10,7 +10,7 @@ from typing import Final
 from actorbot._flushing.write import Flushable
 from actorbot.errors import ConflictError, ManagerClosedError
 
-__all__ = ["ALL", "ANY_NEWS", "Listeners", "tell_first_error", "tell_news"]
+__all__ = ["ALL", "ANY_NEWS", "Waiters", "tell_first_error", "tell_news"]
 
 Tell = Callable[["BaseException | None"], None]
 """Tells that what was waited for is done, or why it will not be."""
@@ -22,7 +22,7 @@ ANY_NEWS: Final = 0
 """The version of those who wait for any news of a session: every store has it."""
 
 
-class Listeners:
+class Waiters:
     """Those who wait, by session; touched on the flusher's thread only."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Listeners:
         """Have *tell* called when the store has *version*, or when it will not have it."""
         self._waiting.setdefault(session, []).append((version, tell))
 
-    def tell(self, session: Flushable, reached: float | BaseException) -> None:
+    def reached(self, session: Flushable, reached: float | BaseException) -> None:
         """Tell who waits for *session* which version the store has reached, or why it reaches none."""
         waiting = self._waiting.pop(session, None)
         if waiting is None:
@@ -51,10 +51,10 @@ class Listeners:
         if rest:
             self._waiting[session] = rest
 
-    def tell_everybody(self, reached: float | BaseException) -> None:
+    def reached_everywhere(self, reached: float | BaseException) -> None:
         """Tell it about every session."""
         for session in list(self._waiting):
-            self.tell(session, reached)
+            self.reached(session, reached)
 
 
 def tell_news(done: Future[None]) -> Tell:

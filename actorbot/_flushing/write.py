@@ -19,7 +19,7 @@ __all__ = [
     "Flushable",
     "Goal",
     "Hurry",
-    "Job",
+    "PendingWrite",
     "Relieve",
     "RetryDue",
     "Returned",
@@ -66,7 +66,7 @@ def is_lost(session: Flushable, version: int, losses: int) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class PendingWrite:
     """One session's write on its way; sent again, after a failure that may have been none, with the same write id."""
 
     session: Flushable
@@ -80,7 +80,7 @@ class Job:
     @classmethod
     def make(
         cls, session: Flushable, committed: Committed, write_id: bytes, now: float, through: WriteThrough | None = None
-    ) -> Job:
+    ) -> PendingWrite:
         """Make the write of *committed* over the record that the store has confirmed, or, if it is forced, over any."""
         version, state, event_ids, last_activity, expires_at = committed
         base = None if through is not None and through.forced else session.write_ids[:8]
@@ -90,7 +90,7 @@ class Job:
 
     def renew(self, committed: Committed, write_id: bytes, now: float) -> None:
         """Write *committed* in its place; only while it is known that no try of it was done."""
-        self.write, self.made = Job.make(self.session, committed, write_id, now).write, now
+        self.write, self.made = PendingWrite.make(self.session, committed, write_id, now).write, now
 
 
 # --- what the flusher is told -----------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class WriteThrough:
     committed: Committed
     forced: bool
     done: Future[None] = field(default_factory=new_future)
-    job: Job | None = None
+    job: PendingWrite | None = None
     """Once it has been tried."""
 
 
@@ -147,14 +147,14 @@ class WriteThrough:
 class Returned:
     """A call that was left behind has come back: nothing of it is still to come."""
 
-    jobs: list[Job]
+    jobs: list[PendingWrite]
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDue:
     """The pause of these is over, or, where there are none, that of all."""
 
-    jobs: list[Job]
+    jobs: list[PendingWrite]
     done: Future[None] = field(default_factory=new_future)
 
 

@@ -43,7 +43,8 @@ class Entry:
             raise UndecodableError("an entry does not hold the fields of one")
         *rest, known = fields
         lineages = [
-            (known[at : at + 8], int.from_bytes(known[at + 8 : at + 16], "big")) for at in range(0, len(known), 16)
+            Lineage(known[at : at + 8], int.from_bytes(known[at + 8 : at + 16], "big"))
+            for at in range(0, len(known), 16)
         ]
         return cls(Record(*rest), tuple(lineages))
 

@@ -18,7 +18,7 @@ from actorbot._journal.file import JournalFile
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.threads import Lane
-from actorbot._state.committed import Committed, Lineage
+from actorbot._state.committed import VERSION, Committed, Lineage
 from actorbot._state.values import UndecodableError
 from actorbot.errors import ActorbotError, JournalError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 
@@ -201,7 +201,7 @@ class Journal:
         """
         with self._lock:
             closed = self._closed
-            self.newest = max(self.newest, committed[0])
+            self.newest = max(self.newest, committed[VERSION])
             if not closed:
                 self._asked.append((session_id, committed, write_ids, lineages, settle))
             if idle := not (closed or self._working):
@@ -218,7 +218,7 @@ class Journal:
 
     def set_aside(self, session_id: str, committed: Committed) -> None:
         """Keep what is lost to a conflict apart, where no session is read from."""
-        self._remove(session_id, committed[0], pack_entry(session_id, committed, b"", ()))
+        self._remove(session_id, committed[VERSION], pack_entry(session_id, committed, b"", ()))
 
     def _remove(self, session_id: str, version: int, *conflict: bytes) -> None:
         with self._lock:
@@ -369,7 +369,7 @@ class Journal:
             place = self._places.get(session_id)
             number = self._new_number() if place is None else place.number
             rows.append((number, data))
-            places[session_id] = _Place(number, committed[0], len(data))
+            places[session_id] = _Place(number, committed[VERSION], len(data))
         for session_id, version in flushed.items():
             place = self._places.get(session_id)
             if place is not None and place.version <= version and session_id not in places:

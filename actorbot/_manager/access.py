@@ -13,10 +13,10 @@ from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
 from actorbot.errors import ForkedError, ManagerClosedError, TurnTimeoutError, WrongLoopError
 
-__all__ = ["Door"]
+__all__ = ["Access"]
 
 
-class Door:
+class Access:
     """What `SessionManager` inherits, so that who calls it passes with one look at one object."""
 
     _home: Home  # once it is started, like the next

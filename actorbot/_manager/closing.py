@@ -13,7 +13,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
-from actorbot._manager.parts import Engine
+from actorbot._manager.parts import Parts
 from actorbot._reports import ShutdownReport
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.loop_home import LoopHome
@@ -27,27 +27,27 @@ logger = logging.getLogger("actorbot")
 FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be flushed
 
 
-async def shut(engine: Engine, seconds: float) -> ShutdownReport:
+async def shut(parts: Parts, seconds: float) -> ShutdownReport:
     """Bring everything to its end in about *seconds*; what is left then is to let go of the threads."""
     start = monotonic()
     until = start + seconds
-    home, turns, registry = engine.home, engine.turns, engine.registry
+    home, shared, registry = parts.home, parts.shared, parts.registry
     registry.close_intake()
     actors = list(registry.resident())
-    turns.flusher.flush(actors)  # while handlers run: they may take all the time there is
-    await _settle(engine, actors, until - seconds / 10)
+    shared.flusher.flush(actors)  # while handlers run: they may take all the time there is
+    await _settle(parts, actors, until - seconds / 10)
     unfinished = registry.dismiss_all()
-    turns.end_all()
-    engine.loader.close()
-    await _flush_until(engine, actors, until)
-    await _try(home, turns.outbox.emptied(), until)
-    for running in list(engine.hooks.running):
+    shared.end_all()
+    parts.loader.close()
+    await _flush_until(parts, actors, until)
+    await _try(home, shared.outbox.emptied(), until)
+    for running in list(parts.hooks.running):
         await _try(home, running, until)
-    turns.flusher.stop()
-    await _try(home, engine.close_journal(), max(until, monotonic() + 1.0))
-    unflushed = _behind(engine, actors)
-    await _try(home, engine.writer.call(engine.store.close), max(until, monotonic() + 1.0))
-    report = ShutdownReport(unflushed, unfinished, len(turns.outbox), monotonic() - start)
+    shared.flusher.stop()
+    await _try(home, parts.close_journal(), max(until, monotonic() + 1.0))
+    unflushed = _behind(parts, actors)
+    await _try(home, parts.writer.call(parts.store.close), max(until, monotonic() + 1.0))
+    report = ShutdownReport(unflushed, unfinished, len(shared.outbox), monotonic() - start)
     if not report.clean:
         logger.error(
             "closed with %d sessions not flushed, %d unfinished, %d with replies undelivered: %s",
@@ -56,37 +56,37 @@ async def shut(engine: Engine, seconds: float) -> ShutdownReport:
     return report
 
 
-def shut_without_loop(engine: Engine, seconds: float) -> ShutdownReport:
+def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     """Flush what is committed: with its loop, whoever could take a turn has gone."""
     start = monotonic()
     until = start + seconds
-    engine.registry.close_intake()
-    actors = list(engine.registry.resident())
+    parts.registry.close_intake()
+    actors = list(parts.registry.resident())
     for future in (
-        lambda: engine.turns.flusher.flush(actors),
-        engine.close_journal,
-        lambda: engine.writer.call(engine.store.close),
+        lambda: parts.shared.flusher.flush(actors),
+        parts.close_journal,
+        lambda: parts.writer.call(parts.store.close),
     ):
         try:
             future().result(max(until - monotonic(), 0.0))
         except (TimeoutError, ActorbotError) as error:
             logger.error("closing without an event loop: %s", error)
-    return ShutdownReport(_behind(engine, actors), 0, len(engine.turns.outbox), monotonic() - start)
+    return ShutdownReport(_behind(parts, actors), 0, len(parts.shared.outbox), monotonic() - start)
 
 
-def _behind(engine: Engine, actors: Iterable[SessionActor]) -> tuple[str, ...]:
+def _behind(parts: Parts, actors: Iterable[SessionActor]) -> tuple[str, ...]:
     behind = dict.fromkeys(actor.session_id for actor in actors if actor.behind())
-    return tuple(behind | dict.fromkeys(engine.only_in_journal()))
+    return tuple(behind | dict.fromkeys(parts.only_in_journal()))
 
 
-async def _settle(engine: Engine, actors: Iterable[SessionActor], until: float) -> None:
+async def _settle(parts: Parts, actors: Iterable[SessionActor], until: float) -> None:
     """Take each session out of memory when every accepted event has had its turn; those that do not come to that stay."""
     for actor in actors:
         # A held turn may have no handler yet: a told event is on its way to it, or the session is being read.
         while not actor.closed:
-            if not actor.enter() and not await _wait_for_turn(engine.home, actor, until):
+            if not actor.enter() and not await _wait_for_turn(parts.home, actor, until):
                 break
-            if not engine.registry.retire(actor):
+            if not parts.registry.retire(actor):
                 actor.leave()
 
 
@@ -106,14 +106,14 @@ async def _wait_for_turn(home: Home, actor: SessionActor, until: float) -> bool:
     return True
 
 
-async def _flush_until(engine: Engine, actors: list[SessionActor], until: float) -> None:
+async def _flush_until(parts: Parts, actors: list[SessionActor], until: float) -> None:
     """Flush until the store has everything, or the time is up."""
     while True:
-        await _try(engine.home, engine.turns.flusher.flush(actors), until)
+        await _try(parts.home, parts.shared.flusher.flush(actors), until)
         left = until - monotonic()
         if left <= 0 or not any(actor.behind() for actor in actors):
             return
-        await _try(engine.home, new_future(), until - max(0.0, left - FLUSH_AGAIN))
+        await _try(parts.home, new_future(), until - max(0.0, left - FLUSH_AGAIN))
 
 
 async def _try(home: Home, future: Future[Any], until: float) -> None:

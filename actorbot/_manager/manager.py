@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from actorbot._checks import check_count, check_seconds
-from actorbot._manager.access import Door
+from actorbot._manager.access import Access
 from actorbot._manager.closing import shut, shut_without_loop
 from actorbot._manager.options import (
     Options,
@@ -26,7 +26,7 @@ from actorbot._manager.options import (
     check_policy,
     check_store,
 )
-from actorbot._manager.parts import Engine
+from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
 from actorbot._manager.verbs import Verbs
 from actorbot._policy import FlushPolicy
@@ -48,7 +48,7 @@ logger = logging.getLogger("actorbot")
 _numbers = itertools.count(1)
 
 
-class SessionManager(Door):
+class SessionManager(Access):
     """Keeps the sessions of a bot's users: each in an actor of its own, one event at a time, in memory while the user is there.
 
     `store` is a store of actorbot's or any object with the seed's four methods. `handler(context)` handles dispatched events;
@@ -181,13 +181,13 @@ class SessionManager(Door):
 
     def _close_without_loop(self, seconds: float) -> ShutdownReport:
         self._state = "closed"
-        self._report = shut_without_loop(self._engine, seconds)
+        self._report = shut_without_loop(self._parts, seconds)
         self._let_go()
         return self._report
 
     def _let_go(self) -> None:
         _open_managers.discard(self)
-        self._engine.end()
+        self._parts.end()
 
     def _begin(self) -> None:
         if self._state == "forked":
@@ -203,15 +203,15 @@ class SessionManager(Door):
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        self._engine = Engine(self._options, home)
+        self._parts = Parts(self._options, home)
         try:
-            await self._engine.start()
+            await self._parts.start()
         except BaseException:
             self._state = "closed"
             raise
-        self._verbs = Verbs(self._engine.registry)
-        self._entries = self._engine.registry.entries
-        self._inline = home if isinstance(home, ThreadHome) and self._engine.turns.handle_here is not None else None
+        self._verbs = Verbs(self._parts.registry)
+        self._actors = self._parts.registry.actors
+        self._inline = home if isinstance(home, ThreadHome) and self._parts.shared.handle_here is not None else None
         _open_managers.add(self)
         self._state = "open"
         self._here = (home.thread_id or 0) if isinstance(home, LoopHome) else 0
@@ -238,7 +238,7 @@ class SessionManager(Door):
     async def _end(self, ended: Future[ShutdownReport], seconds: float) -> None:
         try:
             self._state, self._here = "closing", 0
-            report = self._report = await shut(self._engine, seconds)
+            report = self._report = await shut(self._parts, seconds)
             self._state = "closed"
             self._let_go()
         except BaseException as error:  # cancelled with its loop, say: it may be made again
@@ -259,7 +259,7 @@ class SessionManager(Door):
         # The usual case, without a detour: called where it belongs, for a session that is here and idle. Of another loop in the
         # same thread this loop knows no current task; `get_running_loop` would ask for the process id, which takes longer.
         if get_ident() == self._here and (task := current_task(self._loop)) is not None and type(session_id) is str:
-            actor = self._entries.get(session_id)
+            actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 return await actor.take_turn(event, event_id, durable, task)
         self._check_here()
@@ -281,7 +281,7 @@ class SessionManager(Door):
         """
         threads = self._inline
         if threads is not None and self._state == "open" and type(session_id) is str:
-            actor = self._entries.get(session_id)
+            actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 turn = actor.take_turn(event, event_id, durable, None)
                 return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
@@ -300,8 +300,8 @@ class SessionManager(Door):
         return self._accept(session_id, event, event_id)
 
     def _accept(self, session_id: str, event: Any, event_id: str | None) -> Receipt:
-        actor, outcome = self._verbs.tell(session_id, event, event_id)
-        return Receipt(self, self._engine.hooks, actor, event, outcome)
+        actor, outcome = self._verbs.accept(session_id, event, event_id)
+        return Receipt(self, self._parts.hooks, actor, event, outcome)
 
     @asynccontextmanager
     async def turn(self, session_id: str, *, event_id: str | None = None) -> AsyncIterator[Context]:
@@ -314,7 +314,7 @@ class SessionManager(Door):
         try:
             yield context
         except BaseException as error:
-            raised = await actor.fail(context, error)
+            raised = await actor.fail_turn(context, error)
             if raised is error or isinstance(error, SystemExit | KeyboardInterrupt):
                 raise  # an exit is not a handler's here: it is the program that is told to end
             raise raised from error
@@ -333,7 +333,7 @@ class SessionManager(Door):
             yield context
         except BaseException as error:
             failure = error
-            raised = self._run_sync(lambda: actor.fail(context, failure), None, closing=True)
+            raised = self._run_sync(lambda: actor.fail_turn(context, failure), None, closing=True)
             if raised is failure or isinstance(failure, SystemExit | KeyboardInterrupt):
                 raise  # an exit is not a handler's here: it is the program that is told to end
             raise raised from failure
@@ -373,12 +373,12 @@ class SessionManager(Door):
     async def delivered(self, session_id: str) -> None:
         """Return when the replies that the session has sent so far have been handed to `deliver`, or have failed."""
         self._check_here()
-        await self._home.wait(self._engine.turns.outbox.emptied(session_id))
+        await self._home.wait(self._parts.shared.outbox.emptied(session_id))
 
     def stats(self) -> Stats:
         """Return counters and gauges. Any thread."""
         self._check_open()
-        return self._engine.stats()
+        return self._parts.stats()
 
     def conflicts(self) -> list[Conflict]:
         """List what could not be flushed because another process had written the session: the newest 1,000, oldest first.
@@ -386,16 +386,16 @@ class SessionManager(Door):
         With a journal also those of earlier managers on it. Any thread.
         """
         self._check_open()
-        return list(self._engine.hooks.conflicts)
+        return list(self._parts.hooks.conflicts)
 
     def health(self) -> Health:
         """Say whether the manager does its work. Any thread."""
-        return self._engine.health() if self._state == "open" else Health("failing", f"the manager is {self._state}")
+        return self._parts.health() if self._state == "open" else Health("failing", f"the manager is {self._state}")
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:
         """Iterate over the sessions in memory. Any thread."""
         self._check_open()
-        yield from self._engine.sessions()
+        yield from self._parts.sessions()
 
 
 _open_managers: set[SessionManager] = set()  # also those that a program has let go of: they run until they are closed

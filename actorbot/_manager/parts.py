@@ -20,22 +20,22 @@ from actorbot._runtime.thread_home import ThreadHome
 from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
-from actorbot._turns.shared import Turns
+from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
 from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
 
-__all__ = ["Engine"]
+__all__ = ["Parts"]
 
 logger = logging.getLogger("actorbot")
 
 READ_AT_ONCE = 500  # records that are asked for in one call
 
 
-class Engine:
+class Parts:
     """The parts of one manager, at their home; `_closing` tells how they end."""
 
-    turns: Turns
+    shared: TurnShared
     loader: Loader
     registry: Registry
 
@@ -68,12 +68,12 @@ class Engine:
             self._release()
             raise
         flusher = self._flusher = Flusher(
-            self.store, self.writer, options.policy, self._clock, self.hooks.tell_conflict, journal
+            self.store, self.writer, options.policy, self._clock, self.hooks.report_conflict, journal
         )
-        self.turns = self._make_turns(flusher, journal)
+        self.shared = self._make_shared(flusher, journal)
         self.loader = Loader(self.store, self._reader, self.home, READ_AT_ONCE)
         self.registry = Registry(
-            self.turns, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
+            self.shared, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
         )
         for actor in (flusher, self.registry):
             actor.begin()
@@ -122,11 +122,11 @@ class Engine:
                 logger.info("the rest of the journal goes to the store while the bot runs")
         flusher.on_answer = lambda: self.home.spawn(self.registry.replay)
 
-    def _make_turns(self, flusher: Flusher, journal: Journal | None) -> Turns:
+    def _make_shared(self, flusher: Flusher, journal: Journal | None) -> TurnShared:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
-        return Turns(
+        return TurnShared(
             home=home,
             clock=options.clock,
             policy=options.policy,
@@ -137,12 +137,12 @@ class Engine:
             max_mailbox=options.max_mailbox,
             flusher=flusher,
             journal=journal,
-            outbox=Outbox(home, hooks.bound("deliver"), hooks.tell_undelivered),
+            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
             handle=hooks.bound("handler") or _no_handler,
             handle_here=handler if plain else None,
             on_start=hooks.bound("on_session_start"),
-            on_error=hooks.tell_error,
-            on_expire=hooks.tell_expired,
+            on_error=hooks.report_error,
+            on_expire=hooks.report_expired,
             handler_timeout=options.handler_timeout,
         )
 
@@ -160,7 +160,7 @@ class Engine:
 
     def end(self) -> None:
         """Let go of every thread; the last step of a close."""
-        for actor in (self.turns.flusher, self.registry):
+        for actor in (self.shared.flusher, self.registry):
             actor.end()
         self._release()
 
@@ -175,18 +175,18 @@ class Engine:
 
     def stats(self) -> Stats:
         """Count. Any thread."""
-        turns, flusher, registry = self.turns, self.turns.flusher, self.registry
+        shared, flusher, registry = self.shared, self.shared.flusher, self.registry
         return Stats(
-            handled=turns.handled,
-            failed=turns.failed,
-            duplicates=turns.duplicates,
+            handled=shared.handled,
+            failed=shared.failed,
+            duplicates=shared.duplicates,
             activations=registry.activations,
             passivations=registry.passivations,
-            resident=len(registry.entries),
-            running=len(turns.running),
+            resident=len(registry.actors),
+            running=len(shared.running),
             dirty_bytes=flusher.dirty_bytes,
             oldest_dirty=flusher.oldest_dirty(),
-            events_at_risk=0 if self._journal is not None else turns.at_risk(),
+            events_at_risk=0 if self._journal is not None else shared.at_risk(),
             bytes_at_risk=0 if self._journal is not None else flusher.dirty_bytes,
             journal_bytes=flusher.journal_bytes,
             store_reads=self.loader.reads,
@@ -195,12 +195,12 @@ class Engine:
             conflicts=flusher.conflicts,
             backed_off=registry.backed_off(),
             dead_letters=self.hooks.dead_letters,
-            replies_waiting=len(turns.outbox),
+            replies_waiting=len(shared.outbox),
         )
 
     def health(self) -> Health:
         """Say whether the parts do their work. Any thread."""
-        flusher = self.turns.flusher
+        flusher = self.shared.flusher
         if not (flusher.is_running() and self.registry.is_running()):
             return Health("failing", "an actor of the manager has ended; restart the process")
         if self._journal is not None and self._journal.broken is not None:
@@ -255,8 +255,8 @@ class Engine:
                 logger.warning("sweeping expired records failed: %s", error)
             else:
                 for record in outcome.result():
-                    if record.session_id not in self.registry.entries:
-                        self.hooks.tell_expired(record.session_id, record.state, record.expires_at)
+                    if record.session_id not in self.registry.actors:
+                        self.hooks.report_expired(record.session_id, record.state, record.expires_at)
             self._sweep_store_later()
         finally:
             done.set_result(None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from concurrent.futures import Future, wait
 from typing import Any, Final
 
-from actorbot._manager.access import Door
+from actorbot._manager.access import Access
 from actorbot._runtime.thread_home import run_inline
+from actorbot._state.committed import VERSION
 from actorbot._turns.context import Context
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
 from actorbot._turns.hooks import Hooks
@@ -21,8 +22,8 @@ MOMENT: Final = 1.0  # seconds
 class Receipt:
     """For an event that was accepted and is handled behind the caller's back."""
 
-    def __init__(self, door: Door, hooks: Hooks, actor: SessionActor, event: Any, outcome: Future[Any]) -> None:
-        self._door = door
+    def __init__(self, access: Access, hooks: Hooks, actor: SessionActor, event: Any, outcome: Future[Any]) -> None:
+        self._access = access
         self._hooks = hooks
         self._actor = actor
         self._outcome = outcome
@@ -39,7 +40,7 @@ class Receipt:
         self._unheard.clear()
         committed = self._actor.committed
         if committed is not None:
-            self._version, self._losses = committed[0], len(self._actor.losses)
+            self._version, self._losses = committed[VERSION], len(self._actor.losses)
 
     def _bury_unless_heard(self) -> None:
         """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""
@@ -66,7 +67,7 @@ class Receipt:
 
         Raises: DeadlockError inside a turn that this would wait for.
         """
-        self._door._check_here(closing=True, closed=self._outcome.done())
+        self._access._check_here(closing=True, closed=self._outcome.done())
         return await self._result(timeout)
 
     async def durable(self, timeout: float | None = None) -> None:
@@ -74,25 +75,25 @@ class Receipt:
 
         Raises: TurnTimeoutError, StoreUnavailableError, ConflictError.
         """
-        self._door._check_here(closing=True)
+        self._access._check_here(closing=True)
         await self._durable(timeout)
 
     def result_sync(self, timeout: float | None = None) -> Any:
         """The same as `result`, for threads."""
         if not self._outcome.done():
             try:
-                return self._door._run_sync(lambda: self._result(timeout), None, closing=True)
+                return self._access._run_sync(lambda: self._result(timeout), None, closing=True)
             except ManagerClosedError:
                 # The close waits for turns, and a turn is left before its outcome is told: that comes in a moment, unless a handler hangs.
                 wait([self._outcome], MOMENT)
                 if not self._outcome.done():
                     raise
-        self._door._check_away(closing=True, closed=True)
+        self._access._check_away(closing=True, closed=True)
         return run_inline(self._result(timeout))
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
-        self._door._run_sync(lambda: self._durable(timeout), None, closing=True)
+        self._access._run_sync(lambda: self._durable(timeout), None, closing=True)
 
     async def _result(self, timeout: float | None) -> Any:
         mine: list[Context] = []
@@ -100,7 +101,7 @@ class Receipt:
         try:
             if not self._outcome.done():
                 mine = begin_to_wait(self._actor)
-            return await self._door._wait(self._outcome, timeout, self.session_id)
+            return await self._access._wait(self._outcome, timeout, self.session_id)
         except BaseException as error:
             if self._outcome.done() and self._outcome.exception() is error:
                 self._unheard.clear()
@@ -112,9 +113,9 @@ class Receipt:
 
     async def _durable(self, timeout: float | None) -> None:
         await self._result(timeout)
-        if self._actor.turns.writes_through or self._actor.turns.journal is not None:
+        if self._actor.shared.writes_through or self._actor.shared.journal is not None:
             return
         if self._version is None:  # as below, before it could be noted
-            raise ConflictError(self._actor.turns.store, "lost to a write of someone else", session_id=self.session_id)
+            raise ConflictError(self._actor.shared.store, "lost to a write of someone else", session_id=self.session_id)
         goal = (self._actor, self._version, self._losses)
-        await self._door._wait(self._actor.turns.flusher.reach([goal]), timeout, self.session_id)
+        await self._access._wait(self._actor.shared.flusher.reach([goal]), timeout, self.session_id)

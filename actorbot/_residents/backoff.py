@@ -6,14 +6,14 @@ from typing import Final
 
 from actorbot.errors import ActorbotError
 
-__all__ = ["Failures"]
+__all__ = ["BrokenRecords"]
 
 BASE: Final = 1.0  # seconds that a session is left alone at first, doubled each time
 CAP: Final = 60.0
 MOST: Final = 1_000  # sessions; of more than these the oldest failure is forgotten, and its record read again
 
 
-class Failures:
+class BrokenRecords:
     """The failures that sessions are backed off for, by session id. Any thread: each change is a single step."""
 
     def __init__(self) -> None:

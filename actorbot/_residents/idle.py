@@ -9,10 +9,10 @@ from itertools import chain
 
 from actorbot._turns.session_actor import SessionActor
 
-__all__ = ["Watch"]
+__all__ = ["IdleBuckets"]
 
 
-class Watch:
+class IdleBuckets:
     """Sessions by the quantum in which they may be due, a sixteenth of *span* seconds. Any thread."""
 
     def __init__(self, span: float) -> None:
@@ -25,7 +25,7 @@ class Watch:
         return sum(map(len, list(self._buckets.values())))
 
     def add(self, actor: SessionActor, due: float) -> None:
-        """Watch *actor*, which is to be looked at when *due* has passed."""
+        """IdleBuckets *actor*, which is to be looked at when *due* has passed."""
         key = int(due / self.quantum) + 1
         with self._lock:
             bucket = self._buckets.get(key)
@@ -34,13 +34,13 @@ class Watch:
             bucket.append(actor)
 
     def take_due(self, now: float) -> Iterator[SessionActor]:
-        """Watch those no longer that are due, and iterate over them."""
+        """IdleBuckets those no longer that are due, and iterate over them."""
         with self._lock:
             due = [self._buckets.pop(key) for key in sorted(self._buckets) if key * self.quantum <= now]
         return chain.from_iterable(due)
 
     def take_first(self) -> SessionActor | None:
-        """Watch the one that is due first no longer, and return it."""
+        """IdleBuckets the one that is due first no longer, and return it."""
         with self._lock:
             key = min(self._buckets, default=None)
             if key is None:

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from actorbot._journal.entry import Entry
-from actorbot._residents.backoff import Failures
-from actorbot._residents.idle import Watch
+from actorbot._residents.backoff import BrokenRecords
+from actorbot._residents.idle import IdleBuckets
 from actorbot._residents.loader import Loader
 from actorbot._runtime.actor import Envelope, ServiceActor
 from actorbot._runtime.home import new_future
+from actorbot._state.committed import ENDS, STATE
 from actorbot._state.record import Record
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
 from actorbot._turns.session_actor import Handle, SessionActor
-from actorbot._turns.shared import Turns
+from actorbot._turns.shared import TurnShared
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
@@ -54,18 +55,18 @@ class Sweep:
 class Registry(ServiceActor):
     """The entries, by session id; supervises and sweeps on its own thread. Methods may be called from any thread."""
 
-    def __init__(self, turns: Turns, loader: Loader, *, max_resident: int, idle_timeout: float) -> None:
+    def __init__(self, shared: TurnShared, loader: Loader, *, max_resident: int, idle_timeout: float) -> None:
         super().__init__()
-        self.entries: dict[str, SessionActor] = {}
-        self.turns = turns
-        turns.load = self.load
+        self.actors: dict[str, SessionActor] = {}
+        self.shared = shared
+        shared.load = self.load
         self._loader = loader
         self._max_resident = max_resident
         self._idle_timeout = idle_timeout
-        self._first_look = min(idle_timeout, turns.expires_in)  # seconds after its last event that a session may leave
+        self._first_look = min(idle_timeout, shared.expires_in)  # seconds after its last event that a session may leave
         self._lock = threading.Lock()  # guards that an entry and its actor's `closed` change together
-        self.watch = Watch(self._first_look)
-        self._failures = Failures()
+        self.watch = IdleBuckets(self._first_look)
+        self._broken = BrokenRecords()
         self._unreadable: tuple[str, int] | None = None  # and how many writes were confirmed then
         self._clearing: Future[None] | None = None  # a flush of sessions that are to leave to make room
         self._cleared: deque[SessionActor] = deque()  # what it was about; they may have been busy since
@@ -75,15 +76,15 @@ class Registry(ServiceActor):
 
     # --- taking a turn ------------------------------------------------------------------------------------------------
 
-    async def enter(self, session_id: str, timeout: float | None = None) -> SessionActor:
+    async def wait_for_turn(self, session_id: str, timeout: float | None = None) -> SessionActor:
         """Wait for the turn of *session_id*, making its entry if there is none; the caller must leave it.
 
         Raises: OverloadedError, DeadlockError, TurnTimeoutError.
         """
         while True:
-            actor = self.entries.get(session_id)
+            actor = self.actors.get(session_id)
             if actor is None:
-                actor = await self._make_entry(session_id)
+                actor = await self._make_actor(session_id)
                 if actor is not None:
                     return actor
                 continue
@@ -97,8 +98,8 @@ class Registry(ServiceActor):
     async def _wait_in_line(self, actor: SessionActor, timeout: float | None) -> bool:
         mine = begin_to_wait(actor)
         try:
-            waiter = self.turns.home.waiter(actor, timeout)
-            if not actor.join(waiter, self.turns.max_mailbox):
+            waiter = self.shared.home.waiter(actor, timeout)
+            if not actor.join(waiter, self.shared.max_mailbox):
                 return False
             await waiter
             return True
@@ -106,17 +107,17 @@ class Registry(ServiceActor):
             if mine:
                 end_to_wait(mine, actor)
 
-    async def _make_entry(self, session_id: str) -> SessionActor | None:
+    async def _make_actor(self, session_id: str) -> SessionActor | None:
         """Make the entry, its turn held by the caller; `None` if somebody else was faster."""
-        while len(self.entries) >= self._max_resident:
+        while len(self.actors) >= self._max_resident:
             await self._make_room()
-        return self._add_entry(session_id)
+        return self._add_actor(session_id)
 
-    def _add_entry(self, session_id: str) -> SessionActor | None:
-        now = self.turns.clock.monotonic()
-        self._failures.check(session_id, now)
-        actor = SessionActor(session_id, self.turns, now)
-        if self.entries.setdefault(session_id, actor) is not actor:
+    def _add_actor(self, session_id: str) -> SessionActor | None:
+        now = self.shared.clock.monotonic()
+        self._broken.check(session_id, now)
+        actor = SessionActor(session_id, self.shared, now)
+        if self.actors.setdefault(session_id, actor) is not actor:
             return None
         # Looked at after the entry was made: who closes does it the other way round, and one of the two sees the other.
         if self.closing:
@@ -128,21 +129,21 @@ class Registry(ServiceActor):
         self.watch.add(actor, now + self._first_look)
         return actor
 
-    def tell(self, session_id: str, message: Handle) -> SessionActor:
+    def put_in_line(self, session_id: str, message: Handle) -> SessionActor:
         """Put an event in line for which nobody waits. Raises: OverloadedError, CorruptSessionError while backed off."""
         envelope = Envelope(message)
         while True:
-            actor = self.entries.get(session_id)
+            actor = self.actors.get(session_id)
             if actor is None:
-                if len(self.entries) >= self._max_resident and not self._passivate_some(64):
+                if len(self.actors) >= self._max_resident and not self._passivate_some(64):
                     self._begin_clearing()  # for whoever comes next
                     raise self._no_room()
-                actor = self._add_entry(session_id)
+                actor = self._add_actor(session_id)
                 if actor is not None:
-                    actor.join(envelope, self.turns.max_mailbox)
+                    actor.join(envelope, self.shared.max_mailbox)
                     actor.leave()
                     return actor
-            elif actor.join(envelope, self.turns.max_mailbox):
+            elif actor.join(envelope, self.shared.max_mailbox):
                 return actor
             with self._lock:  # who closes an entry holds it until the entry is gone
                 continue
@@ -155,17 +156,17 @@ class Registry(ServiceActor):
         return entry.record if entry is not None else await self._read_store(session_id)
 
     async def _read_entry(self, session_id: str) -> Entry | None:
-        journal = self.turns.journal
+        journal = self.shared.journal
         if journal is None or not journal.holds(session_id):
             return None
-        return await self.turns.home.wait(journal.read(session_id))  # type: ignore[no-any-return]
+        return await self.shared.home.wait(journal.read(session_id))  # type: ignore[no-any-return]
 
     async def _read_store(self, session_id: str) -> Record | None:
         try:
             record = await self._loader.read(session_id)
         except ActorbotError as error:
             down = isinstance(error, StoreUnavailableError)
-            self._unreadable = (str(error), self.turns.flusher.writes) if down else None
+            self._unreadable = (str(error), self.shared.flusher.writes) if down else None
             raise
         self._unreadable = None
         return record
@@ -173,7 +174,7 @@ class Registry(ServiceActor):
     def unreadable(self) -> str | None:
         """Say why the last read failed, unless the store has answered since."""
         unreadable = self._unreadable
-        return None if unreadable is None or self.turns.flusher.writes != unreadable[1] else unreadable[0]
+        return None if unreadable is None or self.shared.flusher.writes != unreadable[1] else unreadable[0]
 
     async def load(self, actor: SessionActor) -> None:
         """Read the record of *actor*, whose turn the caller holds; if that fails, everybody in its line gets the error."""
@@ -185,7 +186,7 @@ class Registry(ServiceActor):
         except ActorbotError as error:
             self._load_failed(actor, error)
             raise
-        self._failures.forget(actor.session_id)
+        self._broken.forget(actor.session_id)
         if entry is None:
             actor.adopt(record)
         else:
@@ -193,7 +194,7 @@ class Registry(ServiceActor):
 
     def _load_failed(self, actor: SessionActor, error: ActorbotError) -> None:
         if isinstance(error, CorruptSessionError):
-            pause = self._failures.note(actor.session_id, error, self.turns.clock.monotonic())
+            pause = self._broken.note(actor.session_id, error, self.shared.clock.monotonic())
             logger.error("a session cannot be read and is left alone for %g s: %s", pause, error)
         self.discard(actor)
         self.dismiss(actor, error)
@@ -202,8 +203,8 @@ class Registry(ServiceActor):
         """Take *actor*, whose turn the caller holds, out of memory; nothing is flushed. Its turn is never free again."""
         with self._lock:
             actor.closed = True
-            if self.entries.get(actor.session_id) is actor:
-                del self.entries[actor.session_id]
+            if self.actors.get(actor.session_id) is actor:
+                del self.actors[actor.session_id]
 
     def dismiss(self, actor: SessionActor, error: ActorbotError) -> None:
         """Tell everybody in line that their turn will not come."""
@@ -215,11 +216,11 @@ class Registry(ServiceActor):
 
     def backed_off(self) -> int:
         """Count the sessions that are left alone because their record cannot be read."""
-        return self._failures.count(self.turns.clock.monotonic())
+        return self._broken.count(self.shared.clock.monotonic())
 
     def forgive(self, session_id: str) -> None:
         """Forget that the record of *session_id* could not be read."""
-        self._failures.forget(session_id)
+        self._broken.forget(session_id)
 
     # --- leaving memory -----------------------------------------------------------------------------------------------
 
@@ -228,17 +229,17 @@ class Registry(ServiceActor):
 
         While the store is down it need not be clean if the journal has what the store has not.
         """
-        turns = self.turns
+        shared = self.shared
         with self._lock:
             if not actor.enter():
                 return False
             clean = not actor.behind() and not actor.dirty
-            spills = turns.journal is not None and turns.flusher.outage_since is not None
+            spills = shared.journal is not None and shared.flusher.outage_since is not None
             if (clean or spills) and actor.close_if_nobody_waits():
-                del self.entries[actor.session_id]
+                del self.actors[actor.session_id]
                 self.passivations += 1
                 if not clean:
-                    turns.flusher.spill(actor)
+                    shared.flusher.spill(actor)
                 return True
         actor.leave()
         return False
@@ -248,12 +249,12 @@ class Registry(ServiceActor):
 
         Begun at the start and after an outage; one at a time does it. In an outage it ends.
         """
-        journal = self.turns.journal
+        journal = self.shared.journal
         if journal is None or self._replaying:
             return
         self._replaying = True
         try:
-            ids = [session_id for session_id in journal.ids() if session_id not in self.entries]
+            ids = [session_id for session_id in journal.ids() if session_id not in self.actors]
             whole = True
             for at in range(0, len(ids), REPLAYED):
                 if self.closing:
@@ -265,31 +266,31 @@ class Registry(ServiceActor):
                 except ActorbotError as error:
                     logger.warning("what the journal holds could not be brought to the store yet: %s", error)
                     whole = False
-                if self.turns.flusher.outage_since is not None:
+                if self.shared.flusher.outage_since is not None:
                     return
         finally:
             self._replaying = False
         if not whole:
-            clock, home = self.turns.clock, self.turns.home
-            clock.call_at(clock.monotonic() + self.turns.policy.retry.cap, lambda: home.spawn(self.replay))
+            clock, home = self.shared.clock, self.shared.home
+            clock.call_at(clock.monotonic() + self.shared.policy.retry.cap, lambda: home.spawn(self.replay))
 
     async def flush_absent(self, session_ids: Sequence[str]) -> None:
         """Bring to the store what only the journal had of these. Raises: the error of one that could not be brought there."""
-        journal = self.turns.journal
+        journal = self.shared.journal
         if journal is None or not journal.yields:
             return
         came = list(filter(None, map(self._find_read, session_ids)))  # and have perhaps been used since
         if came:
-            await self.turns.home.wait(self.turns.flusher.flush(came))
+            await self.shared.home.wait(self.shared.flusher.flush(came))
         ids = [each for each in session_ids if journal.holds(each) and self._find_read(each) is None]
         while ids:
             # In an outage one, to see whether it is over: more would only take the room of those that have something to do.
-            at_once = REPLAYED if self.turns.flusher.outage_since is None else 1
+            at_once = REPLAYED if self.shared.flusher.outage_since is None else 1
             await self._bring(ids[:at_once])
             ids = ids[at_once:]
 
     def _find_read(self, session_id: str) -> SessionActor | None:
-        actor = self.entries.get(session_id)
+        actor = self.actors.get(session_id)
         return None if actor is None or actor.committed is None else actor
 
     async def _bring(self, ids: Sequence[str]) -> None:
@@ -302,7 +303,7 @@ class Registry(ServiceActor):
             except ActorbotError as error:
                 failure = error
         try:
-            await self.turns.home.wait(self.turns.flusher.flush(actors))
+            await self.shared.home.wait(self.shared.flusher.flush(actors))
         except ActorbotError as error:
             if failure is None or not isinstance(error, ConflictError):  # a conflict is settled
                 failure = error
@@ -313,7 +314,7 @@ class Registry(ServiceActor):
             raise failure
 
     async def _activate(self, session_id: str) -> SessionActor:
-        actor = await self.enter(session_id)
+        actor = await self.wait_for_turn(session_id)
         try:
             if actor.committed is None:
                 await self.load(actor)
@@ -334,7 +335,7 @@ class Registry(ServiceActor):
         """Sweep from now on, every sixteenth of the time after which a session may have to leave."""
         if self.closing:
             return
-        clock = self.turns.clock
+        clock = self.shared.clock
 
         def sweep() -> Future[None] | None:
             done = new_future()
@@ -347,13 +348,13 @@ class Registry(ServiceActor):
         clock.call_at(clock.monotonic() + max(self.watch.quantum, 0.005), sweep)
 
     def _sweep(self) -> None:
-        now = self.turns.clock.monotonic()
-        wall = self.turns.clock.wall()
+        now = self.shared.clock.monotonic()
+        wall = self.shared.clock.wall()
         unflushed: list[SessionActor] = []
         for seen, actor in enumerate(self.watch.take_due(now), 1):
             if self._look_at(actor, now, wall):
                 unflushed.append(actor)
-                if len(unflushed) == self.turns.policy.batch_size:
+                if len(unflushed) == self.shared.policy.batch_size:
                     self._flush_out(unflushed)
                     unflushed = []
             if seen % CHUNK == 0:
@@ -363,12 +364,12 @@ class Registry(ServiceActor):
 
     def _look_at(self, actor: SessionActor, now: float, wall: float) -> bool:
         """Let *actor* leave memory if its time has come, or watch it; `True` if it must be flushed first, and is not watched."""
-        if self.entries.get(actor.session_id) is not actor:
+        if self.actors.get(actor.session_id) is not actor:
             return False
         due = actor.touched + self._idle_timeout
         committed = actor.committed
-        if committed is not None and committed[1] is not None:
-            ends_in = committed[4] - wall
+        if committed is not None and committed[STATE] is not None:
+            ends_in = committed[ENDS] - wall
             if ends_in <= 0 and self._expire(actor):
                 return False
             due = min(due, now + max(ends_in, 0.0))
@@ -382,10 +383,10 @@ class Registry(ServiceActor):
 
     def _flush_out(self, actors: list[SessionActor]) -> None:
         """Let *actors* leave when their flush is confirmed, unless an event comes meanwhile; until then no sweep need look at them."""
-        self.turns.flusher.flush(actors).add_done_callback(lambda done: self._look_again(actors, done))
+        self.shared.flusher.flush(actors).add_done_callback(lambda done: self._look_again(actors, done))
 
     def _look_again(self, actors: list[SessionActor], flushed: Future[None]) -> None:
-        now, wall = self.turns.clock.monotonic(), self.turns.clock.wall()
+        now, wall = self.shared.clock.monotonic(), self.shared.clock.wall()
         unflushed = [actor for actor in actors if self._look_at(actor, now, wall)]
         if unflushed and flushed.exception() is None:
             self._flush_out(unflushed)
@@ -400,33 +401,33 @@ class Registry(ServiceActor):
             committed = actor.committed
             ended = (
                 committed is not None
-                and committed[1] is not None
-                and self.turns.clock.wall() >= committed[4]
+                and committed[STATE] is not None
+                and self.shared.clock.wall() >= committed[ENDS]
                 and not actor.dirty
                 and not actor.behind()  # an older write of it may be on its way: the next turn ends it in its place
             )
             if ended and actor.close_if_nobody_waits():
-                del self.entries[actor.session_id]
+                del self.actors[actor.session_id]
                 self.passivations += 1
                 assert committed is not None
-                assert committed[1] is not None
-                self.turns.on_expire(actor.session_id, committed[1], committed[4])
+                assert committed[STATE] is not None
+                self.shared.on_expire(actor.session_id, committed[STATE], committed[ENDS])
                 return True
         actor.leave()
         return False
 
     async def _make_room(self) -> None:
         """Let a session leave, after a flush if that is needed; one flush serves all who wait. Raises: OverloadedError."""
-        turns = self.turns
-        until = turns.clock.monotonic() + turns.policy.store_deadline
+        shared = self.shared
+        until = shared.clock.monotonic() + shared.policy.store_deadline
         while not self._passivate_some(64):
             clearing = self._begin_clearing()
             if clearing is None:
-                if self._passivate_some(turns.policy.batch_size):
+                if self._passivate_some(shared.policy.batch_size):
                     return  # the flusher has come between the two looks
                 raise self._no_room()
             try:
-                await turns.home.wait(clearing, max(0.0, until - turns.clock.monotonic()))
+                await shared.home.wait(clearing, max(0.0, until - shared.clock.monotonic()))
             except (TimeoutError, ActorbotError):
                 if not self._passivate_some(64):
                     raise self._no_room() from None
@@ -439,17 +440,17 @@ class Registry(ServiceActor):
         """
         while self._cleared:
             actor = self._cleared.popleft()
-            if self.entries.get(actor.session_id) is actor and self.passivate(actor):
+            if self.actors.get(actor.session_id) is actor and self.passivate(actor):
                 return True
         for _ in range(most):
             first = self.watch.take_first()
             if first is None:
                 return False
-            if self.entries.get(first.session_id) is not first:
+            if self.actors.get(first.session_id) is not first:
                 continue
             if self.passivate(first):
                 return True
-            self.watch.add(first, self.turns.clock.monotonic() + self._first_look)
+            self.watch.add(first, self.shared.clock.monotonic() + self._first_look)
         return False
 
     def _begin_clearing(self) -> Future[None] | None:
@@ -460,19 +461,19 @@ class Registry(ServiceActor):
         if self._clearing is not None and not self._clearing.done():
             return self._clearing
         seen: dict[SessionActor, None] = {}  # in order
-        for _ in range(self.turns.policy.batch_size):
+        for _ in range(self.shared.policy.batch_size):
             actor = self.watch.take_first()
             if actor is None:
                 break
-            if self.entries.get(actor.session_id) is actor:
-                self.watch.add(actor, self.turns.clock.monotonic() + self._first_look)
+            if self.actors.get(actor.session_id) is actor:
+                self.watch.add(actor, self.shared.clock.monotonic() + self._first_look)
                 if actor in seen:
                     break
                 seen[actor] = None
         actors = [actor for actor in seen if actor.behind()]
         if not actors:
             return None
-        self._clearing = self.turns.flusher.flush(actors)
+        self._clearing = self.shared.flusher.flush(actors)
         self._clearing.add_done_callback(lambda _: self._cleared.extend(actors))
         return self._clearing
 
@@ -483,7 +484,7 @@ class Registry(ServiceActor):
 
     def resident(self) -> Iterator[SessionActor]:
         """Iterate over a copy of the entries."""
-        return iter(list(self.entries.values()))
+        return iter(list(self.actors.values()))
 
     def close_intake(self) -> None:
         """Make no entry any more, and stop sweeping."""
@@ -494,7 +495,7 @@ class Registry(ServiceActor):
         with self._lock:
             if not actor.close_if_nobody_waits():
                 return False
-            self.entries.pop(actor.session_id, None)
+            self.actors.pop(actor.session_id, None)
             return True
 
     def dismiss_all(self) -> int:

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["ANYBODYS", "Committed", "Lineage", "write_id_of"]
+__all__ = ["ANYBODYS", "ENDS", "EVENT_IDS", "SEEN", "STATE", "VERSION", "Committed", "Lineage", "write_id_of"]
 
 Committed = tuple[int, "bytes | None", bytes, float, float]
-"""What a turn leaves behind, as one immutable value: version, encoded state (`None`: destroyed, or never there), digests of event ids,
-wall-clock seconds of the last event, and of the end that it set. The flusher may read it from its own thread while the next turn runs."""
+"""What a turn leaves behind, as one immutable value. The flusher may read it from its own thread while the next turn runs.
 
-Lineage = tuple[bytes, int]
-"""Which versions of a session a process has made: a random id of 8 bytes, which each start of a manager draws, and the last version.
-A write id follows from both, so that after a crash a record in the store is recognised as one's own, whatever became of its write."""
+It is an exact tuple, whose places have the names below: the garbage collector forgets such a tuple, and would walk over 100,000
+NamedTuples or objects with slots. Making one takes 36 ns; a NamedTuple takes 227.
+"""
 
-ANYBODYS: Final[Lineage] = (bytes(8), 2**63 - 1)
+VERSION: Final = 0
+"""How many turns the session has committed since it was first created."""
+STATE: Final = 1
+"""The encoded values; `None` if the session was destroyed, or never there."""
+EVENT_IDS: Final = 2
+"""The digests of the last event ids, 8 bytes each, oldest first."""
+SEEN: Final = 3
+"""Wall-clock seconds of the last event."""
+ENDS: Final = 4
+"""Wall-clock seconds of the end that this event set."""
+
+
+class Lineage(NamedTuple):
+    """Which versions of a session a process has made.
+
+    A write id follows from both, so that after a crash a record in the store is recognised as one's own, whatever became of its write.
+    """
+
+    name: bytes
+    """8 random bytes, drawn at each start of a manager."""
+    last: int
+    """The last version."""
+
+
+ANYBODYS: Final = Lineage(bytes(8), 2**63 - 1)
 """Stands for all that anybody has written: what was destroyed may replace it."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
+from actorbot._state.committed import SEEN, STATE
 from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
 
 __all__ = ["Apology", "Context", "chain", "innermost"]
@@ -24,9 +25,9 @@ class Context:
     """
 
     # Rarely set, so they are class attributes first: a context is made for every event.
-    _destroyed = False
-    _left = False
-    _abandoned = False
+    _ends_session = False
+    _passed_on = False
+    _rolled_back = False
     _replies: list[Any] | None = None
     _waits_for: list[Any] | None = None
     _revoked: ActorbotError | None = None  # what its caller gets, once its session was taken from it
@@ -34,11 +35,11 @@ class Context:
     _interrupt: Callable[[], None] | None = None
 
     def __init__(
-        self, actor: Any, session: Any, event: Any, base: Any, parent: Context | None, task: asyncio.Task[Any] | None
+        self, actor: Any, session: Any, event: Any, before: Any, parent: Context | None, task: asyncio.Task[Any] | None
     ) -> None:
         self._actor = actor
         self._session = session  # None once the turn has ended
-        self._base = base
+        self._before = before
         self._parent = parent
         # Until the turn ends: the task holds its variables, `current` among them, and that this. Only the garbage collector would end
         # such a circle, and a bot that makes a task for each event would keep it busy.
@@ -53,12 +54,12 @@ class Context:
     @property
     def is_new(self) -> bool:
         """Whether this is the first event of a new or expired session."""
-        return self._base[1] is None
+        return self._before[STATE] is None
 
     @property
     def last_activity(self) -> float | None:
         """Wall-clock seconds of the session's previous event; `None` if there was none."""
-        return None if self._base[1] is None else self._base[3]
+        return None if self._before[STATE] is None else self._before[SEEN]
 
     @property
     def session_id(self) -> str:
@@ -90,9 +91,9 @@ class Context:
         if self._session is None:
             raise self._ended()
         if not gated:
-            return Sent(self._actor.turns.outbox.send_now(self, message))
+            return Sent(self._actor.shared.outbox.send_now(self, message))
         if self._replies is None:
-            self._actor.turns.outbox.check()
+            self._actor.shared.outbox.check()
             self._replies = []
         self._replies.append(message)
         return _QUEUED
@@ -101,7 +102,7 @@ class Context:
         """Destroy the session when this turn commits; the user's next event meets a new one."""
         if not self._open:
             raise self._ended()
-        self._destroyed = True
+        self._ends_session = True
 
     def __repr__(self) -> str:
         return f"<Context of session {self.session_id!r}{'' if self._open else ', ended'}>"
@@ -122,7 +123,7 @@ class Apology(Context):
     """What `on_error` receives, after a turn or about one of its replies: nothing is left of the session, but it may reply."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context._actor, None, context.event, context._base, None, None)
+        super().__init__(context._actor, None, context.event, context._before, None, None)
         self._revoked = context._revoked
 
     def send(self, message: Any, *, gated: bool = True) -> Sent:
@@ -130,7 +131,7 @@ class Apology(Context):
 
         If it cannot be delivered that is logged, and is no reason to apologise again.
         """
-        outbox = self._actor.turns.outbox
+        outbox = self._actor.shared.outbox
         if not gated:
             return Sent(outbox.send_now(self, message))
         outbox.check()

@@ -37,7 +37,7 @@ def end_to_wait(mine: list[Context], actor: SessionActor) -> None:
 
 def _refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
     """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
-    waits_for = {context._actor: context._waits_for for context in list(target.turns.running) if context._waits_for}
+    waits_for = {context._actor: context._waits_for for context in list(target.shared.running) if context._waits_for}
     seen: set[SessionActor] = set()
     ahead = [target]
     while ahead:

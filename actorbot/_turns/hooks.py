@@ -13,6 +13,7 @@ from actorbot._flushing.write import Committed, Flushable
 from actorbot._reports import Conflict
 from actorbot._runtime.home import Home, new_future
 from actorbot._state.codec import decode_state
+from actorbot._state.committed import STATE
 from actorbot._state.values import UndecodableError
 from actorbot._turns.context import Apology, Context
 
@@ -46,7 +47,7 @@ class Hooks:
         """Return the function of that name as a coroutine function of the home; `None` if the author gave none."""
         return self._bound.get(name)
 
-    async def tell_error(self, context: Context, error: BaseException) -> None:
+    async def report_error(self, context: Context, error: BaseException) -> None:
         """Tell of a turn that was rolled back."""
         hook = self.bound("on_error")
         if hook is None:
@@ -60,7 +61,7 @@ class Hooks:
                 "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
             )
 
-    async def tell_undelivered(self, context: Context, error: BaseException) -> None:
+    async def report_undelivered(self, context: Context, error: BaseException) -> None:
         """Tell of a reply that `deliver` has failed with."""
         if isinstance(context, Apology) or self.bound("on_error") is None:
             session_id = context.session_id
@@ -68,9 +69,9 @@ class Hooks:
                 "a reply of session %r was not delivered: %r", session_id, error, extra={"session_id": session_id}
             )
         else:
-            await self.tell_error(context, error)
+            await self.report_error(context, error)
 
-    def tell_expired(self, session_id: str, state: bytes, end: float) -> None:
+    def report_expired(self, session_id: str, state: bytes, end: float) -> None:
         """Tell, once, that the session has ended at *end*: its record may be met again, in memory, by a read or by a sweep."""
         if self.bound("on_session_expire") is None:
             return
@@ -88,7 +89,7 @@ class Hooks:
             return
         self._call_later("on_session_expire", session_id, values)
 
-    def tell_conflict(self, session: Flushable, unflushed: Committed) -> None:
+    def report_conflict(self, session: Flushable, unflushed: Committed) -> None:
         """Tell of a session that another process has written, and of what was not flushed here."""
         logger.error(
             "session %r was written by another process; what this one had not flushed goes to on_conflict",
@@ -96,7 +97,7 @@ class Hooks:
             extra={"session_id": session.session_id},
         )
         self.keep(session.session_id, unflushed)
-        state = unflushed[1]
+        state = unflushed[STATE]
         self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))
 
     def keep(self, session_id: str, unflushed: Committed) -> None:

@@ -17,7 +17,7 @@ from actorbot._turns.context import Context
 from actorbot._turns.outbox import Outbox
 from actorbot.errors import ActorbotError, ManagerClosedError
 
-__all__ = ["Turns"]
+__all__ = ["TurnShared"]
 
 GRACE: Final = 5.0  # seconds that a handler has to end after it was cancelled for running too long
 
@@ -25,7 +25,7 @@ Bound = Callable[..., Coroutine[Any, Any, Any]]
 
 
 @dataclass(slots=True, eq=False)
-class Turns:
+class TurnShared:
     """What every turn asks for, without a detour, and the ticker that ends the overdue ones. Methods: any thread, or as they say."""
 
     home: Home
@@ -126,8 +126,8 @@ class Turns:
 
 def _take_turn_from(context: Context) -> None:
     """Leave a revoked turn in place of a handler that does not end; at home, as the handler's end is."""
-    if not context._left:
-        context._left = True
+    if not context._passed_on:
+        context._passed_on = True
         context._actor.leave()
 
 

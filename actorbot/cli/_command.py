@@ -8,8 +8,8 @@ import click
 
 from actorbot.cli._chat import chat
 from actorbot.cli._doctor import doctor
+from actorbot.cli._format import clean, hide_secrets_of, redact
 from actorbot.cli._sessions import sessions
-from actorbot.cli._words import clean, hide_secrets_of, redact
 from actorbot.errors import ActorbotError
 
 __all__ = ["command"]

@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from actorbot.cli._format import clean, write_json
 from actorbot.cli._store import opened
-from actorbot.cli._words import clean, write_json
 from actorbot.stores import CopyReport, RecordStore
 from actorbot.stores import copy as copy_sessions
 

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from actorbot._state.codec import encode_state
 from actorbot._state.record import Record
+from actorbot.cli._format import clean, write_json
 from actorbot.cli._store import made
-from actorbot.cli._words import clean, write_json
 from actorbot.errors import ActorbotError, ConflictError, StoreError
 from actorbot.stores import Finding, RecordStore, Write
 

@@ -14,8 +14,8 @@ import click
 
 from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
+from actorbot.cli._format import clean
 from actorbot.cli._store import opened
-from actorbot.cli._words import clean
 from actorbot.errors import ActorbotError, CorruptSessionError
 from actorbot.stores import RecordStore
 

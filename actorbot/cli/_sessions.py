@@ -15,8 +15,8 @@ from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
 from actorbot.cli._copy import copy
 from actorbot.cli._export import export
+from actorbot.cli._format import clean, show_id, show_when, write_json
 from actorbot.cli._store import opened
-from actorbot.cli._words import clean, show_id, show_when, write_json
 from actorbot.errors import ActorbotError, CorruptSessionError
 from actorbot.stores import Record, RecordStore
 

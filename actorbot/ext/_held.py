@@ -24,7 +24,7 @@ def held(manager: SessionManager, session_id: str) -> Context | None:
     """
     context = innermost()
     while context is not None:
-        if context.session_id == session_id and context._actor.turns is manager._engine.turns:
+        if context.session_id == session_id and context._actor.shared is manager._parts.shared:
             if context._open:
                 return context
             if context._revoked is not None:

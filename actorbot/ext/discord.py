@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from actorbot._manager.manager import SessionManager
 from actorbot.errors import DuplicateEventError
-from actorbot.ext._lent import Lent
+from actorbot.ext._signature import Lent
 
 try:
     from discord import Interaction, Message

@@ -237,7 +237,7 @@ _failures: ContextVar[list[Exception] | None] = ContextVar("actorbot_ptb_failure
 def _check_commit(turn: Context, max_session_bytes: int) -> None:
     """Raises: what would keep *turn* from being committed, when others that belong to it have been: TurnEndedError, NotEncodableError, …"""
     session = turn.session
-    if not turn._destroyed:
+    if not turn._ends_session:
         encode_state(session, max_session_bytes)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from actorbot._manager.manager import SessionManager
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
-from actorbot.ext._lent import Lent
+from actorbot.ext._signature import Lent
 
 try:
     from slack_bolt.context.base_context import BaseContext

@@ -13,7 +13,7 @@ from uuid import UUID
 from actorbot.errors import ActorbotError, StoreUnavailableError
 from actorbot.stores.base import Record, Write
 from actorbot.stores.driver import DriverStore
-from actorbot.testing._asking import (
+from actorbot.testing._expect import (
     Opened,
     destroy,
     expect,

@@ -16,6 +16,7 @@ from actorbot._flushing.flusher import Flusher
 from actorbot._journal.journal import Journal
 from actorbot._residents.registry import Registry
 from actorbot._runtime.deadline_thread import DeadlineThread
+from actorbot._state.committed import STATE
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import ActorbotError
 from tests.faults._scale import scaled
@@ -86,7 +87,7 @@ def _keeps_no_destroy_in_the_journal(patch: Patch) -> None:
     put = Journal.put
 
     def without(self: Journal, session_id: str, committed: Any, ids: bytes, lineages: Any, settle: Any) -> None:
-        if committed[1] is None:
+        if committed[STATE] is None:
             self._post(settle, None)
         else:
             put(self, session_id, committed, ids, lineages, settle)
@@ -100,7 +101,7 @@ def _passivates_while_dirty(patch: Patch) -> None:
             if not actor.enter():
                 return False
             if actor.close_if_nobody_waits():
-                del self.entries[actor.session_id]
+                del self.actors[actor.session_id]
                 return True
         actor.leave()
         return False

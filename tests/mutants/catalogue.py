@@ -59,14 +59,14 @@ MUTANTS = (
     Mutant(
         "what a conflict has taken stays at risk",
         "_flushing/outcome.py",
-        "            self.settled += unflushed[0] - session.flushed\n",
+        "            self.settled += unflushed[VERSION] - session.flushed\n",
         "            pass\n",
         "tests/faults/test_simulation.py -k test_whatever_goes_wrong_no_promise_is_broken",
     ),
     Mutant(
         "expiry is left to the server",
         "_turns/session_actor.py",
-        "if state is not None and wall >= (end := committed[4]):",
+        "if state is not None and wall >= (end := committed[ENDS]):",
         "if state is not None and wall < (end := 0):",
         "tests/unit/manager/test_manager.py -k test_a_session_expires_by_its_last_event",
     ),
@@ -81,15 +81,15 @@ MUTANTS = (
     Mutant(
         "a reply leaves before its event is in the journal",
         "_turns/session_actor.py",
-        "        lineages = ((journal.lineage, committed[0]), *self.lineages)\n",
-        "        lineages = ((journal.lineage, committed[0]), *self.lineages)\n        self.send(context)\n",
+        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n",
+        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n        self.send(context)\n",
         "tests/unit/journal/test_journaled.py -k test_a_reply_leaves_after",
     ),
     Mutant(
         "a failed turn's replies are sent",
         "_turns/session_actor.py",
-        "        self.turns.running.pop(context, None)\n        context._session = context._task = None\n",
-        "        self.turns.running.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
+        "        self.shared.running.pop(context, None)\n        context._session = context._task = None\n",
+        "        self.shared.running.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
         "tests/unit/manager/test_manager.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
@@ -149,14 +149,14 @@ MUTANTS = (
     Mutant(
         "what is committed while a write is out is not flushed",
         "_flushing/outcome.py",
-        "job.made if committed is not None and committed[0] > record.version else None",
+        "job.made if committed is not None and committed[VERSION] > record.version else None",
         "None",
         "tests/unit/flushing/test_flusher.py -k older_state",
     ),
     Mutant(
         "a closed manager leaves its sessions unflushed",
         "_manager/closing.py",
-        "    await _flush_until(engine, actors, until)\n",
+        "    await _flush_until(parts, actors, until)\n",
         "",
         "tests/unit/manager/test_manager.py tests/unit/manager/test_contract_loop.py",
     ),
@@ -170,7 +170,7 @@ MUTANTS = (
     Mutant(
         "threads that compute keep a flusher that is late from the interpreter",
         "_turns/session_actor.py",
-        "            turns.home.give_way()\n",
+        "            shared.home.give_way()\n",
         "            pass\n",
         "tests/unit/flushing/test_flusher.py -k test_callers_give_way",
     ),
@@ -293,7 +293,7 @@ MUTANTS = (
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "            job.set_back = job.write.record.version == job.session.lineages[0][1]  # else events have come on top",
+        "            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
         "            job.set_back = True",
         "tests/unit/journal/test_journaled.py -k set_back",
     ),

@@ -26,7 +26,7 @@ from actorbot.stores import _redis_link
 from actorbot.stores import redis as redis_module
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
-from actorbot.testing._asking import get, make_record, make_tombstone, put, write_all
+from actorbot.testing._expect import get, make_record, make_tombstone, put, write_all
 from tests.handlers import count
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import PLACES, Server, cluster, free_port, is_write

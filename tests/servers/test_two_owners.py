@@ -32,7 +32,7 @@ from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
 from actorbot.stores.base import RecordStore, Write
 from actorbot.testing import FaultyStore
-from actorbot.testing._asking import make_record
+from actorbot.testing._expect import make_record
 from tests import ROOT
 from tests.handlers import count
 from tests.servers import mongo_servers, redis_servers

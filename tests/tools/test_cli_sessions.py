@@ -18,7 +18,7 @@ import pytest
 
 from actorbot import MemorySessionStore, store_from_url
 from actorbot.stores import RecordStore, Write
-from actorbot.testing._asking import make_record, make_tombstone, write_all
+from actorbot.testing._expect import make_record, make_tombstone, write_all
 from tests.backends import AsyncDictStore, DictStore
 from tests.servers import mongo_servers, redis_servers
 from tests.tools.test_cli import SECRET, WITHIN, run, run_apart, serve, silent

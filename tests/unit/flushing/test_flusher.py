@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot._flushing.dirty import Unflushed
+from actorbot._flushing.dirty import DirtySessions
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
@@ -357,7 +357,7 @@ async def test_what_turns_leave_behind_is_looked_at_before_it_piles_up_unless_th
     assert calls == ([0, 0] if enabled else [])
 
 
-@pytest.mark.parametrize("function", [Unflushed.mark, Unflushed._unmark, Unflushed._uncharge])
+@pytest.mark.parametrize("function", [DirtySessions.mark, DirtySessions._unmark, DirtySessions._uncharge])
 def test_no_thread_can_lose_the_interpreter_with_the_lock_of_the_books_in_its_hands(
     function: Callable[..., Any],
 ) -> None:
@@ -370,7 +370,7 @@ def test_no_thread_can_lose_the_interpreter_with_the_lock_of_the_books_in_its_ha
     assert not [node for node in ast.walk(each_event) if isinstance(node, ast.Call | ast.For | ast.While)]
 
 
-class Books(Unflushed):
+class Books(DirtySessions):
     """Notes when it is told that something is due."""
 
     def __init__(self, clock: ManualClock) -> None:

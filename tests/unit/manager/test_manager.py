@@ -675,7 +675,7 @@ async def test_nobody_is_refused_when_what_was_unflushed_is_stored_between_two_l
     begin_clearing = Registry._begin_clearing
 
     def late(self: Registry) -> Any:
-        self.turns.flusher.flush(list(self.resident())).result(5.0)  # on its own thread: this one stands still
+        self.shared.flusher.flush(list(self.resident())).result(5.0)  # on its own thread: this one stands still
         return begin_clearing(self)
 
     monkeypatch.setattr(Registry, "_begin_clearing", late)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from actorbot._state.codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
-from actorbot.testing._asking import Opened, make_record, read, write_all
+from actorbot.testing._expect import Opened, make_record, read, write_all
 from tests.backends import STORES, AsyncDictStore, DictStore
 from tests.servers import redis_servers
 from tests.unit.state.test_codec import keys, same, values
