@@ -19,7 +19,7 @@ async def soon(awaitable: Awaitable[Any]) -> Any:
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop and other threads run until *condition* holds."""
     async with asyncio.timeout(SOON):
-        for _ in range(1000):
+        for _ in range(100):
             if condition():
                 return
             await asyncio.sleep(0)
