@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import re
 import tomllib
 from pathlib import Path
 
@@ -33,3 +34,14 @@ def test_every_seeded_fault_has_its_place():
     for mutant in MUTANTS:
         text = (ROOT / "actorbot" / mutant.file).read_text("utf-8")
         assert text.count(mutant.right) == 1, mutant.name
+
+
+def test_hints_to_install_an_extra_name_one_that_exists_and_not_the_package_index():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    places = ("actorbot", "benchmarks", "docs", "examples")
+    pages = [page for place in places for kind in ("*.py", "*.md") for page in (ROOT / place).rglob(kind)]
+
+    for page in (*pages, ROOT / "README.md", ROOT / "CHANGELOG.md"):
+        for where, extra in re.findall(r"pip install (?:-e )?'([\w.]*)\[(\w+)\]'", page.read_text("utf-8")):
+            assert where == ".", f"{page}: actorbot is not on the package index yet"
+            assert extra in extras, page
