@@ -8,6 +8,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from tests.mutants.catalogue import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +36,19 @@ def test_every_seeded_fault_has_its_place():
     for mutant in MUTANTS:
         text = (ROOT / "actorbot" / mutant.file).read_text("utf-8")
         assert text.count(mutant.right) == 1, mutant.name
+
+
+def test_everything_that_pyproject_asks_for_has_a_version_in_the_constraints():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    build = PYPROJECT["build-system"]["requires"]
+
+    for asked in map(Requirement, sum(extras.values(), PYPROJECT["project"]["dependencies"] + build)):
+        name = asked.name.lower().replace(".", "-")
+        versions = [next(iter(pin.specifier)).version for pin in pins if pin.name == name]
+        assert name == "actorbot" or versions, f"{asked}: run `make constraints`"
+        assert all(asked.specifier.contains(version) for version in versions), f"{asked}: run `make constraints`"
 
 
 def test_hints_to_install_an_extra_name_one_that_exists_and_not_the_package_index():
