@@ -30,7 +30,7 @@ test: $(VENV)/dev.stamp
 
 # The long tier of the fault and stress tests: hours. -rP shows what each test has measured.
 torture: $(VENV)/dev.stamp
-	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/test_stress.py tests/test_journal.py -rP $(ARGS)
+	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_stress.py tests/unit/journal/test_journal.py -rP $(ARGS)
 
 # Faults seeded on purpose: each must be caught by the test named for it. A quarter of an hour.
 mutants: $(VENV)/dev.stamp

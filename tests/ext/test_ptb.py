@@ -35,9 +35,10 @@ from telegram.warnings import PTBUserWarning
 from actorbot import FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot.ext.ptb import PTBSessions
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
+from tests import ROOT
 from tests.ext.pages import PAGES, program
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "with_python_telegram_bot.py"
+EXAMPLE = ROOT / "examples" / "with_python_telegram_bot.py"
 BOT = 4242
 CHATS = range(1, 11)
 

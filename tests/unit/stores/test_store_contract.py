@@ -17,9 +17,9 @@ from actorbot._state.codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
 from actorbot.testing._expect import Opened, make_record, read, write_all
-from tests import servers
 from tests.backends import STORES, AsyncDictStore, DictStore
-from tests.test_codec import keys, same, values
+from tests.servers import redis_servers
+from tests.unit.state.test_codec import keys, same, values
 
 
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
@@ -27,7 +27,7 @@ class TestOurStores(StoreContract):
     @pytest.fixture(autouse=True)
     def _prepare(self, make_store: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
         self.make_store = lambda: make_store(tmp_path)  # type: ignore[method-assign]
-        self.persistent = request.node.callspec.id in {"file", "mongo", *servers.PLACES}
+        self.persistent = request.node.callspec.id in {"file", "mongo", *redis_servers.PLACES}
 
 
 class TestAStoreThatFails(StoreContract):

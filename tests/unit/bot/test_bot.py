@@ -16,8 +16,9 @@ import pytest
 
 from actorbot import Bot, ConsoleBot, Context, Event, FileSessionStore, MemorySessionStore, SessionManager, errors
 from actorbot.testing import FaultyStore, ManualClock
+from tests import ROOT
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def run(example: str, lines: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -173,7 +174,7 @@ def test_what_the_console_cannot_show_is_spelled_out() -> None:
 
 def talk_to_process(given: bytes, encoding: str) -> bytes:
     done = subprocess.run(
-        [sys.executable, "-c", "from tests.test_bot import console; console().run()"], input=given,
+        [sys.executable, "-c", "from tests.unit.bot.test_bot import console; console().run()"], input=given,
         cwd=EXAMPLES.parent, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=30, check=True,
     )  # fmt: skip
     assert done.stderr == b""

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import mongo_server
-from tests.servers import Server
+from tests import ROOT
+from tests.servers import mongo_servers
+from tests.servers.redis_servers import Server
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 AUDIOOP = ["-W", "error", "-W", "ignore:'audioop' is deprecated:DeprecationWarning"]  # discord.py's, until Python 3.13
 
 
@@ -61,7 +62,7 @@ def test_with_redis_session(redis_server: Server, tmp_path: Path) -> None:
 
 
 def test_with_mongo_session(tmp_path: Path) -> None:
-    with mongo_server.server() as own:
+    with mongo_servers.server() as own:
         assert run("with_mongo_session.py", tmp_path, "Hi\nTim\n", MONGO_URL=own.url) == (
             "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
         )

@@ -6,13 +6,12 @@ import configparser
 import importlib.metadata
 import re
 import tomllib
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from tests import ROOT
 from tests.mutants.catalogue import MUTANTS
 
-ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 

@@ -16,8 +16,8 @@ from actorbot import Context, FlushPolicy, MongoSessionStore, RedisSessionStore,
 from actorbot._state.codec import decode_state
 from actorbot._state.record import Record
 from actorbot.stores.base import RecordStore
-from tests import mongo_server, servers
-from tests.loop_watch import LoopWatch
+from tests.servers import mongo_servers, redis_servers
+from tests.servers.loop_watch import LoopWatch
 
 GONE = 20.0  # seconds
 RATE = 500  # events in a second
@@ -76,13 +76,15 @@ class Users:
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
         if request.param == "redis":
-            yield stack.enter_context(servers.Server("redis", tmp_path))
+            yield stack.enter_context(redis_servers.Server("redis", tmp_path))
         else:
-            yield stack.enter_context(mongo_server.server())
+            yield stack.enter_context(mongo_servers.server())
 
 
 def make_store(server: Any) -> RecordStore:
-    made: Callable[[str], RecordStore] = RedisSessionStore if isinstance(server, servers.Server) else MongoSessionStore
+    made: Callable[[str], RecordStore] = (
+        RedisSessionStore if isinstance(server, redis_servers.Server) else MongoSessionStore
+    )
     return made(server.url)
 
 

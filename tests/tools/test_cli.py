@@ -20,10 +20,10 @@ from click.testing import CliRunner, Result
 from actorbot import FileSessionStore, MongoSessionStore, RedisSessionStore
 from actorbot.cli._command import command
 from actorbot.stores._finding import judge_clock
-from tests import mongo_server
 from tests.backends import AsyncDictStore, DictStore
-from tests.proxy import Proxy
-from tests.servers import PLACES, Server, shared
+from tests.servers import mongo_servers
+from tests.servers.proxy import Proxy
+from tests.servers.redis_servers import PLACES, Server, shared
 
 SECRET = "s3cret-pa55"
 WITHIN = 10.0  # seconds
@@ -270,7 +270,7 @@ def test_a_clock_that_differs_is_told_of(ahead: float, level: str) -> None:
 
 @pytest.mark.parametrize("replica_set", [False, True])
 def test_the_doctor_finds_a_good_mongodb_good(replica_set: bool, tmp_path: Path) -> None:
-    server = mongo_server.shared(replica_set)
+    server = mongo_servers.shared(replica_set)
     url = server.url + ("&" if "?" in server.url else "?") + f"database=actorbot_doctor_{os.getpid()}"
     findings = examine(url)
     store = MongoSessionStore(server.url)
@@ -283,7 +283,7 @@ def test_the_doctor_finds_a_good_mongodb_good(replica_set: bool, tmp_path: Path)
 
 
 def test_the_doctor_warns_of_an_index_that_expires_nothing() -> None:
-    server, database = mongo_server.shared(), f"actorbot_doctor_index_{os.getpid()}"
+    server, database = mongo_servers.shared(), f"actorbot_doctor_index_{os.getpid()}"
     with server.client() as client:
         client[database].sessions.create_index("expireAt")
     findings = examine(f"{server.url}?database={database}")
@@ -343,7 +343,7 @@ def test_a_wrong_password_is_told_in_one_line_and_not_shown(scheme: str, tmp_pat
         with Server("redis", tmp_path, "--requirepass", "right") as server:
             done = look(server.port)
     else:
-        with mongo_server.server(password="right") as own:
+        with mongo_servers.server(password="right") as own:
             done = look(own.port)
 
     assert done.exit_code == 1

@@ -17,7 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks._actorbot import handle
 from benchmarks._ledger import Instant, Ledger, noting_commits
 from benchmarks._stored import fill
-from tests.test_benchmarks import at_server
+from tests.tools.test_benchmarks import at_server
 
 STORES = ["memory", "file", "redis", "mongo"]
 SHORT = ("--in-flight", "8", "--repeats", "1", "--seconds", "0")

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,9 +33,10 @@ from actorbot.errors import ActorbotError
 from actorbot.stores.base import RecordStore, Write
 from actorbot.testing import FaultyStore
 from actorbot.testing._expect import make_record
-from tests import mongo_server, servers
+from tests import ROOT
 from tests.handlers import count
-from tests.proxy import Proxy
+from tests.servers import mongo_servers, redis_servers
+from tests.servers.proxy import Proxy
 
 OWNERS = 4  # processes
 HOT = 3  # sessions that every process uses all the time
@@ -44,7 +44,6 @@ COOL = 1_000  # sessions that each comes to now and then
 LOST = 0.2  # of the writes, the share whose reply is lost
 TRIES = 100  # times that a platform would deliver an event
 PATIENCE = 100.0  # seconds for a process to do its work
-ROOT = Path(__file__).parent.parent
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ def increment(task: Task) -> None:
 def run_all(function: Callable[..., None], arguments: Sequence[Any]) -> list[Any]:
     """Run *function* in as many processes as there are *arguments*, all at once; return what they printed."""
     call = f"{function.__name__}(eval(sys.argv[1]))"
-    code = f"import sys; from tests.test_two_owners import *; print('ready', flush=True); input(); {call}"
+    code = f"import sys; from tests.servers.test_two_owners import *; print('ready', flush=True); input(); {call}"
     with ExitStack() as stack:
         processes = []
         for each in arguments:
@@ -195,11 +194,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with ExitStack() as stack:
         store: RecordStore
         if request.param == "redis":
-            server = servers.shared("redis")
+            server = redis_servers.shared("redis")
             server.ask("FLUSHALL")
             store, port, scheme = RedisSessionStore(server.url), server.port, "redis://127.0.0.1:{}/0"
         else:
-            mongo = mongo_server.shared()
+            mongo = mongo_servers.shared()
             with mongo.client() as client:
                 client.drop_database("actorbot")
             store, port, scheme = (
@@ -209,7 +208,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             )
         store.init()
         stack.callback(store.close)
-        losses = Losses(servers.is_write if request.param == "redis" else mongo_server.is_update)
+        losses = Losses(redis_servers.is_write if request.param == "redis" else mongo_servers.is_update)
         proxy = stack.enter_context(Proxy(port))
         proxy.loses = losses
         yield Place(store, proxy, losses, scheme.format(proxy.port))

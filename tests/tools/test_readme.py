@@ -11,8 +11,9 @@ from statistics import median
 import pytest
 
 from benchmarks._saved import load, read_result
+from tests import ROOT
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PROGRAMS = [block for block in BLOCKS if "run(" in block]
 SAID = ["Hello Tim", "list:ann hi", "telegram:42 That was number 1"]
@@ -31,7 +32,7 @@ def test_the_readme_s_programs_run(program: str, says: str, tmp_path: Path) -> N
     assert says in run(program, "Hi\nTim\n", tmp_path)
 
 
-TESTING = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding="utf-8")
+TESTING = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -43,17 +44,17 @@ def test_what_the_page_about_testing_prints_is_what_it_says(program: str, tmp_pa
     assert run(program, "", tmp_path).splitlines() == said
 
 
-GUARANTEES = (Path(__file__).parent.parent / "docs" / "guarantees.md").read_text(encoding="utf-8")
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 
 
 def test_the_tests_that_the_readme_and_the_guarantees_name_exist() -> None:
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
 
     for name in re.findall(r"`(test_\w+)`", README + GUARANTEES):
         assert f"def {name}(" in tests, name
 
 
-REPORT = Path(__file__).parent.parent / "benchmarks" / "report"
+REPORT = ROOT / "benchmarks" / "report"
 SPEED = (
     ("asyncio, in memory", "a lock per user", "session-memory-loop-1000"),
     ("the same, 10,000 users", "the same", "session-memory-loop-10000"),

@@ -19,9 +19,9 @@ import pytest
 from actorbot import MemorySessionStore, store_from_url
 from actorbot.stores import RecordStore, Write
 from actorbot.testing._expect import make_record, make_tombstone, write_all
-from tests import mongo_server, servers
 from tests.backends import AsyncDictStore, DictStore
-from tests.test_cli import SECRET, WITHIN, run, run_apart, serve, silent
+from tests.servers import mongo_servers, redis_servers
+from tests.tools.test_cli import SECRET, WITHIN, run, run_apart, serve, silent
 
 __all__ = ["silent"]  # a fixture
 
@@ -32,12 +32,12 @@ def in_files(folder: Path) -> str:
 
 def in_redis(folder: Path) -> str:
     prefix = sha256(bytes(folder)).hexdigest()[:16]
-    return f"{servers.shared('new redis').url}?key_prefix={prefix}:"
+    return f"{redis_servers.shared('new redis').url}?key_prefix={prefix}:"
 
 
 def in_mongo(folder: Path) -> str:
     name = sha256(bytes(folder)).hexdigest()[:16]
-    return f"{mongo_server.shared().url}?collection_name={name}"
+    return f"{mongo_servers.shared().url}?collection_name={name}"
 
 
 @pytest.fixture(params=[in_files, in_redis, in_mongo], ids=["file", "redis", "mongo"])

@@ -18,7 +18,7 @@ from benchmarks._drive import run_in_threads, run_on_loop
 from benchmarks._floors import FolderShelf, LockFloor, PykkaFloor
 from benchmarks._servers import DATABASE
 from benchmarks._workload import make_workload, remember, remember_and_await
-from tests import mongo_server, servers
+from tests.servers import mongo_servers, redis_servers
 
 TINY = ("--users", "7", "--events", "200", "--in-flight", "8", "--repeats", "2", "--seconds", "0")
 
@@ -51,7 +51,7 @@ def test_session_counts_every_event_in_the_store(
 @pytest.mark.parametrize("handler", ["async", "awaits"])
 @pytest.mark.parametrize("store", ["redis", "mongo"])
 def test_session_counts_every_event_in_a_server_and_leaves_nothing_there(store: str, handler: str) -> None:
-    server = servers.shared("redis") if store == "redis" else mongo_server.shared()
+    server = redis_servers.shared("redis") if store == "redis" else mongo_servers.shared()
 
     status = main(["session", *TINY, "--store", store, "--url", server.url, "--handler", handler])
 
@@ -234,5 +234,5 @@ def test_journal_counts_every_event_and_repeats_the_same_transactions(sync: str,
 
 def at_server(store: str) -> list[str]:
     if store == "redis":
-        return ["--url", servers.shared("new redis").url]
-    return ["--url", mongo_server.shared().url] if store == "mongo" else []
+        return ["--url", redis_servers.shared("new redis").url]
+    return ["--url", mongo_servers.shared().url] if store == "mongo" else []

@@ -28,9 +28,9 @@ from actorbot.stores._mongo_documents import GRACE, MAX_BYTES
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
 from tests.handlers import count
-from tests.mongo_server import free_port, is_update, server, shared, shared_store
-from tests.proxy import Proxy
-from tests.test_codec import nested, same
+from tests.servers.mongo_servers import free_port, is_update, server, shared, shared_store
+from tests.servers.proxy import Proxy
+from tests.unit.state.test_codec import nested, same
 
 WITHIN = 4.5  # seconds: a call's own deadline and a little
 

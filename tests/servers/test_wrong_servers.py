@@ -18,10 +18,10 @@ import redis
 
 from actorbot import Context, FlushPolicy, MongoSessionStore, RedisSessionStore, SessionManager, errors
 from actorbot.stores.base import RecordStore
-from tests import mongo_server, servers
 from tests.handlers import count
-from tests.loop_watch import LoopWatch
-from tests.proxy import Proxy
+from tests.servers import mongo_servers, redis_servers
+from tests.servers.loop_watch import LoopWatch
+from tests.servers.proxy import Proxy
 
 SECRET = "s3cret-pa55"
 WRONG = "wr0ng-pa55"
@@ -55,11 +55,11 @@ def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ExitStack() as stack:
         if request.param == "redis":
             folder = tmp_path_factory.mktemp("redis")
-            server = stack.enter_context(servers.Server("redis", folder, "--requirepass", SECRET))
+            server = stack.enter_context(redis_servers.Server("redis", folder, "--requirepass", SECRET))
             one = stack.enter_context(redis.Redis(port=server.port, password=SECRET))
             yield Guarded("redis", server.port, lambda password: one.config_set("requirepass", password))
         else:
-            mongo = stack.enter_context(mongo_server.server(password=SECRET))
+            mongo = stack.enter_context(mongo_servers.server(password=SECRET))
             two = stack.enter_context(mongo.client())
             change = two.admin.command
             yield Guarded("mongo", mongo.port, lambda password: change("updateUser", "bot", pwd=password))
@@ -149,7 +149,7 @@ def begin(fault: str, guarded: Guarded, proxy: Proxy) -> None:
     elif fault == "it agrees to everything":
         proxy.garbage = b"+OK\r\n"
     else:
-        proxy.upstream = servers.free_port()
+        proxy.upstream = redis_servers.free_port()
     if fault in {"the password was changed", "it has gone"}:
         proxy.reset()
 
@@ -218,7 +218,7 @@ async def test_a_full_redis_refuses_events_until_it_has_space_and_sessions_can_b
     tmp_path: Path, said: list[object]
 ) -> None:
     options = ("--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
-    with servers.Server("redis", tmp_path, *options) as server:
+    with redis_servers.Server("redis", tmp_path, *options) as server:
         store = RedisSessionStore(server.url)
         async with SessionManager(store, handler=lengthen, flush=FlushPolicy.write_through()) as manager:
             first = (await fill(manager)) - 1
@@ -250,7 +250,7 @@ async def fill(manager: SessionManager) -> int:
 
 
 async def test_a_full_redis_gets_what_was_said_behind_the_conversation_when_it_has_space(tmp_path: Path) -> None:
-    with servers.Server("redis", tmp_path, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction") as server:
+    with redis_servers.Server("redis", tmp_path, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction") as server:
         policy = FlushPolicy.write_behind(max_delay=0.02)
         async with SessionManager(RedisSessionStore(server.url), handler=lengthen, flush=policy) as manager:
 
@@ -271,7 +271,10 @@ async def test_a_redis_that_has_become_a_replica_refuses_events_until_it_is_the_
 ) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    with servers.Server("redis", tmp_path / "one") as primary, servers.Server("redis", tmp_path / "two") as server:
+    with (
+        redis_servers.Server("redis", tmp_path / "one") as primary,
+        redis_servers.Server("redis", tmp_path / "two") as server,
+    ):
         store = RedisSessionStore(server.url)
         async with SessionManager(store, handler=count, flush=FlushPolicy.write_through()) as manager:
             await manager.dispatch("ann", "hello")
@@ -294,7 +297,7 @@ def two_mongos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, 
     """The ports of the primary and of the secondary of a replica set."""
     with ExitStack() as stack:
         options = ("--replSet", "rs2", "--oplogSize", "64", "--setParameter", "enableTestCommands=1")
-        members = [stack.enter_context(mongo_server.server(*options)) for _ in range(2)]
+        members = [stack.enter_context(mongo_servers.server(*options)) for _ in range(2)]
         config = [{"_id": n, "host": f"127.0.0.1:{each.port}", "priority": 1 - n} for n, each in enumerate(members)]
         with members[0].client(directConnection=True) as client:
             settings = {"electionTimeoutMillis": 1_000}
@@ -370,7 +373,7 @@ def wait_for_primary(client: pymongo.MongoClient[Any]) -> None:
 async def test_a_session_over_the_sixteen_megabytes_of_mongodb_is_rolled_back_and_concerns_nobody_else(
     tmp_path: Path,
 ) -> None:
-    store = mongo_server.shared_store(tmp_path)
+    store = mongo_servers.shared_store(tmp_path)
     policy = FlushPolicy.write_through()
     async with SessionManager(store, handler=lengthen, flush=policy, max_session_bytes=BIG) as manager:
         await manager.dispatch("large", 3)
@@ -388,7 +391,7 @@ async def test_a_session_over_the_sixteen_megabytes_of_mongodb_is_rolled_back_an
 
 @pytest.mark.timeout(120)
 async def test_behind_the_conversation_a_session_over_sixteen_megabytes_waits_alone(tmp_path: Path) -> None:
-    store = mongo_server.shared_store(tmp_path)
+    store = mongo_servers.shared_store(tmp_path)
     policy = FlushPolicy.write_behind(max_delay=0.02)
     async with SessionManager(store, handler=lengthen, flush=policy, max_session_bytes=BIG) as manager:
         await asyncio.gather(

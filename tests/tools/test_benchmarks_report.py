@@ -20,7 +20,7 @@ from benchmarks._goals import GOALS, Decision, decide
 from benchmarks._plan import PLAN, Setting
 from benchmarks._report import Figure, Result, Table, command, without_password
 from benchmarks._saved import DONE, load
-from tests import servers
+from tests.servers import redis_servers
 
 TINY = "session --users 7 --events 200 --in-flight 8 --repeats 2 --seconds 0"
 Better = Literal["higher", "lower", ""]
@@ -390,12 +390,12 @@ def test_all_measures_the_plan_and_reports_it(tmp_path: Path, monkeypatch: pytes
 def test_all_measures_with_a_server_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_plan, "PLAN", (Setting(f"{TINY} --store redis"),))
 
-    assert main(["all", "--out", str(tmp_path), "--redis", servers.shared("redis").url]) == 0
+    assert main(["all", "--out", str(tmp_path), "--redis", redis_servers.shared("redis").url]) == 0
     assert load(tmp_path).index.servers["redis"].startswith("Redis ")
 
 
 def test_all_starts_a_server_and_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    servers.require("redis")
+    redis_servers.require("redis")
     monkeypatch.setattr(_plan, "PLAN", (Setting(f"{TINY} --store redis"),))
 
     assert main(["all", "--out", str(tmp_path)]) == 0
@@ -410,7 +410,7 @@ def test_what_is_skipped_or_fails_is_named_and_the_rest_is_measured(
 ) -> None:
     plan = (Setting(f"{TINY} --store redis"), Setting(f"{TINY} --policy write-sideways"), Setting(TINY))
     monkeypatch.setattr(_plan, "PLAN", plan)
-    nobody = f"redis://me:secret@127.0.0.1:{servers.free_port()}/0"
+    nobody = f"redis://me:secret@127.0.0.1:{redis_servers.free_port()}/0"
 
     assert main(["all", "--out", str(tmp_path), "--redis", nobody]) == 1
 

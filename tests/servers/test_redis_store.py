@@ -28,8 +28,8 @@ from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
 from actorbot.testing._expect import get, make_record, make_tombstone, put, write_all
 from tests.handlers import count
-from tests.proxy import Proxy
-from tests.servers import PLACES, Server, cluster, free_port, is_write
+from tests.servers.proxy import Proxy
+from tests.servers.redis_servers import PLACES, Server, cluster, free_port, is_write
 
 DEADLINE = 5.0  # seconds: the default `store_deadline`
 SECRET = "s3cret-pa55"

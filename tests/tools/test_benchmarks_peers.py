@@ -13,7 +13,7 @@ from benchmarks import _peer_env, peers
 from benchmarks.__main__ import main
 from benchmarks._peer_env import Environment, MissingPeerError
 from benchmarks._workload import make_workload
-from tests import mongo_server, servers
+from tests.servers import mongo_servers, redis_servers
 
 TINY = ("--users", "7", "--events", "200", "--repeats", "1", "--seconds", "0.05")
 HERE = ("lock per user", "pykka", "actorbot")  # those that need no environment of their own
@@ -36,8 +36,8 @@ def values(result: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
 def test_actorbot_and_what_is_written_by_hand_lose_nothing(store: str, handler: str, tmp_path: Path) -> None:
     at = {
         "memory": list,
-        "redis": lambda: ["--url", servers.shared("new redis").url],
-        "mongo": lambda: ["--url", mongo_server.shared().url],
+        "redis": lambda: ["--url", redis_servers.shared("new redis").url],
+        "mongo": lambda: ["--url", mongo_servers.shared().url],
     }[store]()
 
     status, result = ask(tmp_path / "figures.json", "--store", store, "--handler", handler, *at, "--only", *HERE)
