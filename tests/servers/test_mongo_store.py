@@ -517,7 +517,10 @@ def test_without_its_driver_the_package_works_and_the_store_says_what_to_install
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
 
     assert done.stdout == "MemorySessionStore\n"
-    assert "ImportError: MongoSessionStore needs the driver pymongo: pip install 'actorbot[mongo]'" in done.stderr
+    assert (
+        "ImportError: MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
+        in done.stderr
+    )
 
 
 def test_the_package_does_not_import_the_driver_before_it_is_wanted() -> None:

@@ -626,7 +626,10 @@ def test_without_redis_py_the_store_says_what_to_install_and_all_else_works() ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
 
-    assert done.stdout == "RedisSessionStore needs redis-py: pip install 'actorbot[redis]'\nSessionManager\n"
+    assert (
+        done.stdout
+        == "RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot\nSessionManager\n"
+    )
 
 
 def test_importing_the_package_does_not_import_the_driver() -> None:

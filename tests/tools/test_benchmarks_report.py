@@ -265,7 +265,7 @@ def test_without_matplotlib_the_report_says_what_to_install(
 
     for argv in (["report", str(tmp_path)], ["all", "--out", str(tmp_path)]):
         assert main(argv) == 2
-        assert "pip install 'actorbot[bench]'" in capsys.readouterr().err
+        assert "pip install '.[bench]'" in capsys.readouterr().err
 
 
 def test_neither_a_password_nor_a_folder_of_mine_gets_into_a_result() -> None:
@@ -479,4 +479,4 @@ def test_without_what_the_benchmarks_need_they_say_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
 
     assert done.returncode == 1
-    assert done.stderr == "the benchmarks need rich, which is not installed: pip install -e '.[bench]'\n"
+    assert done.stderr == "the benchmarks need rich, which is not installed: pip install '.[bench]'\n"

@@ -87,7 +87,10 @@ def test_without_its_extra_the_command_says_what_to_install_and_the_library_work
     for missing in ("click", "rich"):
         done = run_code(code.format(missing))
         assert done.returncode == 2
-        assert done.stderr == "actorbot: the command line needs two more packages: pip install 'actorbot[cli]'\n"
+        assert (
+            done.stderr
+            == "actorbot: the command line needs two more packages: pip install '.[cli]' in a clone of actorbot\n"
+        )
 
 
 def test_importing_the_library_imports_neither_click_nor_rich() -> None:
@@ -122,7 +125,7 @@ def test_a_missing_driver_is_told_in_one_line() -> None:
     done = run_code(code, "doctor", "redis://localhost")
 
     assert done.returncode == 1
-    assert done.stderr == "Error: RedisSessionStore needs redis-py: pip install 'actorbot[redis]'\n"
+    assert done.stderr == "Error: RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot\n"
 
 
 @pytest.fixture

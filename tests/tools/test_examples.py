@@ -99,12 +99,14 @@ def test_embed_asyncio_ends_well_on_a_signal(number: signal.Signals, tmp_path: P
     ) as process:  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
+        assert process.stderr is not None
         process.stdin.write("ann hi\n")
         process.stdin.flush()
         assert process.stdout.readline() == "demo:ann: 'hi' is your event number 1\n"
         process.send_signal(number)
         assert process.stdout.readline() == "stopping: finishing what was accepted\n"
-        printed, complaints = process.communicate(timeout=20)
+        # Not `communicate`: that would miss the lines that have come together with the one above.
+        printed, complaints = process.stdout.read(), process.stderr.read()
 
     assert printed == "everything is in the store\n"
     assert (complaints, process.returncode) == ("", 0)
