@@ -30,6 +30,7 @@ from actorbot.testing import StoreContract
 from tests.handlers import count
 from tests.servers.mongo_servers import free_port, is_update, server, shared, shared_store
 from tests.servers.proxy import Proxy
+from tests.tiers import tiers
 from tests.unit.state.test_codec import nested, same
 
 WITHIN = 4.5  # seconds: a call's own deadline and a little
@@ -78,7 +79,7 @@ def lossy(port: int, loses: Callable[[], bool], **options: Any) -> Iterator[tupl
             store.close()
 
 
-@pytest.mark.parametrize("replica_set", [False, True], ids=["standalone", "replica set"])
+@pytest.mark.parametrize("replica_set", tiers([False, True]), ids=["standalone", "replica set"])
 class TestMongo(StoreContract):
     persistent = True
 
@@ -415,7 +416,7 @@ def test_a_frozen_server_holds_a_call_no_longer_than_its_deadline() -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("replica_set", [False, True], ids=["standalone", "replica set"])
+@pytest.mark.parametrize("replica_set", tiers([False, True]), ids=["standalone", "replica set"])
 async def test_the_bot_answers_while_the_server_is_dead_and_everything_arrives(replica_set: bool) -> None:
     with server(replica_set=replica_set) as own:
         policy = FlushPolicy.write_behind(max_delay=0.05)

@@ -22,6 +22,7 @@ from tests.handlers import count
 from tests.servers import mongo_servers, redis_servers
 from tests.servers.loop_watch import LoopWatch
 from tests.servers.proxy import Proxy
+from tests.tiers import tiers
 
 SECRET = "s3cret-pa55"
 WRONG = "wr0ng-pa55"
@@ -55,7 +56,7 @@ def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ExitStack() as stack:
         if request.param == "redis":
             folder = tmp_path_factory.mktemp("redis")
-            server = stack.enter_context(redis_servers.Server("redis", folder, "--requirepass", SECRET))
+            server = stack.enter_context(redis_servers.Server(redis_servers.QUICK, folder, "--requirepass", SECRET))
             one = stack.enter_context(redis.Redis(port=server.port, password=SECRET))
             yield Guarded("redis", server.port, lambda password: one.config_set("requirepass", password))
         else:
@@ -119,7 +120,7 @@ AT_START: dict[str, Callable[[Proxy], object]] = {
 }
 
 
-@pytest.mark.parametrize("fault", AT_START)
+@pytest.mark.parametrize("fault", tiers(list(AT_START), "a wrong password", "it never answers"))
 async def test_a_bot_does_not_start_and_says_which_server_is_to_blame(
     fault: str, guarded: Guarded, proxy: Proxy, said: list[object]
 ) -> None:
@@ -163,13 +164,16 @@ def end(fault: str, guarded: Guarded, proxy: Proxy) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        "the password was changed",
-        "it has gone",
+    tiers(
+        [
+            "the password was changed",
+            "it has gone",
+            "it never answers",
+            "it talks of something else",
+            "it agrees to everything",
+        ],
         "it never answers",
-        "it talks of something else",
-        "it agrees to everything",
-    ],
+    ),
 )
 async def test_a_bot_that_runs_refuses_in_time_what_it_cannot_promise_and_goes_on_when_it_can(
     fault: str, guarded: Guarded, proxy: Proxy, said: list[object]
@@ -218,7 +222,7 @@ async def test_a_full_redis_refuses_events_until_it_has_space_and_sessions_can_b
     tmp_path: Path, said: list[object]
 ) -> None:
     options = ("--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
-    with redis_servers.Server("redis", tmp_path, *options) as server:
+    with redis_servers.Server(redis_servers.QUICK, tmp_path, *options) as server:
         store = RedisSessionStore(server.url)
         async with SessionManager(store, handler=lengthen, flush=FlushPolicy.write_through()) as manager:
             first = (await fill(manager)) - 1
@@ -249,8 +253,11 @@ async def fill(manager: SessionManager) -> int:
     raise AssertionError("two megabytes hold four")
 
 
+@pytest.mark.long
 async def test_a_full_redis_gets_what_was_said_behind_the_conversation_when_it_has_space(tmp_path: Path) -> None:
-    with redis_servers.Server("redis", tmp_path, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction") as server:
+    with redis_servers.Server(
+        redis_servers.QUICK, tmp_path, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction"
+    ) as server:
         policy = FlushPolicy.write_behind(max_delay=0.02)
         async with SessionManager(RedisSessionStore(server.url), handler=lengthen, flush=policy) as manager:
 
@@ -272,8 +279,8 @@ async def test_a_redis_that_has_become_a_replica_refuses_events_until_it_is_the_
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     with (
-        redis_servers.Server("redis", tmp_path / "one") as primary,
-        redis_servers.Server("redis", tmp_path / "two") as server,
+        redis_servers.Server(redis_servers.QUICK, tmp_path / "one") as primary,
+        redis_servers.Server(redis_servers.QUICK, tmp_path / "two") as server,
     ):
         store = RedisSessionStore(server.url)
         async with SessionManager(store, handler=count, flush=FlushPolicy.write_through()) as manager:
@@ -316,7 +323,8 @@ def two_mongos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, 
         yield members[0].port, members[1].port
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.long
+@pytest.mark.timeout(180)
 async def test_a_mongodb_secondary_is_no_server_for_a_bot(two_mongos: tuple[int, int], said: list[object]) -> None:
     secondary = two_mongos[1]
 
@@ -333,7 +341,8 @@ async def test_a_mongodb_secondary_is_no_server_for_a_bot(two_mongos: tuple[int,
         assert await manager.dispatch("ann", "hello") == 1
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.long
+@pytest.mark.timeout(180)
 async def test_a_mongodb_that_has_stepped_down_refuses_events_until_it_is_the_primary_again(
     two_mongos: tuple[int, int], said: list[object]
 ) -> None:
@@ -369,7 +378,7 @@ def wait_for_primary(client: pymongo.MongoClient[Any]) -> None:
 # --- a session that MongoDB does not take -----------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 async def test_a_session_over_the_sixteen_megabytes_of_mongodb_is_rolled_back_and_concerns_nobody_else(
     tmp_path: Path,
 ) -> None:
@@ -389,7 +398,8 @@ async def test_a_session_over_the_sixteen_megabytes_of_mongodb_is_rolled_back_an
         assert manager.health().status == "ready"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.long
+@pytest.mark.timeout(180)
 async def test_behind_the_conversation_a_session_over_sixteen_megabytes_waits_alone(tmp_path: Path) -> None:
     store = mongo_servers.shared_store(tmp_path)
     policy = FlushPolicy.write_behind(max_delay=0.02)

@@ -17,12 +17,12 @@ from actorbot._state.codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
 from actorbot.testing._expect import Opened, make_record, read, write_all
-from tests.backends import STORES, AsyncDictStore, DictStore
+from tests.backends import STORES, AsyncDictStore, DictStore, each_store
 from tests.servers import redis_servers
 from tests.unit.state.test_codec import keys, same, values
 
 
-@pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
+@each_store
 class TestOurStores(StoreContract):
     @pytest.fixture(autouse=True)
     def _prepare(self, make_store: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
