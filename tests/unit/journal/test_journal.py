@@ -148,7 +148,7 @@ def what_is_read(files: dict[str, bytes], folder: Path) -> dict[str, int]:
         file.close()
 
 
-@pytest.mark.parametrize("bits", tiers([100, 800]))
+@pytest.mark.parametrize("bits", tiers([200, 800]))
 @pytest.mark.parametrize("name", ["journal", "journal-wal"])
 def test_a_bit_that_has_turned_is_found_unless_it_is_in_the_last_commit(name: str, bits: int, tmp_path: Path) -> None:
     files, after = write_a_journal(tmp_path / "journal")
@@ -160,7 +160,7 @@ def test_a_bit_that_has_turned_is_found_unless_it_is_in_the_last_commit(name: st
         head += [(at, at % 7) for at in range(4096 - 200, 4096)]
     anywhere = [(chance.randrange(len(files[name])), chance.randrange(8)) for _ in range(scaled(bits, 40_000))]
     refused = missed = 0
-    for at, bit in head + anywhere:
+    for n, (at, bit) in enumerate(head + anywhere):
         data = bytearray(files[name])
         data[at] ^= 1 << bit
         try:
@@ -169,7 +169,7 @@ def test_a_bit_that_has_turned_is_found_unless_it_is_in_the_last_commit(name: st
             refused += 1
         else:
             assert found in after[-2:], f"bit {bit} of byte {at} costs more than the last commit"
-            missed += found != after[-1]
+            missed += found != after[-1] and n >= len(head)
 
     assert refused > 300
     assert missed < len(anywhere) / 10  # of 29 commits in the log the last cannot be told from one that was cut off

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -1869,13 +1868,13 @@ async def test_what_comes_after_an_expiry_during_an_outage_is_not_lost_to_an_old
 # --- bounds and figures -----------------------------------------------------------------------------------------------
 
 
-async def test_a_full_mailbox_and_full_memory_say_so_within_ten_milliseconds() -> None:
+async def test_a_full_mailbox_and_full_memory_say_so_at_once() -> None:
     release = asyncio.Event()
 
     async def handle(context: Context) -> None:
         await release.wait()
 
-    async with SessionManager(handler=handle, max_mailbox=2, max_resident=3) as manager:
+    async with SessionManager(handler=handle, max_mailbox=2, max_resident=3, clock=ManualClock()) as manager:
         tasks = [asyncio.create_task(manager.dispatch("ann", number)) for number in range(3)]
         tasks += [asyncio.create_task(manager.dispatch(user, "hi")) for user in ("bob", "cat")]
         await until(lambda: manager.stats().running == 3)
@@ -1883,10 +1882,8 @@ async def test_a_full_mailbox_and_full_memory_say_so_within_ten_milliseconds() -
             lambda: manager.dispatch("ann", 4), lambda: manager.submit("ann", 4), lambda: manager.dispatch("dan", 1),
             lambda: manager.submit("dan", 1),
         ):  # fmt: skip
-            start = time.perf_counter()
             with pytest.raises(errors.OverloadedError):
-                await call()
-            assert time.perf_counter() - start < 0.01
+                await soon(call())  # while nothing moves, not even the time
         release.set()
         await asyncio.gather(*tasks)
 
@@ -1909,10 +1906,8 @@ async def test_a_full_bound_on_unflushed_state_refuses_quickly_when_told_to() ->
         async with manager.turn("bob") as turn:
             store.outage()
             turn.session["text"] = "x" * 40_000
-        start = time.perf_counter()
         with pytest.raises(errors.OverloadedError) as caught:
-            await manager.dispatch("cat", "hi")
-        assert time.perf_counter() - start < 0.05
+            await soon(manager.dispatch("cat", "hi"))  # the outage lasts
         assert caught.value.retry_after > 0
         assert manager.health().status == "degraded"
         store.restore()
@@ -2129,15 +2124,12 @@ async def test_a_close_waits_for_a_borrowed_turn_and_refuses_new_events() -> Non
 
 async def test_a_close_in_an_outage_keeps_to_its_time_and_names_who_was_left() -> None:
     store = FaultyStore()
-    manager = await SessionManager(store, handler=count).start()
+    manager = await SessionManager(store, handler=count, close_timeout=600.0).start()
     for user in ("ann", "bob"):
         await manager.dispatch(user, "hi")
     store.hold()
-    start = time.perf_counter()
     report = await soon(manager.close(timeout=0.2))
-    took = time.perf_counter() - start
     store.release()
-    assert took < 2.0
     assert set(report.unflushed) == {"ann", "bob"}
 
 
@@ -2486,40 +2478,6 @@ async def test_a_record_that_does_not_fit_the_dataclass_is_broken_and_stays() ->
 async def test_only_the_first_argument_of_a_memory_store_is_positional() -> None:
     with pytest.raises(TypeError):
         MemorySessionStore(10, 5.0)  # type: ignore[misc]
-
-
-async def test_fifty_users_who_are_never_silent_keep_no_thread_from_its_work() -> None:
-    class Slow(DictStore):
-        writes = 0
-
-        def write(self, session_id: str, data: dict[str, Any]) -> None:
-            time.sleep(0.0005)  # as a server would take: other threads may run meanwhile
-            super().write(session_id, data)
-            self.writes += 1
-
-    store = Slow()
-    policy = FlushPolicy.write_behind(max_delay=0.05, max_events=1_000_000)
-    rounds = 0
-
-    async def talk(seconds: float) -> None:
-        nonlocal rounds
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            await asyncio.gather(*(manager.dispatch(f"user:{user}", "hi") for user in range(50)))
-            rounds += 1
-
-    async with SessionManager(store, handler=count, flush=policy) as manager:
-        await talk(2.0)
-        written = store.writes
-        talking = asyncio.create_task(talk(SOON))
-        asked = time.monotonic()
-        await soon(manager.dispatch("newcomer", "hi"))
-        waited = time.monotonic() - asked
-        talking.cancel()
-
-    assert rounds > 100  # of a few milliseconds each, or nobody would have starved anyway
-    assert written >= 100  # without a pause 1 to 10, and with one 300, where nothing else ran
-    assert waited < 1.0  # for one read, and the writes before it
 
 
 async def test_a_closed_manager_looks_no_longer_at_how_busy_the_loop_is() -> None:

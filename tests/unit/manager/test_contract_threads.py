@@ -7,7 +7,7 @@ import itertools
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,40 +20,9 @@ from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, e
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests import inside
 from tests.handlers import count, count_plainly
-from tests.waiting import until_sync
+from tests.waiting import Call, until_sync
 
 PATIENCE = 10.0  # real seconds after which a call that should have ended is taken for a hang
-
-
-class Call:
-    """A call in a daemon thread, so that one that hangs fails its test and no more."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
-        self._outcome: list[tuple[Any, BaseException | None]] = []
-        self._ended = threading.Event()
-        self.seconds = 0.0
-
-        def run() -> None:
-            start = monotonic()
-            try:
-                self._outcome.append((function(*args, **options), None))
-            except BaseException as error:
-                self._outcome.append((None, error))
-            self.seconds = monotonic() - start
-            self._ended.set()
-
-        threading.Thread(target=run, daemon=True).start()
-
-    def result(self, timeout: float = PATIENCE) -> Any:
-        assert self._ended.wait(timeout), "the call hangs"
-        value, error = self._outcome[0]
-        if error is not None:
-            raise error
-        return value
-
-    def error(self, timeout: float = PATIENCE) -> BaseException | None:
-        assert self._ended.wait(timeout), "the call hangs"
-        return self._outcome[0][1]
 
 
 @contextmanager
@@ -101,8 +70,8 @@ both_homes = pytest.mark.parametrize("home", [on_threads, on_a_loop])
 
 @both_homes
 def test_every_way_to_wait_for_ones_own_turn_is_refused_at_once(home: Any) -> None:
-    with home(handler=count_plainly) as manager, manager.turn_sync("ann") as turn:
-        turn.session["mine"] = 1
+    with home(handler=count_plainly, clock=ManualClock()) as manager, manager.turn_sync("ann") as turn:
+        turn.session["mine"] = 1  # on a clock that stands still, only a refusal at once ends a wait
         for wait in (
             lambda: manager.dispatch_sync("ann", "hi"),
             lambda: manager.turn_sync("ann").__enter__(),
@@ -110,10 +79,8 @@ def test_every_way_to_wait_for_ones_own_turn_is_refused_at_once(home: Any) -> No
             lambda: manager.submit_sync("ann", "hi").result_sync(timeout=PATIENCE),
             lambda: manager.submit_sync("ann", "hi").durable_sync(timeout=PATIENCE),
         ):
-            start = monotonic()
             with pytest.raises(errors.DeadlockError, match="'ann'"):
                 wait()
-            assert monotonic() - start < 1.0
 
 
 @both_homes
@@ -147,11 +114,11 @@ def test_a_circle_through_receipts_is_refused_too(home: Any) -> None:
             other = {"ann": "bob", "bob": "ann"}[context.session_id]
             manager.submit_sync(other, "second").result_sync(timeout=5.0)
 
-    with home(handler=handle, close_timeout=1.0) as manager:
+    with home(handler=handle, close_timeout=1.0, clock=ManualClock()) as manager:
         calls = [Call(manager.dispatch_sync, session_id, "first") for session_id in ("ann", "bob")]
 
-        assert any(isinstance(call.error(), errors.DeadlockError) for call in calls)
-        assert all(call.seconds < 2.0 for call in calls)
+        ended = [call.error() for call in calls]
+        assert any(isinstance(error, errors.DeadlockError) for error in ended)
 
 
 @both_homes
@@ -162,11 +129,10 @@ def test_a_told_event_that_waits_for_the_turn_which_waits_for_its_receipt_is_ref
         else:
             manager.dispatch_sync("ann", "again", timeout=5.0)
 
-    with home(handler=handle, close_timeout=1.0) as manager:
+    with home(handler=handle, close_timeout=1.0, clock=ManualClock()) as manager:
         call = Call(manager.dispatch_sync, "ann", "hi")
 
         assert isinstance(call.error(), errors.DeadlockError)
-        assert call.seconds < 2.0
 
 
 async def test_a_thread_that_a_handler_waits_for_may_not_wait_for_its_turn() -> None:
@@ -304,10 +270,8 @@ def test_a_time_out_of_a_call_that_waits_for_its_turn_withdraws_it(home: Any, ha
                 lambda: manager.dispatch_sync("ann", "hi", timeout=0.05),
                 lambda: manager.turn_sync("ann", timeout=0.05).__enter__(),
             ):
-                start = monotonic()
                 with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
                     elsewhere.submit(wait).result(PATIENCE)
-                assert monotonic() - start < 1.0
             receipt = manager.submit_sync("ann", "hi")
             with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
                 elsewhere.submit(receipt.result_sync, 0.05).result(PATIENCE)
@@ -324,7 +288,7 @@ def test_a_time_out_holds_while_the_session_is_being_read(home: Any) -> None:
         store.hold()
         call = Call(manager.dispatch_sync, "ann", "hi", timeout=0.1)
         try:
-            assert isinstance(call.error(3.0), errors.TurnTimeoutError)
+            assert isinstance(call.error(), errors.TurnTimeoutError)
         finally:
             store.release()
 
@@ -340,7 +304,7 @@ def test_a_time_out_stops_a_coroutine_and_rolls_it_back(home: Any) -> None:
         return n
 
     with home(handler=handle, close_timeout=0.5) as manager:
-        assert isinstance(Call(manager.dispatch_sync, "ann", "stay", timeout=0.1).error(3.0), errors.TurnTimeoutError)
+        assert isinstance(Call(manager.dispatch_sync, "ann", "stay", timeout=0.1).error(), errors.TurnTimeoutError)
         assert manager.dispatch_sync("ann", "hi") == 1
 
 
@@ -364,26 +328,21 @@ def test_a_time_out_error_of_the_handlers_own_is_not_taken_for_ours(home: Any) -
 
 
 @both_homes
-def test_a_full_mailbox_says_so_within_ten_milliseconds(home: Any) -> None:
-    with home(handler=count_plainly, max_mailbox=3) as manager:
-        seconds = []
+def test_a_full_mailbox_says_so_at_once(home: Any) -> None:
+    with home(handler=count_plainly, max_mailbox=3, clock=ManualClock()) as manager:
         with manager.turn_sync("ann"):
             receipts = [manager.submit_sync("ann", number) for number in range(3)]
             with ThreadPoolExecutor(1) as elsewhere:
 
                 def knock() -> None:
-                    start = monotonic()
                     with pytest.raises(errors.OverloadedError, match="mailbox"):
                         manager.dispatch_sync("ann", "hi")
-                    seconds.append(monotonic() - start)
                     with pytest.raises(errors.OverloadedError, match="mailbox"):
                         manager.submit_sync("ann", "hi")
 
-                for _ in range(20):
-                    elsewhere.submit(knock).result(PATIENCE)
+                elsewhere.submit(knock).result(PATIENCE)  # while nothing moves, not even the time
 
         assert sorted(receipt.result_sync(PATIENCE) for receipt in receipts) == [1, 2, 3]
-        assert sorted(seconds)[len(seconds) // 2] < 0.01
 
 
 @pytest.mark.parametrize("handlers", [40, 300])
@@ -550,8 +509,7 @@ def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: st
         return acknowledged
 
     with tiny_switch_interval():
-        until_then = monotonic() + 4.0
-        while monotonic() < until_then:
+        for _ in range(60):
             store = MemorySessionStore()
             manager = SessionManager(store, handler=count_plainly).start_sync()
             calls = [Call(work, manager, f"user:{number}") for number in range(6)]
@@ -656,18 +614,16 @@ async def test_a_close_that_was_cancelled_may_be_called_again() -> None:
 
 def test_a_close_whose_store_does_not_answer_ends_in_time_and_says_what_is_left() -> None:
     store = FaultyStore()
-    manager = SessionManager(store, handler=count_plainly).start_sync()
+    manager = SessionManager(store, handler=count_plainly, close_timeout=600.0).start_sync()
     for user in ("ann", "bob"):
         manager.dispatch_sync(user, "hi")
     store.hold()
-    closing = Call(manager.close_sync, timeout=0.3)
     try:
-        report = closing.result(5.0)
+        report = Call(manager.close_sync, timeout=0.3).result()
     finally:
         store.release()
 
     assert sorted(report.unflushed) == ["ann", "bob"]
-    assert closing.seconds < 2.5  # the time-out, and a second to let go of the store
 
 
 def test_every_verb_of_a_closed_manager_says_so() -> None:
@@ -704,9 +660,7 @@ def test_without_idle_time_a_session_leaves_memory_as_soon_as_it_is_clean(policy
     with SessionManager(handler=count_plainly, idle_timeout=0.0, flush=FlushPolicy.parse(policy)) as manager:
         for expected in range(1, 11):
             assert manager.dispatch_sync("ann", "hi") == expected
-            start = monotonic()
             until_sync(lambda: not list(manager.resident()))
-            assert monotonic() - start < 0.5
 
         assert manager.stats().passivations == 10
 
