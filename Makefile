@@ -20,7 +20,7 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run test torture mutants lint types imports check release-check constraints clean
+.PHONY: run test torture mutants lint types imports check constraints clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python examples/with_file_session.py
@@ -50,8 +50,13 @@ imports: $(VENV)/dev.stamp
 check: lint types imports test
 
 # Makes in dist/ what a release uploads, and checks it: what is in it, its tests, and the bot in a fresh environment.
+.PHONY: release-check
 release-check: $(VENV)/release.stamp
 	$(BIN)/python -m tests.release $(ARGS)
+
+$(VENV)/release.stamp: $(VENV)/dev.stamp
+	$(INSTALL) '.[release]' $(ASIDE)
+	touch $@
 
 # Gives what pyproject.toml newly asks for a version in constraints.txt, for every Python and system; the other versions stay.
 # All of them as new as they are to be had: make constraints ARGS=--upgrade
@@ -74,8 +79,8 @@ $(VENV)/dev.stamp: $(BIN)/python $(ASKED)
 	$(INSTALL) '.[dev]' $(ASIDE)
 	touch $@ $(VENV)/run.stamp
 
-$(VENV)/types.stamp $(VENV)/release.stamp: $(VENV)/%.stamp: $(VENV)/dev.stamp
-	$(INSTALL) '.[$*]' $(ASIDE)
+$(VENV)/types.stamp: $(VENV)/dev.stamp
+	$(INSTALL) '.[types]' $(ASIDE)
 	touch $@
 
 # Some systems ship `venv` without the pip that it should put inside; then the system's own pip puts it there.
