@@ -58,6 +58,15 @@ imports: $(VENV)/dev.stamp
 
 check: lint types imports test
 
+# Makes in dist/ what a release uploads, and checks it: what is in it, its tests, and the bot in a fresh environment.
+.PHONY: release-check
+release-check: $(VENV)/release.stamp
+	$(BIN)/python -m tests.release $(ARGS)
+
+$(VENV)/release.stamp: $(VENV)/dev.stamp
+	$(INSTALL) '.[release]' $(ASIDE)
+	touch $@
+
 # Gives what pyproject.toml newly asks for a version in constraints.txt, for every Python and system; the other versions stay.
 # All of them as new as they are to be had: make constraints ARGS=--upgrade
 constraints: $(BIN)/python
