@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.servers import mongo_servers, redis_servers
+from tests.waiting import HANGS
 
 # In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the one that fails.
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
@@ -80,5 +81,5 @@ def no_thread_stays_behind() -> Iterator[None]:
 
     yield
     for thread in left():
-        thread.join(timeout=3.0)
+        thread.join(timeout=HANGS)
     assert not left(), f"threads left behind: {', '.join(thread.name for thread in left())}"

@@ -47,6 +47,12 @@ async def soon(awaitable: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(awaitable, SOON)
 
 
+async def breathe() -> None:
+    """Let whatever can go on go on, also on other threads: to show that something does not happen."""
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop and other threads run until *condition* holds."""
     async with asyncio.timeout(SOON):

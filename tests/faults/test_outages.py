@@ -18,9 +18,9 @@ from tests import inside
 from tests.faults._kills import Campaign, ForkServer
 from tests.faults._scale import scaled
 from tests.faults._victims import journaled, orders_for
+from tests.journals import Server, kill, make_manager
 from tests.servers import mongo_servers, redis_servers
 from tests.tiers import tiers
-from tests.unit.journal.test_journaled import Server, kill, make_manager
 
 patient = pytest.mark.timeout(scaled(180, 600))
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import subprocess
-import sys
-import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -23,20 +20,9 @@ from actorbot import DUPLICATE, Context, FileSessionStore, FlushPolicy, MemorySe
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests import inside
 from tests.backends import DictStore
-from tests.handlers import count
-from tests.waiting import SOON, soon, until
-
-
-async def breathe() -> None:
-    """Let whatever can go on go on, also on other threads: to show that something does not happen."""
-    for _ in range(20):
-        await asyncio.sleep(0.001)
-
-
-def run_program(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=SOON, check=False
-    )
+from tests.handlers import OddError, count
+from tests.programs import run_program
+from tests.waiting import SOON, breathe, soon, until
 
 
 def other(session_id: str) -> str:
@@ -90,10 +76,6 @@ class Hanging(DictStore):
         if session_id == "bad" and "write" in self.hung:
             self.go_on.wait(SOON)
         super().write(session_id, data)
-
-
-class OddError(BaseException):
-    """Neither an Exception nor an exit."""
 
 
 # --- turns: all or nothing --------------------------------------------------------------------------------------------
@@ -209,9 +191,14 @@ async def test_kept_references_change_nothing() -> None:
         kept.append(context.session)
         kept.append(context.session.setdefault("list", []))
         kept.append(context.session.setdefault("dict", {"a": [1]}))
+        kept.append(context)
 
     async with SessionManager(handler=handle) as manager:
         await manager.dispatch("ann", "hi")
+        with pytest.raises(errors.TurnEndedError):
+            kept[3].session["x"] = 1
+        with pytest.raises(errors.TurnEndedError):
+            kept[3].send_text("late")
         kept[0]["late"] = 1
         kept[1].append("late")
         kept[2]["a"].append("late")
@@ -648,22 +635,29 @@ async def test_an_odd_error_of_an_error_hook_is_not_its_callers() -> None:
 async def test_replies_go_to_deliver_in_order_and_a_dispatch_does_not_wait_for_them() -> None:
     hold = asyncio.Event()
     said: list[Any] = []
+    failed: list[Any] = []
 
     async def deliver(_: str, message: Any) -> None:
         await hold.wait()
+        if message == "1a":
+            raise ConnectionError("gone")
         said.append(message)
 
     async def handle(context: Context) -> None:
         context.send_text(f"{context.event}a")
         context.send({"b": context.event})
 
-    async with SessionManager(handler=handle, deliver=deliver) as manager:
+    async def note(context: Context, error: BaseException) -> None:
+        failed.append((context.session_id, type(error)))
+
+    async with SessionManager(handler=handle, deliver=deliver, on_error=note) as manager:
         for number in range(3):
             await soon(manager.dispatch("ann", number))
         assert manager.stats().replies_waiting == 1
         assert said == []
         hold.set()
-    assert said == ["0a", {"b": 0}, "1a", {"b": 1}, "2a", {"b": 2}]
+    assert said == ["0a", {"b": 0}, {"b": 1}, "2a", {"b": 2}]
+    assert failed == [("ann", ConnectionError)]
 
 
 async def test_a_reply_without_anywhere_to_go_fails_the_event() -> None:
@@ -1158,6 +1152,9 @@ async def test_every_way_of_waiting_for_ones_own_turn_is_refused_at_once() -> No
 
     async with SessionManager(handler=quiet) as manager:
         await soon(manager.dispatch("ann", "first"))
+        async with manager.turn("ann"):
+            with pytest.raises(errors.DeadlockError):
+                await soon(manager.dispatch("ann", "again"))
     assert refused == ["dispatch", "turn", "destroy", "spawned", "thread", "result", "durable"]
 
 
@@ -2425,7 +2422,9 @@ async def test_hostile_depth_and_size_are_refused() -> None:
         assert await manager.peek("ann") is None
 
 
-@pytest.mark.parametrize("bad", [None, 7, b"x", {"$gt": ""}, "", "é" * 257, "a\x00b", "a\x7f", "a\x85b", "\ud800"])
+@pytest.mark.parametrize(
+    "bad", [None, 7, b"x", {"$gt": ""}, ["x"], "", "x" * 513, "é" * 257, "a\x00b", "a\nb", "a\x7f", "a\x85b", "\ud800"]
+)
 async def test_a_bad_id_is_refused_by_every_verb(bad: Any) -> None:
     store = RecordingStore()
     async with SessionManager(store, handler=count) as manager:
@@ -2433,6 +2432,9 @@ async def test_a_bad_id_is_refused_by_every_verb(bad: Any) -> None:
                      lambda: manager.destroy(bad), lambda: manager.turn(bad).__aenter__()):  # fmt: skip
             with pytest.raises(errors.InvalidSessionIdError):
                 await call()
+        if bad is not None:  # which means all
+            with pytest.raises(errors.InvalidSessionIdError):
+                await manager.flush(bad)
         assert list(manager.resident()) == []
     assert store.reads == []
     assert store.writes == []

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any
@@ -20,50 +17,8 @@ from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, e
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests import inside
 from tests.handlers import count, count_plainly
-from tests.waiting import Call, until_sync
-
-PATIENCE = 10.0  # real seconds after which a call that should have ended is taken for a hang
-
-
-@contextmanager
-def tiny_switch_interval() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-@contextmanager
-def on_a_loop(**options: Any) -> Iterator[SessionManager]:
-    """A manager at home on a loop that another thread runs."""
-    ready, leave, made = threading.Event(), threading.Event(), []
-
-    async def live() -> None:
-        async with SessionManager(**options) as manager:
-            made.append(manager)
-            ready.set()
-            await asyncio.to_thread(leave.wait, 50)
-
-    thread = threading.Thread(target=asyncio.run, args=(live(),))
-    thread.start()
-    ready.wait(PATIENCE)
-    try:
-        yield made[0]
-    finally:
-        leave.set()
-        thread.join(PATIENCE)
-
-
-@contextmanager
-def on_threads(**options: Any) -> Iterator[SessionManager]:
-    with SessionManager(**options) as manager:
-        yield manager
-
-
-both_homes = pytest.mark.parametrize("home", [on_threads, on_a_loop])
-
+from tests.homes import both_homes, on_threads, tiny_switch_interval
+from tests.waiting import HANGS, Call, until_sync
 
 # --- circles ----------------------------------------------------------------------------------------------------------
 
@@ -76,8 +31,8 @@ def test_every_way_to_wait_for_ones_own_turn_is_refused_at_once(home: Any) -> No
             lambda: manager.dispatch_sync("ann", "hi"),
             lambda: manager.turn_sync("ann").__enter__(),
             lambda: manager.destroy_sync("ann"),
-            lambda: manager.submit_sync("ann", "hi").result_sync(timeout=PATIENCE),
-            lambda: manager.submit_sync("ann", "hi").durable_sync(timeout=PATIENCE),
+            lambda: manager.submit_sync("ann", "hi").result_sync(timeout=HANGS),
+            lambda: manager.submit_sync("ann", "hi").durable_sync(timeout=HANGS),
         ):
             with pytest.raises(errors.DeadlockError, match="'ann'"):
                 wait()
@@ -90,7 +45,7 @@ def test_a_circle_of_threads_that_close_it_at_the_same_moment_is_refused(home: A
 
     def handle(context: Context) -> str:
         if context.event == "first":
-            barrier.wait(PATIENCE)
+            barrier.wait(HANGS)
             following = (int(context.session_id) + 1) % sessions
             manager.dispatch_sync(str(following), "second")
         return "served"
@@ -110,7 +65,7 @@ def test_a_circle_through_receipts_is_refused_too(home: Any) -> None:
 
     def handle(context: Context) -> None:
         if context.event == "first":
-            barrier.wait(PATIENCE)
+            barrier.wait(HANGS)
             other = {"ann": "bob", "bob": "ann"}[context.session_id]
             manager.submit_sync(other, "second").result_sync(timeout=5.0)
 
@@ -141,7 +96,7 @@ async def test_a_thread_that_a_handler_waits_for_may_not_wait_for_its_turn() -> 
 
     async with SessionManager(handler=handle) as manager:
         with pytest.raises(errors.DeadlockError):
-            await asyncio.wait_for(manager.dispatch("ann", "hi"), PATIENCE)
+            await asyncio.wait_for(manager.dispatch("ann", "hi"), HANGS)
 
 
 async def test_a_circle_of_a_task_and_a_thread_is_refused() -> None:
@@ -164,7 +119,7 @@ async def test_a_circle_of_a_task_and_a_thread_is_refused() -> None:
     async with SessionManager(handler=handle) as manager:
         outcomes = await asyncio.wait_for(
             asyncio.gather(manager.dispatch("ann", "first"), asyncio.to_thread(borrow), return_exceptions=True),
-            PATIENCE,
+            HANGS,
         )
     assert any(isinstance(outcome, errors.DeadlockError) for outcome in outcomes)
 
@@ -213,7 +168,7 @@ def test_a_coroutine_that_blocks_the_private_loop_releases_its_caller_at_the_tim
 
     with SessionManager(handler=handle, handler_timeout=5.0, clock=clock) as manager:
         blocked = Call(manager.dispatch_sync, "ann", "block")
-        started.wait(PATIENCE)
+        started.wait(HANGS)
         clock.advance_sync(5.1)
         try:
             assert isinstance(blocked.error(3.0), errors.HandlerTimeoutError)
@@ -248,7 +203,7 @@ def test_who_waits_behind_a_handler_that_takes_too_long_is_served_from_the_commi
     with SessionManager(handler=handle, handler_timeout=5.0, clock=clock, deliver=lambda *_: None) as manager:
         assert manager.dispatch_sync("ann", "hi") == 1
         staying = Call(manager.dispatch_sync, "ann", "stay", event_id="one")
-        started.wait(PATIENCE)
+        started.wait(HANGS)
         waiting = Call(manager.dispatch_sync, "ann", "hi")
         until_sync(lambda: next(manager.resident())[1].waiting == 1)
         clock.advance_sync(5.1)
@@ -271,13 +226,13 @@ def test_a_time_out_of_a_call_that_waits_for_its_turn_withdraws_it(home: Any, ha
                 lambda: manager.turn_sync("ann", timeout=0.05).__enter__(),
             ):
                 with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
-                    elsewhere.submit(wait).result(PATIENCE)
+                    elsewhere.submit(wait).result(HANGS)
             receipt = manager.submit_sync("ann", "hi")
             with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
-                elsewhere.submit(receipt.result_sync, 0.05).result(PATIENCE)
+                elsewhere.submit(receipt.result_sync, 0.05).result(HANGS)
 
-        assert receipt.result_sync(PATIENCE) == 1
-        receipt.durable_sync(PATIENCE)
+        assert receipt.result_sync(HANGS) == 1
+        receipt.durable_sync(HANGS)
         assert manager.peek_sync("ann") == {"n": 1}
 
 
@@ -315,9 +270,9 @@ def test_a_time_out_error_of_the_handlers_own_is_not_taken_for_ours(home: Any) -
 
     with home(handler=handle) as manager:
         for wait in (
-            lambda: manager.dispatch_sync("ann", "hi", timeout=PATIENCE),
+            lambda: manager.dispatch_sync("ann", "hi", timeout=HANGS),
             lambda: manager.submit_sync("ann", "hi").result_sync(),
-            lambda: manager.submit_sync("ann", "hi").result_sync(PATIENCE),
+            lambda: manager.submit_sync("ann", "hi").result_sync(HANGS),
         ):
             with pytest.raises(TimeoutError, match="the handler's own") as caught:
                 wait()
@@ -340,9 +295,9 @@ def test_a_full_mailbox_says_so_at_once(home: Any) -> None:
                     with pytest.raises(errors.OverloadedError, match="mailbox"):
                         manager.submit_sync("ann", "hi")
 
-                elsewhere.submit(knock).result(PATIENCE)  # while nothing moves, not even the time
+                elsewhere.submit(knock).result(HANGS)  # while nothing moves, not even the time
 
-        assert sorted(receipt.result_sync(PATIENCE) for receipt in receipts) == [1, 2, 3]
+        assert sorted(receipt.result_sync(HANGS) for receipt in receipts) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("handlers", [40, 300])
@@ -352,7 +307,7 @@ async def test_more_handlers_than_the_pool_has_threads_may_wait_for_one_another(
             return count_plainly(context)
         if context.event % 2:
             return manager.dispatch_sync("hub", "hi")
-        return manager.submit_sync("hub", "hi").result_sync(PATIENCE)
+        return manager.submit_sync("hub", "hi").result_sync(HANGS)
 
     async with SessionManager(handler=handle, max_mailbox=1_000) as manager:
         calls = [manager.dispatch(f"user:{number}", number) for number in range(handlers)]
@@ -398,11 +353,11 @@ def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
     def stay() -> None:
         with manager.turn_sync("ann"):
             within.set()
-            leave.wait(PATIENCE)
+            leave.wait(HANGS)
 
     with home(handler=count_plainly) as manager:
         staying = Call(stay)
-        within.wait(PATIENCE)
+        within.wait(HANGS)
 
         def interrupt() -> None:
             until_sync(lambda: next(manager.resident())[1].waiting == 1)
@@ -411,7 +366,7 @@ def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
 
         interrupting = Call(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            manager.dispatch_sync("ann", "hi", timeout=PATIENCE)
+            manager.dispatch_sync("ann", "hi", timeout=HANGS)
         interrupting.result()
         leave.set()
         staying.result()
@@ -447,7 +402,7 @@ def test_what_a_plain_handler_raises_arrives_unchanged(home: Any) -> None:
             manager.dispatch_sync("ann", "hi")
         assert caught.value is odd
         with pytest.raises(OddError) as caught:
-            manager.submit_sync("ann", "hi").result_sync(PATIENCE)
+            manager.submit_sync("ann", "hi").result_sync(HANGS)
         assert caught.value is odd
         assert manager.peek_sync("ann") is None
 
@@ -475,7 +430,7 @@ def test_the_calling_threads_context_variables_reach_the_handler(home: Any, hand
             receipt = manager.submit_sync("ann", "hi")
         finally:
             request.reset(token)
-        assert receipt.result_sync(PATIENCE) == "r1"
+        assert receipt.result_sync(HANGS) == "r1"
         assert manager.dispatch_sync("ann", "hi") == "unset"
 
 
@@ -502,7 +457,7 @@ def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: st
             pass
         for receipt in receipts:  # each is answered, whatever the close has made of it
             try:
-                receipt.result_sync(PATIENCE)
+                receipt.result_sync(HANGS)
                 acknowledged += 1
             except errors.ManagerClosedError:
                 pass
@@ -542,17 +497,17 @@ def test_a_borrowed_turn_that_was_there_before_the_close_is_committed(home: Any)
         with manager.turn_sync("ann") as turn:
             turn.session["n"] = 1
             within.set()
-            leave.wait(PATIENCE)
+            leave.wait(HANGS)
 
     with home(store=store, close_timeout=3.0) as manager:
         borrowing = Call(borrow)
-        within.wait(PATIENCE)
+        within.wait(HANGS)
         if home is on_threads:
             closing = Call(manager.close_sync)
             until_sync(lambda: manager.health().reason == "the manager is closing")
         else:
             closing = Call(
-                lambda: asyncio.run_coroutine_threadsafe(manager.close(), inside.home(manager).loop).result(PATIENCE)
+                lambda: asyncio.run_coroutine_threadsafe(manager.close(), inside.home(manager).loop).result(HANGS)
             )
             until_sync(lambda: manager.health().reason == "the manager is closing")
         leave.set()
@@ -566,14 +521,14 @@ def test_a_receipt_tells_its_outcome_during_and_after_the_close() -> None:
     go_on = threading.Event()
 
     def handle(context: Context) -> int:
-        go_on.wait(PATIENCE)
+        go_on.wait(HANGS)
         return count_plainly(context)
 
     manager = SessionManager(handler=handle).start_sync()
     receipt = manager.submit_sync("ann", "hi")
     closing = Call(manager.close_sync)
     until_sync(lambda: manager.health().reason == "the manager is closing")
-    waiting = Call(receipt.result_sync, PATIENCE)
+    waiting = Call(receipt.result_sync, HANGS)
     go_on.set()
 
     assert closing.result().clean
@@ -608,7 +563,7 @@ async def test_a_close_that_was_cancelled_may_be_called_again() -> None:
         await closing
     store.release()
 
-    assert (await asyncio.wait_for(manager.close(), PATIENCE)).clean
+    assert (await asyncio.wait_for(manager.close(), HANGS)).clean
     assert (store.read("ann") or {}).get("n") == 1
 
 
@@ -702,7 +657,7 @@ def test_nothing_is_lost_or_kept_twice_while_handlers_time_out_fail_and_finish_a
         while (number := next(numbers)) < 3_000:
             session_id = f"user:{number % 2}"
             try:
-                manager.dispatch_sync(session_id, number, timeout=PATIENCE)
+                manager.dispatch_sync(session_id, number, timeout=HANGS)
                 acknowledged[session_id] = acknowledged.get(session_id, 0) + 1
             except (ValueError, errors.HandlerTimeoutError, errors.TurnEndedError):
                 pass

@@ -290,14 +290,14 @@ async def test_a_cancelled_handler_is_rolled_back_and_the_next_event_runs() -> N
         return int(context.session["n"])
 
     async with SessionManager(handler=handle) as manager:
-        staying = asyncio.create_task(manager.dispatch("ann", "stay"))
+        staying = asyncio.create_task(manager.dispatch("ann", "stay", event_id="1"))
         await started.wait()
         waiting = asyncio.create_task(manager.dispatch("ann", "withdrawn"))
         await asyncio.sleep(0)
         waiting.cancel()
         staying.cancel()
 
-        assert await manager.dispatch("ann", "go") == 1
+        assert await manager.dispatch("ann", "go", event_id="1") == 1
 
 
 @pytest.mark.parametrize("plain", [False, True])
