@@ -33,7 +33,7 @@ from actorbot._journal.journal import Journal
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.actor import Envelope
 from actorbot._runtime.clock import Clock
-from actorbot._runtime.deadline_thread import DeadlineThread
+from actorbot._runtime.deadline_thread import LATE, DeadlineThread
 from actorbot._runtime.mailbox import Mailbox
 from actorbot._state.committed import VERSION, write_id_of
 from actorbot.errors import (
@@ -154,7 +154,7 @@ class Flusher(Outcome, Mailbox):
             if not self.closed and (jobs := self._next_jobs()):
                 self._called = self._clock.monotonic()
                 answer = self._thread.run(partial(self._overdue, jobs), write_jobs, self._store, jobs)
-                if answer is None:
+                if answer is LATE:
                     self.notify(Returned(jobs))
                     return  # another thread has the turn
                 self._land(jobs, *answer)
