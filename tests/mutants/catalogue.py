@@ -175,7 +175,7 @@ MUTANTS = (
     Mutant(
         "a write whose reply was lost is taken for somebody else's",
         "stores/base.py",
-        "    if has_id(stored, write.record.write_id):\n        return False\n",
+        "    if has_id(stored, write.record.write_id):\n        return Verdict.DONE\n",
         "",
         "tests/test_store_contract.py -k memory",
     ),
@@ -189,8 +189,8 @@ MUTANTS = (
     Mutant(
         "a stale write overwrites",
         "stores/base.py",
-        "    if stored is None or write.base is None:\n        return True\n",
-        "    return True\n",
+        "    if stored is None or write.base is None:\n        return Verdict.WRITE\n",
+        "    return Verdict.WRITE\n",
         "tests/test_store_contract.py -k memory",
     ),
     Mutant(
