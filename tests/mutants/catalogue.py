@@ -125,7 +125,7 @@ MUTANTS = (
     Mutant(
         "a write that failed is forgotten",
         "_flushing/retries.py",
-        "            self.again[job.session] = job",
+        "            self._again[job.session] = job",
         "            pass",
         "tests/test_manager.py tests/test_manager_hard.py tests/test_contract_loop.py",
     ),
@@ -139,8 +139,8 @@ MUTANTS = (
     Mutant(
         "one session that the store refuses holds up all others",
         "_flushing/outcome.py",
-        "        if error is not None:\n            self._retries.pause(failed, error)",
-        "        if error is not None or failed:\n            self._retries.pause(failed, error or OutcomeUnknownError('', ''))",
+        "            self._retries.rest(failed)\n",
+        "            self._retries.pause(failed, ConflictError('', ''))\n            self._queue.add_again(failed)\n",
         "tests/test_flusher.py tests/test_contract_loop.py tests/test_driver_deadlines.py",
     ),
     Mutant(
@@ -160,8 +160,8 @@ MUTANTS = (
     Mutant(
         "whoever is marked last has all before him wait for his own time",
         "_flushing/dirty.py",
-        "self._clock.call_at(self._due[0], self._announce_due)",
-        "self._clock.call_at(self._due[-1], self._announce_due)",
+        "self._wake_at(self._due[0])",
+        "self._wake_at(self._due[-1])",
         "tests/test_flusher.py -k test_who_is_marked_while_others_are_taken",
     ),
     Mutant(
@@ -282,15 +282,15 @@ MUTANTS = (
     Mutant(
         "a recovery takes its own write for somebody else's",
         "_flushing/recovery.py",
-        "    if has_id(stored.write_ids, record.write_id):\n        return None\n",
+        "    if has_id(stored.write_ids, record.write_id):\n        return Settled(None)\n",
         "",
         "tests/test_journaled.py tests/faults",
     ),
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
-        "            job.set_back = True",
+        "job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
+        "job.set_back = True",
         "tests/test_journaled.py -k set_back",
     ),
     Mutant(
