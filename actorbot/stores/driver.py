@@ -17,7 +17,7 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores._finding import Finding
+from actorbot.stores._findings import Finding
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
 __all__ = ["DriverStore"]

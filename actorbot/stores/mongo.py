@@ -22,8 +22,7 @@ from actorbot.errors import (
     SessionTooLargeError,
     StoreUnavailableError,
 )
-from actorbot.stores._finding import Finding, judge_clock
-from actorbot.stores._mongo_findings import has_expiry, judge_server
+from actorbot.stores._findings import Finding, has_expiry, judge_clock, judge_mongo
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
 
 try:
@@ -182,7 +181,7 @@ class MongoSessionStore(RecordStore):
             if error.code != _UNAUTHORIZED:
                 raise
             status = None
-        yield from judge_server(hello, version, status, _indexes(collection, call))
+        yield from judge_mongo(hello, version, status, _indexes(collection, call))
         yield judge_clock(ahead)
 
     def close(self) -> None:

@@ -18,8 +18,7 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores._finding import Finding, judge_clock
-from actorbot.stores._redis_findings import judge_server
+from actorbot.stores._findings import Finding, judge_clock, judge_redis
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
@@ -118,7 +117,7 @@ class RedisSessionStore(RecordStore):
         self._link.open()
         yield Finding("reach", "ok", f"{self._link.where} answers{', a node of a cluster' * self._link.is_cluster}")
         facts = self._facts()
-        yield from judge_server(facts, in_cluster=self._link.is_cluster)
+        yield from judge_redis(facts, in_cluster=self._link.is_cluster)
         if not {"redis_version", "save"} <= facts.keys():
             text = "cannot be told: this user needs +info +config|get for it"
             yield Finding("server" if "redis_version" not in facts else "persistence", "warning", text)
@@ -153,7 +152,7 @@ class RedisSessionStore(RecordStore):
         return facts
 
     def _look_at(self, facts: dict[str, str]) -> None:
-        for finding in judge_server(facts, in_cluster=self._link.is_cluster):
+        for finding in judge_redis(facts, in_cluster=self._link.is_cluster):
             if finding.level == "failure":
                 raise StoreUnavailableError(self.name, f"{self._link.where} {finding.text}")
             if finding.level == "warning":
