@@ -94,7 +94,7 @@ class RedisSessionStore(RecordStore):
     def __repr__(self) -> str:
         return f"<RedisSessionStore {self._link.where}, key_prefix={self.key_prefix!r}>"
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._is_open:
@@ -158,7 +158,7 @@ class RedisSessionStore(RecordStore):
             if finding.level == "warning":
                 logger.warning("%s: %s %s", self.name, self._link.where, finding.text)
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         keys = [self._key(session_id) for session_id in session_ids]
@@ -220,7 +220,7 @@ class RedisSessionStore(RecordStore):
     def _pattern(self) -> bytes:
         return re.sub(rb"[][*?\\]", rb"\\\g<0>", self._prefix) + b"*"
 
-    # --- writing ------------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         keys = [self._key(write.record.session_id) for write in writes]
@@ -273,7 +273,7 @@ class RedisSessionStore(RecordStore):
             return ConflictError(self.name, "it was written by someone else since it was read", session_id=session_id)
         return self._foreign(session_id) if answer == "x" else None
 
-    # --- both ---------------------------------------------------------------------------------------------------------
+    # --- both -------------------------------------------------------------------------------------
 
     def _key(self, session_id: str) -> bytes:
         return self._prefix + session_id.encode()

@@ -83,7 +83,7 @@ class StoreContract:
         """Make *store*, which `make_store` made, fail from now on, as an outage would. Override it: without it that rule is skipped."""
         raise SkipTest("break_store is not overridden")
 
-    # --- values -------------------------------------------------------------------------------------------------------
+    # --- values -----------------------------------------------------------------------------------
 
     def test_every_type_of_value_comes_back_equal_and_of_the_same_type(self) -> None:
         with Opened(self.make_store()) as store:
@@ -153,7 +153,7 @@ class StoreContract:
             kept = again.get("cart") == ["tea"] and "more" not in again and again.get("$actorbot")
             must(kept, store, "what read() gave was changed, and so what is stored; it must give a copy")
 
-    # --- reading and writing ------------------------------------------------------------------------------------------
+    # --- reading and writing ----------------------------------------------------------------------
 
     def test_an_absent_session_reads_as_none(self) -> None:
         with Opened(self.make_store()) as store:
@@ -276,7 +276,7 @@ class StoreContract:
                 raise failures[0]
             expect_records(store, read(store, ids), [current[each] for each in ids])
 
-    # --- listing ------------------------------------------------------------------------------------------------------
+    # --- listing ----------------------------------------------------------------------------------
 
     def test_a_scan_yields_what_is_stored_and_nothing_else(self) -> None:
         with Opened(self.make_store()) as store:
@@ -307,7 +307,7 @@ class StoreContract:
 
             must(store.count() == len(IDS), store, f"it counts {store.count()} sessions and holds {len(IDS)}")
 
-    # --- destroying ---------------------------------------------------------------------------------------------------
+    # --- destroying -------------------------------------------------------------------------------
 
     def test_a_destroyed_session_reads_as_absent(self) -> None:
         with Opened(self.make_store()) as store:
@@ -361,7 +361,7 @@ class StoreContract:
 
             expect(store, "ann", None)
 
-    # --- comparing ----------------------------------------------------------------------------------------------------
+    # --- comparing --------------------------------------------------------------------------------
 
     def test_a_write_on_a_stale_base_is_a_conflict_and_changes_nothing(self) -> None:
         with Opened(self.make_store()) as store:
@@ -397,7 +397,7 @@ class StoreContract:
 
             expect(store, "ann", {"n": 2})
 
-    # --- age and life -------------------------------------------------------------------------------------------------
+    # --- age and life -----------------------------------------------------------------------------
 
     def test_an_expired_record_is_still_returned(self) -> None:
         with Opened(self.make_store()) as store:
