@@ -14,7 +14,6 @@ from actorbot.errors import ActorbotError, StoreUnavailableError
 from actorbot.stores.base import Record, Write
 from actorbot.stores.driver import DriverStore
 from actorbot.testing._expect import (
-    Opened,
     destroy,
     expect,
     expect_records,
@@ -23,6 +22,7 @@ from actorbot.testing._expect import (
     make_record,
     make_tombstone,
     must,
+    opened,
     put,
     read,
     read_document,
@@ -86,7 +86,7 @@ class StoreContract:
     # --- values -----------------------------------------------------------------------------------
 
     def test_every_type_of_value_comes_back_equal_and_of_the_same_type(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             changed = []
             for name, value in VALUES.items():
                 try:
@@ -100,7 +100,7 @@ class StoreContract:
             must(not changed, store, "values are lost or changed:\n" + "\n".join(changed))
 
     def test_values_do_not_disturb_each_other(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             put(store, "ann", VALUES)
 
             found = get(store, "ann")
@@ -111,7 +111,7 @@ class StoreContract:
             )
 
     def test_a_large_session_comes_back_whole(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             state = {"text": "ü" * 60_000, "raw": bytes(range(256)) * 256, "list": list(range(10_000))}
             put(store, "ann", state)
 
@@ -121,13 +121,13 @@ class StoreContract:
             must(not changed, store, f"of a session of 200 KB these values came back changed: {changed}")
 
     def test_a_session_without_values_is_not_an_absent_one(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             put(store, "ann", {})
 
             expect(store, "ann", {})
 
     def test_what_belongs_to_the_record_comes_back_too(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             record = make_record("ann", {"n": 1})
             for _ in range(20):
                 record = record.next_write()
@@ -139,7 +139,7 @@ class StoreContract:
             expect_records(store, read(store, ["ann"]), [written])
 
     def test_what_was_read_may_be_changed_without_changing_what_is_stored(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             put(store, "ann", {"cart": ["tea"]})
             document = read_document(store, "ann")
             try:
@@ -156,16 +156,14 @@ class StoreContract:
     # --- reading and writing ----------------------------------------------------------------------
 
     def test_an_absent_session_reads_as_none(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             expect_records(store, read(store, ["nobody"]), [None])
 
     def test_a_failed_read_is_an_error_and_not_an_absent_session(self) -> None:
         given = self.make_store()
-        opened = Opened(given)
-        with opened as store:
+        with opened(given, breaks=True) as store:
             put(store, "ann", {"n": 1})
             self.break_store(given)
-            opened.broken = True
             for session_id in ("ann", "nobody"):
                 try:
                     found = store.read_many([session_id])[0]
@@ -176,11 +174,9 @@ class StoreContract:
 
     def test_a_failed_write_is_an_error(self) -> None:
         given = self.make_store()
-        opened = Opened(given)
-        with opened as store:
+        with opened(given, breaks=True) as store:
             first = put(store, "ann", {"n": 1})
             self.break_store(given)
-            opened.broken = True
             for write in (
                 Write(make_record("ann", {"n": 2}, first), first.write_id),
                 Write(make_tombstone("ann"), None),
@@ -193,7 +189,7 @@ class StoreContract:
                 must(isinstance(outcome, ActorbotError), store, f"{verb} 'ann' was confirmed by a store that fails")
 
     def test_a_write_replaces_the_whole_session(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             first = put(store, "ann", {"old": "x" * 5000, "both": {"old": 1}})
             second = put(store, "ann", {"both": {"new": 2}}, base=first)
             expect(store, "ann", {"both": {"new": 2}})
@@ -202,14 +198,14 @@ class StoreContract:
             expect(store, "ann", {"long": "y" * 9000})
 
     def test_the_last_of_many_writes_is_what_is_read(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             record = None
             for n in range(20):
                 record = put(store, "ann", {"n": n}, base=record)
                 expect(store, "ann", {"n": n})
 
     def test_odd_ids_stay_apart_and_exact(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             write_all(store, [Write(make_record(each, {"id": each}), b"") for each in IDS])
             found = read(store, list(reversed(IDS)))
 
@@ -222,12 +218,12 @@ class StoreContract:
                 expect(store, each, {"id": each})
 
     def test_a_batch_is_answered_in_the_order_of_its_ids(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             ann, bob = put(store, "ann", {"n": 1}), put(store, "bob", {"n": 2})
             expect_records(store, read(store, ["bob", "nobody", "ann"]), [bob, None, ann])
 
     def test_a_batch_of_many_sessions_is_written_whole(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             records = [make_record(f"user:{n}", {"n": n}) for n in range(200)]
             gone = put(store, "gone", {"n": 1})
             write_all(
@@ -246,7 +242,7 @@ class StoreContract:
             expect(store, "gone", None)
 
     def test_reads_while_others_write_give_whole_records(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             if isinstance(store, DriverStore):
                 raise SkipTest("a driver of plain methods is called from one thread at a time")
             ids = [f"user:{n}" for n in range(10)]
@@ -279,7 +275,7 @@ class StoreContract:
     # --- listing ----------------------------------------------------------------------------------
 
     def test_a_scan_yields_what_is_stored_and_nothing_else(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             skip_unless_it_lists(store)
             stored = {each: make_record(each, {"id": each}) for each in IDS}
             stored["past"] = make_record("past", {}, expires_at=1.0)
@@ -291,7 +287,7 @@ class StoreContract:
             must(all(each.state is None for each in found), store, f"a scan yields {IDS[0]!r}, which was destroyed")
 
     def test_a_scan_of_many_sessions_is_whole(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             skip_unless_it_lists(store)
             stored = {f"user:{n}": make_record(f"user:{n}", {"n": n}) for n in range(1_200)}
             for at in range(0, 1_200, 200):
@@ -300,7 +296,7 @@ class StoreContract:
             expect_scan(store, stored)
 
     def test_a_store_counts_what_it_holds(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             skip_unless_it_lists(store)
             must(store.count() == 0, store, f"it counts {store.count()} sessions where there are none")
             write_all(store, [Write(make_record(each, {}), b"") for each in IDS])
@@ -310,14 +306,14 @@ class StoreContract:
     # --- destroying -------------------------------------------------------------------------------
 
     def test_a_destroyed_session_reads_as_absent(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             put(store, "ann", {"n": 1})
             destroy(store, "ann")
 
             expect(store, "ann", None)
 
     def test_destroying_what_is_not_there_is_no_error(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             destroy(store, "nobody")
             put(store, "ann", {"n": 1})
             destroy(store, "ann")
@@ -327,7 +323,7 @@ class StoreContract:
             expect(store, "ann", None)
 
     def test_destroying_one_session_leaves_the_others(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             odd = [
                 each
                 for each in IDS
@@ -341,7 +337,7 @@ class StoreContract:
                 expect(store, each, None if each in odd else {"id": each})
 
     def test_a_session_may_begin_again_after_it_was_destroyed(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             put(store, "ann", {"old": 1})
             destroy(store, "ann")
             left = read(store, ["ann"])[0]
@@ -352,7 +348,7 @@ class StoreContract:
             expect(store, "ann", {"new": 2})
 
     def test_a_destroyed_session_does_not_come_back_by_an_older_write(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             if isinstance(store, DriverStore):
                 raise SkipTest("a driver's destroy leaves nothing behind; the manager waits for the write in flight")
             first = put(store, "ann", {"n": 1})
@@ -364,7 +360,7 @@ class StoreContract:
     # --- comparing --------------------------------------------------------------------------------
 
     def test_a_write_on_a_stale_base_is_a_conflict_and_changes_nothing(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             skip_unless_it_compares(store)
             first = put(store, "ann", {"n": 1})
             put(store, "ann", {"n": 2}, base=first)
@@ -373,7 +369,7 @@ class StoreContract:
             expect(store, "ann", {"n": 2})
 
     def test_a_first_write_where_something_is_stored_is_a_conflict(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             skip_unless_it_compares(store)
             put(store, "ann", {"n": 1})
             refused(store, Write(make_record("ann", {"n": 2}), b""))
@@ -381,7 +377,7 @@ class StoreContract:
             expect(store, "ann", {"n": 1})
 
     def test_a_session_that_somebody_else_has_written_is_not_ended(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             skip_unless_it_compares(store)
             first = put(store, "ann", {"n": 1})
             put(store, "ann", {"n": 2}, base=first)
@@ -390,7 +386,7 @@ class StoreContract:
             expect(store, "ann", {"n": 2})
 
     def test_the_same_write_sent_again_is_recognised_as_done(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             first = put(store, "ann", {"n": 1})
             second = put(store, "ann", {"n": 2}, base=first)
             write_all(store, [Write(second, first.write_id)])
@@ -400,14 +396,14 @@ class StoreContract:
     # --- age and life -----------------------------------------------------------------------------
 
     def test_an_expired_record_is_still_returned(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             record = make_record("ann", {"n": 1}, expires_at=time.time() - 1.0)
             write_all(store, [Write(record, b"")])
             # The record's own stamp decides; a server that expires records by itself waits a minute longer.
             expect_records(store, read(store, ["ann"]), [record])
 
     def test_a_sweep_leaves_what_has_not_ended(self) -> None:
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             write_all(
                 store,
                 [Write(make_record("old", {"n": 1}, expires_at=2e9), b""), Write(make_record("new", {"n": 2}), b"")],
@@ -421,7 +417,7 @@ class StoreContract:
     def test_a_closed_store_may_be_opened_again(self) -> None:
         given = self.make_store()
         for n in range(2):
-            with Opened(given) as store:
+            with opened(given) as store:
                 put(store, f"round {n}", {"n": n})
 
                 expect(store, f"round {n}", {"n": n})
@@ -429,10 +425,10 @@ class StoreContract:
     def test_what_was_written_is_there_when_the_store_is_opened_anew(self) -> None:
         if not self.persistent:
             raise SkipTest("the store is not persistent")
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             written = [put(store, each, {"id": each}) for each in ("ann", "bob")]
             put(store, "eve", {"n": 1})
             destroy(store, "eve")
-        with Opened(self.make_store()) as store:
+        with opened(self.make_store()) as store:
             expect_records(store, read(store, ["ann", "bob"]), written)
             expect(store, "eve", None)
