@@ -14,6 +14,7 @@ from actorbot.stores.base import Record, RecordStore, Write
 from actorbot.stores.driver import DriverStore, as_records
 
 __all__ = [
+    "Rules",
     "destroy",
     "expect",
     "expect_records",
@@ -32,6 +33,17 @@ __all__ = [
     "spelled",
     "write_all",
 ]
+
+
+class Rules:
+    """Some of the rules that stores keep, as tests. Each test makes a store of its own."""
+
+    def make_store(self) -> Any:
+        """Make a store: one of actorbot's, or a driver of four methods.
+
+        The first one that a test asks for is empty.
+        """
+        raise NotImplementedError
 
 
 def must(kept: bool, store: RecordStore, otherwise: str) -> None:
