@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
-from actorbot.stores._finding import Finding
+from actorbot.stores._findings import Finding
 
 __all__ = [
     "ONE_YEAR",

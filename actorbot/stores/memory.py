@@ -13,7 +13,7 @@ from cachetools import Cache, LRUCache
 from actorbot._state.codec import decode_state
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError, ConfigError
-from actorbot.stores._finding import Finding
+from actorbot.stores._findings import Finding
 from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["MemorySessionStore"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from actorbot._state.codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
-from actorbot.testing._expect import Opened, make_record, read, write_all
+from actorbot.testing._expect import make_record, opened, read, write_all
 from tests.backends import STORES, AsyncDictStore, DictStore
 from tests.servers import redis_servers
 from tests.unit.state.test_codec import keys, same, values
@@ -138,7 +138,7 @@ MONGO_WOULD_CHANGE = [
 def test_whatever_a_session_holds_comes_back_from_every_store(tmp_path: Path) -> None:
     ids = [f"user:{n}" for n in range(BATCH)]
     with ExitStack() as stack:
-        stores = {name: stack.enter_context(Opened(make(tmp_path / name))) for name, make in EVERY_STORE.items()}
+        stores = {name: stack.enter_context(opened(make(tmp_path / name))) for name, make in EVERY_STORE.items()}
 
         @settings(max_examples=EXAMPLES // BATCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(st.lists(any_states, min_size=BATCH, max_size=BATCH))
