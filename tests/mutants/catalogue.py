@@ -109,7 +109,7 @@ MUTANTS = (
     # --- leaving memory ---
     Mutant(
         "a session leaves memory while it is dirty",
-        "_residents/registry.py",
+        "_residents/table.py",
         "clean = not actor.behind() and not actor.dirty",
         "clean = True",
         "tests/test_manager.py tests/test_manager_hard.py tests/test_contract_loop.py tests/test_states.py",
@@ -338,13 +338,13 @@ MUTANTS = (
     Mutant(
         "a flush leaves out what only the journal has",
         "_manager/verbs.py",
-        "        await self._registry.flush_absent(absent)\n",
+        "        await self._replay.flush_absent(absent)\n",
         "",
         "tests/test_journaled.py -k test_a_flush_brings_to_the_store_also",
     ),
     Mutant(
         "a flush leaves out what comes back into memory meanwhile",
-        "_residents/registry.py",
+        "_residents/replay.py",
         "        if came:",
         "        if False:",
         "tests/test_journaled.py -k comes_back_into_memory",
