@@ -45,7 +45,9 @@ try:
 
     from actorbot.stores._mongo_documents import FORMAT, OPTIONS, RAW, decode_record, encode_record
 except ImportError as missing:
-    raise ImportError("MongoSessionStore needs the driver pymongo: pip install 'actorbot[mongo]'") from missing
+    raise ImportError(
+        "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
+    ) from missing
 
 __all__ = ["MongoSessionStore"]
 
