@@ -40,9 +40,10 @@ class Activation:
         self._broken = broken
 
     async def wait_for_turn(self, session_id: str, timeout: float | None = None) -> SessionActor:
-        """Wait for the turn of *session_id*, bringing it in if it is absent. The caller must leave the turn.
+        """Wait for the turn of *session_id*, bringing the session in if it is absent.
 
-        Raises: OverloadedError, DeadlockError, TurnTimeoutError, CorruptSessionError while backed off.
+        The caller must leave the turn. Raises: OverloadedError, DeadlockError, TurnTimeoutError,
+        and CorruptSessionError while the session is backed off.
         """
         while True:
             actor = self._table.actors.get(session_id)
@@ -73,7 +74,7 @@ class Activation:
     def put_in_line(self, session_id: str, message: Handle) -> SessionActor:
         """Put an event in line for which nobody waits. Any thread.
 
-        Raises: OverloadedError, CorruptSessionError while backed off.
+        Raises: OverloadedError, and CorruptSessionError while the session is backed off.
         """
         envelope = Envelope(message)
         while True:

@@ -24,7 +24,7 @@ class _Broken(NamedTuple):
 
 
 class BrokenRecords:
-    """The sessions whose record could not be decoded, by id. Any thread: each change is one step."""
+    """The sessions whose record cannot be decoded, by id. Any thread: each change is one step."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Broken] = {}

@@ -37,7 +37,10 @@ class _FailedRead(NamedTuple):
 
 
 class Loader:
-    """Reads records for turns; the store is called on *thread*. At home, unless a method says otherwise."""
+    """Reads records for turns. *thread* is where the store is called.
+
+    Methods are called at home unless they say otherwise.
+    """
 
     def __init__(self, shared: TurnShared, store: RecordStore, thread: DeadlineThread, batch_size: int) -> None:
         self._shared = shared
@@ -46,8 +49,8 @@ class Loader:
         self._thread = thread
         self._batch_size = batch_size
         self._failed: _FailedRead | None = None  # the last read, if the store did not answer it
-        # The ids of calls that run now, also of one whose deadline has passed. A call that came back
-        # has taken its ids out before `_fly` makes the next one.
+        # The ids of calls that run now, also of one whose deadline has passed. A call that has come
+        # back takes its ids out before `_fly` makes the next one.
         self._at_store: set[str] = set()
         self._lock = threading.Lock()  # guards `_asked`, `_flying` and `_closed`
         self._asked: deque[_Ask] = deque()
@@ -56,9 +59,9 @@ class Loader:
         self.reads = 0
 
     async def find(self, session_id: str) -> Entry | Record | None:
-        """Return the journal's entry of the session, else the store's record, `None` if there is neither.
+        """Return the journal's entry of the session, or else the store's record.
 
-        Raises: CorruptSessionError, StoreUnavailableError.
+        `None` if there is neither. Raises: CorruptSessionError, StoreUnavailableError.
         """
         journal = self._shared.journal
         if journal is not None and journal.holds(session_id):
@@ -75,7 +78,7 @@ class Loader:
         return record
 
     async def read(self, session_id: str) -> Record | None:
-        """Return the session's record as `find` finds it. Raises: CorruptSessionError, StoreUnavailableError."""
+        """Return the record that `find` finds. Raises: as `find`."""
         found = await self.find(session_id)
         return found.record if isinstance(found, Entry) else found
 
@@ -93,7 +96,7 @@ class Loader:
             self._asked.clear()
         self._tell([(ask.answer, _closed()) for ask in waiting])
 
-    # --- the store ----------------------------------------------------------------------------------------------------
+    # --- the store --------------------------------------------------------------------------------
 
     async def _read_store(self, session_id: str) -> Record | None:
         if self._store.may_block:
@@ -158,7 +161,10 @@ class Loader:
             self._at_store.difference_update(ids)
 
     def _refuse(self, asked: list[_Ask]) -> None:
-        """Refuse what an earlier call still reads: a second call would get stuck, too, and few may (`MAX_STUCK`)."""
+        """Refuse what an earlier call still reads.
+
+        A second call would get stuck, too, and only `MAX_STUCK` calls may.
+        """
         name, reason = self._store.name, "an earlier read has not come back yet; try again"
         self._tell([(ask.answer, StoreUnavailableError(name, reason, session_id=ask.session_id)) for ask in asked])
 

@@ -70,7 +70,7 @@ class Replay:
         journal = self._shared.journal
         if journal is None or not journal.yields:
             return
-        came = list(filter(None, map(self._find_read, session_ids)))  # in memory again, perhaps changed
+        came = list(filter(None, map(self._find_read, session_ids)))  # are in memory again
         if came:
             await self._shared.home.wait(self._shared.flusher.flush(came))
         ids = [each for each in session_ids if journal.holds(each) and self._find_read(each) is None]
@@ -99,7 +99,7 @@ class Replay:
         try:
             await self._shared.home.wait(self._shared.flusher.flush(actors))
         except ActorbotError as error:
-            # A conflict is settled, so it must not hide a session that was not brought to the store.
+            # A conflict is settled. It must not hide a session that did not reach the store.
             if failure is None or not isinstance(error, ConflictError):
                 failure = error
         finally:

@@ -30,16 +30,16 @@ class Room:
         self._idle = idle
         self._max_resident = max_resident
         self._clearing: Future[None] | None = None  # the flush of sessions that are to leave then
-        self._cleared: deque[SessionActor] = deque()  # sessions that were flushed so; some may be busy again
+        self._cleared: deque[SessionActor] = deque()  # what it has flushed; some are busy again
 
     def is_full(self) -> bool:
         """Tell whether a session must leave before another one may come."""
         return len(self._table.actors) >= self._max_resident
 
     async def make(self) -> None:
-        """Let a session leave, after a flush if that is needed. One flush serves all who wait for room.
+        """Let a session leave, after a flush if that is needed.
 
-        Raises: OverloadedError.
+        One flush serves all who wait for room. Raises: OverloadedError.
         """
         shared = self._shared
         until = shared.clock.monotonic() + shared.policy.store_deadline
@@ -58,14 +58,18 @@ class Room:
                 return
 
     def make_at_once(self) -> None:
-        """Let a session leave, without waiting. Raises: OverloadedError, but begins a flush first."""
+        """Let a session leave, without waiting.
+
+        Raises: OverloadedError, after it has begun a flush that makes room.
+        """
         if not self._passivate_some(TRIES):
             self._begin_clearing()  # for whoever comes next
             raise self._no_room()
 
     def _passivate_some(self, most: int) -> bool:
-        """Try sessions until one leaves: those flushed for this, then at most *most* that are due first.
+        """Try sessions until one leaves; `False` if none does.
 
+        First come those that were flushed for this, then at most *most* that are due first.
         Sessions that have left already are taken out of the buckets.
         """
         while self._cleared:
@@ -84,9 +88,10 @@ class Room:
         return False
 
     def _begin_clearing(self) -> Future[None] | None:
-        """Flush a batch of the sessions that are due first; return the flush, or one that is under way.
+        """Flush a batch of the sessions that are due first; return the flush.
 
-        `None` if none of them has anything to flush: they are busy.
+        Only one such flush is under way at a time. `None` if none of them has anything to flush:
+        they are busy.
         """
         if self._clearing is not None and not self._clearing.done():
             return self._clearing

@@ -1,6 +1,7 @@
-"""Lets sessions leave memory when they have been idle or their data has ended, on a thread of its own.
+"""Lets sessions leave memory when they have been idle, or when their data has ended by age.
 
-The same for the store: what has expired there is removed now and then, on the store's thread.
+This goes on in a thread of its own. What has expired in the store is removed now and then, too, on
+the store's thread.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Sweeper(ServiceActor):
         self._sweep_later()
         self._sweep_store_later()
 
-    # --- memory -------------------------------------------------------------------------------------------------------
+    # --- memory -----------------------------------------------------------------------------------
 
     def _sweep_later(self) -> None:
         if self._table.closing:
@@ -85,7 +86,7 @@ class Sweeper(ServiceActor):
             if isinstance(message, Sweep):
                 self._sweep()
                 message.done.set_result(None)
-        except Exception as error:  # pykka would end the actor, and no session would leave memory any more
+        except Exception as error:  # or pykka would end the actor, and no session could leave
             logger.exception("the sweeper met an error of its own")
             message.done.set_exception(error)
 
@@ -143,7 +144,7 @@ class Sweeper(ServiceActor):
         for actor in unflushed:
             self._idle.add(actor, now)  # the store does not take it now: the next sweep tries again
 
-    # --- the store ----------------------------------------------------------------------------------------------------
+    # --- the store --------------------------------------------------------------------------------
 
     def _sweep_store_later(self) -> None:
         """Have the store remove what has expired in it, again and again."""

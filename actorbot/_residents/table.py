@@ -42,7 +42,7 @@ class Table:
         # this lock until the actor is out.
         self._lock = threading.Lock()
 
-    # --- coming -------------------------------------------------------------------------------------------------------
+    # --- coming -----------------------------------------------------------------------------------
 
     def add(self, actor: SessionActor) -> bool:
         """Put in a new actor, whose turn the caller holds; `False` if its id has one already.
@@ -66,7 +66,7 @@ class Table:
         with self._lock:
             pass
 
-    # --- leaving ------------------------------------------------------------------------------------------------------
+    # --- leaving ----------------------------------------------------------------------------------
 
     def discard(self, actor: SessionActor) -> None:
         """Take out *actor*, whose turn the caller holds; nothing is flushed.
@@ -87,7 +87,7 @@ class Table:
                 item.fail(error)
 
     def passivate(self, actor: SessionActor) -> bool:
-        """Take out *actor* if it is idle and clean and nobody is in line; `False` if it has to stay.
+        """Take out *actor* if it is idle and clean and nobody is in line, and tell whether it left.
 
         Never waits, and no event waits for it. While the store is down, a session that is not clean
         may leave, too, if there is a journal: the journal has what the store lacks.
@@ -108,7 +108,7 @@ class Table:
         return False
 
     def expire(self, actor: SessionActor) -> bool:
-        """Take out *actor* if its data has ended by age and it is idle; `False` if it has to stay."""
+        """Take out *actor* if it is idle and its data has ended by age; tell whether it left."""
         with self._lock:
             if not actor.enter():
                 return False
@@ -131,14 +131,17 @@ class Table:
         actor.leave()
         return False
 
-    # --- a close ------------------------------------------------------------------------------------------------------
+    # --- a close ----------------------------------------------------------------------------------
 
     def close_intake(self) -> None:
         """Let no session come any more. The sweeps end with this, too."""
         self.closing = True
 
     def retire(self, actor: SessionActor) -> bool:
-        """Take out *actor*, whose turn the caller holds, flushed or not; `False` if somebody is in line."""
+        """Take out *actor*, whose turn the caller holds, flushed or not, and tell whether it left.
+
+        It stays if somebody is in line.
+        """
         with self._lock:
             if not actor.close_if_nobody_waits():
                 return False
@@ -146,7 +149,7 @@ class Table:
             return True
 
     def dismiss_all(self) -> int:
-        """Take out all sessions and fail everybody in line; return how many turns were under way."""
+        """Take out all sessions and fail everybody in line; return how many turns were held."""
         busy = 0
         for actor in self.resident():
             busy += actor.turn.locked()
@@ -154,7 +157,7 @@ class Table:
             self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
         return busy
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- looking ----------------------------------------------------------------------------------
 
     def resident(self) -> Iterator[SessionActor]:
         """Iterate over the actors that are in memory now."""
