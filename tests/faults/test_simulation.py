@@ -15,7 +15,7 @@ import pytest
 from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.queue import WriteQueue
 from actorbot._journal.journal import Journal
-from actorbot._residents.registry import Registry
+from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._state.committed import STATE
 from actorbot._turns.session_actor import SessionActor
@@ -97,7 +97,7 @@ def _keeps_no_destroy_in_the_journal(patch: Patch) -> None:
 
 
 def _passivates_while_dirty(patch: Patch) -> None:
-    def passivate(self: Registry, actor: SessionActor) -> bool:
+    def passivate(self: Table, actor: SessionActor) -> bool:
         with self._lock:
             if not actor.enter():
                 return False
@@ -107,7 +107,7 @@ def _passivates_while_dirty(patch: Patch) -> None:
         actor.leave()
         return False
 
-    patch.setattr(Registry, "passivate", passivate)
+    patch.setattr(Table, "passivate", passivate)
 
 
 def _delivers_before_the_commit(patch: Patch) -> None:

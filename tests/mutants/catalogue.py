@@ -109,7 +109,7 @@ MUTANTS = (
     # --- leaving memory ---
     Mutant(
         "a session leaves memory while it is dirty",
-        "_residents/registry.py",
+        "_residents/table.py",
         "clean = not actor.behind() and not actor.dirty",
         "clean = True",
         "tests/unit/manager/test_manager.py tests/unit/manager/test_manager_hard.py "
@@ -341,13 +341,13 @@ MUTANTS = (
     Mutant(
         "a flush leaves out what only the journal has",
         "_manager/verbs.py",
-        "        await self._registry.flush_absent(absent)\n",
+        "        await self._replay.flush_absent(absent)\n",
         "",
         "tests/unit/journal/test_journaled.py -k test_a_flush_brings_to_the_store_also",
     ),
     Mutant(
         "a flush leaves out what comes back into memory meanwhile",
-        "_residents/registry.py",
+        "_residents/replay.py",
         "        if came:",
         "        if False:",
         "tests/unit/journal/test_journaled.py -k comes_back_into_memory",
