@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -11,15 +10,16 @@ from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
-from actorbot._reports import Health, SessionInfo, Stats
 from actorbot._residents.loader import Loader
 from actorbot._residents.registry import Registry
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, is_plain, new_future
 from actorbot._runtime.thread_home import ThreadHome
+from actorbot._turns.acknowledge import write_ahead, write_through
 from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
+from actorbot._turns.overdue import RunningTurns
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
 from actorbot.stores.base import RecordStore
@@ -41,7 +41,7 @@ class Parts:
 
     def __init__(self, options: Options, home: Home) -> None:
         self._options = options
-        self._clock = clock = options.clock
+        self.clock = clock = options.clock
         self.home = home
         self.hooks = Hooks(home, options.functions, limit=options.handler_timeout, most_told=options.max_resident)
         given, deadline = options.store, options.policy.store_deadline
@@ -56,7 +56,7 @@ class Parts:
     async def start(self) -> None:
         """Open the store, and make and start what needs it open. Raises: store errors."""
         options = self._options
-        journal = self._journal = self._make_journal()
+        journal = self.journal = self._make_journal()
         try:
             if journal is not None:
                 await self.home.wait(journal.open())
@@ -68,13 +68,14 @@ class Parts:
             self._release()
             raise
         flusher = self._flusher = Flusher(
-            self.store, self.writer, options.policy, self._clock, self.hooks.report_conflict, journal
+            self.store, self.writer, options.policy, self.clock, self.hooks.report_conflict, journal
         )
         self.shared = self._make_shared(flusher, journal)
         self.loader = Loader(self.store, self._reader, self.home, READ_AT_ONCE)
         self.registry = Registry(
             self.shared, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
         )
+        self.shared.load = self.registry.load
         for actor in (flusher, self.registry):
             actor.begin()
         self.registry.sweep_later()
@@ -88,7 +89,7 @@ class Parts:
             return None
         return Journal(
             JournalFile(policy.path, policy.sync),
-            self._clock,
+            self.clock,
             policy.store_deadline,
             self.home.post,
             self._note_journal,
@@ -126,6 +127,7 @@ class Parts:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        writes_through = options.policy.mode == "write-through"
         return TurnShared(
             home=home,
             clock=options.clock,
@@ -143,20 +145,21 @@ class Parts:
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.report_error,
             on_expire=hooks.report_expired,
-            handler_timeout=options.handler_timeout,
+            running=RunningTurns(home, options.clock, options.handler_timeout),
+            acknowledge=write_through if writes_through else None if journal is None else write_ahead,
         )
 
     def close_journal(self) -> Future[None]:
         """Have the journal commit what it was told, and let go of its file."""
-        if self._journal is not None:
-            return self._journal.close()
+        if self.journal is not None:
+            return self.journal.close()
         closed = new_future()
         closed.set_result(None)
         return closed
 
     def only_in_journal(self) -> list[str]:
         """List the sessions of which the store does not have what the journal, closed, has."""
-        return [] if self._journal is None or not self.store.outlives_process else self._journal.ids()
+        return [] if self.journal is None or not self.store.outlives_process else self.journal.ids()
 
     def end(self) -> None:
         """Let go of every thread; the last step of a close."""
@@ -169,69 +172,7 @@ class Parts:
             self._reader.close()
         self.home.close()
         if self._options.own_clock:
-            self._clock.close()
-
-    # --- how it is doing ----------------------------------------------------------------------------------------------
-
-    def stats(self) -> Stats:
-        """Count. Any thread."""
-        shared, flusher, registry = self.shared, self.shared.flusher, self.registry
-        return Stats(
-            handled=shared.handled,
-            failed=shared.failed,
-            duplicates=shared.duplicates,
-            activations=registry.activations,
-            passivations=registry.passivations,
-            resident=len(registry.actors),
-            running=len(shared.running),
-            dirty_bytes=flusher.dirty_bytes,
-            oldest_dirty=flusher.oldest_dirty(),
-            events_at_risk=0 if self._journal is not None else shared.at_risk(),
-            bytes_at_risk=0 if self._journal is not None else flusher.dirty_bytes,
-            journal_bytes=flusher.journal_bytes,
-            store_reads=self.loader.reads,
-            store_writes=flusher.writes,
-            store_retries=flusher.retries,
-            conflicts=flusher.conflicts,
-            backed_off=registry.backed_off(),
-            dead_letters=self.hooks.dead_letters,
-            replies_waiting=len(shared.outbox),
-        )
-
-    def health(self) -> Health:
-        """Say whether the parts do their work. Any thread."""
-        flusher = self.shared.flusher
-        if not (flusher.is_running() and self.registry.is_running()):
-            return Health("failing", "an actor of the manager has ended; restart the process")
-        if self._journal is not None and self._journal.broken is not None:
-            return Health("failing", f"journal: {self._journal.broken}; no event is acknowledged")
-        if flusher.full:
-            return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
-        if flusher.outage_since is not None:
-            seconds = self._clock.monotonic() - flusher.outage_since
-            return Health("degraded", f"{self.store.name} has not taken writes for {seconds:.1f} s")
-        if (reason := self.registry.unreadable()) is not None:
-            return Health("degraded", f"the last read failed: {reason}")
-        if flusher.refusing:
-            return Health("degraded", f"{self.store.name} does not take the writes of some sessions")
-        return Health("ready", "")
-
-    def sessions(self) -> Iterator[tuple[str, SessionInfo]]:
-        """Iterate over the sessions in memory. Any thread."""
-        now = self._clock.monotonic()
-        for actor in self.registry.resident():
-            version, state = (0, None) if actor.committed is None else actor.committed[:2]
-            yield (
-                actor.session_id,
-                SessionInfo(
-                    version=version,
-                    flushed=actor.flushed,
-                    idle=now - actor.touched,
-                    waiting=len(actor.line or ()),
-                    busy=actor.turn.locked(),
-                    bytes=0 if state is None else len(state),
-                ),
-            )
+            self.clock.close()
 
     # --- what has expired in the store --------------------------------------------------------------------------------
 
@@ -243,11 +184,11 @@ class Parts:
             if self.registry.closing:
                 return None
             done = new_future()
-            call = self.writer.call(lambda: list(self.store.sweep(self._clock.wall())), deadline=600.0)
+            call = self.writer.call(lambda: list(self.store.sweep(self.clock.wall())), deadline=600.0)
             call.add_done_callback(lambda outcome: self._swept(outcome, done))
             return done
 
-        self._clock.call_at(self._clock.monotonic() + seconds, sweep)
+        self.clock.call_at(self.clock.monotonic() + seconds, sweep)
 
     def _swept(self, outcome: Future[Any], done: Future[None]) -> None:
         try:

@@ -90,7 +90,8 @@ class Receipt:
         """The same as `result`, for threads."""
         if not self._outcome.done():
             try:
-                return self._access._run_sync(lambda: self._result(timeout), None, closing=True)
+                self._access._check_away(closing=True)
+                return self._access._run_sync(self._result, timeout)
             except ManagerClosedError:
                 # The close waits for turns, and a turn is left before its outcome is told: that comes in a moment, unless a handler hangs.
                 wait([self._outcome], MOMENT)
@@ -101,7 +102,8 @@ class Receipt:
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
-        self._access._run_sync(lambda: self._durable(timeout), None, closing=True)
+        self._access._check_away(closing=True)
+        self._access._run_sync(self._durable, timeout)
 
     async def _result(self, timeout: float | None) -> Any:
         mine: list[Context] = []

@@ -59,7 +59,6 @@ class Registry(ServiceActor):
         super().__init__()
         self.actors: dict[str, SessionActor] = {}
         self.shared = shared
-        shared.load = self.load
         self._loader = loader
         self._max_resident = max_resident
         self._idle_timeout = idle_timeout
