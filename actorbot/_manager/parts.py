@@ -102,7 +102,7 @@ class Parts:
     async def _recover(self, journal: Journal, flusher: Flusher) -> None:
         """Bring what the journal has from an earlier process to the store, and wait for that as long as for one of the store's calls."""
         for entry in await self.home.wait(journal.conflicts()):
-            self.hooks.keep(entry.record.session_id, entry.committed)
+            self.hooks.keep(entry.record.session_id, entry.record.committed)
         if self.store.outlives_process:
             flusher.note_journal(journal.bytes)
         found = len(journal.ids())

@@ -15,7 +15,8 @@ from actorbot._state.values import UndecodableError
 from actorbot._turns.context import Context
 from actorbot._turns.destroy import Destroy
 from actorbot._turns.lend import lend
-from actorbot._turns.session_actor import Handle, SessionActor
+from actorbot._turns.session_actor import SessionActor
+from actorbot._turns.told import Handle
 from actorbot.errors import (
     CorruptSessionError,
 )

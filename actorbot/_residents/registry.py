@@ -25,8 +25,9 @@ from actorbot._runtime.home import new_future
 from actorbot._state.committed import ENDS, STATE
 from actorbot._state.record import Record
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
-from actorbot._turns.session_actor import Handle, SessionActor
+from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.told import Handle
 from actorbot.errors import (
     ActorbotError,
     ConflictError,

@@ -11,7 +11,7 @@ from actorbot._runtime.home import Sent
 from actorbot._state.committed import SEEN, STATE
 from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
 
-__all__ = ["Apology", "Context", "chain", "find_held", "innermost", "shield"]
+__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "shield"]
 
 
 _QUEUED = Sent()
@@ -154,6 +154,17 @@ class Apology(Context):
 def innermost() -> Context | None:
     """Return the last turn that the running code has begun; it may have ended since."""
     return current.get()  # type: ignore[return-value]  # only turns of this class are ever set there
+
+
+def find_parent() -> Context | None:
+    """Return the turn inside which the running code is about to begin another.
+
+    Those that are over are passed. One that was taken from code which still runs stays in the chain, to tell it so.
+    """
+    parent: Context | None = current.get()  # type: ignore[assignment]  # only turns of this class are ever set there
+    while parent is not None and parent._session is None and (parent._revoked is None or parent._rolled_back):
+        parent = parent._parent
+    return parent
 
 
 def chain() -> Iterator[Context]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from contextvars import Context as ContextVars
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, NoReturn
 
@@ -15,11 +13,12 @@ from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._runtime.mailbox import Mailbox
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import ENDS, EVENT_IDS, SEEN, STATE, VERSION, Committed, Lineage
+from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed, Lineage
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
 from actorbot._state.values import UndecodableError
-from actorbot._turns.context import Context, innermost
+from actorbot._turns.context import Context, find_parent
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.told import Handle
 from actorbot.errors import (
     ConflictError,
     CorruptSessionError,
@@ -29,21 +28,11 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["Handle", "SessionActor", "raise_for"]
+__all__ = ["SessionActor", "raise_for"]
 
 EVENT_ID_BYTES: Final = 64 * 8  # bytes of event-id digests that a session remembers
 BUSY: Final = 12  # turns that the store does not have, from which on a session's values stay decoded until it has
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Handle:
-    """To a session actor: handle an event whose sender does not stand in line for it."""
-
-    event: Any
-    event_id: str | None
-    outcome: Future[Any]
-    variables: ContextVars
 
 
 class SessionActor(Mailbox):
@@ -94,16 +83,9 @@ class SessionActor(Mailbox):
         """Take what the store holds."""
         self.trusted = False
         if record is None:
-            self.flushed, self.write_ids, self.committed = 0, b"", (0, None, b"", 0.0, 0.0)
+            self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
-            self.flushed, self.write_ids = record.version, record.write_ids
-            self.committed = (
-                record.version,
-                record.state,
-                record.event_ids,
-                record.last_activity,
-                record.expires_at,
-            )
+            self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
 
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds; whether the store has it, or what else, shows when it is flushed."""
@@ -236,7 +218,7 @@ class SessionActor(Mailbox):
         wall = shared.wall()
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
-            raise ConflictError(shared.store, "written by someone else; try again", session_id=self.session_id)
+            raise self._conflict("written by someone else; try again")
         state = committed[STATE]
         if state is not None and wall >= (end := committed[ENDS]):
             # What the session was ends as a whole. Nothing is called before that stands, as in `commit`.
@@ -260,11 +242,7 @@ class SessionActor(Mailbox):
         except UndecodableError as error:
             raise CorruptSessionError(shared.store, self.session_id, str(error)) from error
         self.trusted = True
-        parent = innermost()
-        # Past those that are over; one that was taken from code which still runs stays in the chain, to tell it so.
-        while parent is not None and parent._session is None and (parent._revoked is None or parent._rolled_back):
-            parent = parent._parent
-        context = Context(self, session, event, committed, parent, task)
+        context = Context(self, session, event, committed, find_parent(), task)
         if digest is not None:
             context._event_id = digest
         current.set(context)
@@ -307,9 +285,7 @@ class SessionActor(Mailbox):
         # The flusher takes the state away when it meets a conflict. From here to where the new one stands nothing is called, so that
         # no other thread comes between.
         if self.committed is not before:
-            raise ConflictError(
-                shared.store, "written by another process since it was read", session_id=self.session_id
-            )
+            raise self._conflict("written by another process since it was read")
         if shared.acknowledge is not None:
             context._passed_on = True
             return shared.acknowledge(self, context, committed)
@@ -322,6 +298,9 @@ class SessionActor(Mailbox):
         if context._replies is not None:
             self.send(context, done)
         return done
+
+    def _conflict(self, reason: str) -> ConflictError:
+        return ConflictError(self.shared.store, reason, session_id=self.session_id)
 
     def _encode(self, context: Context) -> bytes | None:
         """Encode what the turn leaves behind; `None` if it ends the session."""
@@ -367,16 +346,7 @@ class SessionActor(Mailbox):
     def on_receive(self, message: Any) -> None:
         """Start the turn of a told event; pykka's loop calls this while the turn is held."""
         assert isinstance(message, Handle)
-        self.shared.home.spawn(lambda: self._take_told_turn(message), message.variables)
-
-    async def _take_told_turn(self, message: Handle) -> None:
-        current.set(None)  # nobody's turn waits for this one
-        try:
-            value = await self.take_turn(message.event, message.event_id, False, self.shared.home.current_task())
-        except BaseException as error:
-            message.outcome.set_exception(error)
-        else:
-            message.outcome.set_result(value)
+        self.shared.home.spawn(lambda: message.run(self), message.variables)
 
 
 def raise_for(error: BaseException, raised: BaseException) -> NoReturn:

@@ -89,7 +89,8 @@ MUTANTS = (
         "a failed turn's replies are sent",
         "_turns/session_actor.py",
         "        self.shared.running.deadlines.pop(context, None)\n        context._session = context._task = None\n",
-        "        self.shared.running.deadlines.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
+        "        self.shared.running.deadlines.pop(context, None)\n        self.send(context)\n"
+        "        context._session = context._task = None\n",
         "tests/test_manager.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
