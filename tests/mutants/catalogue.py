@@ -44,7 +44,7 @@ MUTANTS = (
     ),
     Mutant(
         "a time-out does not take the session from its handler",
-        "_turns/shared.py",
+        "_turns/overdue.py",
         "        context._revoked = error\n        context._session = None\n",
         "        context._revoked = error\n",
         "tests/unit/manager/test_contract_threads.py tests/unit/manager/test_contract_loop.py",
@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "a turn commits over a conflict that came meanwhile",
         "_turns/session_actor.py",
-        "if self.committed is not base:",
-        "if self.committed is None and base is None:",
+        "if self.committed is not before:",
+        "if self.committed is None and before is None:",
         "tests/unit/manager/test_manager_hard.py -k test_a_turn_that_runs_while_its_session_meets_a_conflict",
     ),
     Mutant(
@@ -80,16 +80,17 @@ MUTANTS = (
     # --- replies ---
     Mutant(
         "a reply leaves before its event is in the journal",
-        "_turns/session_actor.py",
-        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n",
-        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n        self.send(context)\n",
+        "_turns/acknowledge.py",
+        "    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)\n",
+        "    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)\n    actor.send(context)\n",
         "tests/unit/journal/test_journaled.py -k test_a_reply_leaves_after",
     ),
     Mutant(
         "a failed turn's replies are sent",
         "_turns/session_actor.py",
-        "        self.shared.running.pop(context, None)\n        context._session = context._task = None\n",
-        "        self.shared.running.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
+        "        self.shared.running.deadlines.pop(context, None)\n        context._session = context._task = None\n",
+        "        self.shared.running.deadlines.pop(context, None)\n        self.send(context)\n"
+        "        context._session = context._task = None\n",
         "tests/unit/manager/test_manager.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
@@ -242,9 +243,9 @@ MUTANTS = (
     # --- the journal ---
     Mutant(
         "an event is acknowledged before its commit",
-        "_turns/session_actor.py",
-        "        journal.put(self.session_id, committed, self.write_ids, lineages, ahead)\n",
-        "        ahead(None)\n        journal.put(self.session_id, committed, self.write_ids, lineages, lambda _: None)\n",
+        "_turns/acknowledge.py",
+        "    journal.put(actor.session_id, committed, actor.write_ids, lineages, ahead)\n",
+        "    ahead(None)\n    journal.put(actor.session_id, committed, actor.write_ids, lineages, lambda _: None)\n",
         "tests/unit/journal/test_journaled.py",
     ),
     Mutant(
@@ -263,7 +264,7 @@ MUTANTS = (
     ),
     Mutant(
         "a destroyed session comes back from the journal",
-        "_manager/verbs.py",
+        "_turns/destroy.py",
         "        if journal is None:\n            self._write()",
         "        if journal is None or not actor.behind():\n            self._write()",
         "tests/unit/journal/test_journaled.py -k destroyed",

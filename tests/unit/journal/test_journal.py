@@ -219,7 +219,7 @@ def test_an_entry_is_read_as_it_was_written(
 ) -> None:
     entry = Entry.from_bytes(pack_entry("ann", committed, write_ids, tuple(known)))
 
-    assert entry.committed == committed
+    assert entry.record.committed == committed
     assert (entry.record.session_id, entry.record.write_ids, entry.lineages) == ("ann", write_ids, tuple(known))
 
 
