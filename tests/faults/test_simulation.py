@@ -22,13 +22,14 @@ from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import ActorbotError
 from tests.faults._scale import scaled
 from tests.faults._simulation import SimulationError, simulate
+from tests.tiers import tiers
 
 SEEDS = scaled(1_200, 20_000)
 PARTS = 4
 
 
-@pytest.mark.timeout(scaled(60, 3_600))
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.timeout(scaled(180, 3_600))
+@pytest.mark.parametrize("part", tiers(range(PARTS), 0, 1))
 def test_whatever_goes_wrong_no_promise_is_broken(part: int) -> None:
     seen: Counter[str] = Counter()
     for seed in range(part, SEEDS, PARTS):
@@ -59,7 +60,7 @@ def test_a_destroyed_session_never_comes_back_from_a_flush_an_outage_a_replay_or
     assert min(seen[kind] for kind in ("crashes", "outages", "ended", "acknowledged")) > 100
 
 
-@pytest.mark.parametrize("seed", [3, 14, 159, 2653])
+@pytest.mark.parametrize("seed", tiers([3, 14, 159, 2653]))
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     assert simulate(seed).trace == simulate(seed).trace != simulate(seed + 1).trace
 
@@ -181,6 +182,7 @@ UNSURE = DESTROYING | {
 }
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # longer than all seeds take: what breaks a simulation off is a SimulationError, too
 @pytest.mark.parametrize(
     ("break_it", "plan", "first"),

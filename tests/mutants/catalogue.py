@@ -25,7 +25,7 @@ MUTANTS = (
         "_runtime/loop_home.py",
         "            time.sleep(BREATH)",
         "            pass",
-        "tests/unit/manager/test_contract_loop.py -k test_fifty_users_who_are_never_silent",
+        "tests/unit/runtime/test_loop_home.py",
     ),
     # --- the turn ---
     Mutant(
