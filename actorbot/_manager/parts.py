@@ -78,7 +78,13 @@ class Parts:
             self._release()
             raise
         flusher = self._flusher = Flusher(
-            self.store, self.writer, options.policy, self._clock, self.hooks.report_conflict, journal
+            self.store,
+            self.writer,
+            options.policy,
+            self._clock,
+            journal=journal,
+            on_conflict=self.hooks.report_conflict,
+            on_answer=None if journal is None else self._replay,
         )
         self.shared = self._make_shared(flusher, journal)
         self._make_residents()
@@ -113,14 +119,17 @@ class Parts:
         )
 
     def _note_journal(self, size: int) -> None:
-        self._flusher.note_journal(size)
+        self._flusher.dirty.note_journal(size)
+
+    def _replay(self) -> None:
+        self.home.spawn(self.replay.run)
 
     async def _recover(self, journal: Journal, flusher: Flusher) -> None:
         """Bring what the journal has from an earlier process to the store, and wait for that as long as for one of the store's calls."""
         for entry in await self.home.wait(journal.conflicts()):
             self.hooks.keep(entry.record.session_id, entry.committed)
         if self.store.outlives_process:
-            flusher.note_journal(journal.bytes)
+            flusher.dirty.note_journal(journal.bytes)
         found = len(journal.ids())
         if found:
             logger.info("%d sessions in the journal are newer than the store, or may be", found)
@@ -137,7 +146,6 @@ class Parts:
                 await self.home.wait(recovered, self._options.policy.store_deadline)
             except TimeoutError:
                 logger.info("the rest of the journal goes to the store while the bot runs")
-        flusher.on_answer = lambda: self.home.spawn(self.replay.run)
 
     def _make_shared(self, flusher: Flusher, journal: Journal | None) -> TurnShared:
         home, hooks, options = self.home, self.hooks, self._options
@@ -152,6 +160,7 @@ class Parts:
             shape=options.shape,
             max_session_bytes=options.max_session_bytes,
             max_mailbox=options.max_mailbox,
+            dirty=flusher.dirty,
             flusher=flusher,
             journal=journal,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
@@ -192,7 +201,8 @@ class Parts:
 
     def stats(self) -> Stats:
         """Count. Any thread."""
-        shared, flusher, table = self.shared, self.shared.flusher, self.table
+        shared, table = self.shared, self.table
+        dirty, flusher = shared.dirty, shared.flusher
         return Stats(
             handled=shared.handled,
             failed=shared.failed,
@@ -201,11 +211,11 @@ class Parts:
             passivations=table.passivations,
             resident=len(table.actors),
             running=len(shared.running),
-            dirty_bytes=flusher.dirty_bytes,
-            oldest_dirty=flusher.oldest_dirty(),
+            dirty_bytes=dirty.bytes,
+            oldest_dirty=dirty.oldest(),
             events_at_risk=0 if self._journal is not None else shared.at_risk(),
-            bytes_at_risk=0 if self._journal is not None else flusher.dirty_bytes,
-            journal_bytes=flusher.journal_bytes,
+            bytes_at_risk=0 if self._journal is not None else dirty.bytes,
+            journal_bytes=dirty.journal_bytes,
             store_reads=self.loader.reads,
             store_writes=flusher.writes,
             store_retries=flusher.retries,
@@ -217,13 +227,13 @@ class Parts:
 
     def health(self) -> Health:
         """Say whether the parts do their work. Any thread."""
-        flusher = self.shared.flusher
+        dirty, flusher = self.shared.dirty, self.shared.flusher
         if not (flusher.is_running() and self.sweeper.is_running()):
             return Health("failing", "an actor of the manager has ended; restart the process")
         if self._journal is not None and self._journal.broken is not None:
             return Health("failing", f"journal: {self._journal.broken}; no event is acknowledged")
-        if flusher.full:
-            return Health("degraded", f"{flusher.dirty_bytes} bytes wait to be flushed (max_dirty_bytes)")
+        if dirty.full:
+            return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
         if flusher.outage_since is not None:
             seconds = self._clock.monotonic() - flusher.outage_since
             return Health("degraded", f"{self.store.name} has not taken writes for {seconds:.1f} s")

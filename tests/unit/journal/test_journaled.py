@@ -26,6 +26,7 @@ from actorbot import (
     SessionManager,
     errors,
 )
+from actorbot._flushing.waiters import Goal
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import REMOVED
 from actorbot._residents.replay import Replay
@@ -269,7 +270,7 @@ async def test_a_flush_that_meets_a_session_on_its_way_out_of_memory_does_not_ta
     async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
         await manager.dispatch("ann", "hi")
         ann = inside.resident(manager, "ann")
-        goal = ann, ann.behind(), len(ann.losses)
+        goal = Goal(ann, ann.behind(), len(ann.losses))
         store.outage()
         await clock.advance(200.0)
         assert manager.stats().resident == 0
