@@ -209,8 +209,9 @@ class SessionManager(Access):
         except BaseException:
             self._state = "closed"
             raise
-        self._verbs = Verbs(self._parts.registry)
-        self._actors = self._parts.registry.actors
+        parts = self._parts
+        self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
+        self._actors = parts.table.actors
         self._inline = home if isinstance(home, ThreadHome) and self._parts.shared.handle_here is not None else None
         _open_managers.add(self)
         self._state = "open"

@@ -7,7 +7,11 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
-from actorbot._residents.registry import Registry
+from actorbot._residents.activation import Activation
+from actorbot._residents.backoff import BrokenRecords
+from actorbot._residents.loader import Loader
+from actorbot._residents.replay import Replay
+from actorbot._residents.table import Table
 from actorbot._runtime.home import new_future
 from actorbot._state.codec import decode_state
 from actorbot._state.committed import ANYBODYS, ENDS, STATE, VERSION, Committed, Lineage
@@ -31,29 +35,41 @@ __all__ = ["Verbs"]
 class Verbs:
     """`SessionManager` says what each is for. At home."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._shared = registry.shared
-        self._home = registry.shared.home
+    def __init__(
+        self,
+        shared: TurnShared,
+        table: Table,
+        activation: Activation,
+        loader: Loader,
+        broken: BrokenRecords,
+        replay: Replay,
+    ) -> None:
+        self._shared = shared
+        self._home = shared.home
+        self._table = table
+        self._activation = activation
+        self._loader = loader
+        self._broken = broken
+        self._replay = replay
 
     async def dispatch(
         self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
     ) -> Any:
         session_id = check_session_id(session_id)
-        actor = await self._registry.wait_for_turn(session_id, timeout)
+        actor = await self._activation.wait_for_turn(session_id, timeout)
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
 
     def accept(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
         """Accept *event*; the future holds what becomes of it. Any thread."""
         session_id = check_session_id(session_id)
         outcome = new_future()
-        return self._registry.put_in_line(session_id, Handle(event, event_id, outcome, copy_context())), outcome
+        return self._activation.put_in_line(session_id, Handle(event, event_id, outcome, copy_context())), outcome
 
     async def borrow(
         self, session_id: str, event_id: str | None, timeout: float | None
     ) -> tuple[SessionActor, Context]:
         session_id = check_session_id(session_id)
-        actor = await self._registry.wait_for_turn(session_id, timeout)
+        actor = await self._activation.wait_for_turn(session_id, timeout)
         try:
             await actor.make_ready()
             # Without a task: a time-out takes the session from the borrower, not its task's life.
@@ -89,10 +105,10 @@ class Verbs:
 
     async def flush(self, session_id: str | None) -> None:
         if session_id is None:
-            wanted = self._registry.resident()
+            wanted = self._table.resident()
         else:
             session_id = check_session_id(session_id)
-            wanted = filter(None, [self._registry.actors.get(session_id)])
+            wanted = filter(None, [self._table.actors.get(session_id)])
         actors = [actor for actor in wanted if actor.committed is not None]
         journal, ids = self._shared.journal, {actor.session_id for actor in actors}
         held = [] if journal is None else journal.ids() if session_id is None else [session_id]
@@ -100,16 +116,16 @@ class Verbs:
             each for each in held if each not in ids
         ]  # before we wait: any of them may have come when that has ended
         await self._home.wait(self._shared.flusher.flush(actors))
-        await self._registry.flush_absent(absent)
+        await self._replay.flush_absent(absent)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         session_id = check_session_id(session_id)
-        actor = self._registry.actors.get(session_id)
+        actor = self._table.actors.get(session_id)
         committed = None if actor is None else actor.committed
         if committed is not None:
             state, ended = committed[STATE], self._shared.clock.wall() >= committed[ENDS]
         else:
-            record = await self._registry.read(session_id)
+            record = await self._loader.read(session_id)
             state = None if record is None else record.state
             ended = record is not None and self._shared.clock.wall() >= record.expires_at
         if state is None or ended:
@@ -142,9 +158,9 @@ class Verbs:
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, also of a session whose record is broken: destroying it is the cure."""
         while True:
-            self._registry.forgive(session_id)
+            self._broken.forget(session_id)
             try:
-                return await self._registry.wait_for_turn(session_id)
+                return await self._activation.wait_for_turn(session_id)
             except CorruptSessionError:
                 continue  # somebody before us in the line has tried to read it
 
@@ -196,7 +212,7 @@ class _Ending:
         if error is not None and self._shared.journal is not None:
             error = None  # the journal has it, and the store will
             actor.committed = self._gone
-            self._shared.flusher.mark(actor)
+            self._shared.dirty.mark(actor)
         elif error is None:
             self._shared.ended += actor.committed is not None
             actor.committed = self._gone

@@ -13,7 +13,6 @@ from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
-    ConflictError,
     CorruptSessionError,
     OutcomeUnknownError,
     StoreUnavailableError,
@@ -205,7 +204,7 @@ class DriverStore(RecordStore):
         ids = b"" if found is None else found.write_ids
         if write.record.write_id in [ids[i : i + 8] for i in range(0, len(ids), 8)]:
             return None
-        return ConflictError(self.name, "written by someone else since it was read", session_id=write.record.session_id)
+        return write.conflict(self.name)
 
     def _to_record(self, session_id: str, answer: Any) -> Record | ActorbotError | None:
         if answer is None:

@@ -26,7 +26,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_folder
-from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
+from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["FileSessionStore"]
 
@@ -214,24 +214,27 @@ class FileSessionStore(RecordStore):
             self._write_file(temporary, write.record)
             with self._swap:
                 verdict = self._judge(write)
-                if verdict is True:
+                if verdict is Verdict.WRITE:
                     os.replace(temporary, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         except OSError as error:
             self._discard(temporary)
             failure = StoreUnavailableError(self.name, f"writing failed: {error}", session_id=session_id)
             failure.__cause__ = error
             return failure
-        if verdict is not True:
-            self._discard(temporary)
+        if verdict is Verdict.WRITE:
+            return None
+        self._discard(temporary)
+        if verdict is Verdict.CONFLICT:
+            return write.conflict(self.name)
         return verdict if isinstance(verdict, ActorbotError) else None
 
-    def _judge(self, write: Write) -> ActorbotError | bool:
+    def _judge(self, write: Write) -> Verdict | ActorbotError:
         if write.base is None:
-            return True
+            return Verdict.WRITE
         stored = self._read(write.record.session_id)
         if isinstance(stored, ActorbotError):
             return stored
-        return judge(self.name, write, None if stored is None else stored.write_ids)
+        return judge(write, None if stored is None else stored.write_ids)
 
     def _write_file(self, name: str, record: Record) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -11,7 +11,6 @@ from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
-    ConflictError,
     CorruptSessionError,
     NotEncodableError,
     OutcomeUnknownError,
@@ -19,7 +18,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, has_expiry, judge_clock, judge_mongo
-from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
+from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 try:
     import pymongo
@@ -294,17 +293,15 @@ class MongoSessionStore(RecordStore):
         again = []
         found = self._find(collection, [writes[n].record.session_id for n in compared], call)
         for n, stored in zip(compared, found, strict=True):
-            verdict = self._judge(writes[n], stored)
-            if verdict is True:
+            if isinstance(stored, ActorbotError):
+                outcomes[n] = stored
+                continue
+            verdict = judge(writes[n], None if stored is None else stored.write_ids)
+            if verdict is Verdict.WRITE:
                 again.append(n)
-            elif verdict is not False:
-                outcomes[n] = verdict
+            elif verdict is Verdict.CONFLICT:
+                outcomes[n] = writes[n].conflict(self.name)
         return again
-
-    def _judge(self, write: Write, stored: Record | ActorbotError | None) -> ConflictError | ActorbotError | bool:
-        if isinstance(stored, ActorbotError):
-            return stored
-        return judge(self.name, write, None if stored is None else stored.write_ids)
 
 
 def _indexes(collection: RawCollection, call: Call) -> list[Mapping[str, Any]]:

@@ -13,7 +13,6 @@ from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
-    ConflictError,
     CorruptSessionError,
     OutcomeUnknownError,
     StoreUnavailableError,
@@ -269,10 +268,9 @@ class RedisSessionStore(RecordStore):
     def _outcome(self, write: Write, answer: str | ActorbotError) -> ActorbotError | None:
         if isinstance(answer, ActorbotError):
             return answer
-        session_id = write.record.session_id
         if answer == "c":
-            return ConflictError(self.name, "it was written by someone else since it was read", session_id=session_id)
-        return self._foreign(session_id) if answer == "x" else None
+            return write.conflict(self.name)
+        return self._foreign(write.record.session_id) if answer == "x" else None
 
     # --- both -------------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ MUTANTS = (
     # --- leaving memory ---
     Mutant(
         "a session leaves memory while it is dirty",
-        "_residents/registry.py",
+        "_residents/table.py",
         "clean = not actor.behind() and not actor.dirty",
         "clean = True",
         "tests/unit/manager/test_manager.py tests/unit/manager/test_manager_hard.py "
@@ -126,7 +126,7 @@ MUTANTS = (
     Mutant(
         "a write that failed is forgotten",
         "_flushing/retries.py",
-        "            self.again[job.session] = job",
+        "            self._again[job.session] = job",
         "            pass",
         "tests/unit/manager/test_manager.py tests/unit/manager/test_manager_hard.py "
         "tests/unit/manager/test_contract_loop.py",
@@ -141,10 +141,9 @@ MUTANTS = (
     Mutant(
         "one session that the store refuses holds up all others",
         "_flushing/outcome.py",
-        "        if error is not None:\n            self._retries.pause(failed, error)",
-        "        if error is not None or failed:\n            self._retries.pause(failed, error or OutcomeUnknownError('', ''))",
-        "tests/unit/flushing/test_flusher.py tests/unit/manager/test_contract_loop.py "
-        "tests/unit/stores/test_driver_deadlines.py",
+        "            self._retries.rest(failed)\n",
+        "            self._retries.pause(failed, ConflictError('', ''))\n            self._queue.add_again(failed)\n",
+        "tests/unit/flushing/test_flusher.py tests/unit/manager/test_contract_loop.py tests/unit/stores/test_driver_deadlines.py",
     ),
     Mutant(
         "what is committed while a write is out is not flushed",
@@ -163,8 +162,8 @@ MUTANTS = (
     Mutant(
         "whoever is marked last has all before him wait for his own time",
         "_flushing/dirty.py",
-        "self._clock.call_at(self._due[0], self._announce_due)",
-        "self._clock.call_at(self._due[-1], self._announce_due)",
+        "self._wake_at(self._due[0])",
+        "self._wake_at(self._due[-1])",
         "tests/unit/flushing/test_flusher.py -k test_who_is_marked_while_others_are_taken",
     ),
     Mutant(
@@ -178,7 +177,7 @@ MUTANTS = (
     Mutant(
         "a write whose reply was lost is taken for somebody else's",
         "stores/base.py",
-        "    if has_id(stored, write.record.write_id):\n        return False\n",
+        "    if has_id(stored, write.record.write_id):\n        return Verdict.DONE\n",
         "",
         "tests/unit/stores/test_store_contract.py -k memory",
     ),
@@ -193,8 +192,8 @@ MUTANTS = (
     Mutant(
         "a stale write overwrites",
         "stores/base.py",
-        "    if stored is None or write.base is None:\n        return True\n",
-        "    return True\n",
+        "    if stored is None or write.base is None:\n        return Verdict.WRITE\n",
+        "    return Verdict.WRITE\n",
         "tests/unit/stores/test_store_contract.py -k memory",
     ),
     Mutant(
@@ -286,15 +285,15 @@ MUTANTS = (
     Mutant(
         "a recovery takes its own write for somebody else's",
         "_flushing/recovery.py",
-        "    if has_id(stored.write_ids, record.write_id):\n        return None\n",
+        "    if has_id(stored.write_ids, record.write_id):\n        return Settled(None)\n",
         "",
         "tests/unit/journal/test_journaled.py tests/faults",
     ),
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
-        "            job.set_back = True",
+        "job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
+        "job.set_back = True",
         "tests/unit/journal/test_journaled.py -k set_back",
     ),
     Mutant(
@@ -342,13 +341,13 @@ MUTANTS = (
     Mutant(
         "a flush leaves out what only the journal has",
         "_manager/verbs.py",
-        "        await self._registry.flush_absent(absent)\n",
+        "        await self._replay.flush_absent(absent)\n",
         "",
         "tests/unit/journal/test_journaled.py -k test_a_flush_brings_to_the_store_also",
     ),
     Mutant(
         "a flush leaves out what comes back into memory meanwhile",
-        "_residents/registry.py",
+        "_residents/replay.py",
         "        if came:",
         "        if False:",
         "tests/unit/journal/test_journaled.py -k comes_back_into_memory",

@@ -54,6 +54,17 @@ def test_the_tests_that_the_readme_and_the_guarantees_name_exist() -> None:
         assert f"def {name}(" in tests, name
 
 
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
+def test_the_links_of_a_page_lead_to_files(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
 REPORT = ROOT / "benchmarks" / "report"
 SPEED = (
     ("asyncio, in memory", "a lock per user", "session-memory-loop-1000"),

@@ -66,8 +66,8 @@ async def test_a_hundred_thousand_residents_are_small_need_no_threads_and_all_ca
         assert manager.stats().resident == SESSIONS
         assert threading.active_count() == threads
         assert (taken - encoded) / SESSIONS <= 1_500
-        registry = inside.registry(manager)
-        left = sum(registry.passivate(actor) for actor in registry.resident())
+        table = inside.table(manager)
+        left = sum(table.passivate(actor) for actor in table.resident())
         assert left == SESSIONS
         assert manager.stats().resident == 0
 
