@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# The versions of constraints.txt, also of setuptools, which pip installs apart to build with: that is what the variables are
-# for. Newer pips read the second, older ones the first.
+# Install the versions of constraints.txt. These are variables, because pip does not hand `--constraint` on to the environment
+# in which it builds the package. Newer pips read the second for that environment, older ones the first.
 PINS := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 # Quiet, because `make -s run` prints the dialogue and nothing else; away from standard input, because that is the bot's.
 INSTALL := $(PINS) $(PIP) --editable
@@ -45,7 +45,7 @@ torture: $(VENV)/all.stamp
 mutants: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-# ruff, codespell and the ends of lines and files, of what git knows. What a tool can put right it does, and says so.
+# ruff, codespell and the ends of lines, over the files that git knows. A tool repairs what it can, and then fails.
 lint: $(VENV)/dev.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
@@ -58,7 +58,7 @@ imports: $(VENV)/dev.stamp
 
 check: lint types imports test
 
-# Makes in dist/ what a release uploads, and checks it: what is in it, its tests, and the bot in a fresh environment.
+# Builds what a release uploads, in dist/, and checks it: its content, its tests, and the bot in a fresh environment.
 .PHONY: release-check
 release-check: $(VENV)/release.stamp
 	$(BIN)/python -m tests.release $(ARGS)
@@ -67,8 +67,8 @@ $(VENV)/release.stamp: $(VENV)/dev.stamp
 	$(INSTALL) '.[release]' $(ASIDE)
 	touch $@
 
-# Gives what pyproject.toml newly asks for a version in constraints.txt, for every Python and system; the other versions stay.
-# All of them as new as they are to be had: make constraints ARGS=--upgrade
+# Adds to constraints.txt what pyproject.toml newly asks for; the other versions stay. It is for every Python and system.
+# The newest version of everything: make constraints ARGS=--upgrade
 constraints: $(BIN)/python
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra more-servers --extra release --extra types --no-annotate \

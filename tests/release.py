@@ -28,7 +28,7 @@ LEFT_OUT = re.compile(r"\.(ci|github)/|\.gitignore|\.pre-commit-config\.yaml|.*\
 # What the build makes.
 MADE = re.compile(r"PKG-INFO|actorbot\.egg-info/.*|setup\.cfg")
 
-# The version of setuptools that is built with. Newer pips read the second, older ones the first.
+# Build with the setuptools of constraints.txt. Newer pips read the second variable, older ones the first.
 PINS = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
 
 DIALOGUE = "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,11 +11,12 @@ from typing import Any, ClassVar, Self
 
 from cachetools import Cache, LRUCache
 
+from actorbot._checks import check_count
 from actorbot._state.codec import decode_state
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError, ConfigError
-from actorbot.stores._finding import Finding
-from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
+from actorbot.stores._findings import Finding
+from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["MemorySessionStore"]
 
@@ -51,8 +53,7 @@ class MemorySessionStore(RecordStore):
         expires_in: float = ONE_YEAR,
         on_evict: Callable[[str, dict[str, Any]], object] | None = None,
     ) -> None:
-        if type(max_sessions) is not int or max_sessions < 1:
-            raise ConfigError("max_sessions", max_sessions, "a whole number, at least 1")
+        check_count("max_sessions", max_sessions, most=sys.maxsize)
         if on_evict is not None and not callable(on_evict):
             raise ConfigError("on_evict", on_evict, "a function of (session_id, state)")
         self.expires_in = check_expires_in(expires_in)
@@ -105,10 +106,10 @@ class MemorySessionStore(RecordStore):
     def _write(self, write: Write) -> ActorbotError | None:
         session_id = write.record.session_id
         stored = _look(self._sessions, session_id) or _look(self._tombstones, session_id)
-        verdict = judge(self.name, write, None if stored is None else stored.write_ids)
-        if isinstance(verdict, ActorbotError):
-            return verdict
-        if verdict:
+        verdict = judge(write, None if stored is None else stored.write_ids)
+        if verdict is Verdict.CONFLICT:
+            return write.conflict(self.name)
+        if verdict is Verdict.WRITE:
             into, out_of = self._sessions, self._tombstones
             if write.record.state is None:
                 into, out_of = out_of, into

@@ -44,7 +44,7 @@ MUTANTS = (
     ),
     Mutant(
         "a time-out does not take the session from its handler",
-        "_turns/shared.py",
+        "_turns/overdue.py",
         "        context._revoked = error\n        context._session = None\n",
         "        context._revoked = error\n",
         "tests/promises/test_atomic_turn.py tests/promises/test_no_silent_drop.py",
@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "a turn commits over a conflict that came meanwhile",
         "_turns/session_actor.py",
-        "if self.committed is not base:",
-        "if self.committed is None and base is None:",
+        "if self.committed is not before:",
+        "if self.committed is None and before is None:",
         "tests/promises/test_no_stale_overwrite.py -k test_a_turn_that_runs_while_its_session_meets_a_conflict",
     ),
     Mutant(
@@ -80,16 +80,17 @@ MUTANTS = (
     # --- replies ---
     Mutant(
         "a reply leaves before its event is in the journal",
-        "_turns/session_actor.py",
-        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n",
-        "        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)\n        self.send(context)\n",
+        "_turns/acknowledge.py",
+        "    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)\n",
+        "    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)\n    actor.send(context)\n",
         "tests/promises/test_gate.py -k test_a_reply_leaves_after",
     ),
     Mutant(
         "a failed turn's replies are sent",
         "_turns/session_actor.py",
-        "        self.shared.running.pop(context, None)\n        context._session = context._task = None\n",
-        "        self.shared.running.pop(context, None)\n        self.send(context)\n        context._session = context._task = None\n",
+        "        self.shared.running.deadlines.pop(context, None)\n        context._session = context._task = None\n",
+        "        self.shared.running.deadlines.pop(context, None)\n        self.send(context)\n"
+        "        context._session = context._task = None\n",
         "tests/promises/test_atomic_turn.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
@@ -109,7 +110,7 @@ MUTANTS = (
     # --- leaving memory ---
     Mutant(
         "a session leaves memory while it is dirty",
-        "_residents/registry.py",
+        "_residents/table.py",
         "clean = not actor.behind() and not actor.dirty",
         "clean = True",
         "tests/unit/residents/test_leaving.py tests/promises/test_bounded.py tests/faults/test_states.py",
@@ -125,7 +126,7 @@ MUTANTS = (
     Mutant(
         "a write that failed is forgotten",
         "_flushing/retries.py",
-        "            self.again[job.session] = job",
+        "            self._again[job.session] = job",
         "            pass",
         "tests/promises/test_outage.py tests/promises/test_close.py tests/unit/flushing",
     ),
@@ -139,8 +140,8 @@ MUTANTS = (
     Mutant(
         "one session that the store refuses holds up all others",
         "_flushing/outcome.py",
-        "        if error is not None:\n            self._retries.pause(failed, error)",
-        "        if error is not None or failed:\n            self._retries.pause(failed, error or OutcomeUnknownError('', ''))",
+        "            self._retries.rest(failed)\n",
+        "            self._retries.pause(failed, ConflictError('', ''))\n            self._queue.add_again(failed)\n",
         "tests/unit/flushing tests/promises/test_never_hang.py tests/unit/stores/test_driver_deadlines.py",
     ),
     Mutant(
@@ -160,8 +161,8 @@ MUTANTS = (
     Mutant(
         "whoever is marked last has all before him wait for his own time",
         "_flushing/dirty.py",
-        "self._clock.call_at(self._due[0], self._announce_due)",
-        "self._clock.call_at(self._due[-1], self._announce_due)",
+        "self._wake_at(self._due[0])",
+        "self._wake_at(self._due[-1])",
         "tests/unit/flushing/test_flusher.py -k test_who_is_marked_while_others_are_taken",
     ),
     Mutant(
@@ -175,7 +176,7 @@ MUTANTS = (
     Mutant(
         "a write whose reply was lost is taken for somebody else's",
         "stores/base.py",
-        "    if has_id(stored, write.record.write_id):\n        return False\n",
+        "    if has_id(stored, write.record.write_id):\n        return Verdict.DONE\n",
         "",
         "tests/unit/stores/test_store_contract.py -k memory",
     ),
@@ -190,8 +191,8 @@ MUTANTS = (
     Mutant(
         "a stale write overwrites",
         "stores/base.py",
-        "    if stored is None or write.base is None:\n        return True\n",
-        "    return True\n",
+        "    if stored is None or write.base is None:\n        return Verdict.WRITE\n",
+        "    return Verdict.WRITE\n",
         "tests/unit/stores/test_store_contract.py -k memory",
     ),
     Mutant(
@@ -240,10 +241,10 @@ MUTANTS = (
     # --- the journal ---
     Mutant(
         "an event is acknowledged before its commit",
-        "_turns/session_actor.py",
-        "        journal.put(self.session_id, committed, self.write_ids, lineages, ahead)\n",
-        "        ahead(None)\n        journal.put(self.session_id, committed, self.write_ids, lineages, lambda _: None)\n",
-        "tests/unit/journal/test_journaled.py",
+        "_turns/acknowledge.py",
+        "    journal.put(actor.session_id, committed, actor.write_ids, lineages, ahead)\n",
+        "    ahead(None)\n    journal.put(actor.session_id, committed, actor.write_ids, lineages, lambda _: None)\n",
+        "tests/promises/test_prefix.py tests/unit/journal/test_journaled.py",
     ),
     Mutant(
         "the journal is not synced",
@@ -261,7 +262,7 @@ MUTANTS = (
     ),
     Mutant(
         "a destroyed session comes back from the journal",
-        "_manager/verbs.py",
+        "_turns/destroy.py",
         "        if journal is None:\n            self._write()",
         "        if journal is None or not actor.behind():\n            self._write()",
         "tests/promises/test_no_resurrection.py tests/unit/journal/test_journaled.py -k destroyed",
@@ -283,15 +284,15 @@ MUTANTS = (
     Mutant(
         "a recovery takes its own write for somebody else's",
         "_flushing/recovery.py",
-        "    if has_id(stored.write_ids, record.write_id):\n        return None\n",
+        "    if has_id(stored.write_ids, record.write_id):\n        return Settled(None)\n",
         "",
         "tests/unit/journal/test_journaled.py tests/faults",
     ),
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
-        "            job.set_back = True",
+        "job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
+        "job.set_back = True",
         "tests/unit/journal/test_set_back.py -k set_back",
     ),
     Mutant(
@@ -339,13 +340,13 @@ MUTANTS = (
     Mutant(
         "a flush leaves out what only the journal has",
         "_manager/verbs.py",
-        "        await self._registry.flush_absent(absent)\n",
+        "        await self._replay.flush_absent(absent)\n",
         "",
         "tests/unit/journal/test_journaled.py -k test_a_flush_brings_to_the_store_also",
     ),
     Mutant(
         "a flush leaves out what comes back into memory meanwhile",
-        "_residents/registry.py",
+        "_residents/replay.py",
         "        if came:",
         "        if False:",
         "tests/unit/journal/test_journaled.py -k comes_back_into_memory",

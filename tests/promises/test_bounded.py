@@ -18,7 +18,7 @@ from actorbot import (
     SessionManager,
     errors,
 )
-from actorbot._residents.registry import Registry
+from actorbot._residents.room import Room
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests import inside
 from tests.handlers import count, count_plainly
@@ -69,13 +69,13 @@ async def test_many_more_users_than_fit_into_memory_are_all_served() -> None:
 async def test_nobody_is_refused_when_what_was_unflushed_is_stored_between_two_looks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    begin_clearing = Registry._begin_clearing
+    begin_clearing = Room._begin_clearing
 
-    def late(self: Registry) -> Any:
-        self.shared.flusher.flush(list(self.resident())).result(5.0)  # on its own thread: this one stands still
+    def late(self: Room) -> Any:
+        self._shared.flusher.flush(list(self._table.resident())).result(5.0)  # on its own thread: this one stands still
         return begin_clearing(self)
 
-    monkeypatch.setattr(Registry, "_begin_clearing", late)
+    monkeypatch.setattr(Room, "_begin_clearing", late)
     async with SessionManager(handler=count, max_resident=10) as manager:
         for user in range(30):
             assert await manager.dispatch(f"user:{user}", "hi") == 1

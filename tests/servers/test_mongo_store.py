@@ -61,7 +61,7 @@ def store(tmp_path: Path) -> Iterator[MongoSessionStore]:
 def collection(store: MongoSessionStore) -> Iterator[Any]:
     """What somebody else sees of the store."""
     with shared().client() as client:
-        yield client["actorbot_tests"][store._collection_name]
+        yield client["actorbot_tests"][store._link.collection_name]
 
 
 @contextmanager
@@ -281,7 +281,7 @@ def test_a_write_is_confirmed_whatever_the_url_says(tmp_path: Path) -> None:
     plain = shared_store(tmp_path)
     careless = MongoSessionStore(
         f"{shared().url}?w=0&retryWrites=true&readPreference=secondaryPreferred",
-        database="actorbot_tests", collection_name=plain._collection_name,
+        database="actorbot_tests", collection_name=plain._link.collection_name,
     ).init()  # fmt: skip
     put(careless, "ann")
 
@@ -328,7 +328,7 @@ def test_an_index_of_somebody_else_is_kept_and_told_of_if_it_expires_nothing(
 ) -> None:
     store = shared_store(tmp_path)
     with shared().client() as client:
-        collection = client["actorbot_tests"][store._collection_name]
+        collection = client["actorbot_tests"][store._link.collection_name]
         collection.create_index("expireAt")
         with caplog.at_level(logging.WARNING, "actorbot"):
             store.init().close()
@@ -476,7 +476,7 @@ def test_the_package_does_not_import_the_driver_before_it_is_wanted() -> None:
 
 
 def test_many_processes_may_open_a_new_collection_at_once(tmp_path: Path) -> None:
-    name = shared_store(tmp_path)._collection_name
+    name = shared_store(tmp_path)._link.collection_name
     code = "import sys; from actorbot import MongoSessionStore as M; M(sys.argv[1], collection_name=sys.argv[2]).init().close()"
     workers = [subprocess.Popen([sys.executable, "-c", code, shared().url, name]) for _ in range(4)]
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from actorbot import FileSessionStore, MongoSessionStore, RedisSessionStore
 from actorbot.cli._command import command
-from actorbot.stores._finding import judge_clock
+from actorbot.stores._findings import judge_clock
 from tests.backends import AsyncDictStore, DictStore
 from tests.servers import mongo_servers
 from tests.servers.proxy import Proxy

@@ -9,12 +9,14 @@ import inspect
 import textwrap
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from actorbot import FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot._flushing.dirty import DirtySessions
+from actorbot._flushing.write import Flushable
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
@@ -240,7 +242,7 @@ async def test_what_turns_leave_behind_is_looked_at_before_it_piles_up_unless_th
     assert calls == ([0, 0] if enabled else [])
 
 
-@pytest.mark.parametrize("function", [DirtySessions.mark, DirtySessions._unmark, DirtySessions._uncharge])
+@pytest.mark.parametrize("function", [DirtySessions.mark, DirtySessions.unmark, DirtySessions.uncharge])
 def test_no_thread_can_lose_the_interpreter_with_the_lock_of_the_books_in_its_hands(
     function: Callable[..., Any],
 ) -> None:
@@ -253,44 +255,55 @@ def test_no_thread_can_lose_the_interpreter_with_the_lock_of_the_books_in_its_ha
     assert not [node for node in ast.walk(each_event) if isinstance(node, ast.Call | ast.For | ast.While)]
 
 
-class Books(DirtySessions):
-    """Notes when it is told that something is due."""
-
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__(FlushPolicy.write_behind(max_delay=1.0), clock)
-        self.told: list[float] = []
-
-    def _announce_due(self) -> None:
-        self.told.append(self._clock.monotonic())
-
-    def _announce_hurry(self) -> None:
-        raise NotImplementedError
-
-
-class Session:
-    """What `mark` needs of one."""
-
-    committed = (1, b"", b"", 0.0, 0.0)
-    dirty = False
-    charged = 0
-
-
 def test_who_is_marked_while_others_are_taken_delays_nobody_before_him() -> None:
     clock = ManualClock()
-    books, first, second, third = Books(clock), Session(), Session(), Session()
-    start = clock.monotonic()
-    books.mark(first)  # type: ignore[arg-type]
+    start, told = clock.monotonic(), []
+
+    def announce(done: Future[None] | None) -> bool:
+        told.append(clock.monotonic() - start)
+        return False
+
+    dirty = DirtySessions(FlushPolicy.write_behind(max_delay=1.0), clock, announce)
+    first, second, third = Flushable("first"), Flushable("second"), Flushable("third")
+    dirty.mark(first)
     clock.advance_sync(0.5)
-    books.mark(second)  # type: ignore[arg-type]
+    dirty.mark(second)
     clock.advance_sync(0.5)
-    taken = books._take_due()
-    assert next(taken) is first  # type: ignore[comparison-overlap]
-    books.mark(third)  # type: ignore[arg-type]
+    taken = dirty.take_due()
+    assert next(taken) is first
+    dirty.mark(third)
     assert list(taken) == []
     clock.advance_sync(0.5)
 
-    assert [told - start for told in books.told] == [1.0, 1.5]
-    assert list(books._take_due()) == [second]
+    assert told == [1.0, 1.5]
+    assert list(dirty.take_due()) == [second]
+    clock.advance_sync(0.5)
+    assert told == [1.0, 1.5, 2.0]
+
+
+def test_who_is_in_a_hurry_is_due_at_once_and_leaves_the_others_their_time() -> None:
+    clock = ManualClock()
+    start, told = clock.monotonic(), []
+
+    def announce(done: Future[None] | None) -> bool:
+        told.append(clock.monotonic() - start)
+        return False
+
+    dirty = DirtySessions(FlushPolicy.write_behind(max_delay=1.0), clock, announce)
+    first, second = Flushable("first"), Flushable("second")
+    dirty.mark(first)
+    clock.advance_sync(0.5)
+    dirty.mark(second)
+    dirty.hurry(second)
+    dirty.hurry(second)  # the flusher knows
+    assert told == [0.5]
+    assert list(dirty.take_due()) == [second, second]
+    clock.advance_sync(0.5)
+    assert told == [0.5, 1.0]  # one timer
+    assert list(dirty.take_due()) == [first]
+    clock.advance_sync(0.5)
+    assert told == [0.5, 1.0, 1.5]
+    assert list(dirty.take_due()) == [second]
 
 
 def test_callers_give_way_while_sessions_are_flushed_late_and_not_because_the_store_is_down(

@@ -70,7 +70,7 @@ async def test_who_is_told_that_a_flush_succeeded_finds_the_manager_well() -> No
         await clock.advance(1.0)
         assert manager.health().status == "degraded"
         seen: Future[str] = Future()
-        flushed = inside.flusher(manager).flush(inside.registry(manager).resident())
+        flushed = inside.flusher(manager).flush(inside.table(manager).resident())
         flushed.add_done_callback(lambda _: seen.set_result(manager.health().status))
         await clock.advance(5.0)
 

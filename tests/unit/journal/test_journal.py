@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actorbot._flushing.recovery import rebase
+from actorbot._flushing.recovery import Rebased, SetBack, Settled, rebase
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import KEPT, JournalFile
 from actorbot._journal.wal import find_flaw
@@ -221,7 +221,7 @@ def test_an_entry_is_read_as_it_was_written(
 ) -> None:
     entry = Entry.from_bytes(pack_entry("ann", committed, write_ids, tuple(known)))
 
-    assert entry.committed == committed
+    assert entry.record.committed == committed
     assert (entry.record.session_id, entry.record.write_ids, entry.lineages) == ("ann", write_ids, tuple(known))
 
 
@@ -277,18 +277,22 @@ def test_what_is_decided_about_a_recovered_state(stored: Any, known: Any, expect
 
     match expected:
         case "done":
-            assert verdict is None
+            assert verdict == Settled(None)
         case "conflict":
-            assert isinstance(verdict, ConflictError)
-            assert verdict.session_id == "ann"
-        case "refused" | "set back":
-            assert verdict is stored
+            assert isinstance(verdict, Settled)
+            assert isinstance(verdict.error, ConflictError)
+            assert verdict.error.session_id == "ann"
+        case "refused":
+            assert verdict == Settled(stored)
+        case "set back":
+            assert verdict == SetBack()
         case "written":
-            assert isinstance(verdict, Write)
-            assert verdict.record.version == 7
-            assert verdict.record.write_ids[:8] == write_id_of(MINE, 7)
+            assert isinstance(verdict, Rebased)
+            write = verdict.write
+            assert write.record.version == 7
+            assert write.record.write_ids[:8] == write_id_of(MINE, 7)
             if isinstance(stored, Record):
-                assert verdict.base == stored.write_id
-                assert verdict.record.write_ids[8:] == stored.write_ids  # whose writers find theirs
+                assert write.base == stored.write_id
+                assert write.record.write_ids[8:] == stored.write_ids  # whose writers find theirs
             elif stored is None and ANYBODYS in known:
-                assert verdict.base == b""  # nor what comes between this look and the write
+                assert write.base == b""  # nor what comes between this look and the write

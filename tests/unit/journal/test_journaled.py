@@ -19,8 +19,9 @@ from actorbot import (
     MemorySessionStore,
     errors,
 )
+from actorbot._flushing.waiters import Goal
 from actorbot._journal.file import JournalFile
-from actorbot._residents.registry import Registry
+from actorbot._residents.replay import Replay
 from actorbot.testing import ManualClock
 from tests import inside
 from tests.journals import Server, advancing, kill, make_manager
@@ -127,7 +128,7 @@ async def test_a_flush_that_meets_a_session_on_its_way_out_of_memory_does_not_ta
     async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
         await manager.dispatch("ann", "hi")
         ann = inside.resident(manager, "ann")
-        goal = ann, ann.behind(), len(ann.losses)
+        goal = Goal(ann, ann.behind(), len(ann.losses))
         store.outage()
         await clock.advance(200.0)
         assert manager.stats().resident == 0
@@ -155,9 +156,9 @@ async def test_a_flush_brings_to_the_store_also_what_left_memory_in_an_outage(tm
 
 async def test_a_conflict_hides_no_session_that_found_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, store = ManualClock(), Server()
-    activate = Registry._activate
+    activate = Replay._activate
 
-    async def activate_all_but_bob(self: Registry, session_id: str) -> Any:
+    async def activate_all_but_bob(self: Replay, session_id: str) -> Any:
         if session_id == "bob":
             raise errors.OverloadedError("no room for bob")
         return await activate(self, session_id)
@@ -169,7 +170,7 @@ async def test_a_conflict_hides_no_session_that_found_no_room(tmp_path: Path, mo
         await clock.advance(200.0)
         store.restore()
         store.inner.write("ann", {"n": 7})  # somebody else
-        monkeypatch.setattr(Registry, "_activate", activate_all_but_bob)
+        monkeypatch.setattr(Replay, "_activate", activate_all_but_bob)
         with pytest.raises(errors.OverloadedError, match="bob"):
             await advancing(clock, inside.bring(manager, ["bob", "ann"]))
         assert manager.stats().conflicts == 1

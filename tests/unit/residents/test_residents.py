@@ -66,8 +66,8 @@ async def test_so_many_residents_are_small_need_no_threads_and_all_can_leave(res
         assert manager.stats().resident == residents
         assert threading.active_count() == threads
         assert (taken - encoded) / residents <= 1_500
-        registry = inside.registry(manager)
-        left = sum(registry.passivate(actor) for actor in registry.resident())
+        table = inside.table(manager)
+        left = sum(table.passivate(actor) for actor in table.resident())
         assert left == residents
         assert manager.stats().resident == 0
 

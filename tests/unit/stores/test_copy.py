@@ -14,8 +14,8 @@ from actorbot import DUPLICATE, FileSessionStore, MemorySessionStore, SessionMan
 from actorbot._state.codec import encode_state
 from actorbot.stores import CopyReport, Record, RecordStore, Write, copy
 from actorbot.testing import FaultyStore, RecordingStore
-from actorbot.testing._contract import IDS, VALUES
 from actorbot.testing._expect import make_record, make_tombstone, write_all
+from actorbot.testing._value_rules import IDS, VALUES
 from tests.backends import STORES, AsyncDictStore, ComparingStore, DictStore
 from tests.handlers import count
 from tests.servers.redis_servers import QUICK

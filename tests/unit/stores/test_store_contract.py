@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from actorbot._state.codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
-from actorbot.testing._expect import Opened, make_record, read, write_all
+from actorbot.testing._expect import make_record, opened, read, write_all
 from tests.backends import FURTHER, STORES, AsyncDictStore, DictStore, each_store
 from tests.servers import redis_servers
 from tests.tiers import tiers
@@ -142,7 +142,7 @@ def test_whatever_a_session_holds_comes_back_from_every_store(
 ) -> None:
     ids = [f"user:{n}" for n in range(BATCH)]
     with ExitStack() as stack:
-        stores = {name: stack.enter_context(Opened(EVERY_STORE[name](tmp_path / name))) for name in names}
+        stores = {name: stack.enter_context(opened(EVERY_STORE[name](tmp_path / name))) for name in names}
 
         @settings(max_examples=examples // BATCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(st.lists(any_states, min_size=BATCH, max_size=BATCH))
