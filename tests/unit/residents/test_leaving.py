@@ -13,7 +13,7 @@ from actorbot import FlushPolicy, SessionManager
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.handlers import count, count_plainly
 from tests.homes import tiny_switch_interval
-from tests.waiting import Call, until_sync
+from tests.waiting import SOON, Call, until_sync
 
 
 def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -> None:
@@ -55,12 +55,12 @@ async def test_a_session_that_waited_only_for_its_flush_leaves_memory_as_soon_as
         await manager.dispatch("ann", "hi")
         store.hold()
         await clock.advance(18.0)  # past the sweep that finds it idle, and unflushed
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             while not store.write_calls:
                 await asyncio.sleep(0)
         assert manager.stats().resident == 1
         store.release()
-        async with asyncio.timeout(5):  # in real time: no other sweep comes
+        async with asyncio.timeout(SOON):  # in real time: no other sweep comes
             while manager.stats().resident:
                 await asyncio.sleep(0)
 
@@ -79,7 +79,7 @@ async def test_a_session_that_has_an_event_during_its_last_flush_stays() -> None
         await manager.flush()
         assert manager.stats().resident == 1
         await clock.advance(18.0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             while manager.stats().resident:
                 await asyncio.sleep(0)
         assert (store.read("ann") or {})["n"] == 2
