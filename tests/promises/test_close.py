@@ -78,8 +78,7 @@ async def test_closing_finishes_what_waits_in_a_full_mailbox() -> None:
 
     manager = await SessionManager(store, handler=handle, max_mailbox=5).start()
     tasks = [asyncio.create_task(manager.dispatch("ann", number)) for number in range(6)]
-    while not tasks[0].done() and sum(info.waiting for _, info in manager.resident()) < 5:
-        await asyncio.sleep(0)
+    await until(lambda: tasks[0].done() or sum(info.waiting for _, info in manager.resident()) == 5)
     report = await manager.close()
 
     assert report.clean

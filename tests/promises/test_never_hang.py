@@ -88,8 +88,7 @@ async def test_a_driver_that_never_answers_releases_its_callers_and_stops_nobody
         store.hold()
         waiting = asyncio.create_task(manager.dispatch("ann", "hi"))
         await asyncio.sleep(0)
-        while not manager.stats().store_reads > 1:
-            await asyncio.sleep(0)
+        await until(lambda: manager.stats().store_reads > 1)
         await clock.advance(5.1)
         with pytest.raises(errors.StoreUnavailableError):
             await waiting
@@ -138,9 +137,7 @@ async def test_a_session_is_read_again_once_its_stuck_read_has_come_back() -> No
     clock = ManualClock()
     async with SessionManager(StuckOnce(), handler=count, clock=clock) as manager:
         first = asyncio.create_task(manager.dispatch("ann", "hi"))
-        async with asyncio.timeout(SOON):
-            while not entered.is_set():
-                await asyncio.sleep(0)
+        await until(entered.is_set)
         await clock.advance(6.0)
         with pytest.raises(errors.StoreUnavailableError, match="no answer within 5 s"):
             await first

@@ -18,7 +18,7 @@ from actorbot._state.record import Record
 from actorbot.stores.base import Write
 from actorbot.testing import ManualClock
 from tests.handlers import count
-from tests.waiting import SOON, breathe, until
+from tests.waiting import breathe, until
 
 
 async def test_a_session_expires_by_its_last_event_and_says_goodbye() -> None:
@@ -192,7 +192,5 @@ async def test_a_goodbye_may_be_said_to_the_session_whose_turn_met_the_expiry() 
         await manager.dispatch("bob", "hi")
         clock.jump_wall(11.0)
         await manager.dispatch("ann", "ask bob")
-        async with asyncio.timeout(SOON):
-            while not outcomes:
-                await asyncio.sleep(0)
+        await until(lambda: outcomes)
     assert outcomes == ["done"]
