@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
+from actorbot._journal.ahead import Ahead
 from actorbot._residents.registry import Registry
 from actorbot._runtime.home import new_future
 from actorbot._state.codec import decode_state
@@ -149,41 +150,39 @@ class Verbs:
                 continue  # somebody before us in the line has tried to read it
 
 
-class _Ending:
+class _Ending(Ahead):
     """A destroy on its way to the journal, if there is one, and to the store; the turn is left at its end. At home.
 
     It goes on whatever has become of its caller.
     """
 
     def __init__(self, shared: TurnShared, actor: SessionActor, gone: Committed) -> None:
+        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+        super().__init__(actor.session_id, gone, actor.write_ids, (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS))
         self._shared = shared
         self._actor = actor
-        self._gone = gone
         self._forced = actor.committed is None  # nobody knows what the store has
         self.done = new_future()
 
     def begin(self) -> None:
-        journal, actor, gone = self._shared.journal, self._actor, self._gone
+        journal = self._shared.journal
         if journal is None:
             self._write()
-            return
-        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
-        ends = (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS)
+        else:
+            journal.put(self)
 
-        def settle(error: ActorbotError | None) -> None:
-            if error is None:
-                actor.lineages = ends
-                self._write()
-            else:
-                self._leave(error)
-
-        journal.put(actor.session_id, gone, actor.write_ids, ends, settle)
+    def settle(self, error: ActorbotError | None) -> None:
+        if error is None:
+            self._actor.lineages = self.lineages
+            self._write()
+        else:
+            self._leave(error)
 
     def _write(self) -> None:
-        written = self._shared.flusher.write(self._actor, self._gone, forced=self._forced)
-        written.add_done_callback(lambda written: self._shared.home.post(self._settle, written.exception()))
+        written = self._shared.flusher.write(self._actor, self.committed, forced=self._forced)
+        written.add_done_callback(lambda written: self._shared.home.post(self._note, written.exception()))
 
-    def _settle(self, error: BaseException | None) -> None:
+    def _note(self, error: BaseException | None) -> None:
         actor = self._actor
         actor.unanswered = 0
         if isinstance(error, ConflictError) and not self._forced:
@@ -195,11 +194,11 @@ class _Ending:
         # What comes next reads the store where nobody knows what it holds now.
         if error is not None and self._shared.journal is not None:
             error = None  # the journal has it, and the store will
-            actor.committed = self._gone
+            actor.committed = self.committed
             self._shared.dirty.mark(actor)
         elif error is None:
             self._shared.ended += actor.committed is not None
-            actor.committed = self._gone
+            actor.committed = self.committed
         elif isinstance(error, OutcomeUnknownError) and not actor.behind():
             actor.committed = None
         self._leave(error)

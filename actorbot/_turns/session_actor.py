@@ -12,6 +12,7 @@ from typing import Any, Final
 from actorbot._event import DUPLICATE
 from actorbot._flushing.waiters import Goal
 from actorbot._flushing.write import Flushable
+from actorbot._journal.ahead import Ahead
 from actorbot._journal.entry import Entry
 from actorbot._journal.journal import Journal
 from actorbot._runtime.current import current
@@ -333,8 +334,7 @@ class SessionActor(Flushable):
     def _write_ahead(self, context: Context, committed: Committed, journal: Journal) -> Promise:
         acknowledged = self.shared.home.promise()
         lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)
-        ahead = _Ahead(self, context, committed, acknowledged)
-        journal.put(self.session_id, committed, self.write_ids, lineages, ahead)
+        journal.put(_TurnAhead(self, context, committed, lineages, acknowledged))
         return acknowledged
 
     def roll_back(self, context: Context) -> None:
@@ -376,22 +376,29 @@ class SessionActor(Flushable):
             message.outcome.set_result(value)
 
 
-class _Ahead:
-    """Ends a turn that the journal is to commit, when it is told what became of that: at home, whatever has become of the caller.
+class _TurnAhead(Ahead):
+    """A turn that the journal is to commit; it ends when that is done, whatever has become of the caller."""
 
-    Not a function, whose closure would be six objects of every event in flight for the garbage collector to walk over.
-    """
+    __slots__ = ("_acknowledged", "_actor", "_context")
 
-    __slots__ = ("_acknowledged", "_actor", "_committed", "_context")
-
-    def __init__(self, actor: SessionActor, context: Context, committed: Committed, acknowledged: Promise) -> None:
+    def __init__(
+        self,
+        actor: SessionActor,
+        context: Context,
+        committed: Committed,
+        lineages: tuple[Lineage, ...],
+        acknowledged: Promise,
+    ) -> None:
+        self.session_id = actor.session_id  # no `super().__init__`, which would be a call more for each event
+        self.committed = committed
+        self.write_ids = actor.write_ids
+        self.lineages = lineages
         self._actor = actor
         self._context = context
-        self._committed = committed
         self._acknowledged = acknowledged
 
-    def __call__(self, error: ActorbotError | None) -> None:
-        actor, committed = self._actor, self._committed
+    def settle(self, error: ActorbotError | None) -> None:
+        actor, committed = self._actor, self.committed
         if error is None:
             actor.committed = committed
             actor.trusted = True

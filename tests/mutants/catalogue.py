@@ -240,8 +240,10 @@ MUTANTS = (
     Mutant(
         "an event is acknowledged before its commit",
         "_turns/session_actor.py",
-        "        journal.put(self.session_id, committed, self.write_ids, lineages, ahead)\n",
-        "        ahead(None)\n        journal.put(self.session_id, committed, self.write_ids, lineages, lambda _: None)\n",
+        "        journal.put(_TurnAhead(self, context, committed, lineages, acknowledged))\n",
+        "        _TurnAhead(self, context, committed, lineages, acknowledged).settle(None)\n"
+        '        untold = type("Untold", (Ahead,), {"settle": lambda *_: None})\n'
+        "        journal.put(untold(self.session_id, committed, self.write_ids, lineages))\n",
         "tests/test_journaled.py",
     ),
     Mutant(
@@ -253,7 +255,7 @@ MUTANTS = (
     ),
     Mutant(
         "a row goes though it is newer than what the store has",
-        "_journal/journal.py",
+        "_journal/places.py",
         "place.version <= version and session_id not in places",
         "session_id not in places",
         "tests/faults",
@@ -303,7 +305,8 @@ MUTANTS = (
     Mutant(
         "a journal on a full disk forgets what was to be removed and set aside",
         "_journal/journal.py",
-        "                self._flushed = flushed | self._flushed\n                self._conflicts = conflicts + self._conflicts\n",
+        "                self._flushed = removals.flushed | self._flushed\n"
+        "                self._conflicts = removals.conflicts + self._conflicts\n",
         "                pass\n",
         "tests/test_journaled.py -k test_what_the_store_has_leaves",
     ),
