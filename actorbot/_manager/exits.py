@@ -6,15 +6,19 @@ import atexit
 import os
 from typing import Protocol
 
+from actorbot._manager.access import Life
+
 __all__ = ["forget", "remember"]
 
 
 class Leftover(Protocol):
-    """What an open manager does when its program ends, or in a forked child."""
+    """A manager that may be left open."""
 
-    def _close_at_exit(self) -> None: ...
+    def _close_at_exit(self) -> None:
+        """Close it, unless it is closed already."""
 
-    def _forked(self) -> None: ...
+    def _live(self, life: Life) -> None:
+        """Go on to *life*."""
 
 
 _open: set[Leftover] = set()  # also those that a program has let go of: they run until they are closed
@@ -32,7 +36,7 @@ def forget(manager: Leftover) -> None:
 
 def _after_fork() -> None:
     for manager in list(_open):
-        manager._forked()
+        manager._live(Life.FORKED)
     _open.clear()
 
 
