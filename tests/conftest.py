@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests import mongo_server, servers
+from tests.servers import mongo_servers, redis_servers
 
 # In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the one that fails.
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
@@ -34,20 +34,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    servers.end_shared()
-    mongo_server.stop_shared()
+    redis_servers.end_shared()
+    mongo_servers.stop_shared()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which servers the tests ran against."""
-    for server in sorted({f"{kind} {version}" for kind, version in servers.ran.items()} | mongo_server.ran):
+    for server in sorted({f"{kind} {version}" for kind, version in redis_servers.ran.items()} | mongo_servers.ran):
         terminalreporter.write_line(f"server: {server}")
 
 
-@pytest.fixture(params=list(servers.PLACES))
-def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+@pytest.fixture(params=list(redis_servers.PLACES))
+def redis_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[redis_servers.Server]:
     """Each kind of server in turn, running, of the test's own: to kill, to freeze, to fill."""
-    with servers.Server(request.param, tmp_path_factory.mktemp("server")) as server:
+    with redis_servers.Server(request.param, tmp_path_factory.mktemp("server")) as server:
         yield server
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from math import inf
 from typing import Final
 
 from actorbot._flushing.write import Flushable
@@ -17,59 +17,60 @@ from actorbot._state.committed import STATE
 
 __all__ = ["DirtySessions"]
 
-# Seconds that a flush may come later than `max_delay` and a quarter of it, before turns give way to the flusher.
+# Seconds that a flush may come later than `max_delay` and a quarter of it, before turns give way to
+# the flusher.
 SLACK: Final = 0.05
 
 
-class DirtySessions(ABC):
+class DirtySessions:
     """The flusher's books: sessions are entered from any thread, and taken out on the flusher's."""
 
-    def __init__(self, policy: FlushPolicy, clock: Clock) -> None:
-        super().__init__()
+    def __init__(self, policy: FlushPolicy, clock: Clock, announce: Callable[[Future[None] | None], bool]) -> None:
         self._policy = policy
         self._bound = policy.max_dirty_bytes
         self._late_from = 1.25 * policy.max_delay + SLACK
         self._clock = clock
-        self.dirty_bytes = 0
+        # Has `take_due` called on the flusher's thread, and ends the future, if one is given, when
+        # all is written. May be called from any thread. `False`: the flusher has ended.
+        self._announce = announce
+        self.bytes = 0
+        """Of the sessions that the store does not have; `max_dirty_bytes` bounds them."""
         self.journal_bytes = 0
         self.full = False
         self.late = False
-        """Whether sessions are flushed much later than `max_delay` says, and not because the store is down."""
+        """Whether sessions are flushed much later than `max_delay` says, while the store is up."""
         self.pressed = False
         """Whether it is full or late: a turn looks here before it begins."""
-        # Guards dirty, charged, dirty_bytes, journal_bytes, full, late, pressed, _since and _room. Who holds it calls nothing, wherever
-        # every event comes by: CPython takes the interpreter from a thread at calls and at the ends of loops only, and a thread that
-        # loses it with this lock in its hands stops all the others, one after the other (docs/decisions/0014).
+        # Guards each session's `dirty` and `charged`, and bytes, journal_bytes, full, late, pressed,
+        # _since and _room. Who holds it calls nothing, wherever every event comes by. CPython takes
+        # the interpreter from a thread at calls and at the ends of loops only; a thread that loses it
+        # while it holds this lock stops all the others, one after the other (docs/decisions/0014).
         self._lock = threading.Lock()
         self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
         self._room: list[Future[None]] = []
-        # Sessions, and when each is due. Not pairs of both: 20,000 of those in a second, each alive for another one, would have the
-        # garbage collector walk over all that is resident three times as often.
+        # Sessions, and when each is due. Not pairs of both: 20,000 of those in a second, each alive
+        # for another one, would have the garbage collector walk over all that is resident three times
+        # as often.
         self._marked: deque[Flushable] = deque()
         self._due: deque[float] = deque()
-        self._armed = False  # whether a timer for the head of _marked runs; set from any thread
-        self._hurried: deque[Flushable] = deque()  # appended to from any thread
-        self._hurrying = False  # whether we have been told of those
-
-    @abstractmethod
-    def _announce_due(self) -> Future[None] | None:
-        """Have `_take_due` called on the flusher's thread. May be called from any."""
-
-    @abstractmethod
-    def _announce_hurry(self) -> None:
-        """Have `_take_hurried` called on the flusher's thread. May be called from any."""
+        self._wakes_at = inf  # when the timer for the head of _due is up; inf: there is none. Any thread
+        self._hurried: deque[Flushable] = deque()  # whose time is up now. Any thread
+        self._hurrying = False  # whether the flusher has been told of those
 
     def mark(self, session: Flushable) -> None:
-        """Note that *session* has something to flush; called on its turn, when it is not dirty already or has outgrown its charge."""
+        """Note that *session* has something to flush.
+
+        Called on its turn, when it is not dirty already or has outgrown its charge.
+        """
         size = 0 if session.committed is None or session.committed[STATE] is None else len(session.committed[STATE])
-        charge = (size | 511) + 1  # in steps of 512, so that a session that grows by a few bytes seldom comes here
+        charge = (size | 511) + 1  # in steps of 512: a session that grows by a few bytes seldom comes here
         now = self._clock.monotonic()
         due = now + self._policy.max_delay
         with self._lock:
             if charge > session.charged:
-                self.dirty_bytes += charge - session.charged
+                self.bytes += charge - session.charged
                 session.charged = charge
-                self.full = self.dirty_bytes >= self._bound or self.journal_bytes >= self._bound
+                self.full = self.bytes >= self._bound or self.journal_bytes >= self._bound
                 self.pressed = self.full or self.late
             marked, session.dirty = session.dirty, True
             if not marked and session not in self._since:
@@ -77,21 +78,25 @@ class DirtySessions(ABC):
         if not marked:
             self._marked.append(session)
             self._due.append(due)  # second: who finds one here finds a session there
-        if not marked and not self._armed:
-            self._armed = True
-            self._clock.call_at(due, self._announce_due)
+        if not marked and self._wakes_at == inf:
+            self._wake_at(due)
         if self.full:
             self.hurry(session)
 
     def hurry(self, session: Flushable) -> None:
-        """Flush *session* without waiting for `max_delay`."""
+        """Flush *session* as if its time were up. Any thread."""
         self._hurried.append(session)
         if not self._hurrying:
             self._hurrying = True
-            self._announce_hurry()
+            self._announce(None)
 
-    def _is_full(self) -> bool:
-        return self.dirty_bytes >= self._bound or self.journal_bytes >= self._bound
+    def _wake_at(self, due: float) -> None:
+        self._wakes_at = due
+        self._clock.call_at(due, self._announce_due)
+
+    def _announce_due(self) -> Future[None] | None:
+        done = new_future()
+        return done if self._announce(done) else None
 
     def note_journal(self, size: int) -> None:
         """Note how many bytes the journal holds, which are bounded as those in memory are."""
@@ -103,7 +108,7 @@ class DirtySessions(ABC):
 
     def _look_for_room(self) -> list[Future[None]]:
         # The caller holds the lock, and lets in whom this returns.
-        self.full = self._is_full()
+        self.full = self.bytes >= self._bound or self.journal_bytes >= self._bound
         self.pressed = self.full or self.late
         room, self._room = ([], self._room) if self.full else (self._room, [])
         return room
@@ -118,48 +123,53 @@ class DirtySessions(ABC):
         done.set_result(None)
         return done
 
-    def oldest_dirty(self) -> float:
+    def oldest(self) -> float:
         """Return how many seconds ago the longest waiting session had its first unflushed event."""
         since = min(list(self._since.values()), default=None)  # the list is made in one step
         return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
 
     # --- on the flusher's thread --------------------------------------------------------------------------------------
 
-    def _take_due(self) -> Iterator[Flushable]:
-        # With what is due soon: flushed one by one as they come due, sessions would change threads a thousand times a second.
+    def take_due(self) -> Iterator[Flushable]:
+        """Take out the sessions whose time is up, and set a timer for the next one."""
+        self._hurrying = False  # first: who hurries from here on tells the flusher again
+        while self._hurried:
+            yield self._hurried.popleft()
+        # With what is due soon: flushed one by one as they come due, sessions would change threads a
+        # thousand times a second.
         soon = self._clock.monotonic() + self._policy.max_delay / 8
         while self._due and self._due[0] <= soon:
             self._due.popleft()
             yield self._marked.popleft()
-        # Only now: whoever is marked in between would set the timer for himself, too late for those before him.
-        self._armed = False
-        if self._due and not self._armed:
-            self._armed = True
-            self._clock.call_at(self._due[0], self._announce_due)
+        # Only now: a session that is marked in between would set the timer for its own time, which
+        # is too late for those before it.
+        if self._wakes_at <= soon:
+            self._wakes_at = inf
+        if self._due and self._due[0] < self._wakes_at:
+            self._wake_at(self._due[0])
 
-    def _take_hurried(self) -> Iterator[Flushable]:
-        self._hurrying = False  # first: who comes from here on tells us again
-        while self._hurried:
-            yield self._hurried.popleft()
-
-    def _note_delay(self, session: Flushable | None) -> None:
-        """Note whether *session*, which is to be written next, has waited too long; `None`: nothing is to be written now."""
+    def note_delay(self, session: Flushable | None) -> None:
+        """Note whether *session*, the next to be written, has waited too long; `None`: there is none."""
         now = self._clock.monotonic()
         late = session is not None and now - self._since.get(session, now) > self._late_from
         with self._lock:
             self.late = late
             self.pressed = self.full or late
 
-    def _unmark(self, sessions: Iterable[Flushable]) -> None:
-        """Note that *sessions* are about to be written, before what they have committed is read: a later commit marks them again."""
+    def unmark(self, sessions: Iterable[Flushable]) -> None:
+        """Note that *sessions* are about to be written.
+
+        Called before what they have committed is read: a later commit marks them again.
+        """
         for session in sessions:
             with self._lock:
                 session.dirty = False
 
-    def _uncharge(self, sessions: Iterable[tuple[Flushable, float | None]]) -> None:
-        """Give back what each takes of the bound, and let in who waits for room.
+    def uncharge(self, sessions: Iterable[tuple[Flushable, float | None]]) -> None:
+        """Give back what each session takes of the bound, and let in who waits for room.
 
-        Unless it is unflushed again: by a mark, or since the instant beside it.
+        A session keeps its charge if it is unflushed again: because it was marked, or since the
+        instant beside it.
         """
         now = self._clock.monotonic()
         for session, since in sessions:
@@ -169,9 +179,16 @@ class DirtySessions(ABC):
                 else:
                     if session in self._since:
                         del self._since[session]
-                    self.dirty_bytes -= session.charged
+                    self.bytes -= session.charged
                     session.charged = 0
         with self._lock:
             room = self._look_for_room()
         for future in room:
             future.set_result(None)
+
+    def end(self, error: BaseException) -> None:
+        """Tell who waits for room that there will be none."""
+        with self._lock:
+            room, self._room = self._room, []
+        for future in room:
+            future.set_exception(error)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 from actorbot._flushing.write import PendingWrite
 from actorbot._state.committed import ANYBODYS, Lineage, write_id_of
@@ -12,13 +12,36 @@ from actorbot._state.record import RING_BYTES, Record, has_id
 from actorbot.errors import ActorbotError, ConflictError
 from actorbot.stores.base import RecordStore, Write
 
-__all__ = ["is_outdated", "rebase", "write_jobs"]
+__all__ = ["Rebased", "SetBack", "Settled", "is_outdated", "rebase", "write_jobs"]
 
 LOOKS: Final = 3  # for a session: between a look and its write, a write of the process that died may come
 
 
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """The write may be tried, over what the store has."""
+
+    write: Write
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """There is nothing to write."""
+
+    error: ActorbotError | None
+    """Why not: what is stored is somebody else's, or broken. `None`: the write was done before."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetBack:
+    """What is stored is newer, and of the same process: a power loss has set the journal back."""
+
+
 def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite]) -> Sequence[ActorbotError | None]:
-    """Write a batch; return what became of each, as `RecordStore.write_many` does. Raises: as that, and as `read_many`."""
+    """Write a batch; return what became of each, as `RecordStore.write_many` does.
+
+    Raises: as that, and as `read_many`.
+    """
     if not any(map(_is_recovered, jobs)):
         return store.write_many([job.write for job in jobs])
     outcomes: dict[PendingWrite, ActorbotError | None] = {}
@@ -39,51 +62,51 @@ def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWri
     settled: dict[PendingWrite, ActorbotError | None] = {}
     found = store.read_many([job.session.session_id for job in jobs]) if jobs else ()
     for job, stored in zip(jobs, found, strict=True):
-        verdict = rebase(job.write, job.session.lineages, stored, store.name)
-        if isinstance(verdict, Write):
-            job.write = verdict
-        elif isinstance(verdict, Record):
-            job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top
-            settled[job] = ConflictError(
-                store.name,
-                "the store has newer events of it, which the journal had lost",
-                session_id=verdict.session_id,
-            )
-        else:
-            settled[job] = verdict
+        match rebase(job.write, job.session.lineages, stored, store.name):
+            case Rebased(write):
+                job.write = write
+            case Settled(error):
+                settled[job] = error
+            case SetBack():
+                job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top
+                settled[job] = ConflictError(
+                    store.name,
+                    "the store has newer events of it, which the journal had lost",
+                    session_id=job.session.session_id,
+                )
     return settled
 
 
-def rebase(write: Write, lineages: tuple[Lineage, ...], stored: Record | ActorbotError | None, store: str) -> Any:
-    """Decide about the write of a recovered state, the store being seen for the first time since.
-
-    Returns the Write that may be tried, `None` if it has been done already, what is stored if it is the same process's and newer, as after
-    a power loss that has set the journal back, or an error: what is stored is somebody else's, or broken.
-    """
+def rebase(
+    write: Write, lineages: tuple[Lineage, ...], stored: Record | ActorbotError | None, store: str
+) -> Rebased | Settled | SetBack:
+    """Decide about the write of a recovered state: the store is seen for the first time since."""
     forced = ANYBODYS in lineages
     if stored is None:
-        return replace(write, base=b"") if forced else write
+        return Rebased(replace(write, base=b"") if forced else write)
     if isinstance(stored, ActorbotError):
-        return replace(write, base=None) if forced else stored
+        return Rebased(replace(write, base=None)) if forced else Settled(stored)
     record = write.record
     if has_id(stored.write_ids, record.write_id):
-        return None
-    if (
-        forced
-        or stored.write_id == record.write_ids[8:16]
-        or (
-            stored.write_id and has_id(record.write_ids[8:], stored.write_id)
-        )  # it has gone back: restored from a copy, or failed over
-        or any(
-            stored.version <= last and stored.write_id == write_id_of(name, stored.version) for name, last in lineages
-        )
-    ):
+        return Settled(None)
+    if forced or _is_ours(record, lineages, stored):
         write_ids = (record.write_id + stored.write_ids)[:RING_BYTES]
-        return Write(replace(record, write_ids=write_ids), stored.write_id)
+        return Rebased(Write(replace(record, write_ids=write_ids), stored.write_id))
     name, last = lineages[0]
     if stored.version > last and stored.write_id == write_id_of(name, stored.version):
-        return stored
-    return ConflictError(store, "it was written by someone else since it was read", session_id=record.session_id)
+        return SetBack()
+    return Settled(write.conflict(store))
+
+
+def _is_ours(record: Record, lineages: tuple[Lineage, ...], stored: Record) -> bool:
+    """Tell whether *record* goes on from what is stored, or from something newer."""
+    if stored.write_id == record.write_ids[8:16]:
+        return True
+    if stored.write_id and has_id(record.write_ids[8:], stored.write_id):
+        return True  # the store has gone back: it was restored from a copy, or has failed over
+    return any(
+        stored.version <= last and stored.write_id == write_id_of(name, stored.version) for name, last in lineages
+    )
 
 
 def _is_recovered(job: PendingWrite) -> bool:
@@ -92,6 +115,9 @@ def _is_recovered(job: PendingWrite) -> bool:
 
 
 def is_outdated(job: PendingWrite) -> bool:
-    """Tell whether its session was destroyed after *job* was made: what replaces anything by force is the tombstone, and not this."""
+    """Tell whether the session of *job* was destroyed after *job* was made.
+
+    The tombstone then replaces what is stored by force, and *job* must not.
+    """
     lineages = job.session.lineages
     return bool(lineages) and job.write.record.version < lineages[0].last

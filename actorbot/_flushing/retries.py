@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from actorbot._flushing.write import Flushable, PendingWrite
+from actorbot._flushing.write import Flushable, PendingWrite, WriteThrough
 from actorbot._policy import Retry
 from actorbot._runtime.clock import Clock, Timer
 from actorbot.errors import ActorbotError, OutcomeUnknownError
@@ -17,10 +17,11 @@ logger = logging.getLogger("actorbot")
 
 
 class Retries:
-    """The flusher's memory of failures, on its thread.
+    """The flusher's memory of failures. Touched on its thread only.
 
-    A call that fails as a whole is an outage: nothing is written until a pause is over. Where only some writes of a call fail, or the
-    one there was of a store that takes one at a time, each rests by itself and others go on.
+    A call that fails as a whole is an outage: nothing is written until a pause is over. Where only
+    some writes of a call fail, or the only one of a store that takes one at a time, each of them
+    rests by itself and others go on.
     """
 
     def __init__(
@@ -32,11 +33,14 @@ class Retries:
         self._announce = announce  # has `wake` called on the flusher's thread
         self.count = 0
         self.outage_since: float | None = None
-        self.refusing = False  # whether the store answers, and takes some session's writes not
-        self.again: dict[Flushable, PendingWrite] = {}  # flushes that failed: sent again before anything newer
-        self.resting: set[PendingWrite] = set()  # failed by themselves: each until its own pause is over
-        self._waited_for: dict[Flushable, PendingWrite] = {}  # those of them that somebody waits for
+        """The monotonic second since which no call has succeeded; `None` if the store answers."""
+        self.refusing = False
+        """Whether the store answers, and does not take the writes of some sessions."""
         self.paused = False
+        """Whether nothing may be written now."""
+        self._again: dict[Flushable, PendingWrite] = {}  # flushes that failed: sent again before anything newer
+        self._resting: set[PendingWrite] = set()  # failed by themselves: each until its own pause is over
+        self._waited_for: dict[Flushable, PendingWrite] = {}  # those of them that somebody waits for
         self._timer: Timer | None = None  # ends the pause
         self._failures = 0  # calls in a row that failed as a whole
 
@@ -50,8 +54,13 @@ class Retries:
         """Whether nothing has failed since the store last took a write."""
         return not (self._failures or self.refusing)
 
+    # --- what has failed ----------------------------------------------------------------------------------------------
+
     def note_outage(self, error: ActorbotError, *, slow: bool) -> None:
-        """Note that a call has failed as a whole. A *slow* one counts as all attempts: nobody's time would do for another."""
+        """Note that a call has failed as a whole.
+
+        A *slow* one counts as all attempts: nobody has the time to wait for another.
+        """
         self._failures = max(self._failures + 1, self._retry.attempts if slow else 0)
         if self.outage_since is None:
             self.outage_since = self._clock.monotonic()
@@ -63,25 +72,47 @@ class Retries:
             logger.info("%s answers again", self._store)
         self.outage_since = None
         self._failures = 0
-        self.refusing = bool(self.again)
+        self.refusing = bool(self._again)
 
     def note_failure(self, job: PendingWrite, error: ActorbotError) -> bool:
-        """Count a failure; `True` if it was the last one that somebody waits for."""
+        """Count a failure; return whether it was the last one that somebody waits for."""
         job.tries += 1
         job.unknown = job.unknown or isinstance(error, OutcomeUnknownError)
         if not self.refusing and self.outage_since is None:
             logger.warning("a session could not be written: %s", error, extra={"session_id": job.session.session_id})
         self.refusing = True
         if job.through is None:
-            self.again[job.session] = job
+            self._again[job.session] = job
         return job.tries >= self._retry.attempts
+
+    def failed(self, session: Flushable) -> PendingWrite | None:
+        """Return the flush of *session* that failed and is to be sent again."""
+        return self._again.get(session)
+
+    def is_failed(self, job: PendingWrite) -> bool:
+        """Tell whether *job* is such a flush: nothing has overtaken it."""
+        return self._again.get(job.session) is job
+
+    def settle(self, session: Flushable) -> None:
+        """Note that no failed flush of *session* need be sent again."""
+        if self._again:
+            self._again.pop(session, None)
+
+    def drop(self, session: Flushable) -> None:
+        """Forget *session*: nothing of it is sent any more."""
+        job = self._again.pop(session, None)
+        if job is not None:
+            self._resting.discard(job)
+
+    # --- when it is tried again ---------------------------------------------------------------------------------------
 
     def pause(self, failed: list[PendingWrite], error: ActorbotError) -> None:
         """Write nothing for a while, and then these.
 
-        The first times without a pause if an answer was lost: the store may well be up, and what was done can be told only until
-        sixteen others have written the session (after pauses from 0.1 s on, four processes on three sessions of a Redis were beyond
-        that 5 to 36 times in 10,000 events).
+        The first pauses have no length if an answer was lost: the store may well be up, and what was
+        done can be told only until sixteen others have written the session (after pauses from 0.1 s
+        on, four processes on three sessions of a Redis were beyond that 5 to 36 times in 10,000
+        events).
         """
         self.count += len(failed)
         self.paused = True
@@ -90,10 +121,14 @@ class Retries:
         lost = isinstance(error, OutcomeUnknownError) and not self.is_down
         self._timer = self._wake_after(0 if lost else self._failures, [])
 
+    def break_off_pause(self) -> None:
+        """Let writes go on before the pause is over."""
+        self.paused = False
+
     def rest(self, failed: list[PendingWrite]) -> None:
         """Let these wait, and nobody else: the store has taken others, or was not asked about any."""
         self.count += len(failed)
-        self.resting.update(failed)
+        self._resting.update(failed)
         self._waited_for |= {job.session: job for job in failed if job.through is not None}
         self._wake_after(max(job.tries for job in failed), failed)
 
@@ -105,7 +140,7 @@ class Retries:
         """End the rest of these, or, where there are none, the pause."""
         if not jobs:
             self.paused = False
-        self.resting.difference_update(jobs)
+        self._resting.difference_update(jobs)
         for job in jobs:
             if self._waited_for.get(job.session) is job:
                 del self._waited_for[job.session]
@@ -113,3 +148,7 @@ class Retries:
     def is_waited_for(self, session: Flushable) -> bool:
         """Tell whether a write of *session* that somebody waits for rests until its pause is over."""
         return session in self._waited_for
+
+    def resting(self) -> list[WriteThrough]:
+        """List the writes that rest and that somebody waits for."""
+        return [job.through for job in self._resting if job.through is not None]

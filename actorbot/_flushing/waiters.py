@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from actorbot._flushing.write import Flushable
 from actorbot.errors import ConflictError, ManagerClosedError
 
-__all__ = ["ALL", "ANY_NEWS", "Waiters", "tell_first_error", "tell_news"]
+__all__ = ["ALL", "ANY_NEWS", "Goal", "Waiters", "tell_first_error", "tell_news"]
 
 Tell = Callable[["BaseException | None"], None]
 """Tells that what was waited for is done, or why it will not be."""
@@ -22,8 +22,28 @@ ANY_NEWS: Final = 0
 """The version of those who wait for any news of a session: every store has it."""
 
 
+class Goal(NamedTuple):
+    """What somebody wants to be in the store."""
+
+    session: Flushable
+    version: int
+    losses: int
+    """How many `losses` the session had when it had that version."""
+
+    def is_lost(self) -> bool:
+        """Tell whether a conflict has taken the version. Any thread."""
+        session, version, losses = self
+        if len(session.losses) > losses:
+            return version > session.losses[losses]
+        return session.committed is None and version > session.flushed
+
+    def is_stored(self) -> bool:
+        """Tell whether the store has the version, if it is not lost. Any thread."""
+        return len(self.session.losses) > self.losses or self.version <= self.session.flushed
+
+
 class Waiters:
-    """Those who wait, by session; touched on the flusher's thread only."""
+    """Those who wait, by session. Touched on the flusher's thread only."""
 
     def __init__(self) -> None:
         self._waiting: dict[Flushable, list[tuple[int, Tell]]] = {}
@@ -52,13 +72,13 @@ class Waiters:
             self._waiting[session] = rest
 
     def reached_everywhere(self, reached: float | BaseException) -> None:
-        """Tell it about every session."""
+        """Do as `reached` for every session."""
         for session in list(self._waiting):
             self.reached(session, reached)
 
 
 def tell_news(done: Future[None]) -> Tell:
-    """Make what ends *done* whatever the news, unless it is that no more will come."""
+    """Make what ends *done* at any news, and fails it only if no more news will come."""
 
     def tell(error: BaseException | None) -> None:
         if isinstance(error, ManagerClosedError):
@@ -70,9 +90,10 @@ def tell_news(done: Future[None]) -> Tell:
 
 
 def tell_first_error(number: int, done: Future[None]) -> Tell:
-    """Make what ends *done* when it has been called so many times, at least once, with the first error if there was one.
+    """Make what ends *done* when it has been called *number* times, with the first error if there was one.
 
-    Any other goes before a conflict, which is settled: whoever is told of that alone may take all else for stored.
+    Any other error goes before a conflict. A conflict is settled: whoever is told of that alone may
+    take all else for stored.
     """
     failure: BaseException | None = None
 

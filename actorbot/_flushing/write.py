@@ -1,87 +1,110 @@
-"""A session's write, from what its turn has committed to what the store is handed; and what the flusher is told."""
+"""A session's write: from what its turn has committed to what the store is handed."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from actorbot._runtime.home import new_future
-from actorbot._state.committed import Committed, Lineage
+from actorbot._runtime.mailbox import Mailbox
+from actorbot._state.committed import VERSION, Committed, Lineage
 from actorbot._state.record import RING_BYTES, Record
+from actorbot.errors import ConflictError, OutcomeUnknownError
 from actorbot.stores.base import Write
 
-__all__ = [
-    "Committed",
-    "End",
-    "Flush",
-    "FlushDue",
-    "Flushable",
-    "Goal",
-    "Hurry",
-    "PendingWrite",
-    "Relieve",
-    "RetryDue",
-    "Returned",
-    "Spill",
-    "WriteThrough",
-    "is_lost",
-]
+__all__ = ["Flushable", "PendingWrite", "WriteThrough"]
 
 
-class Flushable(Protocol):
-    """What the flusher keeps about a session, on the session's actor."""
+class Flushable(Mailbox):
+    """The flusher's part of a session, on the session's actor.
+
+    The states of a session, in order; the last three are the ends that the first try may come to:
+
+    | state      | how to tell                                 | what ends it                       |
+    |------------|---------------------------------------------|------------------------------------|
+    | clean      | `flushed` is the committed version          | a turn commits: dirty              |
+    | dirty      | `dirty`; DirtySessions has the session      | its batch is made: on its way      |
+    | on its way | a PendingWrite of it is at the store        | the store answers: clean, or below |
+    | failed     | Retries has the PendingWrite                | its pause ends: on its way         |
+    | lost       | `committed` is None, `losses` has one more  | its next turn reads it: clean      |
+    | spilled    | `spilled`; the journal has what it held     | nothing: it has left memory        |
+
+    A turn may commit while the session is on its way or failed: the session is then dirty as well.
+    A failed session of which the journal has the newest state may leave memory: it is then spilled.
+    """
+
+    __slots__ = ("charged", "committed", "decoded", "dirty", "flushed", "session_id", "write_ids")
 
     session_id: str
     committed: Committed | None
+    """What the last turn left behind; `None`: the session is to be read before its next turn."""
     decoded: tuple[bytes, dict[str, Any]] | None
-    """The committed state with what it holds, if that is kept; the flusher lets it go."""
+    """The committed state and what it holds, where that is kept. The flusher lets it go."""
     flushed: int
-    """The version that the store has confirmed. Written by the flusher while a write of the session is out."""
+    """The version that the store has confirmed. While a write is out, only the flusher writes it."""
     write_ids: bytes
     """The write ids of the record in the store, newest first."""
     dirty: bool
-    """Whether the flusher has been told of it and has not yet begun to write it."""
+    """Whether the flusher has been told of a change that it has not yet begun to write."""
     charged: int
-    """How many bytes of the bound on unflushed state it takes."""
-    unanswered: int
-    """The version of a write-through that met a conflict after a try that had no answer, until its turn has looked into it; else 0."""
-    losses: tuple[int, ...]
-    """For each conflict that took unflushed state of it, the version that the store had confirmed until then."""
-    spilled: bool
-    """Whether it has left memory, and the journal has what the store has not."""
-    lineages: tuple[Lineage, ...]
-    """Of a session that came from the journal, until the store has been compared with it: who may have made what is stored."""
+    """How many bytes of `max_dirty_bytes` the session takes."""
 
+    # These have no slots: hardly any session ever has one, and then it takes a dict.
+    unanswered: int = 0
+    """The version of a write-through that met a conflict after a try without an answer, else 0.
 
-Goal = tuple[Flushable, int, int]
-"""What somebody wants to be in the store: a session, its version, and how many `losses` there were when it had that."""
+    The session's turn then looks whether that try was done.
+    """
+    losses: tuple[int, ...] = ()
+    """For each conflict that took unflushed state, the version that the store had confirmed then."""
+    spilled: bool = False
+    """Whether the session has left memory while the store had not its newest state."""
+    lineages: tuple[Lineage, ...] = ()
+    """Of a session that came from the journal: who may have made what the store has.
 
+    It is emptied when the store has been compared with the session.
+    """
 
-def is_lost(session: Flushable, version: int, losses: int) -> bool:
-    """Tell whether a conflict has taken *version*, which *session* had when there had been so many *losses*; from any thread."""
-    if len(session.losses) > losses:
-        return version > session.losses[losses]
-    return session.committed is None and version > session.flushed
+    def __init__(self, session_id: str) -> None:
+        super().__init__()
+        self.session_id = session_id
+        self.committed = None
+        self.decoded = None
+        self.flushed = 0
+        self.write_ids = b""
+        self.dirty = False
+        self.charged = 0
+
+    def behind(self) -> int:
+        """Return how many turns the store does not have yet. Any thread."""
+        committed = self.committed
+        return 0 if committed is None else committed[VERSION] - self.flushed
 
 
 @dataclass(slots=True, eq=False)
 class PendingWrite:
-    """One session's write on its way; sent again, after a failure that may have been none, with the same write id."""
+    """One session's write on its way.
+
+    After a failure that may have been none it is sent again, with the same write id.
+    """
 
     session: Flushable
     write: Write
     made: float
     through: WriteThrough | None  # None: a flush
     tries: int = 0  # that have failed
-    unknown: bool = False  # whether one of them may have been done all the same
-    set_back: bool = False  # whether the store has this and more of the process that has left it in the journal
+    unknown: bool = False  # whether a failed try may have been done all the same
+    set_back: bool = False  # whether the store is ahead of the journal that the session came from
 
     @classmethod
     def make(
         cls, session: Flushable, committed: Committed, write_id: bytes, now: float, through: WriteThrough | None = None
     ) -> PendingWrite:
-        """Make the write of *committed* over the record that the store has confirmed, or, if it is forced, over any."""
+        """Make the write of *committed* over the record that the store has confirmed.
+
+        A forced write goes over any record.
+        """
         version, state, event_ids, last_activity, expires_at = committed
         base = None if through is not None and through.forced else session.write_ids[:8]
         write_ids = (write_id + session.write_ids)[:RING_BYTES]
@@ -93,71 +116,23 @@ class PendingWrite:
         self.write, self.made = PendingWrite.make(self.session, committed, write_id, now).write, now
 
 
-# --- what the flusher is told -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class FlushDue:
-    """`max_delay` has run out for some session."""
-
-    done: Future[None] = field(default_factory=new_future)
-
-
-@dataclass(frozen=True, slots=True)
-class Hurry:
-    """Write the sessions now that are in a hurry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flush:
-    """Write these sessions now; *done* when the store has these versions, or all has been tried and some could not be written."""
-
-    goals: list[Goal]
-    done: Future[None] = field(default_factory=new_future)
-
-
-@dataclass(frozen=True, slots=True)
-class Relieve:
-    """Write this session now; *done* when that is done, or when it turns out that it cannot be."""
-
-    session: Flushable
-    done: Future[None] = field(default_factory=new_future)
-
-
-@dataclass(frozen=True, slots=True)
-class Spill:
-    """Let go of this session: it has left memory, and the journal has what the store has not."""
-
-    session: Flushable
-
-
 @dataclass(slots=True, eq=False)
 class WriteThrough:
-    """Write what a turn wants to commit, and nothing if that fails."""
+    """To the flusher: write what a turn wants to commit, and commit nothing if that fails."""
 
     session: Flushable
     committed: Committed
     forced: bool
     done: Future[None] = field(default_factory=new_future)
     job: PendingWrite | None = None
-    """Once it has been tried."""
+    """Its write, once one has been made."""
 
-
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """A call that was left behind has come back: nothing of it is still to come."""
-
-    jobs: list[PendingWrite]
-
-
-@dataclass(frozen=True, slots=True)
-class RetryDue:
-    """The pause of these is over, or, where there are none, that of all."""
-
-    jobs: list[PendingWrite]
-    done: Future[None] = field(default_factory=new_future)
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Write nothing any more."""
+    def fail(self, error: BaseException, store: str) -> None:
+        """Tell who waits that this will not be tried again."""
+        if self.job is not None and self.job.unknown and not isinstance(error, OutcomeUnknownError | ConflictError):
+            unknown = OutcomeUnknownError(
+                store, f"a try had no answer, the last: {error}", session_id=self.session.session_id
+            )
+            unknown.__cause__ = error
+            error = unknown
+        self.done.set_exception(error)

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import JournalFile
 from actorbot._runtime.clock import Clock
-from actorbot._runtime.deadline_thread import DeadlineThread
+from actorbot._runtime.deadline_thread import LATE, DeadlineThread
 from actorbot._runtime.threads import Lane
 from actorbot._state.committed import VERSION, Committed, Lineage
 from actorbot._state.values import UndecodableError
@@ -254,12 +254,12 @@ class Journal:
             self._untold.clear()
             return False
         answer = self._thread.run(partial(self._left_behind, batch), self._commit, batch, flushed, conflicts)
-        if answer is None:
+        if answer is LATE:
             self._thread.submit(self._came_back)
             return False
         if batch:
-            self._untold.append((batch, answer[1]))
-        elif answer[1] is not None:
+            self._untold.append((batch, answer.error))
+        elif answer.error is not None:
             self._rest()
         return True
 

@@ -75,12 +75,12 @@ async def shut(parts: Parts, seconds: float) -> ShutdownReport:
     """Bring everything to its end in about *seconds*; what is left then is to let go of the threads."""
     start = monotonic()
     until = start + seconds
-    home, shared, registry = parts.home, parts.shared, parts.registry
-    registry.close_intake()
-    actors = list(registry.resident())
+    home, shared, table = parts.home, parts.shared, parts.table
+    table.close_intake()
+    actors = list(table.resident())
     shared.flusher.flush(actors)  # while handlers run: they may take all the time there is
     await _settle(parts, actors, until - seconds / 10)
-    unfinished = registry.dismiss_all()
+    unfinished = table.dismiss_all()
     shared.running.end_all()
     parts.loader.close()
     await _flush_until(parts, actors, until)
@@ -104,8 +104,8 @@ def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     """Flush what is committed: with its loop, whoever could take a turn has gone."""
     start = monotonic()
     until = start + seconds
-    parts.registry.close_intake()
-    actors = list(parts.registry.resident())
+    parts.table.close_intake()
+    actors = list(parts.table.resident())
     for future in (
         lambda: parts.shared.flusher.flush(actors),
         parts.close_journal,
@@ -130,7 +130,7 @@ async def _settle(parts: Parts, actors: Iterable[SessionActor], until: float) ->
         while not actor.closed:
             if not actor.enter() and not await _wait_for_turn(parts.home, actor, until):
                 break
-            if not parts.registry.retire(actor):
+            if not parts.table.retire(actor):
                 actor.leave()
 
 

@@ -161,19 +161,19 @@ class SessionManager(Access):
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        self._parts = Parts(self._options, home)
+        parts = self._parts = Parts(self._options, home)
         try:
-            await self._parts.start()
+            await parts.start()
         except BaseException:
             self._live(Life.CLOSED)
             raise
-        self._verbs = Verbs(self._parts.registry)
-        self._actors = self._parts.registry.actors
+        self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
+        self._actors = parts.table.actors
         remember(self)
         self._live(Life.OPEN)
         if isinstance(home, LoopHome):
             self._here = home.thread_id or 0
-        elif isinstance(home, ThreadHome) and self._parts.shared.handle_here is not None:
+        elif isinstance(home, ThreadHome) and parts.shared.handle_here is not None:
             self._inline = home
 
     def _last_report(self) -> ShutdownReport | None:

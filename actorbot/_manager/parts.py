@@ -1,4 +1,4 @@
-"""What a started manager consists of: the store and its threads, the flusher, the outbox, the turns, the registry."""
+"""What a started manager consists of: the store and its threads, the flusher, the outbox, the turns, the residents."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
+from actorbot._residents.activation import Activation
+from actorbot._residents.backoff import BrokenRecords
+from actorbot._residents.idle import IdleBuckets
 from actorbot._residents.loader import Loader
-from actorbot._residents.registry import Registry
+from actorbot._residents.replay import Replay
+from actorbot._residents.room import Room
+from actorbot._residents.sweeper import Sweeper
+from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, is_plain, new_future
 from actorbot._runtime.thread_home import ThreadHome
@@ -36,8 +42,12 @@ class Parts:
     """The parts of one manager, at their home; `_closing` tells how they end."""
 
     shared: TurnShared
+    table: Table
     loader: Loader
-    registry: Registry
+    broken: BrokenRecords
+    activation: Activation
+    replay: Replay
+    sweeper: Sweeper
 
     def __init__(self, options: Options, home: Home) -> None:
         self._options = options
@@ -68,20 +78,32 @@ class Parts:
             self._release()
             raise
         flusher = self._flusher = Flusher(
-            self.store, self.writer, options.policy, self.clock, self.hooks.report_conflict, journal
+            self.store,
+            self.writer,
+            options.policy,
+            self.clock,
+            journal=journal,
+            on_conflict=self.hooks.report_conflict,
+            on_answer=None if journal is None else self._replay,
         )
         self.shared = self._make_shared(flusher, journal)
-        self.loader = Loader(self.store, self._reader, self.home, READ_AT_ONCE)
-        self.registry = Registry(
-            self.shared, self.loader, max_resident=options.max_resident, idle_timeout=options.idle_timeout
-        )
-        self.shared.load = self.registry.load
-        for actor in (flusher, self.registry):
+        self._make_residents()
+        for actor in (flusher, self.sweeper):
             actor.begin()
-        self.registry.sweep_later()
-        self._sweep_store_later()
         if journal is not None:
             await self._recover(journal, flusher)
+
+    def _make_residents(self) -> None:
+        options, shared = self._options, self.shared
+        table = self.table = Table(shared)
+        idle = IdleBuckets(min(options.idle_timeout, shared.expires_in))
+        room = Room(shared, table, idle, options.max_resident)
+        self.loader = Loader(shared, self.store, self._reader, READ_AT_ONCE)
+        self.broken = BrokenRecords()
+        self.activation = Activation(shared, table, room, idle, self.loader, self.broken)
+        shared.load = self.activation.load
+        self.replay = Replay(shared, table, self.activation)
+        self.sweeper = Sweeper(shared, table, idle, options.idle_timeout, self.store, self.writer)
 
     def _make_journal(self) -> Journal | None:
         policy = self._options.policy
@@ -97,14 +119,17 @@ class Parts:
         )
 
     def _note_journal(self, size: int) -> None:
-        self._flusher.note_journal(size)
+        self._flusher.dirty.note_journal(size)
+
+    def _replay(self) -> None:
+        self.home.spawn(self.replay.run)
 
     async def _recover(self, journal: Journal, flusher: Flusher) -> None:
         """Bring what the journal has from an earlier process to the store, and wait for that as long as for one of the store's calls."""
         for entry in await self.home.wait(journal.conflicts()):
             self.hooks.keep(entry.record.session_id, entry.record.committed)
         if self.store.outlives_process:
-            flusher.note_journal(journal.bytes)
+            flusher.dirty.note_journal(journal.bytes)
         found = len(journal.ids())
         if found:
             logger.info("%d sessions in the journal are newer than the store, or may be", found)
@@ -112,7 +137,7 @@ class Parts:
 
             async def recover() -> None:
                 try:
-                    await self.registry.replay()
+                    await self.replay.run()
                 finally:
                     recovered.set_result(None)
 
@@ -121,7 +146,6 @@ class Parts:
                 await self.home.wait(recovered, self._options.policy.store_deadline)
             except TimeoutError:
                 logger.info("the rest of the journal goes to the store while the bot runs")
-        flusher.on_answer = lambda: self.home.spawn(self.registry.replay)
 
     def _make_shared(self, flusher: Flusher, journal: Journal | None) -> TurnShared:
         home, hooks, options = self.home, self.hooks, self._options
@@ -137,6 +161,7 @@ class Parts:
             shape=options.shape,
             max_session_bytes=options.max_session_bytes,
             max_mailbox=options.max_mailbox,
+            dirty=flusher.dirty,
             flusher=flusher,
             journal=journal,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
@@ -163,7 +188,7 @@ class Parts:
 
     def end(self) -> None:
         """Let go of every thread; the last step of a close."""
-        for actor in (self.shared.flusher, self.registry):
+        for actor in (self.shared.flusher, self.sweeper):
             actor.end()
         self._release()
 
@@ -173,34 +198,6 @@ class Parts:
         self.home.close()
         if self._options.own_clock:
             self.clock.close()
-
-    # --- what has expired in the store --------------------------------------------------------------------------------
-
-    def _sweep_store_later(self) -> None:
-        """Have the store drop what has expired in it, again and again."""
-        seconds = min(600.0, max(1.0, self.store.expires_in / 10))
-
-        def sweep() -> Future[None] | None:
-            if self.registry.closing:
-                return None
-            done = new_future()
-            call = self.writer.call(lambda: list(self.store.sweep(self.clock.wall())), deadline=600.0)
-            call.add_done_callback(lambda outcome: self._swept(outcome, done))
-            return done
-
-        self.clock.call_at(self.clock.monotonic() + seconds, sweep)
-
-    def _swept(self, outcome: Future[Any], done: Future[None]) -> None:
-        try:
-            if (error := outcome.exception()) is not None:
-                logger.warning("sweeping expired records failed: %s", error)
-            else:
-                for record in outcome.result():
-                    if record.session_id not in self.registry.actors:
-                        self.hooks.report_expired(record.session_id, record.state, record.expires_at)
-            self._sweep_store_later()
-        finally:
-            done.set_result(None)
 
 
 async def _no_handler(_: Context) -> Any:

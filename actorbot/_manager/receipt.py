@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Future, wait
 from typing import Any, Final
 
+from actorbot._flushing.waiters import Goal
 from actorbot._manager.access import Access
 from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import run_inline
@@ -131,5 +132,5 @@ class Receipt:
             return
         if self._version is None:  # as below, before it could be noted
             raise ConflictError(self._actor.shared.store, "lost to a write of someone else", session_id=self.session_id)
-        goal = (self._actor, self._version, self._losses)
+        goal = Goal(self._actor, self._version, self._losses)
         await self._access._wait(self._actor.shared.flusher.reach([goal]), timeout, self.session_id)

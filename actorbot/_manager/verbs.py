@@ -6,7 +6,11 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
-from actorbot._residents.registry import Registry
+from actorbot._residents.activation import Activation
+from actorbot._residents.backoff import BrokenRecords
+from actorbot._residents.loader import Loader
+from actorbot._residents.replay import Replay
+from actorbot._residents.table import Table
 from actorbot._runtime.home import new_future
 from actorbot._state.codec import decode_state
 from actorbot._state.committed import ENDS, STATE
@@ -16,6 +20,7 @@ from actorbot._turns.context import Context
 from actorbot._turns.destroy import Destroy
 from actorbot._turns.lend import lend
 from actorbot._turns.session_actor import SessionActor
+from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
     CorruptSessionError,
@@ -27,39 +32,51 @@ __all__ = ["Verbs"]
 class Verbs:
     """`SessionManager` says what each is for. At home."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._shared = registry.shared
-        self._home = registry.shared.home
+    def __init__(
+        self,
+        shared: TurnShared,
+        table: Table,
+        activation: Activation,
+        loader: Loader,
+        broken: BrokenRecords,
+        replay: Replay,
+    ) -> None:
+        self._shared = shared
+        self._home = shared.home
+        self._table = table
+        self._activation = activation
+        self._loader = loader
+        self._broken = broken
+        self._replay = replay
 
     async def dispatch(
         self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
     ) -> Any:
         session_id = check_session_id(session_id)
-        actor = await self._registry.wait_for_turn(session_id, timeout)
+        actor = await self._activation.wait_for_turn(session_id, timeout)
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
 
     def accept(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
         """Accept *event*; the future holds what becomes of it. Any thread."""
         session_id = check_session_id(session_id)
         outcome = new_future()
-        return self._registry.put_in_line(session_id, Handle(event, event_id, outcome, copy_context())), outcome
+        return self._activation.put_in_line(session_id, Handle(event, event_id, outcome, copy_context())), outcome
 
     async def borrow(self, session_id: str, event_id: str | None, timeout: float | None) -> Context:
         session_id = check_session_id(session_id)
-        return await lend(await self._registry.wait_for_turn(session_id, timeout), event_id)
+        return await lend(await self._activation.wait_for_turn(session_id, timeout), event_id)
 
     async def flush(self, session_id: str | None) -> None:
         if session_id is None:
-            actors = list(self._registry.resident())
+            actors = list(self._table.resident())
         else:
-            actor = self._registry.actors.get(check_session_id(session_id))
+            actor = self._table.actors.get(check_session_id(session_id))
             actors = [] if actor is None else [actor]
         actors = [actor for actor in actors if actor.committed is not None]
         # Listed before we wait: any of them may come into memory, and be flushed from there, meanwhile.
         absent = self._only_in_journal(session_id, actors)
         await self._home.wait(self._shared.flusher.flush(actors))
-        await self._registry.flush_absent(absent)
+        await self._replay.flush_absent(absent)
 
     def _only_in_journal(self, session_id: str | None, actors: list[SessionActor]) -> list[str]:
         """List what the journal may have of this session, or of all, that none of *actors* has."""
@@ -72,12 +89,12 @@ class Verbs:
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         session_id = check_session_id(session_id)
-        actor = self._registry.actors.get(session_id)
+        actor = self._table.actors.get(session_id)
         committed = None if actor is None else actor.committed
         if committed is not None:
             state, ended = committed[STATE], self._shared.clock.wall() >= committed[ENDS]
         else:
-            record = await self._registry.read(session_id)
+            record = await self._loader.read(session_id)
             state = None if record is None else record.state
             ended = record is not None and self._shared.clock.wall() >= record.expires_at
         if state is None or ended:
@@ -95,8 +112,8 @@ class Verbs:
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, also of a session whose record is broken: destroying it is the cure."""
         while True:
-            self._registry.forgive(session_id)
+            self._broken.forget(session_id)
             try:
-                return await self._registry.wait_for_turn(session_id)
+                return await self._activation.wait_for_turn(session_id)
             except CorruptSessionError:
                 continue  # somebody before us in the line has tried to read it

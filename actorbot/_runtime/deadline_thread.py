@@ -5,16 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from enum import Enum
+from typing import Any, Final, Literal, NamedTuple
 
 from actorbot._runtime.clock import Clock, Timer
 from actorbot._runtime.home import new_future
 from actorbot._runtime.threads import Lane, Task
 from actorbot.errors import ActorbotError, OutcomeUnknownError, StoreUnavailableError
 
-__all__ = ["DeadlineThread"]
+__all__ = ["LATE", "Answer", "DeadlineThread"]
 
-MAX_STUCK = 8  # calls that may be left behind before further ones fail at once
+MAX_STUCK: Final = 8  # calls that may be left behind before further ones fail at once
+
+
+class Answer(NamedTuple):
+    """What came of a call that came back in time."""
+
+    value: Any
+    error: ActorbotError | None
+
+
+class _Late(Enum):
+    """The call came back after its deadline, when another thread had taken over."""
+
+    LATE = "late"
+
+
+LATE: Final = _Late.LATE
 
 
 class _Call:
@@ -24,26 +41,31 @@ class _Call:
 
     def __init__(self, overdue: Callable[[ActorbotError], None], on_thread: bool) -> None:
         self.overdue = overdue
-        self.on_thread = on_thread  # whether that is to be called on the thread that goes on
-        self.lane: Lane | None = None  # where it runs, once it does
-        self.closed = False  # decided: it came back, or was left behind
+        self.on_thread = on_thread  # whether `overdue` is to be called on the thread that goes on
+        self.lane: Lane | None = None  # where the call runs, once it does
+        self.closed = False  # whether its end is decided: it came back, or it was left behind
         self.timer: Timer | None = None
 
 
 class DeadlineThread:
-    """One thread on which a store is called. While a call does not come back, another thread takes its place. Used from any thread."""
+    """One thread on which a store is called. Used from any thread.
+
+    While a call does not come back, another thread takes its place.
+    """
 
     def __init__(self, name: str, store: str, clock: Clock, deadline: float) -> None:
         self._name = name
         self._store = store
         self._clock = clock
         self._deadline = deadline
-        self._lock = threading.Lock()  # guards the five below, and how each call ends
+        # Guards _closed, _lane, _lanes, _stuck and _running, and how each call ends.
+        self._lock = threading.Lock()
         self._closed = False
         self._lane = Lane(name)
         self._lanes = 1  # made so far
         self._stuck = 0
-        self._running: set[_Call] = set()  # more than one for a moment, after a late call has come back
+        # More than one for a moment, after a late call has come back.
+        self._running: set[_Call] = set()
 
     def submit(self, task: Task) -> None:
         """Run *task* on the thread after what was handed in before; it may call the store through `run`."""
@@ -66,24 +88,23 @@ class DeadlineThread:
 
         def work() -> None:
             answer = self._make(call, function, *args)
-            if answer is None:
+            if answer is LATE:
                 return
-            value, error = answer
-            if error is None:
-                outcome.set_result(value)
+            if answer.error is None:
+                outcome.set_result(answer.value)
             else:
-                outcome.set_exception(error)
+                outcome.set_exception(answer.error)
 
         self.submit(work)
         return outcome
 
     def run(
         self, overdue: Callable[[ActorbotError], None], function: Callable[..., Any], *args: Any
-    ) -> tuple[Any, ActorbotError | None] | None:
-        """Call *function* here, in a task of this thread; return its value, or an ActorbotError for whatever it raised.
+    ) -> Answer | Literal[_Late.LATE]:
+        """Call *function* here, in a task of this thread; whatever it raises becomes an ActorbotError.
 
-        `None` if the call comes back after its deadline. The task must then end without touching anything: another thread has taken
-        the place of this one, and has called *overdue* there.
+        `LATE` means that the call came back after its deadline. The task must then end without
+        touching anything: another thread has taken the place of this one, and has called *overdue*.
         """
         call = self._watch(overdue, self._deadline, on_thread=True)
         return self._make(call, function, *args)
@@ -119,10 +140,10 @@ class DeadlineThread:
         call.timer = self._clock.call_at((self.now() if since is None else since) + seconds, end)
         return call
 
-    def _make(self, call: _Call, function: Callable[..., Any], *args: Any) -> tuple[Any, ActorbotError | None] | None:
+    def _make(self, call: _Call, function: Callable[..., Any], *args: Any) -> Answer | Literal[_Late.LATE]:
         with self._lock:
             if call.closed:
-                return None  # its time was up while it stood in line
+                return LATE  # its time was up while it stood in line
             full = self._stuck >= MAX_STUCK
             if not full:
                 call.lane = Lane.here()
@@ -141,7 +162,7 @@ class DeadlineThread:
             error.__cause__ = exc
         if call.timer is not None:
             call.timer.cancel()
-        return (value, error) if self._came_back(call) else None
+        return Answer(value, error) if self._came_back(call) else LATE
 
     def _came_back(self, call: _Call) -> bool:
         with self._lock:
@@ -153,7 +174,8 @@ class DeadlineThread:
             if lane is None:
                 return False
             self._stuck -= 1
-            # Back to the older thread: a client may be bound to the one that it was made in, as sqlite3's is.
+            # Go back to the older thread: a client may be bound to the thread that made it, as
+            # sqlite3's is (docs/decisions/0004).
             if lane.number < self._lane.number and not lane.closed:
                 lane, self._lane = self._lane, lane
                 for task in lane.give_up():
@@ -173,7 +195,8 @@ class DeadlineThread:
                 self._stuck += 1
             told: list[Task] = [lambda: call.overdue(error)] if call.on_thread else []
             if call.lane is self._lane:
-                # Told first: what stood in line must not take the call for done. Also after `close`, or who waits would wait for ever.
+                # *told* goes first: what stood in line must not take the call for done. This also
+                # happens after `close`, or who waits would wait for ever.
                 self._lane = Lane(self._name, self._lanes, [*told, *self._lane.give_up()])
                 self._lanes += 1
                 if self._closed:

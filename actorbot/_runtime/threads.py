@@ -36,7 +36,9 @@ class Pool:
         self._clock = clock
         self._patience = patience
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self._lock = threading.Lock()  # guards all below but the last; never held while a task runs
+        # Guards _threads, _queued, _idle, _began, _away, _will_look and _closed. Never held while a
+        # task runs.
+        self._lock = threading.Lock()
         self._threads = 0
         self._queued = 0
         self._idle = 0
@@ -137,7 +139,7 @@ class Lane:
 
     def __init__(self, name: str, number: int = 0, tasks: Iterable[Task] = ()) -> None:
         self.number = number
-        """The how manyth it is of those that took each other's place."""
+        """Which replacement this is: 0 for the first lane."""
         self.closed = False
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         for task in tasks:
@@ -154,7 +156,7 @@ class Lane:
         self._tasks.put(task)
 
     def give_up(self) -> list[Task]:
-        """Take back the tasks that have not begun: the one that has does not come to its end."""
+        """Take back the tasks that have not begun, since the one that has begun does not end."""
         tasks: list[Task] = []
         while not self._tasks.empty():
             try:

@@ -69,7 +69,7 @@ class _Ahead:
             actor.trusted = True
             actor.shared.handled += 1
             if not actor.dirty or (committed[STATE] is not None and len(committed[STATE]) > actor.charged):
-                actor.shared.flusher.mark(actor)
+                actor.shared.dirty.mark(actor)
             actor.send(self._context)
         actor.leave()
         _answer(self._acknowledged, error)

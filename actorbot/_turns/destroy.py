@@ -76,7 +76,7 @@ class Destroy:
         if error is not None and self._shared.journal is not None:
             error = None  # the journal has it, and the store will
             actor.committed = self._gone
-            self._shared.flusher.mark(actor)
+            self._shared.dirty.mark(actor)
         elif error is None:
             self._shared.ended += actor.committed is not None
             actor.committed = self._gone

@@ -9,11 +9,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from actorbot._flushing.write import Committed, Flushable
+from actorbot._flushing.write import Flushable
 from actorbot._reports import Conflict
 from actorbot._runtime.home import Home, new_future
 from actorbot._state.codec import decode_state
-from actorbot._state.committed import STATE
+from actorbot._state.committed import STATE, Committed
 from actorbot._state.values import UndecodableError
 from actorbot._turns.context import Apology, Context
 

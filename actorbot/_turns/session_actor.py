@@ -8,12 +8,13 @@ from hashlib import blake2b
 from typing import Any, Final, NoReturn
 
 from actorbot._event import DUPLICATE
+from actorbot._flushing.waiters import Goal
+from actorbot._flushing.write import Flushable
 from actorbot._journal.entry import Entry
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
-from actorbot._runtime.mailbox import Mailbox
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed, Lineage
+from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
 from actorbot._state.values import UndecodableError
 from actorbot._turns.context import Context, find_parent
@@ -35,39 +36,14 @@ BUSY: Final = 12  # turns that the store does not have, from which on a session'
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
 
 
-class SessionActor(Mailbox):
+class SessionActor(Flushable):
     """A session in memory. Its methods are called by who holds its turn, unless said otherwise."""
 
-    __slots__ = (
-        "charged",
-        "committed",
-        "decoded",
-        "dirty",
-        "flushed",
-        "session_id",
-        "shared",
-        "touched",
-        "trusted",
-        "write_ids",
-    )
-
-    # No slots: hardly any session ever has one, and then it takes a dict.
-    losses: tuple[int, ...] = ()
-    lineages: tuple[Lineage, ...] = ()
-    unanswered = 0
-    spilled = False
+    __slots__ = ("shared", "touched", "trusted")
 
     def __init__(self, session_id: str, shared: TurnShared, now: float) -> None:
-        super().__init__()
-        self.session_id = session_id
+        super().__init__(session_id)
         self.shared = shared
-        self.committed: Committed | None = None  # None: not read yet, or to be read again
-        # Committed bytes and what they hold, if the session is busy and nobody else has a part of that: the next turn's to change.
-        self.decoded: tuple[bytes, dict[str, Any]] | None = None
-        self.flushed = 0
-        self.write_ids = b""
-        self.dirty = False
-        self.charged = 0
         self.trusted = False  # whether the committed bytes have been decoded, or were encoded, here
         self.touched = now  # monotonic seconds of the last event
 
@@ -92,7 +68,7 @@ class SessionActor(Mailbox):
         self.adopt(entry.record)
         self.flushed = entry.record.version - 1
         self.lineages = entry.lineages
-        self.shared.flusher.mark(self)
+        self.shared.dirty.mark(self)
 
     async def take_turn(self, event: Any, event_id: str | None, durable: bool, task: asyncio.Task[Any] | None) -> Any:
         """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end.
@@ -105,11 +81,7 @@ class SessionActor(Mailbox):
         try:
             while True:
                 committed = self.committed
-                if (
-                    committed is None
-                    or shared.flusher.pressed
-                    or committed[VERSION] - self.flushed >= shared.many_events
-                ):
+                if committed is None or shared.dirty.pressed or committed[VERSION] - self.flushed >= shared.many_events:
                     await self.make_ready()
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
@@ -181,29 +153,23 @@ class SessionActor(Mailbox):
     async def make_ready(self) -> None:
         """Wait until the session is read and there is room for what its turn will change."""
         shared = self.shared
-        flusher = shared.flusher
-        if flusher.full:
+        if shared.dirty.full:
             await self._wait_for_room()
-        elif flusher.late:
+        elif shared.dirty.late:
             shared.home.give_way()
         behind = self.behind()
-        if behind >= shared.policy.max_events and flusher.outage_since is None:
-            await shared.home.wait(flusher.relieve(self))
+        if behind >= shared.policy.max_events and shared.flusher.outage_since is None:
+            await shared.home.wait(shared.flusher.relieve(self))
         elif behind == shared.many_events:
-            flusher.hurry(self)  # half-way there: with luck its turn never waits
+            shared.dirty.hurry(self)  # half-way there: with luck its turn never waits
         if self.committed is None:  # last, since what was waited for may have been a conflict
             await shared.load(self)
 
-    def behind(self) -> int:
-        """Return how many turns the store does not have yet. Any thread."""
-        committed = self.committed
-        return 0 if committed is None else committed[VERSION] - self.flushed
-
     async def _wait_for_room(self) -> None:
-        policy, flusher = self.shared.policy, self.shared.flusher
+        policy = self.shared.policy
         if policy.when_full == "wait":
             try:
-                await self.shared.home.wait(flusher.room(), policy.store_deadline)
+                await self.shared.home.wait(self.shared.dirty.room(), policy.store_deadline)
             except TimeoutError:
                 pass  # what is said below
             else:
@@ -293,8 +259,8 @@ class SessionActor(Mailbox):
         self.committed = committed
         self.trusted = True
         if not self.dirty or (encoded is not None and len(encoded) > self.charged):
-            shared.flusher.mark(self)
-        done = shared.flusher.reach([(self, version, len(self.losses))]) if durable else None
+            shared.dirty.mark(self)
+        done = shared.flusher.reach([Goal(self, version, len(self.losses))]) if durable else None
         if context._replies is not None:
             self.send(context, done)
         return done

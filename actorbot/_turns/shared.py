@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from actorbot._flushing.dirty import DirtySessions
 from actorbot._flushing.flusher import Flusher
 from actorbot._journal.journal import Journal
 from actorbot._policy import FlushPolicy
@@ -35,6 +36,7 @@ class TurnShared:
     """What makes the author's own type of a session's values; `None` where they are a dict."""
     max_session_bytes: int
     max_mailbox: int
+    dirty: DirtySessions
     flusher: Flusher
     journal: Journal | None
     outbox: Outbox

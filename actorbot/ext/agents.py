@@ -11,7 +11,9 @@ from actorbot._manager.embedding import SessionManager, check_dict, joined, valu
 try:
     from agents import TResponseInputItem
 except ImportError as error:
-    raise ImportError("actorbot.ext.agents needs openai-agents: pip install 'actorbot[agents]'") from error
+    raise ImportError(
+        "actorbot.ext.agents needs openai-agents: pip install '.[agents]' in a clone of actorbot"
+    ) from error
 
 if TYPE_CHECKING:  # older versions have none
     from agents import SessionSettings

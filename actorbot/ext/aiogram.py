@@ -19,7 +19,9 @@ try:
     from aiogram.fsm.storage.base import BaseEventIsolation, BaseStorage, StateType, StorageKey
     from aiogram.types import TelegramObject
 except ImportError as error:
-    raise ImportError("actorbot.ext.aiogram needs aiogram 3: pip install 'actorbot[aiogram]'") from error
+    raise ImportError(
+        "actorbot.ext.aiogram needs aiogram 3: pip install '.[aiogram]' in a clone of actorbot"
+    ) from error
 
 __all__ = ["AiogramSessions", "deliver"]
 

@@ -36,7 +36,7 @@ try:
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import BaseRoute, Route
 except ImportError as error:
-    raise ImportError("actorbot.ext.asgi needs Starlette: pip install 'actorbot[web]'") from error
+    raise ImportError("actorbot.ext.asgi needs Starlette: pip install '.[web]' in a clone of actorbot") from error
 
 __all__ = ["lifespan", "probe_routes", "webhook_app", "webhook_routes"]
 

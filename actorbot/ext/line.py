@@ -19,7 +19,7 @@ from actorbot.errors import DuplicateEventError
 try:
     from linebot.v3.webhooks import Event
 except ImportError as error:
-    raise ImportError("actorbot.ext.line needs line-bot-sdk: pip install 'actorbot[line]'") from error
+    raise ImportError("actorbot.ext.line needs line-bot-sdk: pip install '.[line]' in a clone of actorbot") from error
 
 __all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id_of"]
 

@@ -23,7 +23,9 @@ try:
     from telegram import Message, Update
     from telegram.ext import Application, ApplicationBuilder
 except ImportError as error:
-    raise ImportError("actorbot.ext.ptb needs python-telegram-bot: pip install 'actorbot[ptb]'") from error
+    raise ImportError(
+        "actorbot.ext.ptb needs python-telegram-bot: pip install '.[ptb]' in a clone of actorbot"
+    ) from error
 
 from actorbot.ext._ptb_conversations import Persistence, keep_states, persistent
 

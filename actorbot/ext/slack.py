@@ -16,7 +16,7 @@ from actorbot.ext._signature import Lent
 try:
     from slack_bolt.context.base_context import BaseContext
 except ImportError as error:
-    raise ImportError("actorbot.ext.slack needs slack-bolt: pip install 'actorbot[slack]'") from error
+    raise ImportError("actorbot.ext.slack needs slack-bolt: pip install '.[slack]' in a clone of actorbot") from error
 
 __all__ = ["in_turn", "session_id_of"]
 

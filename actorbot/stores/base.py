@@ -6,13 +6,23 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
-from actorbot.stores._finding import Finding
+from actorbot.stores._findings import Finding
 
-__all__ = ["ONE_YEAR", "Record", "RecordStore", "SessionStore", "Write", "check_expires_in", "judge"]
+__all__ = [
+    "ONE_YEAR",
+    "Record",
+    "RecordStore",
+    "SessionStore",
+    "Verdict",
+    "Write",
+    "check_expires_in",
+    "judge",
+]
 
 ONE_YEAR: Final = 365 * 24 * 3600.0
 """Seconds in a year of 365 days: how long a session is kept after its last event unless a store is told otherwise."""
@@ -71,6 +81,23 @@ class Write:
     record: Record
     base: bytes | None
     """The write id that must be the newest one stored: `b""` if nothing was, `None` if anything may be replaced (a destroy)."""
+
+    def conflict(self, store: str) -> ConflictError:
+        """Make the error of a write that met somebody else's."""
+        return ConflictError(
+            store, "it was written by someone else since it was read", session_id=self.record.session_id
+        )
+
+
+class Verdict(Enum):
+    """What a store does with a write, by what it has stored."""
+
+    WRITE = "write"
+    """Nobody else has written since: write it."""
+    DONE = "done"
+    """This very write was applied before, and its reply was lost: there is nothing to do."""
+    CONFLICT = "conflict"
+    """Somebody else has written since: refuse it with `Write.conflict`."""
 
 
 class RecordStore(ABC):
@@ -180,20 +207,20 @@ class RecordStore(ABC):
             raise error
 
 
-def judge(store: str, write: Write, stored: bytes | None) -> ConflictError | bool:
-    """Decide a compare-and-set: `True` to write, `False` if this very write was applied before, else the conflict.
+def judge(write: Write, stored: bytes | None) -> Verdict:
+    """Decide a compare-and-set.
 
-    *stored* is the `write_ids` of the record in the store, `None` if there is none. The ring of earlier write ids is what
-    tells a write whose reply was lost from somebody else's (with one id instead of sixteen, 63 of 600 events were counted twice
-    under 20 % lost replies; with sixteen none).
+    *stored* is the `write_ids` of the record in the store, `None` if there is none. They tell a write
+    whose reply was lost from somebody else's. With one id instead of sixteen, 63 of 600 events were
+    counted twice under 20 % lost replies; with sixteen none.
     """
     if stored is None or write.base is None:
-        return True
+        return Verdict.WRITE
     if stored[:8] == write.base:
-        return True
+        return Verdict.WRITE
     if has_id(stored, write.record.write_id):
-        return False
-    return ConflictError(store, "it was written by someone else since it was read", session_id=write.record.session_id)
+        return Verdict.DONE
+    return Verdict.CONFLICT
 
 
 def check_expires_in(expires_in: float) -> float:

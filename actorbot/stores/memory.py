@@ -13,8 +13,8 @@ from cachetools import Cache, LRUCache
 from actorbot._state.codec import decode_state
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError, ConfigError
-from actorbot.stores._finding import Finding
-from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in, judge
+from actorbot.stores._findings import Finding
+from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["MemorySessionStore"]
 
@@ -105,10 +105,10 @@ class MemorySessionStore(RecordStore):
     def _write(self, write: Write) -> ActorbotError | None:
         session_id = write.record.session_id
         stored = _look(self._sessions, session_id) or _look(self._tombstones, session_id)
-        verdict = judge(self.name, write, None if stored is None else stored.write_ids)
-        if isinstance(verdict, ActorbotError):
-            return verdict
-        if verdict:
+        verdict = judge(write, None if stored is None else stored.write_ids)
+        if verdict is Verdict.CONFLICT:
+            return write.conflict(self.name)
+        if verdict is Verdict.WRITE:
             into, out_of = self._sessions, self._tombstones
             if write.record.state is None:
                 into, out_of = out_of, into

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 from actorbot._journal.entry import Entry
 from actorbot._state.codec import decode_state
 from actorbot.errors import ActorbotError, OutcomeUnknownError, StoreUnavailableError
-from actorbot.stores.base import Record, RecordStore, Write, judge
+from actorbot.stores.base import Record, RecordStore, Verdict, Write, judge
 from tests.faults._sim_machine import Machine
 
 __all__ = ["Disk", "DiskFile", "Network", "NetworkStore", "log_of"]
@@ -53,10 +53,10 @@ class Network:
 
     def apply(self, write: Write) -> ActorbotError | None:
         stored = self.records.get(write.record.session_id)
-        verdict = judge("network", write, None if stored is None else stored.write_ids)
-        if isinstance(verdict, ActorbotError):
-            return verdict
-        if verdict:
+        verdict = judge(write, None if stored is None else stored.write_ids)
+        if verdict is Verdict.CONFLICT:
+            return write.conflict("network")
+        if verdict is Verdict.WRITE:
             self.records[write.record.session_id] = write.record
             self.on_stored(write.record)
         return None

@@ -14,11 +14,12 @@ import pytest
 from actorbot import errors
 from actorbot.stores.base import Write
 from actorbot.testing import ManualClock
-from tests import inside, mongo_server, servers
+from tests import inside
 from tests.faults._kills import Campaign, ForkServer
 from tests.faults._scale import scaled
 from tests.faults._victims import journaled, orders_for
-from tests.test_journaled import Server, kill, make_manager
+from tests.servers import mongo_servers, redis_servers
+from tests.unit.journal.test_journaled import Server, kill, make_manager
 
 long = pytest.mark.timeout(scaled(60, 600))
 
@@ -36,11 +37,11 @@ class Store(NamedTuple):
 def store(kind: str, folder: Path) -> Iterator[Store]:
     name, what = kind.split()
     if name == "redis":
-        with servers.Server("redis", folder) as redis:
+        with redis_servers.Server("redis", folder) as redis:
             frozen = what == "frozen"
             yield Store(redis.url, redis.freeze if frozen else redis.kill, redis.thaw if frozen else redis.start)
     else:
-        with mongo_server.server() as mongo:
+        with mongo_servers.server() as mongo:
             frozen = what == "frozen"
             yield Store(mongo.url, mongo.freeze if frozen else mongo.kill, mongo.thaw if frozen else mongo.start)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from actorbot._flushing.flusher import Flusher
+from actorbot._flushing.outcome import Outcome
+from actorbot._flushing.queue import WriteQueue
 from actorbot._journal.journal import Journal
-from actorbot._residents.registry import Registry
+from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._state.committed import STATE
 from actorbot._turns.session_actor import SessionActor
@@ -96,7 +97,7 @@ def _keeps_no_destroy_in_the_journal(patch: Patch) -> None:
 
 
 def _passivates_while_dirty(patch: Patch) -> None:
-    def passivate(self: Registry, actor: SessionActor) -> bool:
+    def passivate(self: Table, actor: SessionActor) -> bool:
         with self._lock:
             if not actor.enter():
                 return False
@@ -106,7 +107,7 @@ def _passivates_while_dirty(patch: Patch) -> None:
         actor.leave()
         return False
 
-    patch.setattr(Registry, "passivate", passivate)
+    patch.setattr(Table, "passivate", passivate)
 
 
 def _delivers_before_the_commit(patch: Patch) -> None:
@@ -121,30 +122,30 @@ def _delivers_before_the_commit(patch: Patch) -> None:
 
 
 def _goes_on_writing_what_it_has_let_go_of(patch: Patch) -> None:
-    let_go = Flusher._let_go
+    let_go = WriteQueue.let_go
 
-    def remembering(self: Flusher, session: Any) -> None:
+    def remembering(self: WriteQueue, session: Any) -> None:
         committed = session.committed
         let_go(self, session)
         session.committed = committed
 
-    patch.setattr(Flusher, "_let_go", remembering)
+    patch.setattr(WriteQueue, "let_go", remembering)
 
 
 def _takes_an_older_flush_for_the_tombstone(patch: Patch) -> None:
-    confirm = Flusher._confirm
+    confirm = Outcome._confirm
 
-    def forgetting(self: Flusher, jobs: Any) -> None:
+    def forgetting(self: Outcome, jobs: Any) -> None:
         confirm(self, jobs)
         for job in jobs:
             job.session.lineages = ()
 
-    patch.setattr(Flusher, "_confirm", forgetting)
+    patch.setattr(Outcome, "_confirm", forgetting)
 
 
 def _writes_an_older_state_over_a_tombstone(patch: Patch) -> None:
-    patch.setattr(Flusher, "_is_overtaken", lambda self, session, committed: False)
-    for module in ("_flushing.flusher", "_flushing.outcome", "_flushing.recovery"):
+    patch.setattr(WriteQueue, "_is_overtaken", lambda self, session, committed: False)
+    for module in ("_flushing.queue", "_flushing.outcome", "_flushing.recovery"):
         patch.setattr(f"actorbot.{module}.is_outdated", lambda job: False)
 
 

@@ -1,0 +1,239 @@
+"""What is written next, and the batch that is made of it."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future
+
+from actorbot._flushing.dirty import DirtySessions
+from actorbot._flushing.recovery import is_outdated
+from actorbot._flushing.retries import Retries
+from actorbot._flushing.waiters import ALL, ANY_NEWS, Goal, Waiters, tell_first_error, tell_news
+from actorbot._flushing.write import Flushable, PendingWrite, WriteThrough
+from actorbot._policy import FlushPolicy
+from actorbot._runtime.clock import Clock
+from actorbot._state.committed import VERSION, Committed, write_id_of
+from actorbot.errors import ConflictError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.stores.base import RecordStore
+
+__all__ = ["WriteQueue"]
+
+
+class WriteQueue:
+    """Sessions that are to be written, each once, first come, first served. On the store's thread.
+
+    At most one write of a session is on its way at a time.
+    """
+
+    def __init__(
+        self,
+        store: RecordStore,
+        policy: FlushPolicy,
+        clock: Clock,
+        lineage: bytes | None,
+        *,
+        dirty: DirtySessions,
+        retries: Retries,
+        waiters: Waiters,
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._clock = clock
+        self._lineage = lineage  # of this manager's journal; None: it has none
+        self._dirty = dirty
+        self._retries = retries
+        self._waiters = waiters
+        self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
+        # Sessions in a call that was left behind, a write of which may still arrive. By id, for a
+        # session that is read again is another object. Each with those that are to be written when
+        # the call has come back.
+        self._out: dict[str, set[Flushable]] = {}
+
+    # --- what is to be written ----------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def add(self, sessions: Iterable[Flushable]) -> None:
+        """Have *sessions* looked at when their time has come, and written if that is needed then."""
+        for session in sessions:
+            self._wanted.setdefault(session, None)
+
+    def add_if_behind(self, session: Flushable) -> None:
+        """Have *session* written if the store has not all of it."""
+        if session.behind() > 0:
+            self._wanted.setdefault(session, None)
+
+    def add_through(self, through: WriteThrough) -> None:
+        """Have a write made that somebody waits for, in place of a flush of its session."""
+        self._wanted[through.session] = through
+
+    def add_again(self, jobs: Iterable[PendingWrite]) -> None:
+        """Have those written again that nothing has overtaken and nobody has given up."""
+        for job in jobs:
+            if job.through is None:
+                if self._retries.is_failed(job):
+                    self._wanted.setdefault(job.session, None)
+            elif not job.through.done.done():
+                self._wanted[job.session] = job.through
+
+    def add_goals(self, goals: list[Goal], done: Future[None]) -> None:
+        """Write until the store has reached *goals*; *done* then, or when some could not be reached."""
+        tell = tell_first_error(len(goals), done)
+        for goal in goals:
+            session = goal.session
+            if session.spilled and goal.version > session.flushed:
+                tell(self._has_spilled(session))
+            elif goal.is_lost():
+                tell(ConflictError(self._store.name, "lost to a write of someone else", session_id=session.session_id))
+            elif goal.is_stored():
+                tell(None)
+            else:
+                self._waiters.add(session, goal.version, tell)
+                self._wanted.setdefault(session, None)
+        if not goals:
+            done.set_result(None)
+
+    def relieve(self, session: Flushable, done: Future[None]) -> None:
+        """Write *session*; *done* at any news of it, and at once if it cannot be written now."""
+        self._waiters.add(session, ANY_NEWS, tell_news(done))
+        known_outage = self._retries.outage_since is not None
+        if not known_outage and self._retries.failed(session) is None:
+            self.add_if_behind(session)
+        if known_outage or session not in self._wanted:
+            self._waiters.reached(session, ANY_NEWS)
+
+    def let_go(self, session: Flushable) -> None:
+        """Write nothing of *session* any more: it has left memory, and the journal has what it held.
+
+        Whoever comes next is another actor. So nothing of this one is written: not by a timer that
+        still knows of it, nor by a call that is under way and fails.
+        """
+        self._wanted.pop(session, None)
+        self._retries.drop(session)
+        session.committed = session.decoded = None
+        session.spilled = True
+        self._dirty.unmark([session])
+        self._dirty.uncharge([(session, None)])
+        self._waiters.reached(session, self._has_spilled(session))
+
+    def _has_spilled(self, session: Flushable) -> StoreUnavailableError:
+        reason = "it does not take writes; what it has not is in the journal"
+        return StoreUnavailableError(self._store.name, reason, session_id=session.session_id)
+
+    def fail(self, through: WriteThrough, error: BaseException) -> None:
+        """Tell who waits that *through* will not be tried again; go on to what it has overtaken."""
+        through.fail(error, self._store.name)
+        self.add_if_behind(through.session)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail every write that somebody waits for, also those that were never sent."""
+        for through in self.throughs():
+            del self._wanted[through.session]
+            if through.job is None and isinstance(error, OutcomeUnknownError):
+                # Of this one it is known: it was not sent.
+                session_id = through.session.session_id
+                unsent = StoreUnavailableError(self._store.name, f"not sent, since {error}", session_id=session_id)
+                unsent.__cause__ = error
+                self.fail(through, unsent)
+            else:
+                self.fail(through, error)
+
+    def throughs(self) -> list[WriteThrough]:
+        """List the writes that somebody waits for."""
+        return [through for through in self._wanted.values() if through is not None]
+
+    # --- a call that was left behind ----------------------------------------------------------------------------------
+
+    def leave_behind(self, jobs: Iterable[PendingWrite]) -> None:
+        """Write nothing of the sessions of *jobs* until `come_back`: these writes may still arrive."""
+        for job in jobs:
+            self._out[job.session.session_id] = set()
+            job.unknown = True
+
+    def come_back(self, jobs: Iterable[PendingWrite]) -> None:
+        """Write what waited for the end of the call that had *jobs*."""
+        for job in jobs:
+            self.add(self._out.pop(job.session.session_id, ()))
+
+    def _hold_back(self, session: Flushable, through: WriteThrough | None) -> bool:
+        """Keep *session* until an older write of it has come back; `False` if none is out.
+
+        Nobody waits for that.
+        """
+        if session.session_id not in self._out:
+            return False
+        error = StoreUnavailableError(
+            self._store.name, "an earlier write has not come back yet; try again", session_id=session.session_id
+        )
+        if through is not None:
+            self.fail(through, error)
+        self._out[session.session_id].add(session)
+        self._waiters.reached(session, error)
+        return True
+
+    # --- the next batch -----------------------------------------------------------------------------------------------
+
+    def at_once(self) -> int:
+        """Return how many writes go into one batch at most."""
+        return min(self._policy.batch_size, self._store.writes_at_once)
+
+    def take_batch(self) -> list[PendingWrite]:
+        """Take out as many sessions as go into a batch; return the writes that they need."""
+        now = self._clock.monotonic()
+        size = 8 * min(len(self._wanted), self.at_once())
+        write_ids = os.urandom(size)
+        taken = [self._wanted.popitem(False) for _ in range(0, size, 8)]
+        if self._out:
+            taken = [each for each in taken if not self._hold_back(*each)]
+        self._dirty.note_delay(taken[0][0] if taken and self._retries.outage_since is None else None)
+        self._dirty.unmark([session for session, _ in taken])
+        made = [self._make_job(*each, write_ids[8 * at : 8 * at + 8], now) for at, each in enumerate(taken)]
+        return [job for job in made if job is not None]
+
+    def _make_job(
+        self, session: Flushable, through: WriteThrough | None, write_id: bytes, now: float
+    ) -> PendingWrite | None:
+        if through is not None:
+            # Who holds the turn waits for it, so nothing newer is committed meanwhile; a flush that
+            # failed before is overtaken.
+            if through.job is None:
+                write_id = self._write_id(session, through.committed, write_id)
+                through.job = PendingWrite.make(session, through.committed, write_id, now, through)
+            return through.job
+        committed = session.committed
+        if self._is_overtaken(session, committed):
+            return None  # when that has ended, the session is looked at again
+        if committed is None or committed[VERSION] <= session.flushed:
+            self._retries.settle(session)
+            self._dirty.uncharge([(session, None)])
+            self._waiters.reached(session, ALL)
+            return None
+        failed = self._retries.failed(session)
+        if failed is not None and not is_outdated(failed):
+            if not failed.unknown:
+                # It is known that nothing of it was done, and it may be the very state that the
+                # store does not take.
+                failed.renew(committed, self._write_id(session, committed, write_id), now)
+            return failed
+        return PendingWrite.make(session, committed, self._write_id(session, committed, write_id), now)
+
+    def _is_overtaken(self, session: Flushable, committed: Committed | None) -> bool:
+        """Tell whether a destroy is under way that the store may have by now.
+
+        Nothing older must be written after it.
+        """
+        lineages = session.lineages
+        if lineages and committed is not None and committed[VERSION] < lineages[0].last:
+            return True
+        return self._retries.is_waited_for(session)
+
+    def _write_id(self, session: Flushable, committed: Committed, random: bytes) -> bytes:
+        """Return a random write id, or the one that can be found out again after a crash."""
+        if self._lineage is None:
+            return random
+        version = committed[VERSION]
+        name, last = session.lineages[0] if session.lineages else (self._lineage, version)
+        return write_id_of(name if last == version else self._lineage, version)
