@@ -14,6 +14,7 @@ import pytest
 
 from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.queue import WriteQueue
+from actorbot._journal.ahead import Ahead
 from actorbot._journal.journal import Journal
 from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
@@ -73,9 +74,13 @@ Patch = pytest.MonkeyPatch
 def _acknowledges_before_the_commit(patch: Patch) -> None:
     put = Journal.put
 
-    def early(self: Journal, session_id: str, committed: Any, ids: bytes, lineages: Any, settle: Any) -> None:
-        self._post(settle, None)
-        put(self, session_id, committed, ids, lineages, lambda error: None)
+    class Untold(Ahead):
+        def settle(self, error: ActorbotError | None) -> None:
+            pass
+
+    def early(self: Journal, ahead: Ahead) -> None:
+        self._post(ahead.settle, None)
+        put(self, Untold(ahead.session_id, ahead.committed, ahead.write_ids, ahead.lineages))
 
     patch.setattr(Journal, "put", early)
 
@@ -88,11 +93,11 @@ def _forgets_whatever_version_is_there(patch: Patch) -> None:
 def _keeps_no_destroy_in_the_journal(patch: Patch) -> None:
     put = Journal.put
 
-    def without(self: Journal, session_id: str, committed: Any, ids: bytes, lineages: Any, settle: Any) -> None:
-        if committed[STATE] is None:
-            self._post(settle, None)
+    def without(self: Journal, ahead: Ahead) -> None:
+        if ahead.committed[STATE] is None:
+            self._post(ahead.settle, None)
         else:
-            put(self, session_id, committed, ids, lineages, settle)
+            put(self, ahead)
 
     patch.setattr(Journal, "put", without)
 
