@@ -21,6 +21,7 @@ from actorbot import FileSessionStore, errors
 from actorbot._state.record import Record
 from actorbot.stores.base import Write
 from actorbot.stores.file import file_name
+from tests.tiers import tiers
 
 
 def record(session_id: str, expires_at: float = 4e9) -> Record:
@@ -362,7 +363,6 @@ def test_a_process_killed_between_writing_and_replacing_leaves_the_old_record(
     code = f"""
 import os, signal
 from actorbot import FileSessionStore
-from tests.tiers import tiers
 store = FileSessionStore({store.directory!r}).init()
 os.{moment} = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
 store.write("ann", {{"n": 2}})
