@@ -31,7 +31,8 @@ __all__ = ["export"]
 def export(url: str, file: Path | None, prefix: str) -> None:
     """Print each session that is alive as a line of JSON: {"session_id": …, "session": {…}}.
 
-    The exit status is 1 if one cannot be read; the others are there all the same. FILE is put in place when it is whole.
+    The exit status is 1 if one cannot be read; the others are exported all the same. FILE appears
+    when it is complete.
     """
     done = unreadable = 0
     with opened(url) as store, _output(file) as write:
@@ -70,7 +71,7 @@ def _line(record: Record) -> bytes:
 
 @contextmanager
 def _output(file: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """Yield what writes to *file*, which is put in place at the end of a body that did not fail."""
+    """Yield a function that writes to *file*; it is put in place if the `with` block succeeds."""
     if file is None:
         yield lambda line: click.echo(line, nl=False)
         return

@@ -27,10 +27,10 @@ LINE = "{:<32} {:>9} {:>8}  {:<36} {}"
 
 @click.group()
 def sessions() -> None:
-    """Look at the sessions of a store, destroy them, take them elsewhere.
+    """List, show, destroy, export and copy the sessions of a store.
 
-    Bots may go on meanwhile, except with a store of files, which one process at a time can open. What a bot has in memory and has not
-    flushed yet is not seen.
+    Bots may go on meanwhile, except with a store of files, which one process at a time can open.
+    What a bot has in memory and has not flushed yet is not seen.
     """
 
 
@@ -48,7 +48,7 @@ sessions.add_command(export)
 @click.option("--all", "everything", is_flag=True, help="Those too that have expired or were destroyed.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
 def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool) -> None:
-    """List the sessions, in the store's own order. The exit status is 1 if one of them cannot be read."""
+    """List the sessions, in the store's own order. The exit status is 1 if one cannot be read."""
     listed = unreadable = 0
     with opened(url) as store:
         if not as_json:
@@ -150,7 +150,10 @@ def _show(record: Record, state: dict[str, Any]) -> None:
 @click.argument("session_ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
-    """Destroy sessions, for every bot that uses the store. One that is not there is no error; an unreadable one is destroyed too."""
+    """Destroy sessions, for every bot that uses the store.
+
+    If one is not there, that is no error. One that cannot be read is destroyed too.
+    """
     for session_id in session_ids:
         check_session_id(session_id)
     if not yes:
@@ -170,7 +173,7 @@ def _ask(number: int) -> None:
 
 
 def _describe(store: RecordStore, session_id: str) -> str | None:
-    """Say what is there, `None`: nothing that could be destroyed."""
+    """Say what is there; `None` if it is nothing that can be destroyed."""
     try:
         record = _read(store, session_id)
     except CorruptSessionError:
