@@ -14,6 +14,7 @@ from math import isfinite
 from typing import Any, Final, Self
 
 from actorbot._state.codec import decode_state, encode_state, pack_fields, unpack_fields
+from actorbot._state.committed import Committed
 from actorbot._state.document import RESERVED, from_document, to_document
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
@@ -63,6 +64,11 @@ class Record:
     """Wall-clock seconds of the last handled event."""
     expires_at: float
     """Wall-clock seconds at which the record ends."""
+
+    @property
+    def committed(self) -> Committed:
+        """What the turn left behind that made it."""
+        return self.version, self.state, self.event_ids, self.last_activity, self.expires_at
 
     @property
     def write_id(self) -> bytes:
