@@ -14,7 +14,7 @@ import click
 
 from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
-from actorbot.cli._format import clean
+from actorbot.cli._format import clean, count_of
 from actorbot.cli._store import opened
 from actorbot.errors import ActorbotError, CorruptSessionError
 from actorbot.stores import RecordStore
@@ -45,7 +45,7 @@ def export(url: str, file: Path | None, prefix: str) -> None:
                 click.echo(f"unreadable: {clean(str(found))}", err=True)
     if file is not None:
         left_out = f", {unreadable} could not be read" if unreadable else ""
-        click.echo(f"{done} session{'s' * (done != 1)} in {file}{left_out}", err=True)
+        click.echo(f"{count_of(done, 'session')} in {file}{left_out}", err=True)
     if unreadable:
         sys.exit(1)
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import click
 
-__all__ = ["clean", "hide_secrets_of", "redact", "show_id", "show_when", "write_json"]
+__all__ = ["clean", "count_of", "hide_secrets_of", "redact", "show_id", "show_when", "write_json"]
 
 SECRETS: Final = "actorbot.secrets"
 """The key in the context's `meta` for what must not be shown."""
@@ -65,8 +65,13 @@ def show_when(when: float, *, now: float | None = None) -> str:
         return "in the far future" if seconds > 0 else "in the far past"
     size, unit = next((each for each in UNITS if abs(seconds) >= each[0]), UNITS[-1])
     number = abs(seconds) // size
-    distance = f"{number} {unit}{'s' * (number != 1)}"
+    distance = count_of(number, unit)
     return f"{local} ({f'in {distance}' if seconds > 0 else f'{distance} ago'})"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return `1 session` or `2 sessions`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @lru_cache(1024)

@@ -15,7 +15,7 @@ from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
 from actorbot.cli._copy import copy
 from actorbot.cli._export import export
-from actorbot.cli._format import clean, show_id, show_when, write_json
+from actorbot.cli._format import clean, count_of, show_id, show_when, write_json
 from actorbot.cli._store import opened
 from actorbot.errors import ActorbotError, CorruptSessionError
 from actorbot.stores import Record, RecordStore
@@ -61,7 +61,10 @@ def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool
                 unreadable += 1
                 _tell_unreadable(session_id, found, as_json)
             elif found.session_id.startswith(prefix) and (everything or _status(found) == "alive"):
-                (_print_json if as_json else _print_line)(found)
+                if as_json:
+                    _print_json(found)
+                else:
+                    _print_line(found)
             else:
                 continue
             listed += 1
@@ -169,7 +172,7 @@ def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
 def _ask(number: int) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("nobody is there to ask: add --yes")
-    click.confirm(f"Destroy {number} session{'s' * (number != 1)}?", abort=True)
+    click.confirm(f"Destroy {count_of(number, 'session')}?", abort=True)
 
 
 def _describe(store: RecordStore, session_id: str) -> str | None:

@@ -115,7 +115,10 @@ def _copy_batch(records: Sequence[Record], target: RecordStore) -> Iterator[Acto
             yield decided
     outcomes = _in_turn(target.write_many, writes, target.writes_at_once)
     for write, error in zip(writes, outcomes, strict=True):
-        yield error if error is not None else "copied" if write.record.state is not None else "destroyed"
+        if error is not None:
+            yield error
+        else:
+            yield "destroyed" if write.record.state is None else "copied"
 
 
 def _in_turn(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any], at_once: int) -> list[Any]:

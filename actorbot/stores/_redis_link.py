@@ -37,7 +37,7 @@ Command = tuple["str | bytes | int", ...]
 
 
 class Link:
-    """What a URL leads to. Only `open` and `close` must not run in several threads at once."""
+    """What a URL leads to. All but `open` and `close` may run in several threads at once."""
 
     def __init__(self, url: str) -> None:
         self._first = _Server(_make_pool(url))
@@ -200,7 +200,7 @@ class _Server:
         self.where = str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
 
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
-        """Send *commands* together; return each one's answer, or a StoreUnavailableError if refused.
+        """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
         If the connection breaks, commands that only read are sent again: a failed read costs its
         callers their events. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that

@@ -154,8 +154,8 @@ class RedisSessionStore(RecordStore):
             lines = told.decode("utf-8", "replace").splitlines()
             facts.update(line.split(":", 1) for line in lines if ":" in line)  # type: ignore[misc]
             for name in ("appendfsync", "save"):
-                setting = self._link.ask("CONFIG", "GET", name)
-                facts[name] = (setting if type(setting) is list else [b"", b"unknown"])[-1].decode()
+                setting = self._link.ask("CONFIG", "GET", name)  # its name and its value
+                facts[name] = setting[-1].decode() if type(setting) is list and setting else "unknown"
         except StoreUnavailableError as error:
             if not is_refused(error):
                 raise

@@ -67,7 +67,7 @@ def store_from_url(url: str) -> Any:
     if kind is _FILE:
         return store(*[place] if place else [], **options)
     if place:
-        raise ConfigError("url", scheme, "nothing behind memory:// but options")
+        raise ConfigError("url", scheme, "nothing after memory:// but options")
     return store(**options)
 
 
