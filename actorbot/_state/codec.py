@@ -64,7 +64,7 @@ def is_nobody_elses(state: dict[str, Any]) -> bool:
     """Tell whether only the caller's one variable refers to *state*, and only *state* to its lists.
 
     `encode_plain` has taken the *state*. If this is true, decoding its bytes would give an equal
-    state, and it stays so: nobody holds a part of it that he could change.
+    state, and it stays so: nobody else holds a part of it and could change it.
     """
     if getrefcount(state) > _OF_STATE:
         return False

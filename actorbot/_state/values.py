@@ -50,7 +50,7 @@ def _zoned_text(value: datetime, zone: tzinfo) -> str:
             pass  # it was read from a file, and has a name of its own: is it a fixed offset?
     offset = zone.utcoffset(value)
     if offset is None or value.replace(tzinfo=timezone(offset)) != value:
-        raise ValueError("unequal")  # in a fold always: https://peps.python.org/pep-0495/#inter-zone-comparison
+        raise ValueError("unequal")  # always so inside a fold: https://peps.python.org/pep-0495/#inter-zone-comparison
     if offset.microseconds:  # `fromisoformat` takes offsets below a second for UTC
         return f"{value.replace(tzinfo=None).isoformat()}[_offset={_timedelta_text(offset)}]"
     return value.replace(tzinfo=timezone(offset)).isoformat()

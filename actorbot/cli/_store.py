@@ -15,7 +15,7 @@ from actorbot.stores.driver import as_records
 
 __all__ = ["make_store", "made", "opened"]
 
-PATIENCE: Final = 5.0  # seconds for one call of an `async def` driver, as a manager's `store_deadline`
+PATIENCE: Final = 5.0  # seconds for a call of an `async def` driver: a manager's default `store_deadline`
 
 
 def make_store(url: str) -> Any:

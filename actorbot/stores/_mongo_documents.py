@@ -185,7 +185,7 @@ def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> 
 def _read_rest(
     document: Mapping[str, Any], state: bytes | None
 ) -> tuple[int, bytes | None, bytes, bytes, float, float]:
-    """Return all fields behind the session id. Raises: UndecodableError."""
+    """Return all fields after the session id. Raises: UndecodableError."""
     if document.get("format") != FORMAT:
         raise UndecodableError(f"its format version is {document.get('format')!r}, and this release reads {FORMAT}")
     try:

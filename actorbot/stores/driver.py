@@ -71,16 +71,16 @@ class DriverStore(RecordStore):
             )
         self.name = type(driver).__name__
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
-        self.compares = callable(getattr(driver, "compare_and_write", None))
         self._driver = driver
+        self.compares = self._optional("compare_and_write") is not None
         self._run = run
         # An awaitable that hangs is cancelled a little earlier: so those beside it get their
         # answers.
         self._patience = None if deadline is None else 0.9 * deadline
-        self._writes_many = not self.compares and callable(getattr(driver, "write_many", None))
+        self._writes_many = not self.compares and self._optional("write_many") is not None
         # One by one, each with the whole deadline, until the answers turn out to be awaitable:
         # those are awaited side by side.
-        if not callable(getattr(driver, "read_many", None)):
+        if self._optional("read_many") is None:
             self.reads_at_once = 1
         if not self._writes_many:
             self.writes_at_once = 1
@@ -91,30 +91,37 @@ class DriverStore(RecordStore):
         except ActorbotError:
             raise
         except BaseException as error:
-            raise StoreUnavailableError(self.name, f"init failed: {type(error).__name__}: {error}") from error
+            raise self._error(StoreUnavailableError, "init", error) from error
         return self
 
     def examine(self) -> Iterator[Finding]:
         self.init()
         yield Finding("reach", "ok", f"{self.name} opens")
-        has = [name for name in OPTIONAL if callable(getattr(self._driver, name, None))]
+        has = [name for name in OPTIONAL if self._optional(name) is not None]
         yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(OPTIONAL)}")
 
     def close(self) -> None:
-        if not callable(close := getattr(self._driver, "close", None)):
+        close = self._optional("close")
+        if close is None:
             return
         try:
             self._call(close)
         except BaseException as error:
-            raise StoreUnavailableError(self.name, f"close failed: {type(error).__name__}: {error}") from error
+            raise self._error(StoreUnavailableError, "close", error) from error
+
+    def _optional(self, name: str) -> Callable[..., Any] | None:
+        """Return the driver's method of that *name*, if it has one."""
+        method = getattr(self._driver, name, None)
+        return method if callable(method) else None
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        if callable(read_many := getattr(self._driver, "read_many", None)):
+        read_many = self._optional("read_many")
+        if read_many is not None:
             try:
                 found = self._call(read_many, list(session_ids))
                 answers = [found.get(session_id) for session_id in session_ids]
             except BaseException as error:
-                raise StoreUnavailableError(self.name, f"read_many failed: {type(error).__name__}: {error}") from error
+                raise self._error(StoreUnavailableError, "read_many", error) from error
         else:
             calls = [(self._driver.read, session_id) for session_id in session_ids]
             answers, self.reads_at_once = self._call_each(calls)
@@ -130,7 +137,8 @@ class DriverStore(RecordStore):
         return len(self._ids())
 
     def _ids(self) -> list[str]:
-        if not callable(ids := getattr(self._driver, "ids", None)):
+        ids = self._optional("ids")
+        if ids is None:
             raise self._unlisted()
         try:
             found = self._call(ids)
@@ -143,7 +151,7 @@ class DriverStore(RecordStore):
                 found = self._run(collect)
             return list(found)
         except BaseException as error:
-            raise StoreUnavailableError(self.name, f"ids failed: {type(error).__name__}: {error}") from error
+            raise self._error(StoreUnavailableError, "ids", error) from error
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         if not self._writes_many:
@@ -164,7 +172,7 @@ class DriverStore(RecordStore):
         return None
 
     def _write_each(self, writes: Sequence[Write], guarded: bool) -> list[ActorbotError | None]:
-        """Write one by one; if *guarded*, by comparing where the write says what it may replace."""
+        """Write one by one. If *guarded*, a write with a base goes to `compare_and_write`."""
         answers, at_once = self._call_each([self._as_call(write, guarded) for write in writes])
         if not self._writes_many:
             self.writes_at_once = at_once
@@ -216,11 +224,7 @@ class DriverStore(RecordStore):
         if isinstance(answer, ActorbotError):
             return answer
         if isinstance(answer, BaseException):
-            failure = StoreUnavailableError(
-                self.name, f"reading failed: {type(answer).__name__}: {answer}", session_id=session_id
-            )
-            failure.__cause__ = answer
-            return failure
+            return self._error(StoreUnavailableError, "reading", answer, session_id)
         if not isinstance(answer, Mapping):
             return CorruptSessionError(self.name, session_id, f"read returned a {type(answer).__name__}, not a dict")
         try:
@@ -231,9 +235,15 @@ class DriverStore(RecordStore):
             return self._to_record(session_id, error)
 
     def _failed(self, what: str, error: BaseException, session_id: str | None = None) -> ActorbotError:
+        """Make the error of a write that failed: it may have been done, unless nobody was there."""
         if isinstance(error, ActorbotError):
             return error
         kind = StoreUnavailableError if isinstance(error, ConnectionRefusedError) else OutcomeUnknownError
+        return self._error(kind, what, error, session_id)
+
+    def _error(
+        self, kind: type[StoreUnavailableError], what: str, error: BaseException, session_id: str | None = None
+    ) -> StoreUnavailableError:
         ours = kind(self.name, f"{what} failed: {type(error).__name__}: {error}", session_id=session_id)
         ours.__cause__ = error
         return ours

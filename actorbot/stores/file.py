@@ -53,7 +53,7 @@ class FileSessionStore(RecordStore):
     name: ClassVar[str] = "file"
 
     def __init__(self, directory: str | os.PathLike[str] = ".sessions", *, expires_in: float = ONE_YEAR) -> None:
-        if not HAS_FLOCK:  # on Windows the package can be imported, and this store cannot be made
+        if not HAS_FLOCK:  # on Windows the package can be imported, but this store cannot be made
             raise StoreUnavailableError(self.name, NO_FLOCK)
         self.expires_in = check_expires_in(expires_in)
         given: object = directory
