@@ -6,7 +6,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from actorbot import SessionManager
-from actorbot._manager import manager as _manager
+from actorbot._manager import exits
+from actorbot._manager.access import Life
 
 
 def parts(manager: SessionManager) -> Any:
@@ -31,7 +32,7 @@ def next_look(manager: SessionManager) -> Any:
 
 def is_open(manager: SessionManager) -> bool:
     """Tell whether the manager has started and nobody has closed it."""
-    return manager._state == "open"
+    return manager._life is Life.OPEN
 
 
 def table(manager: SessionManager) -> Any:
@@ -118,5 +119,5 @@ def end_threads(manager: SessionManager) -> None:
 
 def forget(manager: SessionManager) -> None:
     """Take the manager for closed, so that nothing closes it at the end of the program."""
-    manager._state = "closed"
-    _manager._open_managers.discard(manager)
+    manager._live(Life.CLOSED)
+    exits.forget(manager)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -11,7 +10,6 @@ from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
-from actorbot._reports import Health, SessionInfo, Stats
 from actorbot._residents.activation import Activation
 from actorbot._residents.backoff import BrokenRecords
 from actorbot._residents.idle import IdleBuckets
@@ -23,9 +21,11 @@ from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, is_plain, new_future
 from actorbot._runtime.thread_home import ThreadHome
+from actorbot._turns.acknowledge import write_ahead, write_through
 from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
+from actorbot._turns.overdue import RunningTurns
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
 from actorbot.stores.base import RecordStore
@@ -51,7 +51,7 @@ class Parts:
 
     def __init__(self, options: Options, home: Home) -> None:
         self._options = options
-        self._clock = clock = options.clock
+        self.clock = clock = options.clock
         self.home = home
         self.hooks = Hooks(home, options.functions, limit=options.handler_timeout, most_told=options.max_resident)
         given, deadline = options.store, options.policy.store_deadline
@@ -66,7 +66,7 @@ class Parts:
     async def start(self) -> None:
         """Open the store, and make and start what needs it open. Raises: store errors."""
         options = self._options
-        journal = self._journal = self._make_journal()
+        journal = self.journal = self._make_journal()
         try:
             if journal is not None:
                 await self.home.wait(journal.open())
@@ -81,7 +81,7 @@ class Parts:
             self.store,
             self.writer,
             options.policy,
-            self._clock,
+            self.clock,
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
@@ -111,7 +111,7 @@ class Parts:
             return None
         return Journal(
             JournalFile(policy.path, policy.sync),
-            self._clock,
+            self.clock,
             policy.store_deadline,
             self.home.post,
             self._note_journal,
@@ -127,9 +127,9 @@ class Parts:
     async def _recover(self, journal: Journal, flusher: Flusher) -> None:
         """Bring what the journal has from an earlier process to the store, and wait for that as long as for one of the store's calls."""
         for entry in await self.home.wait(journal.conflicts()):
-            self.hooks.keep(entry.record.session_id, entry.committed)
+            self.hooks.keep(entry.record.session_id, entry.record.committed)
         if self.store.outlives_process:
-            flusher.dirty.note_journal(journal.bytes)
+            flusher.dirty.note_journal(journal.size)
         found = len(journal.ids())
         if found:
             logger.info("%d sessions in the journal are newer than the store, or may be", found)
@@ -151,6 +151,7 @@ class Parts:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        writes_through = options.policy.mode == "write-through"
         return TurnShared(
             home=home,
             clock=options.clock,
@@ -169,20 +170,21 @@ class Parts:
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.report_error,
             on_expire=hooks.report_expired,
-            handler_timeout=options.handler_timeout,
+            running=RunningTurns(home, options.clock, options.handler_timeout),
+            acknowledge=write_through if writes_through else None if journal is None else write_ahead,
         )
 
     def close_journal(self) -> Future[None]:
         """Have the journal commit what it was told, and let go of its file."""
-        if self._journal is not None:
-            return self._journal.close()
+        if self.journal is not None:
+            return self.journal.close()
         closed = new_future()
         closed.set_result(None)
         return closed
 
     def only_in_journal(self) -> list[str]:
         """List the sessions of which the store does not have what the journal, closed, has."""
-        return [] if self._journal is None or not self.store.outlives_process else self._journal.ids()
+        return [] if self.journal is None or not self.store.outlives_process else self.journal.ids()
 
     def end(self) -> None:
         """Let go of every thread; the last step of a close."""
@@ -195,70 +197,7 @@ class Parts:
             self._reader.close()
         self.home.close()
         if self._options.own_clock:
-            self._clock.close()
-
-    # --- how it is doing ----------------------------------------------------------------------------------------------
-
-    def stats(self) -> Stats:
-        """Count. Any thread."""
-        shared, table = self.shared, self.table
-        dirty, flusher = shared.dirty, shared.flusher
-        return Stats(
-            handled=shared.handled,
-            failed=shared.failed,
-            duplicates=shared.duplicates,
-            activations=table.activations,
-            passivations=table.passivations,
-            resident=len(table.actors),
-            running=len(shared.running),
-            dirty_bytes=dirty.bytes,
-            oldest_dirty=dirty.oldest(),
-            events_at_risk=0 if self._journal is not None else shared.at_risk(),
-            bytes_at_risk=0 if self._journal is not None else dirty.bytes,
-            journal_bytes=dirty.journal_bytes,
-            store_reads=self.loader.reads,
-            store_writes=flusher.writes,
-            store_retries=flusher.retries,
-            conflicts=flusher.conflicts,
-            backed_off=self.broken.count(self._clock.monotonic()),
-            dead_letters=self.hooks.dead_letters,
-            replies_waiting=len(shared.outbox),
-        )
-
-    def health(self) -> Health:
-        """Say whether the parts do their work. Any thread."""
-        dirty, flusher = self.shared.dirty, self.shared.flusher
-        if not (flusher.is_running() and self.sweeper.is_running()):
-            return Health("failing", "an actor of the manager has ended; restart the process")
-        if self._journal is not None and self._journal.broken is not None:
-            return Health("failing", f"journal: {self._journal.broken}; no event is acknowledged")
-        if dirty.full:
-            return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
-        if flusher.outage_since is not None:
-            seconds = self._clock.monotonic() - flusher.outage_since
-            return Health("degraded", f"{self.store.name} has not taken writes for {seconds:.1f} s")
-        if (reason := self.loader.unreadable()) is not None:
-            return Health("degraded", f"the last read failed: {reason}")
-        if flusher.refusing:
-            return Health("degraded", f"{self.store.name} does not take the writes of some sessions")
-        return Health("ready", "")
-
-    def sessions(self) -> Iterator[tuple[str, SessionInfo]]:
-        """Iterate over the sessions in memory. Any thread."""
-        now = self._clock.monotonic()
-        for actor in self.table.resident():
-            version, state = (0, None) if actor.committed is None else actor.committed[:2]
-            yield (
-                actor.session_id,
-                SessionInfo(
-                    version=version,
-                    flushed=actor.flushed,
-                    idle=now - actor.touched,
-                    waiting=len(actor.line or ()),
-                    busy=actor.turn.locked(),
-                    bytes=0 if state is None else len(state),
-                ),
-            )
+            self.clock.close()
 
 
 async def _no_handler(_: Context) -> Any:

@@ -17,8 +17,9 @@ from actorbot._residents.room import Room
 from actorbot._residents.table import Table
 from actorbot._runtime.actor import Envelope
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
-from actorbot._turns.session_actor import Handle, SessionActor
+from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.told import Handle
 from actorbot.errors import ActorbotError, CorruptSessionError, TurnTimeoutError
 
 __all__ = ["Activation"]

@@ -6,8 +6,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Final
 
 from actorbot._checks import check_count
-from actorbot._manager.manager import SessionManager
-from actorbot.ext._held import check_dict, joined, values
+from actorbot._manager.embedding import SessionManager, check_dict, joined, values
 
 try:
     from agents import TResponseInputItem

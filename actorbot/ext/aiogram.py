@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager, borrowed, check_dict, held, joined, values
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
-from actorbot.ext._held import borrowed, check_dict, held, joined, values
 
 try:
     from aiogram import Dispatcher

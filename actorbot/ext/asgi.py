@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -118,7 +118,7 @@ async def _subscribe(platform: Platform, request: Request) -> Response:
 
 async def _take(manager: SessionManager, path: str, platform: Platform, request: Request) -> Response:
     headers = request.headers.raw
-    platform.admit(headers, manager._options.clock.wall())
+    platform.admit(headers, wall(manager))
     payload = platform.open(headers, await _read(request, platform.max_body))
     try:
         events = platform.incoming(payload)

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from functools import wraps
 from typing import Any, Final
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError
 from actorbot.ext._signature import Lent
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from actorbot._event import DUPLICATE
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
 

@@ -9,7 +9,7 @@ from functools import wraps
 from inspect import Parameter
 from typing import Any
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
 from actorbot.ext._signature import Lent
 

@@ -344,7 +344,7 @@ def test_a_sweep_believes_the_record_and_not_the_time_of_its_file(store: FileSes
 
 
 def test_a_platform_without_flock_is_told_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actorbot.stores.file.fcntl", None)
+    monkeypatch.setattr("actorbot.stores.file.HAS_FLOCK", False)
 
     with pytest.raises(errors.StoreUnavailableError, match="Linux and macOS"):
         FileSessionStore()

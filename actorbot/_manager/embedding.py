@@ -1,4 +1,4 @@
-"""Finding the turn that a bot library's code runs in, where that library hands nothing of ours through."""
+"""What `actorbot.ext` may ask of a manager: the turn that a bot library's code runs in, a turn of its own, and how it is set up."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
 from actorbot._runtime.current import current
-from actorbot._turns.context import Context, innermost
+from actorbot._turns.context import Context, chain, find_held
 from actorbot.errors import ConfigError
 
-__all__ = ["borrowed", "check_dict", "held", "joined", "values"]
+__all__ = [
+    "SessionManager",
+    "borrowed",
+    "check_commit",
+    "check_dict",
+    "held",
+    "is_in_turn",
+    "is_open",
+    "joined",
+    "max_mailbox",
+    "values",
+    "wall",
+]
 
 
 def held(manager: SessionManager, session_id: str) -> Context | None:
@@ -22,15 +35,12 @@ def held(manager: SessionManager, session_id: str) -> Context | None:
 
     Raises: TurnEndedError if that turn was taken from the code (`handler_timeout`): what it still stores would be half of an event.
     """
-    context = innermost()
-    while context is not None:
-        if context.session_id == session_id and context._actor.shared is manager._parts.shared:
-            if context._open:
-                return context
-            if context._revoked is not None:
-                raise context._ended()
-        context = context._parent
-    return None
+    return find_held(manager._parts.shared, session_id)
+
+
+def is_in_turn() -> bool:
+    """Tell whether the running code is part of any turn, of whatever manager."""
+    return next(chain(), None) is not None
 
 
 @asynccontextmanager
@@ -63,7 +73,27 @@ async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:
     return await manager.peek(session_id) or {}
 
 
+def check_commit(turn: Context) -> None:
+    """Raises: what would keep the open *turn* from being committed: TurnEndedError, NotEncodableError, SessionTooLargeError."""
+    turn._actor.check_commit(turn)
+
+
 def check_dict(manager: SessionManager, what: str) -> None:
     """Raises: ConfigError if the manager's sessions are of the author's own type: *what* a library does needs a key in a dict."""
     if manager._options.shape is not None:
         raise ConfigError("session_type", "a dataclass", f"dict: {what} in the session, under a key of its own")
+
+
+def is_open(manager: SessionManager) -> bool:
+    """Tell whether the manager was started, and is not closed."""
+    return manager._life is Life.OPEN
+
+
+def max_mailbox(manager: SessionManager) -> int:
+    """Return how many events may wait for their turn in one session."""
+    return manager._options.max_mailbox
+
+
+def wall(manager: SessionManager) -> float:
+    """Return the wall-clock seconds of the manager's clock."""
+    return manager._options.clock.wall()
