@@ -17,9 +17,9 @@ from actorbot._journal.ahead import Ahead
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import JournalFile
 from actorbot._journal.places import Place, Places
+from actorbot._journal.untold import Untold
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import LATE, DeadlineThread
-from actorbot._runtime.threads import Lane
 from actorbot._state.committed import VERSION, Committed
 from actorbot._state.values import UndecodableError
 from actorbot.errors import ActorbotError, JournalError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
@@ -33,13 +33,6 @@ REMOVED: Final = 4_096  # entries that one transaction removes, at most: SQLite 
 ELSEWHERE: Final = 4e-5  # seconds that an event takes outside of the journal, about
 OPENING: Final = 600.0  # seconds to check and read what an earlier manager has left
 PAUSE: Final = 1.0  # seconds between two attempts to make a new file, or to remove entries
-
-
-class _Group(NamedTuple):
-    """Entries of one transaction, whose callers are not told yet."""
-
-    batch: Sequence[Ahead]
-    error: ActorbotError | None
 
 
 class _Removals(NamedTuple):
@@ -86,9 +79,8 @@ class Journal:
         self._conflicts: list[bytes] = []  # to be set aside
         self._working = False
         self._resting = False  # whether removals wait for a later attempt, or for the next entry
-        self._teller = Lane("actorbot-journal-tells")
         # The rest is touched on the thread only, but for looking at it.
-        self._untold: list[_Group] = []
+        self._untold = Untold(post)
         self._places = Places()
         self._took = 0.0  # seconds for the last transaction
         self._away = False  # whether a transaction was left behind, which has the file
@@ -140,7 +132,7 @@ class Journal:
             while self._commit_group():
                 pass
         finally:
-            self._teller.close()
+            self._untold.close()
             if not self._away:
                 self._file.close()
 
@@ -241,16 +233,14 @@ class Journal:
             removals = self._take_removals() if batch or not self._resting else _Removals({}, [])
             self._working = bool(batch or removals.flushed)
         if not (batch or removals.flushed):
-            for group in self._untold:
-                self._tell(group)
-            self._untold.clear()
+            self._untold.tell()
             return False
         answer = self._thread.run(partial(self._left_behind, batch), self._commit, batch, removals)
         if answer is LATE:
             self._thread.submit(self._came_back)
             return False
         if batch:
-            self._untold.append(_Group(batch, answer.error))
+            self._untold.add(batch, answer.error)
         elif answer.error is not None:
             self._rest()
         return True
@@ -283,26 +273,13 @@ class Journal:
         that gave 1.07, 1.1, 1.2 and 1.2 times as many events/s as up to 48 at a time. A disk that takes
         longer for a half than the loop for the whole would do the work of one transaction in two.
         """
-        in_flight = len(self._asked) + sum(len(group.batch) for group in self._untold)
+        in_flight = len(self._asked) + len(self._untold)
         half = max(1, in_flight // 2)
         return min(half, MANY) if self._took < in_flight * ELSEWHERE else MANY
 
-    def _tell_while_writing(self) -> None:
-        """Have the callers of the last transaction told by another thread.
-
-        That thread gets the interpreter when this one is at the disk. Told from here, the callers would
-        take the interpreter at once, and the disk would wait until they have made their next events.
-        """
-        for group in self._untold:
-            self._teller.submit(partial(self._tell, group))
-        self._untold.clear()
-
-    def _tell(self, group: _Group) -> None:
-        self._post(_settle, *group)
-
     def _left_behind(self, batch: Sequence[Ahead], error: ActorbotError) -> None:
         self._away, self.broken = True, f"{self._file.path} does not answer"
-        self._untold.append(_Group(batch, error))
+        self._untold.add(batch, error)
         self._work()
 
     def _came_back(self) -> None:
@@ -328,7 +305,7 @@ class Journal:
         if self._failure is not None:
             self._renew(self._failure)
         rows, places = self._places.plan(batch, removals.flushed)
-        self._tell_while_writing()
+        self._untold.tell_while_writing()
         began = perf_counter()
         try:
             self._file.commit(rows, removals.conflicts)
@@ -368,8 +345,3 @@ class Journal:
         return kind(
             "journal", f"{self.broken}; the event was rolled back. Free space or mend the disk; it is tried again"
         )
-
-
-def _settle(batch: Sequence[Ahead], error: ActorbotError | None) -> None:
-    for ahead in batch:
-        ahead.settle(error)
