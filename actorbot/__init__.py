@@ -1,9 +1,9 @@
 """Conversation sessions for bots: one actor per user, events in order, turns atomic, state flushed behind the conversation.
 
-How an event flows: `SessionManager.dispatch` finds the session's actor in the `Registry` (or makes it, and reads its record), takes
-its turn or waits in its `Mailbox`, decodes the committed state into a `Session`, calls the handler with a `Context`, encodes what
-the handler left, commits it, and lets the `Outbox` deliver the replies. The `Flusher` takes what was committed to the
-`SessionStore`, in batches. A session that is idle, clean and unwanted leaves memory.
+How an event flows: `SessionManager.dispatch` finds the session's actor in memory, or makes it and reads its record. It takes
+the actor's turn, or waits for it in the actor's mailbox. The turn decodes the committed state and calls the handler with a
+`Context`. Then it encodes what the handler left and commits it; the replies go out. Later the flusher takes what was committed
+to the `SessionStore`, in batches. A session that is idle and flushed leaves memory. CONTRIBUTING.md has the rooms of the code.
 """
 
 import logging

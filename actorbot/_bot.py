@@ -27,7 +27,7 @@ class Bot:
     runs already, `start()` and `close()` it and `dispatch` what comes in. Raises: ConfigError.
     """
 
-    deliver: Callable[[str, Any], Any] | None = None
+    deliver: Callable[..., Any] | None = None  # `...`: pyright lets no method take the place of a narrower one
     """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user; the option `deliver=` goes before it."""
 
     def __init__(self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any) -> None:

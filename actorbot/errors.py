@@ -51,7 +51,7 @@ class InvalidSessionIdError(ActorbotError, ValueError):
         self.reason = reason
 
 
-# --- the session's data -----------------------------------------------------------------------------------------------
+# --- the session's data ---------------------------------------------------------------------------
 
 
 class NotEncodableError(ActorbotError, TypeError):
@@ -89,7 +89,7 @@ class CorruptSessionError(ActorbotError):
         self.reason = reason
 
 
-# --- the store --------------------------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 class StoreError(ActorbotError):
@@ -128,7 +128,7 @@ class InsecureStorageError(StoreError):
     """The storage folder is a symlink, belongs to someone else, or may be written by others."""
 
 
-# --- the turn ---------------------------------------------------------------------------------------------------------
+# --- the turn -------------------------------------------------------------------------------------
 
 
 class TurnError(ActorbotError):
@@ -163,7 +163,7 @@ class TurnTimeoutError(TurnError, TimeoutError):
     """The `timeout=` of a call ran out; an event that still waited for its turn was withdrawn."""
 
 
-# --- the manager ------------------------------------------------------------------------------------------------------
+# --- the manager ----------------------------------------------------------------------------------
 
 
 class OverloadedError(ActorbotError):

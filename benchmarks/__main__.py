@@ -11,7 +11,7 @@ try:
     from pymongo.errors import ConnectionFailure
     from redis.exceptions import ConnectionError as RedisConnectionError
 except ModuleNotFoundError as exc:
-    sys.exit(f"the benchmarks need {exc.name}, which is not installed: pip install -e '.[bench]'")
+    sys.exit(f"the benchmarks need {exc.name}, which is not installed: pip install '.[bench]'")
 
 from actorbot.errors import StoreUnavailableError
 from benchmarks import (

@@ -47,7 +47,7 @@ def server(store: str, given: str | None) -> Iterator[tuple[str, str]]:
         try:
             version = VERSIONS[store](url)
         except (redis.RedisError, PyMongoError, ValueError) as exc:  # ValueError: it is no URL
-            tried = "" if given else f"no {PROGRAMS[store]} here (pip install 'actorbot[servers]'), and "
+            tried = "" if given else f"no {PROGRAMS[store]} here (pip install '.[servers]'), and "
             raise NoServerError(f"{tried}no answer at {without_password(url)}") from exc
         yield url, version
         return

@@ -63,4 +63,4 @@ def check_plots() -> ModuleType:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "matplotlib":
             raise
-        raise NoPlotsError("the report's plots need matplotlib: pip install 'actorbot[bench]'") from exc
+        raise NoPlotsError("the report's plots need matplotlib: pip install '.[bench]'") from exc

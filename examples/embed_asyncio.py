@@ -30,7 +30,7 @@ async def consume(source: asyncio.StreamReader, manager: SessionManager) -> None
 async def main() -> None:
     loop = asyncio.get_running_loop()
     source = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
 
     manager = SessionManager(FileSessionStore(".sessions"), handler=handle, deliver=deliver)
     await manager.start()
@@ -43,6 +43,7 @@ async def main() -> None:
         print("stopping: finishing what was accepted", flush=True)
     finally:
         report = await manager.close()
+        pipe.close()
     print("everything is in the store" if report.clean else f"left behind: {report}", flush=True)
 
 

@@ -1,6 +1,6 @@
 """A Telegram bot on aiogram that learns your name; kill it and start it again, it still knows you.
 
-TELEGRAM_TOKEN=123:abc python examples/with_aiogram.py        (pip install 'actorbot[aiogram]'; @BotFather gives tokens)
+TELEGRAM_TOKEN=123:abc python examples/with_aiogram.py        (pip install '.[aiogram]' in a clone; @BotFather gives tokens)
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 DISCORD_TOKEN=... python examples/with_discord.py
 
-The bot needs the intent "Message Content" (Developer Portal, Bot). Install: pip install 'actorbot[discord]'
+The bot needs the intent "Message Content" (Developer Portal, Bot). Install: pip install '.[discord]' in a clone
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A console bot that is an agent of the OpenAI Agents SDK; end it and start it again, it still knows what you talked about.
 
-OPENAI_API_KEY=sk-… python examples/with_openai_agents.py        (pip install 'actorbot[agents]')
+OPENAI_API_KEY=sk-… python examples/with_openai_agents.py        (pip install '.[agents]' in a clone)
 """
 
 import os

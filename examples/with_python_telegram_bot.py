@@ -1,6 +1,6 @@
 """A bot on Telegram, by python-telegram-bot, that remembers: `TELEGRAM_TOKEN=… python with_python_telegram_bot.py`, and say /start to it.
 
-Needs `pip install 'actorbot[ptb]'`, and a token from @BotFather. Stop it with Ctrl-C, start it again: it knows you, and goes on in
+Needs `pip install '.[ptb]'` in a clone, and a token from @BotFather. Stop it with Ctrl-C, start it again: it knows you, and goes on in
 the middle of the conversation.
 """
 

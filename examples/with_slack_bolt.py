@@ -2,7 +2,7 @@
 
 SLACK_BOT_TOKEN=xoxb-... SLACK_APP_TOKEN=xapp-... python examples/with_slack_bolt.py
 
-The app needs the event `message.channels` and the scopes `channels:history` and `chat:write`. Install: pip install 'actorbot[slack]'
+The app needs the event `message.channels` and the scopes `channels:history` and `chat:write`. Install: pip install '.[slack]' in a clone
 """
 
 import asyncio

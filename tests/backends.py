@@ -13,7 +13,7 @@ import pytest
 
 from actorbot import FileSessionStore, MemorySessionStore
 from actorbot.stores.redis import RedisSessionStore
-from tests import mongo_server, servers
+from tests.servers import mongo_servers, redis_servers
 
 
 class DictStore:
@@ -73,17 +73,21 @@ class ComparingStore(DictStore):
 
 def redis_store(kind: str, folder: Path) -> RedisSessionStore:
     """Make a store on the shared server of *kind*; the same sessions for the same *folder*, which is one test's."""
-    return RedisSessionStore(servers.shared(kind).url, key_prefix=f"{sha256(bytes(folder)).hexdigest()[:16]}:")
+    return RedisSessionStore(redis_servers.shared(kind).url, key_prefix=f"{sha256(bytes(folder)).hexdigest()[:16]}:")
 
 
 STORES: dict[str, Callable[[Path], Any]] = {
     "memory": lambda _: MemorySessionStore(),
     "file": lambda folder: FileSessionStore(folder / "sessions"),
-    "mongo": mongo_server.shared_store,
+    "mongo": mongo_servers.shared_store,
     "driver": lambda _: DictStore(),
     "async driver": lambda _: AsyncDictStore(),
     "comparing driver": lambda _: ComparingStore(),
-    **{kind: partial(redis_store, kind) for kind in servers.PLACES},
+    **{kind: partial(redis_store, kind) for kind in redis_servers.PLACES},
 }
+FURTHER = redis_servers.PLACES.keys() - {redis_servers.QUICK}  # stores that `make test` leaves to `make test-all`
 
-each_store = pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
+each_store = pytest.mark.parametrize(
+    "make_store",
+    [pytest.param(make, id=name, marks=pytest.mark.long if name in FURTHER else ()) for name, make in STORES.items()],
+)

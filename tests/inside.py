@@ -6,7 +6,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from actorbot import SessionManager
-from actorbot._manager import manager as _manager
+from actorbot._manager import exits
+from actorbot._manager.access import Life
 
 
 def parts(manager: SessionManager) -> Any:
@@ -31,22 +32,17 @@ def next_look(manager: SessionManager) -> Any:
 
 def is_open(manager: SessionManager) -> bool:
     """Tell whether the manager has started and nobody has closed it."""
-    return manager._state == "open"
+    return manager._life is Life.OPEN
 
 
-def registry(manager: SessionManager) -> Any:
-    """Return the keeper of the resident sessions."""
-    return parts(manager).registry
-
-
-def table(manager: SessionManager) -> dict[str, Any]:
-    """Return the actors of the resident sessions by the sessions' ids."""
-    return registry(manager).actors  # type: ignore[no-any-return]
+def table(manager: SessionManager) -> Any:
+    """Return the table of the sessions in memory."""
+    return parts(manager).table
 
 
 def resident(manager: SessionManager, session_id: str) -> Any:
     """Return the actor of a session that is in memory."""
-    return table(manager)[session_id]
+    return table(manager).actors[session_id]
 
 
 def shared(manager: SessionManager) -> Any:
@@ -77,12 +73,12 @@ def outbox(manager: SessionManager) -> Any:
 
 def watched(manager: SessionManager) -> int:
     """Count the sessions that are remembered so that they leave memory when they have been idle."""
-    return len(registry(manager).watch)
+    return len(parts(manager).sweeper._idle)
 
 
 async def bring(manager: SessionManager, session_ids: list[str]) -> None:
     """Bring sessions that only the journal has to the store."""
-    await registry(manager)._bring(session_ids)
+    await parts(manager).replay._bring(session_ids)
 
 
 def reads(manager: SessionManager) -> Any:
@@ -97,7 +93,7 @@ def asked(manager: SessionManager) -> int:
 
 def events_at_risk(manager: SessionManager) -> tuple[int, int]:
     """Return how many events are at risk as the manager counts them, and as the sessions' own counts add up."""
-    turns, actors = shared(manager), table(manager).values()
+    turns, actors = shared(manager), table(manager).actors.values()
     return turns.handled + turns.ended - turns.flusher.settled, sum(each.behind() for each in actors)
 
 
@@ -113,7 +109,7 @@ def set_outcome(receipt: Any, future: Future[Any]) -> None:
 
 def lose_sessions(manager: SessionManager) -> None:
     """Empty the manager's memory, so that its close writes nothing: its process has been killed."""
-    table(manager).clear()
+    table(manager).actors.clear()
 
 
 def end_threads(manager: SessionManager) -> None:
@@ -123,5 +119,5 @@ def end_threads(manager: SessionManager) -> None:
 
 def forget(manager: SessionManager) -> None:
     """Take the manager for closed, so that nothing closes it at the end of the program."""
-    manager._state = "closed"
-    _manager._open_managers.discard(manager)
+    manager._live(Life.CLOSED)
+    exits.forget(manager)

@@ -26,12 +26,6 @@ class Entry:
     lineages: tuple[Lineage, ...]
     """Newest first: that of the record, and those of what was recovered from a journal and not yet found in the store."""
 
-    @property
-    def committed(self) -> Committed:
-        """What the turn left behind that made it."""
-        record = self.record
-        return record.version, record.state, record.event_ids, record.last_activity, record.expires_at
-
     @classmethod
     def from_bytes(cls, data: bytes) -> Entry:
         """Read what `pack_entry` made. Raises: UndecodableError."""

@@ -8,13 +8,13 @@ import os
 import sqlite3
 import stat
 import sys
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from actorbot._journal.wal import find_flaw
 from actorbot._runtime.file_lock import FileLock, sync_folder
+from actorbot._runtime.forks import kept_from_children
 from actorbot.errors import InsecureStorageError, JournalError, StoreLockedError, StoreUnavailableError
 
 __all__ = ["KEPT", "JournalFile"]
@@ -61,7 +61,7 @@ class JournalFile:
             self._connection = self._connect(self.path)
             self._check()
             self._compact()
-            _open_files.add(self)
+            kept_from_children.add(self)
         except (OSError, sqlite3.OperationalError) as error:
             self.close()
             if isinstance(error, OSError) and error.errno == errno.ELOOP:
@@ -78,7 +78,7 @@ class JournalFile:
     def close(self) -> None:
         """Let go of the file and of its lock; twice is no error."""
         connection, self._connection = self._connection, None
-        _open_files.discard(self)
+        kept_from_children.discard(self)
         try:
             if connection is not None:
                 connection.close()  # with a checkpoint: what is left is one file
@@ -284,15 +284,3 @@ def _is_complete(path: Path) -> bool:
         return False
     finally:
         connection.close()
-
-
-_open_files: weakref.WeakSet[JournalFile] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for file in list(_open_files):
-        file._leave_to_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

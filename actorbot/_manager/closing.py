@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from contextvars import Context as ContextVars
 from math import inf
 from time import monotonic
 from typing import Any, Final
@@ -17,27 +19,69 @@ from actorbot._manager.parts import Parts
 from actorbot._reports import ShutdownReport
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.loop_home import LoopHome
+from actorbot._runtime.thread_home import run_inline
 from actorbot._turns.session_actor import SessionActor
-from actorbot.errors import ActorbotError
+from actorbot.errors import ActorbotError, ManagerClosedError
 
-__all__ = ["shut", "shut_without_loop"]
+__all__ = ["Close", "shut", "shut_without_loop"]
 
 logger = logging.getLogger("actorbot")
 
 FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be flushed
 
 
+class Close:
+    """The one close of a manager: whoever asks for it, also meanwhile, waits for its end. It goes on if a caller is cancelled."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _ended
+        self._ended: Future[ShutdownReport] | None = None
+        self._task: asyncio.Task[None] | None = None  # a loop does not keep its tasks alive
+
+    async def wait(self, home: Home, shut: Callable[[], Coroutine[Any, Any, ShutdownReport]]) -> ShutdownReport:
+        """Begin with *shut*, unless it has begun; return its report when it has ended."""
+        with self._lock:
+            ended, begun = self._ended, self._ended is not None
+            if ended is None:
+                ended = self._ended = new_future()
+        if not begun:
+            self._begin(home, self._run(ended, shut))
+        return await home.wait(ended)  # type: ignore[no-any-return]
+
+    def _begin(self, home: Home, closing: Coroutine[Any, Any, None]) -> None:
+        if isinstance(home, LoopHome):
+            self._task = home.loop.create_task(closing, context=ContextVars())
+            return
+        # A thread of its own, since user code may hold all those of the pool.
+        thread = threading.Thread(target=run_inline, args=(closing,), name="actorbot-close", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            run_inline(closing)  # Python 3.12 and later start no thread any more when the program ends
+
+    async def _run(
+        self, ended: Future[ShutdownReport], shut: Callable[[], Coroutine[Any, Any, ShutdownReport]]
+    ) -> None:
+        try:
+            report = await shut()
+        except BaseException as error:  # cancelled with its loop, say: it may be made again
+            self._ended = None
+            ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
+            raise
+        ended.set_result(report)
+
+
 async def shut(parts: Parts, seconds: float) -> ShutdownReport:
     """Bring everything to its end in about *seconds*; what is left then is to let go of the threads."""
     start = monotonic()
     until = start + seconds
-    home, shared, registry = parts.home, parts.shared, parts.registry
-    registry.close_intake()
-    actors = list(registry.resident())
+    home, shared, table = parts.home, parts.shared, parts.table
+    table.close_intake()
+    actors = list(table.resident())
     shared.flusher.flush(actors)  # while handlers run: they may take all the time there is
     await _settle(parts, actors, until - seconds / 10)
-    unfinished = registry.dismiss_all()
-    shared.end_all()
+    unfinished = table.dismiss_all()
+    shared.running.end_all()
     parts.loader.close()
     await _flush_until(parts, actors, until)
     await _try(home, shared.outbox.emptied(), until)
@@ -60,8 +104,8 @@ def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     """Flush what is committed: with its loop, whoever could take a turn has gone."""
     start = monotonic()
     until = start + seconds
-    parts.registry.close_intake()
-    actors = list(parts.registry.resident())
+    parts.table.close_intake()
+    actors = list(parts.table.resident())
     for future in (
         lambda: parts.shared.flusher.flush(actors),
         parts.close_journal,
@@ -86,7 +130,7 @@ async def _settle(parts: Parts, actors: Iterable[SessionActor], until: float) ->
         while not actor.closed:
             if not actor.enter() and not await _wait_for_turn(parts.home, actor, until):
                 break
-            if not parts.registry.retire(actor):
+            if not parts.table.retire(actor):
                 actor.leave()
 
 

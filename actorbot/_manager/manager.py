@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
-import os
-import threading
 from asyncio import current_task
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import Context as ContextVars
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
 from actorbot._checks import check_count, check_seconds
-from actorbot._manager.access import Access
-from actorbot._manager.closing import shut, shut_without_loop
+from actorbot._manager.access import Access, Life
+from actorbot._manager.closing import Close, shut, shut_without_loop
+from actorbot._manager.exits import forget, remember
+from actorbot._manager.figures import health_of, sessions_of, stats_of
 from actorbot._manager.options import (
     Options,
     check_clock,
@@ -33,12 +30,14 @@ from actorbot._policy import FlushPolicy
 from actorbot._reports import Conflict, Health, SessionInfo, ShutdownReport, Stats
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.current import current
-from actorbot._runtime.home import Home, new_future
+from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
 from actorbot._state.typed import SessionShape
-from actorbot._turns.context import Context, chain
+from actorbot._turns.context import Context, shield
 from actorbot._turns.hooks import Hook
+from actorbot._turns.lend import take_back, undo
+from actorbot._turns.session_actor import raise_for
 from actorbot.errors import ActorbotError, ManagerClosedError
 
 __all__ = ["SessionManager"]
@@ -104,10 +103,8 @@ class SessionManager(Access):
             clock=check_clock(clock),
             own_clock=clock is None,
         )
-        self._inline: ThreadHome | None = None  # where turns run in the thread that calls
+        self._closing = Close()
         self._report: ShutdownReport | None = None
-        self._ending = threading.Lock()  # guards the next
-        self._closing: Future[ShutdownReport] | None = None  # of the close that all who ask for one share
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -131,7 +128,7 @@ class SessionManager(Access):
         seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
         if self._report is not None:
             return self._report
-        if self._state == "new":
+        if self._life is Life.NEW:
             return self._never_opened()
         self._check_here(closing=True)
         return await self._close(seconds)
@@ -141,12 +138,13 @@ class SessionManager(Access):
         seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
         if self._report is not None:
             return self._report
-        if self._state == "new":
+        if self._life is Life.NEW:
             return self._never_opened()
-        if self._state == "open" and self._loop is not None and self._loop.is_closed():
+        if self._life is Life.OPEN and self._loop is not None and self._loop.is_closed():
             return self._close_without_loop(seconds)
         try:
-            report: ShutdownReport = self._run_sync(lambda: self._close(seconds), None, closing=True)
+            self._check_away(closing=True)
+            report: ShutdownReport = self._run_sync(self._close, seconds)
         except ManagerClosedError:
             ended: ShutdownReport | None = self._report  # another thread's close may have ended since we looked
             if ended is None:
@@ -158,7 +156,7 @@ class SessionManager(Access):
         return await self.start()
 
     async def __aexit__(self, *_: object) -> None:
-        if self._state != "forked":
+        if self._life is not Life.FORKED:
             await self.close()
 
     def __enter__(self) -> Self:
@@ -167,10 +165,13 @@ class SessionManager(Access):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._state != "forked":  # a child that leaves its parent's block has nothing to close
+        if self._life is not Life.FORKED:  # a child that leaves its parent's block has nothing to close
             self.close_sync()
 
     def _close_at_exit(self) -> None:
+        if self._life is not Life.OPEN:
+            return
+        logger.warning("the program ends with an open manager: close it, or use `with`; flushing what it has")
         try:
             if self._loop is None or self._loop.is_running():
                 self.close_sync()
@@ -179,27 +180,16 @@ class SessionManager(Access):
         except ActorbotError as error:
             logger.error("at the end of the program: %s", error)
 
-    def _close_without_loop(self, seconds: float) -> ShutdownReport:
-        self._state = "closed"
-        self._report = shut_without_loop(self._parts, seconds)
-        self._let_go()
-        return self._report
-
-    def _let_go(self) -> None:
-        _open_managers.discard(self)
-        self._parts.end()
+    def _forked(self) -> None:
+        self._live(Life.FORKED)
 
     def _begin(self) -> None:
-        if self._state == "forked":
+        if self._life is Life.FORKED:
             self._check_open()
-        if self._state != "new":
-            raise ManagerClosedError(f"the manager is {self._state}: a manager is started once; make a new one")
-        self._state = "starting"
-
-    def _never_opened(self) -> ShutdownReport:
-        self._state = "closed"
-        self._report = ShutdownReport((), 0, 0, 0.0)
-        return self._report
+        if self._life is not Life.NEW:
+            life = self._life.value
+            raise ManagerClosedError(f"the manager is {life}: a manager is started once; make a new one")
+        self._live(Life.STARTING)
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
@@ -207,45 +197,43 @@ class SessionManager(Access):
         try:
             await self._parts.start()
         except BaseException:
-            self._state = "closed"
+            self._live(Life.CLOSED)
             raise
-        self._verbs = Verbs(self._parts.registry)
-        self._actors = self._parts.registry.actors
-        self._inline = home if isinstance(home, ThreadHome) and self._parts.shared.handle_here is not None else None
-        _open_managers.add(self)
-        self._state = "open"
-        self._here = (home.thread_id or 0) if isinstance(home, LoopHome) else 0
+        parts = self._parts
+        self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
+        self._actors = parts.table.actors
+        remember(self)
+        self._live(Life.OPEN)
+        if isinstance(home, LoopHome):
+            self._here = home.thread_id or 0
+        elif isinstance(home, ThreadHome) and self._parts.shared.handle_here is not None:
+            self._inline = home
+
+    def _never_opened(self) -> ShutdownReport:
+        self._live(Life.CLOSED)
+        self._report = ShutdownReport((), 0, 0, 0.0)
+        return self._report
 
     async def _close(self, seconds: float) -> ShutdownReport:
-        for context in chain():
-            context._task = None  # its handler waits for the close, which ends its turn, and need not cancel it
-        with self._ending:
-            ended, begun = self._closing, self._closing is not None
-            if ended is None:
-                ended = self._closing = new_future()
-        if not begun:
-            closing = self._end(ended, seconds)
-            if self._loop is not None:
-                self._closer = self._loop.create_task(closing, context=ContextVars())
-            else:  # a thread of its own, since user code may hold all those of the pool
-                thread = threading.Thread(target=run_inline, args=(closing,), name="actorbot-close", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    run_inline(closing)  # Python 3.12 and later start no thread any more when the program ends
-        return await self._home.wait(ended)  # type: ignore[no-any-return]
+        shield()
+        return await self._closing.wait(self._home, lambda: self._end(seconds))
 
-    async def _end(self, ended: Future[ShutdownReport], seconds: float) -> None:
-        try:
-            self._state, self._here = "closing", 0
-            report = self._report = await shut(self._parts, seconds)
-            self._state = "closed"
-            self._let_go()
-        except BaseException as error:  # cancelled with its loop, say: it may be made again
-            self._closing = None
-            ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
-            raise
-        ended.set_result(report)
+    async def _end(self, seconds: float) -> ShutdownReport:
+        self._live(Life.CLOSING)
+        report = self._report = await shut(self._parts, seconds)
+        self._live(Life.CLOSED)
+        self._let_go()
+        return report
+
+    def _close_without_loop(self, seconds: float) -> ShutdownReport:
+        self._live(Life.CLOSED)
+        self._report = shut_without_loop(self._parts, seconds)
+        self._let_go()
+        return self._report
+
+    def _let_go(self) -> None:
+        forget(self)
+        self._parts.end()
 
     # --- verbs --------------------------------------------------------------------------------------------------------
 
@@ -280,14 +268,13 @@ class SessionManager(Access):
         its turn, and nothing can end its run.
         """
         threads = self._inline
-        if threads is not None and self._state == "open" and type(session_id) is str:
+        if threads is not None and type(session_id) is str:
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 turn = actor.take_turn(event, event_id, durable, None)
                 return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
-        return self._run_sync(
-            lambda: self._verbs.dispatch(session_id, event, event_id, durable, timeout), timeout, session_id=session_id
-        )
+        self._check_away()
+        return self._run_sync(self._verbs.dispatch, session_id, event, event_id, durable, timeout, timeout=timeout)
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """Accept *event* and return at once; it is handled in its turn. Raises: OverloadedError."""
@@ -310,35 +297,28 @@ class SessionManager(Access):
         Raises: DuplicateEventError on entry, ConflictError at the exit.
         """
         self._check_here()
-        actor, context = await self._verbs.borrow(session_id, event_id, None)
+        context = await self._verbs.borrow(session_id, event_id, None)
         try:
             yield context
         except BaseException as error:
-            raised = await actor.fail_turn(context, error)
-            if raised is error or isinstance(error, SystemExit | KeyboardInterrupt):
-                raise  # an exit is not a handler's here: it is the program that is told to end
-            raise raised from error
-        await self._verbs.give_back(actor, context)
+            raise_for(error, await undo(context, error))
+        await take_back(context)
 
     @contextmanager
     def turn_sync(
         self, session_id: str, *, event_id: str | None = None, timeout: float | None = None
     ) -> Iterator[Context]:
         """The same as `turn`, for threads."""
-        actor, context = self._run_sync(
-            lambda: self._verbs.borrow(session_id, event_id, timeout), timeout, session_id=session_id
-        )
+        self._check_away()
+        context = self._run_sync(self._verbs.borrow, session_id, event_id, timeout, timeout=timeout)
         current.set(context)
         try:
             yield context
         except BaseException as error:
-            failure = error
-            raised = self._run_sync(lambda: actor.fail_turn(context, failure), None, closing=True)
-            if raised is failure or isinstance(failure, SystemExit | KeyboardInterrupt):
-                raise  # an exit is not a handler's here: it is the program that is told to end
-            raise raised from failure
-        # It was accepted before a close that may have begun.
-        self._run_sync(lambda: self._verbs.give_back(actor, context), None, closing=True)
+            self._check_away(closing=True)
+            raise_for(error, self._run_sync(undo, context, error))
+        self._check_away(closing=True)  # it was lent before a close that may have begun
+        self._run_sync(take_back, context)
 
     async def flush(self, session_id: str | None = None) -> None:
         """Return when what was committed, of one session or of all, is in the store.
@@ -350,7 +330,8 @@ class SessionManager(Access):
 
     def flush_sync(self, session_id: str | None = None) -> None:
         """The same as `flush`, for threads."""
-        self._run_sync(lambda: self._verbs.flush(session_id), None)
+        self._check_away()
+        self._run_sync(self._verbs.flush, session_id)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`; takes no turn, activates nothing, slides no expiry."""
@@ -359,7 +340,8 @@ class SessionManager(Access):
 
     def peek_sync(self, session_id: str) -> dict[str, Any] | None:
         """The same as `peek`, for threads."""
-        return self._run_sync(lambda: self._verbs.peek(session_id), None)  # type: ignore[no-any-return]
+        self._check_away()
+        return self._run_sync(self._verbs.peek, session_id)  # type: ignore[no-any-return]
 
     async def destroy(self, session_id: str) -> None:
         """Remove the session for every reader; no older write brings it back. Raises: StoreUnavailableError, OutcomeUnknownError."""
@@ -368,7 +350,8 @@ class SessionManager(Access):
 
     def destroy_sync(self, session_id: str) -> None:
         """The same as `destroy`, for threads."""
-        self._run_sync(lambda: self._verbs.destroy(session_id), None)
+        self._check_away()
+        self._run_sync(self._verbs.destroy, session_id)
 
     async def delivered(self, session_id: str) -> None:
         """Return when the replies that the session has sent so far have been handed to `deliver`, or have failed."""
@@ -378,7 +361,7 @@ class SessionManager(Access):
     def stats(self) -> Stats:
         """Return counters and gauges. Any thread."""
         self._check_open()
-        return self._parts.stats()
+        return stats_of(self._parts)
 
     def conflicts(self) -> list[Conflict]:
         """List what could not be flushed because another process had written the session: the newest 1,000, oldest first.
@@ -390,32 +373,11 @@ class SessionManager(Access):
 
     def health(self) -> Health:
         """Say whether the manager does its work. Any thread."""
-        return self._parts.health() if self._state == "open" else Health("failing", f"the manager is {self._state}")
+        if self._life is not Life.OPEN:
+            return Health("failing", f"the manager is {self._life.value}")
+        return health_of(self._parts)
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:
         """Iterate over the sessions in memory. Any thread."""
         self._check_open()
-        yield from self._parts.sessions()
-
-
-_open_managers: set[SessionManager] = set()  # also those that a program has let go of: they run until they are closed
-
-
-def _after_fork() -> None:
-    for manager in list(_open_managers):
-        manager._state, manager._here = "forked", 0
-    _open_managers.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _at_exit() -> None:
-    """Close what a program has forgotten to close. By now whoever is no daemon has ended, and our threads still run."""
-    for manager in list(_open_managers):
-        if manager._state == "open":
-            logger.warning("the program ends with an open manager: close it, or use `with`; flushing what it has")
-            manager._close_at_exit()
-
-
-atexit.register(_at_exit)
+        yield from sessions_of(self._parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future, wait
 from typing import Any, Final
 
 from actorbot._flushing.waiters import Goal
 from actorbot._manager.access import Access
+from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import run_inline
 from actorbot._state.committed import VERSION
 from actorbot._turns.context import Context
@@ -28,8 +30,10 @@ class Receipt:
         self._hooks = hooks
         self._actor = actor
         self._outcome = outcome
-        self._waiting: list[None] = []  # one for each who waits; a list, because its changes are single steps
-        self._unheard = [event]  # popped by whoever takes a failure: somebody who waited, or the dead letters
+        self._event = event
+        self._hearing = Once()  # a failure is heard by somebody who waits, or goes to the dead letters
+        self._counting = threading.Lock()  # guards _waiting
+        self._waiting = 0  # how many wait for the outcome
         self._version: int | None = None
         self._losses = 0
         outcome.add_done_callback(self._note)
@@ -38,7 +42,7 @@ class Receipt:
         if outcome.exception() is not None:
             self._bury_unless_heard()
             return
-        self._unheard.clear()
+        self._hear()
         committed = self._actor.committed
         if committed is not None:
             self._version, self._losses = committed[VERSION], len(self._actor.losses)
@@ -47,11 +51,15 @@ class Receipt:
         """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""
         if self._waiting or not self._outcome.done() or (error := self._outcome.exception()) is None:
             return
-        try:
-            event = self._unheard.pop()
-        except IndexError:
-            return
-        self._hooks.bury(self.session_id, event, error)
+        event = self._event
+        if self._hear():
+            self._hooks.bury(self.session_id, event, error)
+
+    def _hear(self) -> bool:
+        """Take notice of the outcome; `False` if somebody else has. The event is not needed any more."""
+        first = self._hearing.take()
+        self._event = None
+        return first
 
     @property
     def session_id(self) -> str:
@@ -83,7 +91,8 @@ class Receipt:
         """The same as `result`, for threads."""
         if not self._outcome.done():
             try:
-                return self._access._run_sync(lambda: self._result(timeout), None, closing=True)
+                self._access._check_away(closing=True)
+                return self._access._run_sync(self._result, timeout)
             except ManagerClosedError:
                 # The close waits for turns, and a turn is left before its outcome is told: that comes in a moment, unless a handler hangs.
                 wait([self._outcome], MOMENT)
@@ -94,23 +103,28 @@ class Receipt:
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
-        self._access._run_sync(lambda: self._durable(timeout), None, closing=True)
+        self._access._check_away(closing=True)
+        self._access._run_sync(self._durable, timeout)
 
     async def _result(self, timeout: float | None) -> Any:
         mine: list[Context] = []
-        self._waiting.append(None)
+        self._count(1)
         try:
             if not self._outcome.done():
                 mine = begin_to_wait(self._actor)
             return await self._access._wait(self._outcome, timeout, self.session_id)
         except BaseException as error:
             if self._outcome.done() and self._outcome.exception() is error:
-                self._unheard.clear()
+                self._hear()
             raise
         finally:
             end_to_wait(mine, self._actor)
-            self._waiting.pop()
+            self._count(-1)
             self._bury_unless_heard()
+
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self._waiting += more
 
     async def _durable(self, timeout: float | None) -> None:
         await self._result(timeout)

@@ -1,4 +1,7 @@
-"""Which sessions are to be looked at, and when: in buckets of time, since a timer for each of 100,000 would be too much."""
+"""When each session in memory is to be looked at: has its time to leave come?
+
+Sessions wait in buckets of time. A timer for each of 100,000 sessions would cost too much.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,24 @@ __all__ = ["IdleBuckets"]
 
 
 class IdleBuckets:
-    """Sessions by the quantum in which they may be due, a sixteenth of *span* seconds. Any thread."""
+    """Sessions by the time at which they are to be looked at. Any thread.
+
+    *span* is the shortest time, in seconds, after which a session may have to leave. One bucket
+    covers a sixteenth of it (`quantum`).
+    """
 
     def __init__(self, span: float) -> None:
+        self.span = span
         self.quantum = max(span / 16, 0.001)
         self._lock = threading.Lock()  # guards the buckets
         self._buckets: dict[int, deque[SessionActor]] = {}
 
     def __len__(self) -> int:
-        """How many sessions are watched, those that are gone already among them."""
+        """Count the sessions in the buckets, also those that have left memory since."""
         return sum(map(len, list(self._buckets.values())))
 
     def add(self, actor: SessionActor, due: float) -> None:
-        """IdleBuckets *actor*, which is to be looked at when *due* has passed."""
+        """Have *actor* looked at when the monotonic second *due* has passed."""
         key = int(due / self.quantum) + 1
         with self._lock:
             bucket = self._buckets.get(key)
@@ -34,13 +42,13 @@ class IdleBuckets:
             bucket.append(actor)
 
     def take_due(self, now: float) -> Iterator[SessionActor]:
-        """IdleBuckets those no longer that are due, and iterate over them."""
+        """Take out the sessions whose time has come, and iterate over them."""
         with self._lock:
             due = [self._buckets.pop(key) for key in sorted(self._buckets) if key * self.quantum <= now]
         return chain.from_iterable(due)
 
     def take_first(self) -> SessionActor | None:
-        """IdleBuckets the one that is due first no longer, and return it."""
+        """Take out the session that is to be looked at first; `None` if there is none."""
         with self._lock:
             key = min(self._buckets, default=None)
             if key is None:

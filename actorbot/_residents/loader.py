@@ -1,4 +1,8 @@
-"""Reads records for turns, batched: all that are asked for while one call is on its way go out together in the next."""
+"""Finds what is kept of a session: in the journal first, then in the store.
+
+Reads of the store are batched: all that are asked for while one call is on its way go out
+together in the next call.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +10,95 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
+from actorbot._journal.entry import Entry
 from actorbot._runtime.deadline_thread import DeadlineThread
-from actorbot._runtime.home import Home, Promise
+from actorbot._runtime.home import Promise
+from actorbot._turns.shared import TurnShared
 from actorbot.errors import ActorbotError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore
 
 __all__ = ["Loader"]
 
-_Ask = tuple[str, Promise, float]  # a session id, what is to become of it, and when it was asked for
+
+class _Ask(NamedTuple):
+    session_id: str
+    answer: Promise
+    """Gets the record, or the error."""
+    since: float
+    """The monotonic second at which the record was asked for."""
+
+
+class _FailedRead(NamedTuple):
+    reason: str
+    writes: int
+    """How many writes the store had confirmed then."""
 
 
 class Loader:
-    """Reads records for turns at *home*: all that are asked for while one call is on its way go out together in the next."""
+    """Reads records for turns. *thread* is where the store is called.
 
-    def __init__(self, store: RecordStore, thread: DeadlineThread, home: Home, batch_size: int) -> None:
-        self._home = home
+    Methods are called at home unless they say otherwise.
+    """
+
+    def __init__(self, shared: TurnShared, store: RecordStore, thread: DeadlineThread, batch_size: int) -> None:
+        self._shared = shared
+        self._home = shared.home
         self._store = store
         self._thread = thread
         self._batch_size = batch_size
-        # Ids in a call that runs, also after its deadline; none of the call that `_fly` comes after.
+        self._failed: _FailedRead | None = None  # the last read, if the store did not answer it
+        # The ids of calls that run now, also of one whose deadline has passed. A call that has come
+        # back takes its ids out before `_fly` makes the next one.
         self._at_store: set[str] = set()
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards `_asked`, `_flying` and `_closed`
         self._asked: deque[_Ask] = deque()
-        self._flying: list[_Ask] | None = None  # what a call is about that is on its way
+        self._flying: list[_Ask] | None = None  # what the call that is on its way will answer
         self._closed = False
         self.reads = 0
 
+    async def find(self, session_id: str) -> Entry | Record | None:
+        """Return the journal's entry of the session, or else the store's record.
+
+        `None` if there is neither. Raises: CorruptSessionError, StoreUnavailableError.
+        """
+        journal = self._shared.journal
+        if journal is not None and journal.holds(session_id):
+            entry: Entry | None = await self._home.wait(journal.read(session_id))
+            if entry is not None:
+                return entry
+        try:
+            record = await self._read_store(session_id)
+        except ActorbotError as error:
+            down = isinstance(error, StoreUnavailableError)
+            self._failed = _FailedRead(str(error), self._shared.flusher.writes) if down else None
+            raise
+        self._failed = None
+        return record
+
     async def read(self, session_id: str) -> Record | None:
-        """Return the session's record, `None` if there is none. At home. Raises: CorruptSessionError, StoreUnavailableError."""
+        """Return the record that `find` finds. Raises: as `find`."""
+        found = await self.find(session_id)
+        return found.record if isinstance(found, Entry) else found
+
+    def unreadable(self) -> str | None:
+        """Say why the last read failed, unless the store has answered since. Any thread."""
+        failed = self._failed
+        return None if failed is None or self._shared.flusher.writes != failed.writes else failed.reason
+
+    def close(self) -> None:
+        """Tell everybody who waits for a record that it will not come."""
+        with self._lock:
+            self._closed = True
+            waiting = [*(self._flying or ()), *self._asked]
+            self._flying = None
+            self._asked.clear()
+        self._tell([(ask.answer, _closed()) for ask in waiting])
+
+    # --- the store --------------------------------------------------------------------------------
+
+    async def _read_store(self, session_id: str) -> Record | None:
         if self._store.may_block:
             return await self._home.wait(self._ask(session_id))  # type: ignore[no-any-return]
         if self._closed:
@@ -58,42 +121,36 @@ class Loader:
             if self._closed:
                 answer.set_exception(_closed())
                 return answer
-            self._asked.append((session_id, answer, self._thread.now()))
+            self._asked.append(_Ask(session_id, answer, self._thread.now()))
             if self._flying is not None:
                 return answer
             self._flying = []
         self._fly()
         return answer
 
-    def close(self) -> None:
-        """Tell everybody who waits for a record that it will not come."""
-        with self._lock:
-            self._closed = True
-            waiting = [*(self._flying or ()), *self._asked]
-            self._flying = None
-            self._asked.clear()
-        self._tell([(answer, _closed()) for _, answer, _ in waiting])
-
     def _fly(self) -> None:
+        """Make the next call, if anybody has asked for a record. Any thread, one at a time."""
         batch: list[_Ask] = []
         while not batch:
             with self._lock:
                 size = min(len(self._asked), self._batch_size, self._store.reads_at_once)
                 asked = [self._asked.popleft() for _ in range(size)]
-                batch = [one for one in asked if one[0] not in self._at_store]
+                batch = [ask for ask in asked if ask.session_id not in self._at_store]
                 self._flying = batch if asked else None
             if len(batch) < size:
-                self._refuse([one for one in asked if one not in batch])
+                self._refuse([ask for ask in asked if ask not in batch])
             if not asked:
                 return
         self.reads += len(batch)
-        ids = list(dict.fromkeys(session_id for session_id, _, _ in batch))
-        # Who asked first has waited for the call before; but where calls are about few, as a plain driver's, each has its own time.
-        since = batch[0][2] if self._store.reads_at_once >= self._batch_size else None
+        ids = list(dict.fromkeys(ask.session_id for ask in batch))
+        # The deadline counts from the first request of the batch, which has waited for the call
+        # before. But a driver that reads few at a time has a full deadline for each of its calls.
+        since = batch[0].since if self._store.reads_at_once >= self._batch_size else None
         call = self._thread.call(self._read, ids, since=since)
         call.add_done_callback(lambda outcome: self._land(ids, outcome))
 
     def _read(self, ids: list[str]) -> dict[str, Any]:
+        """Call the store. On its thread."""
         self._at_store.update(ids)
         try:
             found = self._store.read_many(ids)
@@ -104,15 +161,17 @@ class Loader:
             self._at_store.difference_update(ids)
 
     def _refuse(self, asked: list[_Ask]) -> None:
-        """Refuse what is at the store already: asking again for what has not come back would cost one more of the `MAX_STUCK`."""
-        reason = "an earlier read has not come back yet; try again"
-        self._tell(
-            [(answer, StoreUnavailableError(self._store.name, reason, session_id=one)) for one, answer, _ in asked]
-        )
+        """Refuse what an earlier call still reads.
+
+        A second call would get stuck, too, and only `MAX_STUCK` calls may.
+        """
+        name, reason = self._store.name, "an earlier read has not come back yet; try again"
+        self._tell([(ask.answer, StoreUnavailableError(name, reason, session_id=ask.session_id)) for ask in asked])
 
     def _land(self, ids: Sequence[str], outcome: Future[Any]) -> None:
+        """Hand out what a call has brought, and make the next one. Any thread."""
         error = outcome.exception()
-        if isinstance(error, OutcomeUnknownError):  # a read leaves nothing behind that could be unknown
+        if isinstance(error, OutcomeUnknownError):  # said of any call; but a read changes nothing
             unavailable = StoreUnavailableError(self._store.name, f"reading failed: {error}")
             unavailable.__cause__ = error
             error = unavailable
@@ -120,7 +179,7 @@ class Loader:
         with self._lock:
             batch = self._flying
             self._flying = None if self._closed else []
-        self._tell([(answer, found[session_id]) for session_id, answer, _ in batch or ()])
+        self._tell([(ask.answer, found[ask.session_id]) for ask in batch or ()])
         self._fly()
 
     def _tell(self, answers: list[tuple[Promise, Any]]) -> None:

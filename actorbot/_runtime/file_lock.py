@@ -3,59 +3,63 @@
 from __future__ import annotations
 
 import os
-import weakref
 from pathlib import Path
+from typing import Final
+
+from actorbot._runtime.forks import kept_from_children
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FileLock"]
+__all__ = ["HAS_FLOCK", "FileLock", "sync_folder"]
+
+HAS_FLOCK: Final = fcntl is not None
+NO_FLOCK: Final = "it needs flock, which this platform lacks; Linux and macOS have it"
 
 
 class FileLock:
-    """An exclusive lock on a file, held from `take` to `release` or to the end of the process. Linux and macOS.
+    """An exclusive lock on the file *path*, held from `take` to `release`. Linux and macOS.
 
-    `flock` belongs to the open file, which a forked child shares: without closing it there, the lock would outlive its owner.
+    It ends with the process too. `flock` belongs to the open file, which a forked child shares:
+    if the child did not close it, the lock would outlive its owner.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._file: int | None = None
 
-    def take(self) -> None:
-        """Take the lock, at once or not at all. Raises: BlockingIOError if somebody has it; OSError."""
+    def take(self, *, dir_fd: int | None = None) -> None:
+        """Take the lock, at once or not at all. *dir_fd* is an open folder: then the path starts there.
+
+        Raises: BlockingIOError if somebody has it; OSError.
+        """
         if fcntl is None:
-            raise OSError("it needs flock, which this platform lacks; Linux and macOS have it")
+            raise OSError(NO_FLOCK)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(self._path, flags, 0o600)
+        file = os.open(self._path, flags, 0o600, dir_fd=dir_fd)
         try:
+            os.fchmod(file, 0o600)  # whatever the umask: who comes next must be able to open it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             os.close(file)
             raise
         self._file = file
-        _held.add(self)
+        kept_from_children.add(self)
 
     def release(self) -> None:
-        """Let it go; twice is no error. Its file stays: removing it would let two processes lock two files of one name."""
+        """Let it go; twice is no error.
+
+        The file stays: if it were removed, two processes could lock two files of one name.
+        """
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
-        _held.discard(self)
+        kept_from_children.discard(self)
 
-
-_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for lock in list(_held):
-        lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    def _leave_to_parent(self) -> None:
+        self.release()
 
 
 def sync_folder(path: Path) -> None:

@@ -26,6 +26,7 @@ from actorbot._runtime.home import (
     new_future,
     run_on,
 )
+from actorbot._runtime.once import Once
 from actorbot.errors import TurnTimeoutError
 
 __all__ = ["ThreadHome", "run_inline"]
@@ -149,7 +150,7 @@ class ThreadHome(Home):
 class ThreadWaiter:
     """A thread that waits in line."""
 
-    __slots__ = ("_actor", "_error", "_granted", "_home", "_open", "_timeout")
+    __slots__ = ("_actor", "_decision", "_error", "_granted", "_home", "_timeout")
 
     def __init__(self, home: ThreadHome, actor: Leavable, timeout: float | None) -> None:
         self._home = home
@@ -157,38 +158,31 @@ class ThreadWaiter:
         self._timeout = timeout
         self._granted = threading.Lock()  # held until the turn, or an error, is there
         self._granted.acquire()
-        self._open = [None]  # popped by whoever decides: the one who grants, or the waiter that gives up
+        self._decision = Once()  # taken by the thread that grants or fails, or by the waiter that gives up
         self._error: BaseException | None = None
 
     def grant(self) -> bool:
-        if not self._decide():
+        if not self._decision.take():
             return False
         self._granted.release()
         return True
 
     def fail(self, error: BaseException) -> None:
-        if self._decide():
+        if self._decision.take():
             self._error = error
             self._granted.release()
-
-    def _decide(self) -> bool:
-        try:
-            self._open.pop()
-        except IndexError:
-            return False
-        return True
 
     def __await__(self) -> Generator[Any, None, None]:
         try:
             with self._home.pool.blocking():
                 got = self._granted.acquire(timeout=-1 if self._timeout is None else max(0.0, self._timeout))
         except BaseException:  # too many wait, or a KeyboardInterrupt: nobody is here any more to take the turn
-            if self._decide():
+            if self._decision.take():
                 self._actor.withdraw(self)
             elif self._error is None:
                 self._actor.leave()
             raise
-        if not got and self._decide():
+        if not got and self._decision.take():
             self._actor.withdraw(self)
             raise TurnTimeoutError(
                 self._actor.session_id, f"its turn did not come within {self._timeout:g} s; withdrawn"

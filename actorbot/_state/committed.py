@@ -5,7 +5,18 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-__all__ = ["ANYBODYS", "ENDS", "EVENT_IDS", "SEEN", "STATE", "VERSION", "Committed", "Lineage", "write_id_of"]
+__all__ = [
+    "ANYBODYS",
+    "ENDS",
+    "EVENT_IDS",
+    "NOTHING",
+    "SEEN",
+    "STATE",
+    "VERSION",
+    "Committed",
+    "Lineage",
+    "write_id_of",
+]
 
 Committed = tuple[int, "bytes | None", bytes, float, float]
 """What a turn leaves behind, as one immutable value. The flusher may read it from its own thread while the next turn runs.
@@ -24,6 +35,10 @@ SEEN: Final = 3
 """Wall-clock seconds of the last event."""
 ENDS: Final = 4
 """Wall-clock seconds of the end that this event set."""
+
+
+NOTHING: Final[Committed] = (0, None, b"", 0.0, 0.0)
+"""Of a session that was never there."""
 
 
 class Lineage(NamedTuple):

@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any, Final, Self
 
 from actorbot._state.codec import decode_state, encode_state, pack_fields, unpack_fields
+from actorbot._state.committed import Committed
 from actorbot._state.document import RESERVED, from_document, to_document
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
@@ -56,6 +57,11 @@ class Record:
     """Wall-clock seconds at which the record ends."""
 
     @property
+    def committed(self) -> Committed:
+        """What the turn left behind that made it."""
+        return self.version, self.state, self.event_ids, self.last_activity, self.expires_at
+
+    @property
     def write_id(self) -> bytes:
         """The id of the write that stored it, `b""` if it has none."""
         return self.write_ids[:8]
@@ -73,7 +79,7 @@ class Record:
         """Make the record of a destroyed session."""
         return cls(session_id, 0, None, os.urandom(8), b"", now, now + TOMBSTONE_AGE)
 
-    # --- bytes --------------------------------------------------------------------------------------------------------
+    # --- bytes ------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
         """Return magic with format version, CRC-32 of the rest, and the fields.
@@ -116,7 +122,7 @@ class Record:
             return ""
         return fields[0] if type(fields) is list and fields and type(fields[0]) is str else ""
 
-    # --- document -----------------------------------------------------------------------------------------------------
+    # --- document ---------------------------------------------------------------------------------
 
     def to_document(self) -> dict[str, Any]:
         """Return a fresh JSON-safe dict: the state at the top level, the rest under `"$actorbot"`.

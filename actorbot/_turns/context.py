@@ -11,10 +11,23 @@ from actorbot._runtime.home import Sent
 from actorbot._state.committed import SEEN, STATE
 from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
 
-__all__ = ["Apology", "Context", "chain", "innermost"]
+__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "shield"]
 
 
 _QUEUED = Sent()
+
+
+# The states of a turn. Only three files change them: this one, session_actor.py and overdue.py.
+#
+#   state         among `running`   _session     _revoked      _rolled_back   what comes next
+#   open          yes               the values   None          False          any of the others
+#   committed     no                None         None          False          nothing; rolled back, if its write fails
+#   revoked       no                None         why           False          rolled back, when its handler has ended
+#   rolled back   no                None         None or why   True           nothing
+#
+# Whoever takes an open turn out of `running`, in one step, decides which of the others it becomes. `_passed_on` says who leaves
+# the mailbox: the code that runs the turn (False), or somebody else, who has done it or will (True): the write or the journal that
+# the acknowledgement waits for, the ticker when a handler does not end, or `undo_turn`.
 
 
 class Context:
@@ -24,26 +37,25 @@ class Context:
     can no longer be reached through it (`TurnEndedError`).
     """
 
-    # Rarely set, so they are class attributes first: a context is made for every event.
-    _ends_session = False
-    _passed_on = False
-    _rolled_back = False
-    _replies: list[Any] | None = None
-    _waits_for: list[Any] | None = None
-    _revoked: ActorbotError | None = None  # what its caller gets, once its session was taken from it
-    _event_id: bytes | None = None
+    # Rarely set and seldom read, so they are class attributes first: a context is made for every event.
     _interrupt: Callable[[], None] | None = None
+    _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; belongs to deadlock.py
 
     def __init__(
         self, actor: Any, session: Any, event: Any, before: Any, parent: Context | None, task: asyncio.Task[Any] | None
     ) -> None:
         self._actor = actor
-        self._session = session  # None once the turn has ended
-        self._before = before
+        self._session = session
+        self._before = before  # what was committed when it began
         self._parent = parent
         # Until the turn ends: the task holds its variables, `current` among them, and that this. Only the garbage collector would end
         # such a circle, and a bot that makes a task for each event would keep it busy.
         self._task = task
+        # These are read in every turn: from the class each would take five times as long.
+        self._ends_session = self._passed_on = self._rolled_back = False
+        self._replies: list[Any] | None = None
+        self._event_id: bytes | None = None
+        self._revoked: ActorbotError | None = None  # what its caller gets, once its session was taken from it
         self.event = event
         """What was dispatched, unchanged; `None` in a borrowed turn."""
 
@@ -144,6 +156,17 @@ def innermost() -> Context | None:
     return current.get()  # type: ignore[return-value]  # only turns of this class are ever set there
 
 
+def find_parent() -> Context | None:
+    """Return the turn inside which the running code is about to begin another.
+
+    Those that are over are passed. One that was taken from code which still runs stays in the chain, to tell it so.
+    """
+    parent: Context | None = current.get()  # type: ignore[assignment]  # only turns of this class are ever set there
+    while parent is not None and parent._session is None and (parent._revoked is None or parent._rolled_back):
+        parent = parent._parent
+    return parent
+
+
 def chain() -> Iterator[Context]:
     """Walk the turns, still open, that the running code is part of: innermost first."""
     context = innermost()
@@ -151,3 +174,25 @@ def chain() -> Iterator[Context]:
         if context._open:
             yield context
         context = context._parent
+
+
+def find_held(shared: Any, session_id: str) -> Context | None:
+    """Find the open turn of a session, of the manager with these *shared*, that the running code is part of.
+
+    Raises: TurnEndedError if that turn was taken from the code, which goes on without knowing.
+    """
+    context = innermost()
+    while context is not None:
+        if context.session_id == session_id and context._actor.shared is shared:
+            if context._open:
+                return context
+            if context._revoked is not None:
+                raise context._ended()
+        context = context._parent
+    return None
+
+
+def shield() -> None:
+    """Let no time-out cancel the running code: it waits for the close, which ends its turns."""
+    for context in chain():
+        context._task = None

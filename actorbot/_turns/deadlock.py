@@ -17,7 +17,7 @@ def begin_to_wait(actor: SessionActor) -> list[Context]:
     mine = list(chain())
     if mine:
         for context in mine:
-            context._waits_for = [*(context._waits_for or ()), actor]
+            context._waits_for += (actor,)
         try:
             _refuse_circle(actor, {context._actor for context in mine})
         except DeadlockError:
@@ -29,15 +29,17 @@ def begin_to_wait(actor: SessionActor) -> list[Context]:
 def end_to_wait(mine: list[Context], actor: SessionActor) -> None:
     """Take back what `begin_to_wait` has noted: once, since a turn may wait for the same session in several tasks."""
     for context in mine:
-        rest = list(context._waits_for or ())
+        rest = list(context._waits_for)
         if actor in rest:
             rest.remove(actor)
-        context._waits_for = rest
+        context._waits_for = tuple(rest)
 
 
 def _refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
     """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
-    waits_for = {context._actor: context._waits_for for context in list(target.shared.running) if context._waits_for}
+    waits_for = {
+        context._actor: context._waits_for for context in list(target.shared.running.deadlines) if context._waits_for
+    }
     seen: set[SessionActor] = set()
     ahead = [target]
     while ahead:

@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from contextvars import Context as ContextVars
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from actorbot._event import DUPLICATE
 from actorbot._flushing.waiters import Goal
 from actorbot._flushing.write import Flushable
-from actorbot._journal.ahead import Ahead
 from actorbot._journal.entry import Entry
-from actorbot._journal.journal import Journal
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import ENDS, EVENT_IDS, SEEN, STATE, VERSION, Committed, Lineage
+from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
 from actorbot._state.values import UndecodableError
-from actorbot._turns.context import Context, innermost
+from actorbot._turns.context import Context, find_parent
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.told import Handle
 from actorbot.errors import (
-    ActorbotError,
     ConflictError,
     CorruptSessionError,
     HandlerExitError,
-    HandlerTimeoutError,
     OutcomeUnknownError,
     OverloadedError,
     StoreUnavailableError,
 )
 
-__all__ = ["Handle", "SessionActor"]
+__all__ = ["SessionActor", "raise_for"]
 
 EVENT_ID_BYTES: Final = 64 * 8  # bytes of event-id digests that a session remembers
 BUSY: Final = 12  # turns that the store does not have, from which on a session's values stay decoded until it has
 RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Handle:
-    """To a session actor: handle an event whose sender does not stand in line for it."""
-
-    event: Any
-    event_id: str | None
-    outcome: Future[Any]
-    variables: ContextVars
 
 
 class SessionActor(Flushable):
@@ -74,16 +59,9 @@ class SessionActor(Flushable):
         """Take what the store holds."""
         self.trusted = False
         if record is None:
-            self.flushed, self.write_ids, self.committed = 0, b"", (0, None, b"", 0.0, 0.0)
+            self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
-            self.flushed, self.write_ids = record.version, record.write_ids
-            self.committed = (
-                record.version,
-                record.state,
-                record.event_ids,
-                record.last_activity,
-                record.expires_at,
-            )
+            self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
 
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds; whether the store has it, or what else, shows when it is flushed."""
@@ -126,19 +104,21 @@ class SessionActor(Flushable):
                 else:
                     return value
         except BaseException as error:
-            raised = await self.fail_turn(context, error)
-            if raised is error:
-                raise
-            raise raised from error
+            await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
                 self.leave()
 
-    async def fail_turn(self, context: Context | None, error: BaseException) -> BaseException:
+    async def fail_turn(self, context: Context | None, error: BaseException) -> NoReturn:
+        """Roll a turn back, if it has begun, and raise what its caller gets."""
+        if context is None:
+            self.shared.failed += 1
+            raise error
+        raise_for(error, await self.undo_turn(context, error))
+
+    async def undo_turn(self, context: Context, error: BaseException) -> BaseException:
         """Roll a turn back, pass it on and report it; return what its caller gets."""
         self.shared.failed += 1
-        if context is None:
-            return error
         raised = self._translate(error, context)
         self.roll_back(context)
         try:
@@ -204,19 +184,17 @@ class SessionActor(Flushable):
         wall = shared.wall()
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
-            raise ConflictError(shared.store, "written by someone else; try again", session_id=self.session_id)
+            raise self._conflict("written by someone else; try again")
         state = committed[STATE]
         if state is not None and wall >= (end := committed[ENDS]):
             # What the session was ends as a whole. Nothing is called before that stands, as in `commit`.
-            self.committed = committed = (committed[VERSION], None, b"", *committed[SEEN:])
+            self.committed = committed = (committed[VERSION], None, b"", committed[SEEN], end)
             shared.on_expire(self.session_id, state, end)
             state = None
-        digest = None
-        if event_id is not None:
-            digest = blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            if has_id(committed[EVENT_IDS], digest):
-                shared.duplicates += 1
-                return None
+        digest = None if event_id is None else _digest_of(event_id)
+        if digest is not None and has_id(committed[EVENT_IDS], digest):
+            shared.duplicates += 1
+            return None
         try:
             decoded = self.decoded
             if decoded is not None:
@@ -230,49 +208,41 @@ class SessionActor(Flushable):
         except UndecodableError as error:
             raise CorruptSessionError(shared.store, self.session_id, str(error)) from error
         self.trusted = True
-        parent = innermost()
-        # Past those that are over; one that was taken from code which still runs stays in the chain, to tell it so.
-        while parent is not None and parent._session is None and (parent._revoked is None or parent._rolled_back):
-            parent = parent._parent
-        context = Context(self, session, event, committed, parent, task)
+        context = Context(self, session, event, committed, find_parent(), task)
         if digest is not None:
             context._event_id = digest
         current.set(context)
         self.touched = now = shared.monotonic()
-        shared.running[context] = deadline = now + shared.handler_timeout
-        if not shared.ticking:
-            shared.start_ticking(deadline)
+        running = shared.running
+        running.deadlines[context] = deadline = now + running.handler_timeout
+        if not running.ticking:
+            running.start_ticking(deadline)
         return context
 
     def commit(self, context: Context, durable: bool = False) -> Promise | None:
-        """End the turn well: its changes become the session's. Returns a future if the acknowledgement must wait for the store.
+        """End the turn well: its changes become the session's. Returns a future if the acknowledgement must wait.
 
-        With write-through the turn then belongs to the write, and is left when that has ended (`context._passed_on`).
+        With write-through or a journal the turn then belongs to the write, and is left when that has ended.
         """
         shared = self.shared
         wall = shared.wall()
-        session, plain = context._session, None
+        session = context._session
         if session is None:  # a borrowed turn whose time was up
-            raise context._revoked or self.overdue()
-        if context._ends_session:
-            encoded, ends = None, wall + TOMBSTONE_AGE
-        else:
-            if shared.shape is None:
-                plain = encode_plain(session, shared.max_session_bytes)
-                encoded = encode_state(session, shared.max_session_bytes) if plain is None else plain
-            else:
-                encoded = encode_state(shared.shape.dump(session), shared.max_session_bytes)
-            ends = wall + shared.expires_in
-        base = context._before
-        event_ids = (
-            base[EVENT_IDS] if context._event_id is None else (base[EVENT_IDS] + context._event_id)[-EVENT_ID_BYTES:]
-        )
-        committed = (base[VERSION] + 1, encoded, event_ids, wall, ends)
-        if shared.running.pop(context, None) is None:
-            raise context._revoked or self.overdue()
+            raise context._revoked or shared.running.timeout_error(self.session_id)
+        usual = shared.shape is None and not context._ends_session
+        plain = encode_plain(session, shared.max_session_bytes) if usual else None
+        encoded = self._encode(context) if plain is None else plain
+        ends = wall + (TOMBSTONE_AGE if encoded is None else shared.expires_in)
+        before = context._before
+        version, event_ids = before[VERSION] + 1, before[EVENT_IDS]
+        if context._event_id is not None:
+            event_ids = (event_ids + context._event_id)[-EVENT_ID_BYTES:]
+        committed = (version, encoded, event_ids, wall, ends)
+        if shared.running.deadlines.pop(context, None) is None:
+            raise context._revoked or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
         if (
-            committed[VERSION] - self.flushed > BUSY
+            version - self.flushed > BUSY
             and plain is not None
             and is_nobody_elses(session)
             and shared.flusher.outage_since is None  # or what is decoded would pile up
@@ -280,66 +250,51 @@ class SessionActor(Flushable):
             self.decoded = plain, session
         # The flusher takes the state away when it meets a conflict. From here to where the new one stands nothing is called, so that
         # no other thread comes between.
-        if self.committed is not base:
-            raise ConflictError(
-                shared.store, "written by another process since it was read", session_id=self.session_id
-            )
-        if shared.writes_through:
+        if self.committed is not before:
+            raise self._conflict("written by another process since it was read")
+        if shared.acknowledge is not None:
             context._passed_on = True
-            return self._write_through(context, committed)
-        if shared.journal is not None:
-            context._passed_on = True
-            return self._write_ahead(context, committed, shared.journal)
+            return shared.acknowledge(self, context, committed)
         shared.handled += 1  # first: it is at risk from here on
         self.committed = committed
         self.trusted = True
         if not self.dirty or (encoded is not None and len(encoded) > self.charged):
             shared.dirty.mark(self)
-        if durable:
-            done = shared.flusher.reach([Goal(self, committed[VERSION], len(self.losses))])
-            self.send(context, done)
-            return done
+        done = shared.flusher.reach([Goal(self, version, len(self.losses))]) if durable else None
         if context._replies is not None:
-            self.send(context)
-        return None
+            self.send(context, done)
+        return done
+
+    def _conflict(self, reason: str) -> ConflictError:
+        return ConflictError(self.shared.store, reason, session_id=self.session_id)
+
+    def _encode(self, context: Context) -> bytes | None:
+        """Encode what the turn leaves behind; `None` if it ends the session."""
+        if context._ends_session:
+            return None
+        shape, session = self.shared.shape, context._session
+        return encode_state(session if shape is None else shape.dump(session), self.shared.max_session_bytes)
+
+    def check_commit(self, context: Context) -> None:
+        """Raises: what would keep the open turn from being committed: TurnEndedError, NotEncodableError and others like it."""
+        if context.session is not None:
+            self._encode(context)
 
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Let the replies of an acknowledged turn go."""
         if context._replies is not None:
             self.shared.outbox.put(context, context._replies, gate)
 
-    def _write_through(self, context: Context, committed: Committed) -> Promise:
-        acknowledged = self.shared.home.promise()
-        written = self.shared.flusher.write(self, committed)
-
-        def settle(written: Future[None]) -> None:
-            # At home, whatever has become of the caller: a commit is never interrupted.
-            error = written.exception()
-            if error is None:
-                self.committed = committed
-                self.shared.handled += 1
-                self.send(context)
-            elif isinstance(error, OutcomeUnknownError | ConflictError):
-                self.committed = None  # read again before the next turn
-            if isinstance(error, ConflictError) and not context._rolled_back:
-                context._passed_on = False  # the caller has the turn back and runs the handler again
-            else:
-                self.unanswered = 0
-                self.leave()
-            _answer(acknowledged, error)
-
-        written.add_done_callback(lambda written: self.shared.home.post(settle, written))
-        return acknowledged
-
-    def _write_ahead(self, context: Context, committed: Committed, journal: Journal) -> Promise:
-        acknowledged = self.shared.home.promise()
-        lineages = (Lineage(journal.lineage, committed[VERSION]), *self.lineages)
-        journal.put(_TurnAhead(self, context, committed, lineages, acknowledged))
-        return acknowledged
+    def regain_turn(self, context: Context) -> bool:
+        """Give a turn whose write met a conflict back to who runs it, to be run again; `False` if it has been rolled back."""
+        if context._rolled_back:
+            return False
+        context._passed_on = False
+        return True
 
     def roll_back(self, context: Context) -> None:
         """End the turn badly: nothing of it stays."""
-        self.shared.running.pop(context, None)
+        self.shared.running.deadlines.pop(context, None)
         context._session = context._task = None
         context._rolled_back = True
 
@@ -352,68 +307,20 @@ class SessionActor(Flushable):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error
 
-    def overdue(self) -> HandlerTimeoutError:
-        """Make the error of a turn whose time is up."""
-        seconds = self.shared.handler_timeout
-        return HandlerTimeoutError(
-            self.session_id, f"it ran longer than {seconds:g} s (handler_timeout); its changes were discarded"
-        )
-
     # --- what is told -------------------------------------------------------------------------------------------------
 
     def on_receive(self, message: Any) -> None:
         """Start the turn of a told event; pykka's loop calls this while the turn is held."""
         assert isinstance(message, Handle)
-        self.shared.home.spawn(lambda: self._take_told_turn(message), message.variables)
-
-    async def _take_told_turn(self, message: Handle) -> None:
-        current.set(None)  # nobody's turn waits for this one
-        try:
-            value = await self.take_turn(message.event, message.event_id, False, self.shared.home.current_task())
-        except BaseException as error:
-            message.outcome.set_exception(error)
-        else:
-            message.outcome.set_result(value)
+        self.shared.home.spawn(lambda: message.run(self), message.variables)
 
 
-class _TurnAhead(Ahead):
-    """A turn that the journal is to commit; it ends when that is done, whatever has become of the caller."""
-
-    __slots__ = ("_acknowledged", "_actor", "_context")
-
-    def __init__(
-        self,
-        actor: SessionActor,
-        context: Context,
-        committed: Committed,
-        lineages: tuple[Lineage, ...],
-        acknowledged: Promise,
-    ) -> None:
-        self.session_id = actor.session_id  # no `super().__init__`, which would be a call more for each event
-        self.committed = committed
-        self.write_ids = actor.write_ids
-        self.lineages = lineages
-        self._actor = actor
-        self._context = context
-        self._acknowledged = acknowledged
-
-    def settle(self, error: ActorbotError | None) -> None:
-        actor, committed = self._actor, self.committed
-        if error is None:
-            actor.committed = committed
-            actor.trusted = True
-            actor.shared.handled += 1
-            if not actor.dirty or (committed[STATE] is not None and len(committed[STATE]) > actor.charged):
-                actor.shared.dirty.mark(actor)
-            actor.send(self._context)
-        actor.leave()
-        _answer(self._acknowledged, error)
+def raise_for(error: BaseException, raised: BaseException) -> NoReturn:
+    """Raise what a caller gets for *error*: that itself, or what it has become."""
+    if raised is error:
+        raise error
+    raise raised from error
 
 
-def _answer(acknowledged: Promise, error: BaseException | None) -> None:
-    if acknowledged.done():
-        return  # whoever waited was cancelled
-    if error is None:
-        acknowledged.set_result(None)
-    else:
-        acknowledged.set_exception(error)
+def _digest_of(event_id: str) -> bytes:
+    return blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -16,6 +16,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"click", "rich"}:
             raise
-        print("actorbot: the command line needs two more packages: pip install 'actorbot[cli]'", file=sys.stderr)
+        print(
+            "actorbot: the command line needs two more packages: pip install '.[cli]' in a clone of actorbot",
+            file=sys.stderr,
+        )
         sys.exit(2)
     command(prog_name="actorbot")

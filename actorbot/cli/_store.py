@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
 import click
 
 from actorbot.errors import ActorbotError
 from actorbot.stores import FileSessionStore, RecordStore, store_from_url
-from actorbot.stores.driver import DriverStore
+from actorbot.stores.driver import as_records
 
 __all__ = ["make_store", "made", "opened"]
 
@@ -36,10 +34,7 @@ def make_store(url: str) -> Any:
 @contextmanager
 def made(url: str) -> Iterator[RecordStore]:
     """Make the store of *url*, and close it at the end; it is for the body to open it."""
-    given = make_store(url)
-    # Everything here happens on one thread: an async client runs on this loop, whenever it is called.
-    with asyncio.Runner() as runner:
-        store = given if isinstance(given, RecordStore) else DriverStore(given, partial(_run, runner), PATIENCE)
+    with as_records(make_store(url), PATIENCE) as store:
         try:
             yield store
         finally:
@@ -53,11 +48,3 @@ def opened(url: str, *, to_read: bool = True) -> Iterator[RecordStore]:
         if to_read and isinstance(store, FileSessionStore) and not os.path.lexists(store.directory):
             raise click.ClickException(f"{store.name}: there is no folder {store.directory}")
         yield store.init()
-
-
-def _run(runner: asyncio.Runner, make: Callable[[], Awaitable[Any]]) -> Any:
-    async def finish() -> Any:
-        async with asyncio.timeout(PATIENCE):
-            return await make()
-
-    return runner.run(finish())

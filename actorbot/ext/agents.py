@@ -6,13 +6,14 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Final
 
 from actorbot._checks import check_count
-from actorbot._manager.manager import SessionManager
-from actorbot.ext._held import check_dict, joined, values
+from actorbot._manager.embedding import SessionManager, check_dict, joined, values
 
 try:
     from agents import TResponseInputItem
 except ImportError as error:
-    raise ImportError("actorbot.ext.agents needs openai-agents: pip install 'actorbot[agents]'") from error
+    raise ImportError(
+        "actorbot.ext.agents needs openai-agents: pip install '.[agents]' in a clone of actorbot"
+    ) from error
 
 if TYPE_CHECKING:  # older versions have none
     from agents import SessionSettings

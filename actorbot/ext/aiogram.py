@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager, borrowed, check_dict, held, joined, values
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
-from actorbot.ext._held import borrowed, check_dict, held, joined, values
 
 try:
     from aiogram import Dispatcher
@@ -20,7 +19,9 @@ try:
     from aiogram.fsm.storage.base import BaseEventIsolation, BaseStorage, StateType, StorageKey
     from aiogram.types import TelegramObject
 except ImportError as error:
-    raise ImportError("actorbot.ext.aiogram needs aiogram 3: pip install 'actorbot[aiogram]'") from error
+    raise ImportError(
+        "actorbot.ext.aiogram needs aiogram 3: pip install '.[aiogram]' in a clone of actorbot"
+    ) from error
 
 __all__ = ["AiogramSessions", "deliver"]
 

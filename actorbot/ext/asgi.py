@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -36,7 +36,7 @@ try:
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import BaseRoute, Route
 except ImportError as error:
-    raise ImportError("actorbot.ext.asgi needs Starlette: pip install 'actorbot[web]'") from error
+    raise ImportError("actorbot.ext.asgi needs Starlette: pip install '.[web]' in a clone of actorbot") from error
 
 __all__ = ["lifespan", "probe_routes", "webhook_app", "webhook_routes"]
 
@@ -118,7 +118,7 @@ async def _subscribe(platform: Platform, request: Request) -> Response:
 
 async def _take(manager: SessionManager, path: str, platform: Platform, request: Request) -> Response:
     headers = request.headers.raw
-    platform.admit(headers, manager._options.clock.wall())
+    platform.admit(headers, wall(manager))
     payload = platform.open(headers, await _read(request, platform.max_body))
     try:
         events = platform.incoming(payload)

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from functools import wraps
 from typing import Any, Final
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError
 from actorbot.ext._signature import Lent
 
@@ -16,7 +16,9 @@ try:
     from discord import Interaction, Message
     from discord.ext.commands import Context, Parameter
 except ImportError as error:
-    raise ImportError("actorbot.ext.discord needs discord.py: pip install 'actorbot[discord]'") from error
+    raise ImportError(
+        "actorbot.ext.discord needs discord.py: pip install '.[discord]' in a clone of actorbot"
+    ) from error
 
 __all__ = ["in_turn", "session_id_of"]
 

@@ -12,14 +12,14 @@ from contextlib import ExitStack
 from typing import Any
 
 from actorbot._event import DUPLICATE
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
 
 try:
     from linebot.v3.webhooks import Event
 except ImportError as error:
-    raise ImportError("actorbot.ext.line needs line-bot-sdk: pip install 'actorbot[line]'") from error
+    raise ImportError("actorbot.ext.line needs line-bot-sdk: pip install '.[line]' in a clone of actorbot") from error
 
 __all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id_of"]
 

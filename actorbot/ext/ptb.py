@@ -15,17 +15,17 @@ from itertools import chain as flat
 from typing import Any, Final, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
-from actorbot._manager.manager import SessionManager
-from actorbot._state.codec import encode_state
-from actorbot._turns.context import Context, chain
+from actorbot._manager.embedding import SessionManager, check_commit, check_dict, held, is_in_turn, is_open, max_mailbox
+from actorbot._turns.context import Context
 from actorbot.errors import ConfigError, DuplicateEventError, TurnEndedError
-from actorbot.ext._held import check_dict, held
 
 try:
     from telegram import Message, Update
     from telegram.ext import Application, ApplicationBuilder
 except ImportError as error:
-    raise ImportError("actorbot.ext.ptb needs python-telegram-bot: pip install 'actorbot[ptb]'") from error
+    raise ImportError(
+        "actorbot.ext.ptb needs python-telegram-bot: pip install '.[ptb]' in a clone of actorbot"
+    ) from error
 
 from actorbot.ext._ptb_conversations import Persistence, keep_states, persistent
 
@@ -102,12 +102,12 @@ class PTBSessions:
         ids = [self.session_id(each) for each in sorted({number, *more})]
         async with AsyncExitStack() as stack:
             # Who holds a turn waits in mailboxes alone, where a circle is seen (DeadlockError); so who waits in a line must hold none.
-            if next(chain(), None) is None:
+            if not is_in_turn():
                 await self._line_up(ids, stack)
             turns = [await stack.enter_async_context(self._manager.turn(each, event_id=event_id)) for each in ids]
             yield self._held(number)
             for turn in turns[:-1]:  # the last is committed first: if it fails, so do the others
-                _check_commit(turn, self._manager._options.max_session_bytes)
+                check_commit(turn)
             if len(turns) > 1:  # a commit is not interrupted, nor is what lies between two
                 await asyncio.shield(stack.pop_all().aclose())
 
@@ -118,7 +118,7 @@ class PTBSessions:
         """
         async with AsyncExitStack() as doors:
             for session_id in ids:
-                line = self._lines.setdefault(session_id, _Line(self._manager._options.max_mailbox))
+                line = self._lines.setdefault(session_id, _Line(max_mailbox(self._manager)))
                 await doors.enter_async_context(line.door)
                 await stack.enter_async_context(line.place())
 
@@ -168,7 +168,7 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         await super().initialize()
         for conversation in persistent(flat.from_iterable(self.handlers.values())):
             keep_states(conversation, self._sessions._session_of)
-        if self._sessions._manager._state != "open":
+        if not is_open(self._sessions._manager):
             await self._sessions._manager.start()
             self._closes_manager = True
 
@@ -232,13 +232,6 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
 
 _failures: ContextVar[list[Exception] | None] = ContextVar("actorbot_ptb_failures", default=None)
 """What handlers of the update that is being processed have failed with."""
-
-
-def _check_commit(turn: Context, max_session_bytes: int) -> None:
-    """Raises: what would keep *turn* from being committed, when others that belong to it have been: TurnEndedError, NotEncodableError, …"""
-    session = turn.session
-    if not turn._ends_session:
-        encode_state(session, max_session_bytes)
 
 
 def _chat_or_user(update: Update) -> int | None:

@@ -9,14 +9,14 @@ from functools import wraps
 from inspect import Parameter
 from typing import Any
 
-from actorbot._manager.manager import SessionManager
+from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
 from actorbot.ext._signature import Lent
 
 try:
     from slack_bolt.context.base_context import BaseContext
 except ImportError as error:
-    raise ImportError("actorbot.ext.slack needs slack-bolt: pip install 'actorbot[slack]'") from error
+    raise ImportError("actorbot.ext.slack needs slack-bolt: pip install '.[slack]' in a clone of actorbot") from error
 
 __all__ = ["in_turn", "session_id_of"]
 

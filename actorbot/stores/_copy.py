@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from time import time
@@ -13,9 +12,9 @@ from typing import Any, Final
 from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
 from actorbot.stores.base import RecordStore, Write
-from actorbot.stores.driver import DriverStore
+from actorbot.stores.driver import as_records
 
-__all__ = ["CopyReport", "copy", "open_store"]
+__all__ = ["CopyReport", "copy"]
 
 AT_ONCE: Final = 100  # records that are compared and written at a time
 BYTES_AT_ONCE: Final = 16 * 1024**2
@@ -52,7 +51,7 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
     if source is target:
         raise ConfigError("target", type(target), "another store than the source")
     with ExitStack() as stack:
-        out_of, into = (stack.enter_context(open_store(store)) for store in (source, target))
+        out_of, into = (stack.enter_context(_opened(store)) for store in (source, target))
         totals: dict[str, int] = dict.fromkeys(("copied", "already_there", "expired", "destroyed"), 0)
         failed: list[ActorbotError] = []
         seen = 0
@@ -76,32 +75,15 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
         return CopyReport(**totals, failed=tuple(failed))
 
 
-class open_store:  # noqa: N801  # reads as the function that it is
-    """Open any store as a store of records, for a `with` block, and close it at its end if it is a driver of four methods."""
-
-    def __init__(self, store: Any) -> None:
-        self._runner: asyncio.Runner | None = None
-        self._store = store if isinstance(store, RecordStore) else DriverStore(store, self._run)
-
-    def _run(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-
-        async def finish() -> Any:
-            return await make()
-
-        return self._runner.run(finish())
-
-    def __enter__(self) -> RecordStore:
-        return self._store.init()
-
-    def __exit__(self, *_: object) -> None:
+@contextmanager
+def _opened(store: Any) -> Iterator[RecordStore]:
+    with as_records(store) as records:
+        records.init()
         try:
-            if isinstance(self._store, DriverStore):
-                self._store.close()
+            yield records
         finally:
-            if self._runner is not None:
-                self._runner.close()
+            if records is not store:
+                records.close()
 
 
 def _batches(store: RecordStore) -> Iterator[list[Record | ActorbotError]]:

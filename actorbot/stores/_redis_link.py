@@ -17,7 +17,7 @@ try:
     from redis.exceptions import AskError, NoScriptError
     from redis.retry import Retry
 except ImportError as error:
-    raise ImportError("RedisSessionStore needs redis-py: pip install 'actorbot[redis]'") from error
+    raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
 __all__ = ["Command", "Link", "is_about_script", "is_refused"]
 
@@ -135,7 +135,7 @@ class Link:
                 answers[n] = answer
         return answers
 
-    # --- the cluster --------------------------------------------------------------------------------------------------
+    # --- the cluster ------------------------------------------------------------------------------
 
     def _server_of(self, key: bytes) -> _Server:
         if self._slots is not None:

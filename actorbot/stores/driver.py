@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Self
@@ -16,15 +17,37 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores._finding import Finding
+from actorbot.stores._findings import Finding
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
-__all__ = ["DriverStore"]
+__all__ = ["DriverStore", "as_records"]
 
 OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
 AT_ONCE = 32  # calls of an async driver that are under way at the same time
 
 Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+@contextmanager
+def as_records(store: Any, deadline: float | None = None) -> Iterator[RecordStore]:
+    """See any store or driver as a store of records, without a manager. Opens and closes nothing.
+
+    What an `async def` method of a driver makes runs on a loop of its own, for at most *deadline* seconds.
+    """
+    if isinstance(store, RecordStore):
+        yield store
+        return
+    # With a factory the runner leaves alone which loop is this thread's.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+
+        def run(make: Callable[[], Awaitable[Any]]) -> Any:
+            async def finish() -> Any:
+                async with asyncio.timeout(deadline):
+                    return await make()
+
+            return runner.run(finish())
+
+        yield DriverStore(store, run, deadline)
 
 
 class DriverStore(RecordStore):

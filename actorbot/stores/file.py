@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
@@ -14,6 +13,8 @@ from math import floor
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
+from actorbot._runtime.file_lock import HAS_FLOCK, NO_FLOCK, FileLock, sync_folder
+from actorbot._runtime.forks import kept_from_children
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
@@ -24,14 +25,8 @@ from actorbot.errors import (
     StoreLockedError,
     StoreUnavailableError,
 )
-from actorbot.stores._file_findings import examine_folder
-from actorbot.stores._finding import Finding
+from actorbot.stores._findings import Finding, judge_folder
 from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
-
-try:
-    import fcntl
-except ImportError:  # Windows; the package can be imported there, this store cannot be made
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FileSessionStore"]
 
@@ -55,21 +50,21 @@ class FileSessionStore(RecordStore):
     name: ClassVar[str] = "file"
 
     def __init__(self, directory: str | os.PathLike[str] = ".sessions", *, expires_in: float = ONE_YEAR) -> None:
-        if fcntl is None:
-            raise StoreUnavailableError(self.name, "it needs flock, which this platform lacks; Linux and macOS have it")
+        if not HAS_FLOCK:  # on Windows the package can be imported, and this store cannot be made
+            raise StoreUnavailableError(self.name, NO_FLOCK)
         self.expires_in = check_expires_in(expires_in)
         given: object = directory
         path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
         self.directory = os.path.abspath(directory)
-        # Guards the two below, and makes comparing and replacing one step. Held across the read of one record and a rename,
-        # which a file system has no single call for; never across a sync.
+        self._lock = FileLock(".lock")
+        # Guards `_folder`, and makes comparing and replacing one step. Held across the read of one
+        # record and a rename, for which a file system has no single call; never across a sync.
         self._swap = threading.Lock()
         self._folder: int | None = None
-        self._lock: int | None = None
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._folder is not None:
@@ -79,11 +74,14 @@ class FileSessionStore(RecordStore):
                 folder = _open_folder(Path(self.directory))
                 undo.callback(os.close, folder)
                 self._check_owner(folder)
-                lock = os.open(".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-                undo.callback(os.close, lock)
-                self._take(lock)
+                self._lock.take(dir_fd=folder)
+                undo.callback(self._lock.release)
                 _remove_temporary_files(folder)
                 undo.pop_all()
+        except BlockingIOError as error:
+            raise StoreLockedError(
+                self.name, f"{self.directory} is open in another process or store; one at a time can have it"
+            ) from error
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise InsecureStorageError(
@@ -91,8 +89,8 @@ class FileSessionStore(RecordStore):
                     f"{self.directory} is no folder, or it or its .lock is a symbolic link; name the folder itself",
                 ) from error
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be opened: {error}") from error
-        self._folder, self._lock = folder, lock
-        _open_stores.add(self)
+        self._folder = folder
+        kept_from_children.add(self)
         return self
 
     def _check_owner(self, folder: int) -> None:
@@ -103,15 +101,6 @@ class FileSessionStore(RecordStore):
             raise InsecureStorageError(
                 self.name, f"{self.directory} may be written by others; run: chmod 700 {self.directory}"
             )
-
-    def _take(self, lock: int) -> None:
-        os.fchmod(lock, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreLockedError(
-                self.name, f"{self.directory} is open in another process or store; one at a time can have it"
-            ) from error
 
     def examine(self) -> Iterator[Finding]:
         was_there = os.path.lexists(self.directory)
@@ -125,20 +114,19 @@ class FileSessionStore(RecordStore):
             yield Finding("reach", "warning", text)
         yield Finding("lock", "ok", "is free: no other process has the folder open")
         try:
-            yield from examine_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
+            yield from judge_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
         except OSError as error:
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be used: {error}") from error
 
     def close(self) -> None:
         with self._swap:
-            for descriptor in (self._lock, self._folder):
-                if descriptor is not None:
-                    os.close(descriptor)
-            self._lock = self._folder = None
-        _open_stores.discard(self)
+            folder, self._folder = self._folder, None
+            if folder is not None:
+                os.close(folder)
+            self._lock.release()
+        kept_from_children.discard(self)
 
-    def _let_go(self) -> None:
-        """Close what a forked child has inherited: it would hold the parent's lock after the parent has closed or died."""
+    def _leave_to_parent(self) -> None:
         self._swap = threading.Lock()  # perhaps held, by a thread that the child does not have
         self.close()
 
@@ -148,7 +136,7 @@ class FileSessionStore(RecordStore):
             raise StoreUnavailableError(self.name, f"{self.directory} is not open: init() comes first")
         return self._folder
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         return [self._read(session_id) for session_id in session_ids]
@@ -207,7 +195,7 @@ class FileSessionStore(RecordStore):
         except OSError as error:
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be listed: {error}") from error
 
-    # --- writing ------------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         folder = self._dir
@@ -268,7 +256,7 @@ class FileSessionStore(RecordStore):
         except OSError:
             pass  # it was not made, or the disk fails, which is being reported; `init` removes what is left
 
-    # --- cleaning -----------------------------------------------------------------------------------------------------
+    # --- cleaning ---------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> Iterator[Record]:
         try:
@@ -296,11 +284,7 @@ def _open_folder(path: Path) -> int:
     """Open the folder, and first make what is missing of it, so that it is still there after a power loss."""
     for folder in reversed([each for each in (path, *path.parents) if not os.path.lexists(each)]):
         folder.mkdir(0o700 if folder == path else 0o777, exist_ok=True)
-        parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+        sync_folder(folder.parent)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
@@ -325,15 +309,3 @@ def _ended_files(folder: int, now: float) -> list[str]:
 def file_name(session_id: str) -> str:
     """Return the name of a session's file: fit for every file system, the same for no two ids."""
     return f"s-{sha256(session_id.encode()).hexdigest()}{SUFFIX}"
-
-
-_open_stores: weakref.WeakSet[FileSessionStore] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for store in list(_open_stores):
-        store._let_go()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

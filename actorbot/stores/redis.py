@@ -17,8 +17,7 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores._finding import Finding, judge_clock
-from actorbot.stores._redis_findings import judge_server
+from actorbot.stores._findings import Finding, judge_clock, judge_redis
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
@@ -94,7 +93,7 @@ class RedisSessionStore(RecordStore):
     def __repr__(self) -> str:
         return f"<RedisSessionStore {self._link.where}, key_prefix={self.key_prefix!r}>"
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._is_open:
@@ -115,9 +114,10 @@ class RedisSessionStore(RecordStore):
 
     def examine(self) -> Iterator[Finding]:
         self._link.open()
-        yield Finding("reach", "ok", f"{self._link.where} answers{', a node of a cluster' * self._link.is_cluster}")
+        answers = "answers, a node of a cluster" if self._link.is_cluster else "answers"
+        yield Finding("reach", "ok", f"{self._link.where} {answers}")
         facts = self._facts()
-        yield from judge_server(facts, in_cluster=self._link.is_cluster)
+        yield from judge_redis(facts, in_cluster=self._link.is_cluster)
         if not {"redis_version", "save"} <= facts.keys():
             text = "cannot be told: this user needs +info +config|get for it"
             yield Finding("server" if "redis_version" not in facts else "persistence", "warning", text)
@@ -152,13 +152,13 @@ class RedisSessionStore(RecordStore):
         return facts
 
     def _look_at(self, facts: dict[str, str]) -> None:
-        for finding in judge_server(facts, in_cluster=self._link.is_cluster):
+        for finding in judge_redis(facts, in_cluster=self._link.is_cluster):
             if finding.level == "failure":
                 raise StoreUnavailableError(self.name, f"{self._link.where} {finding.text}")
             if finding.level == "warning":
                 logger.warning("%s: %s %s", self.name, self._link.where, finding.text)
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         keys = [self._key(session_id) for session_id in session_ids]
@@ -220,7 +220,7 @@ class RedisSessionStore(RecordStore):
     def _pattern(self) -> bytes:
         return re.sub(rb"[][*?\\]", rb"\\\g<0>", self._prefix) + b"*"
 
-    # --- writing ------------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         keys = [self._key(write.record.session_id) for write in writes]
@@ -272,7 +272,7 @@ class RedisSessionStore(RecordStore):
             return write.conflict(self.name)
         return self._foreign(write.record.session_id) if answer == "x" else None
 
-    # --- both ---------------------------------------------------------------------------------------------------------
+    # --- both -------------------------------------------------------------------------------------
 
     def _key(self, session_id: str) -> bytes:
         return self._prefix + session_id.encode()

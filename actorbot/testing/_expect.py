@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 from unittest import SkipTest
@@ -11,10 +11,10 @@ from unittest import SkipTest
 from actorbot._state.codec import decode_state, encode_state
 from actorbot.errors import ActorbotError, ConfigError, ConflictError, StoreUnavailableError
 from actorbot.stores.base import Record, RecordStore, Write
-from actorbot.stores.driver import DriverStore
+from actorbot.stores.driver import DriverStore, as_records
 
 __all__ = [
-    "Opened",
+    "Rules",
     "destroy",
     "expect",
     "expect_records",
@@ -23,6 +23,7 @@ __all__ = [
     "make_record",
     "make_tombstone",
     "must",
+    "opened",
     "put",
     "read",
     "read_document",
@@ -32,6 +33,17 @@ __all__ = [
     "spelled",
     "write_all",
 ]
+
+
+class Rules:
+    """Some of the rules that stores keep, as tests. Each test makes a store of its own."""
+
+    def make_store(self) -> Any:
+        """Make a store: one of actorbot's, or a driver of four methods.
+
+        The first one that a test asks for is empty.
+        """
+        raise NotImplementedError
 
 
 def must(kept: bool, store: RecordStore, otherwise: str) -> None:
@@ -164,32 +176,16 @@ def spelled(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-class Opened:
-    """A store from `init` to `close`, the awaitables of a driver on a loop of its own."""
-
-    def __init__(self, given: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._store = given if isinstance(given, RecordStore) else DriverStore(given, run=self._run)
-        self.broken = False
-
-    def _run(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        async def finish() -> Any:
-            return await make()
-
-        return self._loop.run_until_complete(finish())
-
-    def __enter__(self) -> RecordStore:
+@contextmanager
+def opened(given: Any, *, breaks: bool = False) -> Iterator[RecordStore]:
+    """Have a store from `init` to `close`. One that *breaks* in the meantime need not close well."""
+    with as_records(given) as store:
+        store.init()
         try:
-            return self._store.init()
-        except BaseException:
-            self._loop.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._store.close()
-        except StoreUnavailableError:
-            if not self.broken:
-                raise
+            yield store
         finally:
-            self._loop.close()
+            try:
+                store.close()
+            except StoreUnavailableError:
+                if not breaks:
+                    raise

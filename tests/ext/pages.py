@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-PAGES = Path(__file__).parent.parent.parent / "docs" / "bots"
+from tests import ROOT
+
+PAGES = ROOT / "docs" / "bots"
 
 
 def program(page: str, heading: str) -> str:

@@ -311,7 +311,7 @@ def test_without_the_sdk_the_module_says_what_to_install() -> None:
     script = "import sys; sys.modules['agents'] = None; import actorbot.ext.agents"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
     assert done.stderr.endswith(
-        "ImportError: actorbot.ext.agents needs openai-agents: pip install 'actorbot[agents]'\n"
+        "ImportError: actorbot.ext.agents needs openai-agents: pip install '.[agents]' in a clone of actorbot\n"
     )
 
 

@@ -395,7 +395,9 @@ async def test_behind_aiograms_web_server_the_bot_is_closed_after_the_manager_if
 def test_without_aiogram_the_module_says_what_to_install() -> None:
     script = "import sys; sys.modules['aiogram'] = None; import actorbot.ext.aiogram"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
-    assert done.stderr.endswith("ImportError: actorbot.ext.aiogram needs aiogram 3: pip install 'actorbot[aiogram]'\n")
+    assert done.stderr.endswith(
+        "ImportError: actorbot.ext.aiogram needs aiogram 3: pip install '.[aiogram]' in a clone of actorbot\n"
+    )
 
 
 async def test_the_page_shows_how_a_handler_takes_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

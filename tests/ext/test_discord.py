@@ -15,6 +15,7 @@ import pytest
 from actorbot import FileSessionStore, MemorySessionStore, SessionManager
 from actorbot.errors import DeadlockError
 from actorbot.testing import ManualClock
+from tests import ROOT
 from tests.ext.discord_api import (
     CHANNELS,
     GUILD,
@@ -31,7 +32,7 @@ from tests.ext.pages import program
 
 from actorbot.ext.discord import in_turn, session_id_of  # isort: skip - after the import above, which is quiet
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "with_discord.py"
+EXAMPLE = ROOT / "examples" / "with_discord.py"
 TEN_OF_TEN = dict.fromkeys(CHANNELS, 10)
 INTENTS = discord.Intents.default()
 INTENTS.message_content = True
@@ -114,7 +115,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
 
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: actorbot.ext.discord needs discord.py: pip install 'actorbot[discord]'"
+        "ImportError: actorbot.ext.discord needs discord.py: pip install '.[discord]' in a clone of actorbot"
     )
 
 

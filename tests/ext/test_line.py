@@ -23,10 +23,11 @@ from actorbot import Context, FileSessionStore, SessionManager
 from actorbot.errors import InvalidSessionIdError
 from actorbot.ext.line import dispatch_all, dispatch_all_sync, listener, session_id_of
 from actorbot.testing import ManualClock
+from tests import ROOT
 from tests.ext.deliveries import SECRET, deliver, encode, line_event, serving, sign
 from tests.ext.pages import program
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "with_line.py"
+EXAMPLE = ROOT / "examples" / "with_line.py"
 
 
 def signed(*events: dict[str, Any]) -> tuple[str, str]:

@@ -35,9 +35,10 @@ from telegram.warnings import PTBUserWarning
 from actorbot import FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot.ext.ptb import PTBSessions
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
+from tests import ROOT
 from tests.ext.pages import PAGES, program
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "with_python_telegram_bot.py"
+EXAMPLE = ROOT / "examples" / "with_python_telegram_bot.py"
 BOT = 4242
 CHATS = range(1, 11)
 
@@ -978,7 +979,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     code = "import sys; sys.modules['telegram'] = None; import actorbot.ext.ptb"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.stderr.endswith(
-        "ImportError: actorbot.ext.ptb needs python-telegram-bot: pip install 'actorbot[ptb]'\n"
+        "ImportError: actorbot.ext.ptb needs python-telegram-bot: pip install '.[ptb]' in a clone of actorbot\n"
     )
 
 

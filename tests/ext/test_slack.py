@@ -24,10 +24,11 @@ from slack_sdk.web.async_client import AsyncWebClient
 from actorbot import FileSessionStore, MemorySessionStore, SessionManager
 from actorbot.ext.slack import in_turn, session_id_of
 from actorbot.testing import ManualClock
+from tests import ROOT
 from tests.ext.pages import program
 from tests.ext.slack_api import SECRET, SlackApi, again, command, message, slack_api, submission
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "with_slack_bolt.py"
+EXAMPLE = ROOT / "examples" / "with_slack_bolt.py"
 CHANNELS = [f"C{number}" for number in range(10)]
 TEN_OF_TEN = dict.fromkeys(CHANNELS, 10)
 
@@ -123,7 +124,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
 
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: actorbot.ext.slack needs slack-bolt: pip install 'actorbot[slack]'"
+        "ImportError: actorbot.ext.slack needs slack-bolt: pip install '.[slack]' in a clone of actorbot"
     )
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import ROOT
 from tests.ext.deliveries import SECRET, encode, message, sign
 
-ROOT = Path(__file__).parent.parent.parent
 COMMANDS = [
     [sys.executable, str(ROOT / "examples" / "webhook.py")],
     [sys.executable, "-m", "uvicorn", "examples.webhook:app", "--app-dir", str(ROOT), "--port", "0"],

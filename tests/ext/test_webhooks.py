@@ -387,4 +387,4 @@ def test_a_missing_library_is_one_clear_sentence(module: str, library: str, extr
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
 
-    assert done.stderr.splitlines()[-1].endswith(f": pip install 'actorbot[{extra}]'")
+    assert done.stderr.splitlines()[-1].endswith(f": pip install '.[{extra}]' in a clone of actorbot")

@@ -11,15 +11,17 @@ from typing import Any, Literal
 import pytest
 
 from actorbot import FlushPolicy
-from tests import mongo_server, servers
 from tests.faults._worker import Orders
+from tests.servers import mongo_servers, redis_servers
+from tests.tiers import tiers
 
 URLS: dict[str, Callable[[Path], str]] = {
     "file": lambda folder: f"file://{folder}/sessions",
-    "redis": lambda folder: f"{servers.shared('redis').url}?key_prefix={folder.name}:",
-    "mongo": lambda folder: f"{mongo_server.shared().url}?database=actorbot_faults&collection_name={folder.name}",
+    "redis": lambda folder: f"{redis_servers.shared().url}?key_prefix={folder.name}:",
+    "mongo": lambda folder: f"{mongo_servers.shared().url}?database=actorbot_faults&collection_name={folder.name}",
 }
 each_store = pytest.mark.parametrize("kind", URLS)
+one_store = pytest.mark.parametrize("kind", tiers(list(URLS), "file"))  # and the others in `make test-all`
 SESSIONS = 12
 
 

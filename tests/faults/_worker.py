@@ -255,7 +255,7 @@ def destroy_later() -> None:
 
 def remember_little() -> None:
     """Remember eight event ids of a session."""
-    sys.modules["actorbot._turns.session_actor"].EVENT_IDS = 8 * 8  # type: ignore[attr-defined]
+    sys.modules["actorbot._turns.session_actor"].EVENT_ID_BYTES = 8 * 8  # type: ignore[attr-defined]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests import ROOT
 from tests.mutants.catalogue import MUTANTS, Mutant
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 600  # seconds for the tests of one mutant; one that hangs is caught, too
 
 

@@ -1,0 +1,74 @@
+"""How a manager is doing: its counters, its health, and the sessions that are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from actorbot._manager.parts import Parts
+from actorbot._reports import Health, SessionInfo, Stats
+
+__all__ = ["health_of", "sessions_of", "stats_of"]
+
+
+def stats_of(parts: Parts) -> Stats:
+    """Count. Any thread."""
+    shared, table = parts.shared, parts.table
+    dirty, flusher = shared.dirty, shared.flusher
+    return Stats(
+        handled=shared.handled,
+        failed=shared.failed,
+        duplicates=shared.duplicates,
+        activations=table.activations,
+        passivations=table.passivations,
+        resident=len(table.actors),
+        running=len(shared.running.deadlines),
+        dirty_bytes=dirty.bytes,
+        oldest_dirty=dirty.oldest(),
+        events_at_risk=0 if parts.journal is not None else shared.at_risk(),
+        bytes_at_risk=0 if parts.journal is not None else dirty.bytes,
+        journal_bytes=dirty.journal_bytes,
+        store_reads=parts.loader.reads,
+        store_writes=flusher.writes,
+        store_retries=flusher.retries,
+        conflicts=flusher.conflicts,
+        backed_off=parts.broken.count(parts.clock.monotonic()),
+        dead_letters=parts.hooks.dead_letters,
+        replies_waiting=len(shared.outbox),
+    )
+
+
+def health_of(parts: Parts) -> Health:
+    """Say whether the parts do their work. Any thread."""
+    dirty, flusher = parts.shared.dirty, parts.shared.flusher
+    if not (flusher.is_running() and parts.sweeper.is_running()):
+        return Health("failing", "an actor of the manager has ended; restart the process")
+    if parts.journal is not None and parts.journal.broken is not None:
+        return Health("failing", f"journal: {parts.journal.broken}; no event is acknowledged")
+    if dirty.full:
+        return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
+    if flusher.outage_since is not None:
+        seconds = parts.clock.monotonic() - flusher.outage_since
+        return Health("degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s")
+    if (reason := parts.loader.unreadable()) is not None:
+        return Health("degraded", f"the last read failed: {reason}")
+    if flusher.refusing:
+        return Health("degraded", f"{parts.store.name} does not take the writes of some sessions")
+    return Health("ready", "")
+
+
+def sessions_of(parts: Parts) -> Iterator[tuple[str, SessionInfo]]:
+    """Iterate over the sessions in memory. Any thread."""
+    now = parts.clock.monotonic()
+    for actor in parts.table.resident():
+        version, state = (0, None) if actor.committed is None else actor.committed[:2]
+        yield (
+            actor.session_id,
+            SessionInfo(
+                version=version,
+                flushed=actor.flushed,
+                idle=now - actor.touched,
+                waiting=len(actor.line or ()),
+                busy=actor.turn.locked(),
+                bytes=0 if state is None else len(state),
+            ),
+        )

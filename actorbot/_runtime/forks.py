@@ -1,0 +1,29 @@
+"""What a forked child must not keep: it has its parent's open files, and none of its threads."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Final, Protocol
+
+__all__ = ["KeptFromChildren", "kept_from_children"]
+
+
+class KeptFromChildren(Protocol):
+    """Something that belongs to the process that made it."""
+
+    def _leave_to_parent(self) -> None:
+        """Let go of it, in a child. What only the parent's threads could release is still held."""
+
+
+kept_from_children: Final[weakref.WeakSet[KeptFromChildren]] = weakref.WeakSet()
+"""Who has such a thing now. Each adds and discards itself."""
+
+
+def _after_fork() -> None:
+    for owner in list(kept_from_children):
+        owner._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,91 @@
+"""A turn whose answer waits: for the store with write-through, for the journal with write-ahead."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+from actorbot._journal.ahead import Ahead
+from actorbot._runtime.home import Promise
+from actorbot._state.committed import STATE, VERSION, Committed, Lineage
+from actorbot._turns.context import Context
+from actorbot._turns.session_actor import SessionActor
+from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
+
+__all__ = ["write_ahead", "write_through"]
+
+
+def write_through(actor: SessionActor, context: Context, committed: Committed) -> Promise:
+    """Commit the turn once the store has it. What is returned ends then, or with the store's error."""
+    shared = actor.shared
+    acknowledged = shared.home.promise()
+    written = shared.flusher.write(actor, committed)
+
+    def settle(written: Future[None]) -> None:
+        # At home, whatever has become of the caller: a commit is never interrupted.
+        error = written.exception()
+        if error is None:
+            actor.committed = committed
+            shared.handled += 1
+            actor.send(context)
+        elif isinstance(error, OutcomeUnknownError | ConflictError):
+            actor.committed = None  # read again before the next turn
+        if not isinstance(error, ConflictError) or not actor.regain_turn(context):
+            actor.unanswered = 0
+            actor.leave()
+        _answer(acknowledged, error)
+
+    written.add_done_callback(lambda written: shared.home.post(settle, written))
+    return acknowledged
+
+
+def write_ahead(actor: SessionActor, context: Context, committed: Committed) -> Promise:
+    """Commit the turn once the journal has it. What is returned ends then, or with the journal's error."""
+    journal = actor.shared.journal
+    assert journal is not None
+    acknowledged = actor.shared.home.promise()
+    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)
+    journal.put(_TurnAhead(actor, context, committed, lineages, acknowledged))
+    return acknowledged
+
+
+class _TurnAhead(Ahead):
+    """A turn that the journal is to commit; it ends when that is done, whatever has become of the caller."""
+
+    __slots__ = ("_acknowledged", "_actor", "_context")
+
+    def __init__(
+        self,
+        actor: SessionActor,
+        context: Context,
+        committed: Committed,
+        lineages: tuple[Lineage, ...],
+        acknowledged: Promise,
+    ) -> None:
+        self.session_id = actor.session_id  # without `super()`: that would be one more call for each event
+        self.committed = committed
+        self.write_ids = actor.write_ids
+        self.lineages = lineages
+        self._actor = actor
+        self._context = context
+        self._acknowledged = acknowledged
+
+    def settle(self, error: ActorbotError | None) -> None:
+        actor, committed = self._actor, self.committed
+        if error is None:
+            actor.committed = committed
+            actor.trusted = True
+            actor.shared.handled += 1
+            if not actor.dirty or (committed[STATE] is not None and len(committed[STATE]) > actor.charged):
+                actor.shared.dirty.mark(actor)
+            actor.send(self._context)
+        actor.leave()
+        _answer(self._acknowledged, error)
+
+
+def _answer(acknowledged: Promise, error: BaseException | None) -> None:
+    if acknowledged.done():
+        return  # whoever waited was cancelled
+    if error is None:
+        acknowledged.set_result(None)
+    else:
+        acknowledged.set_exception(error)

@@ -1,0 +1,92 @@
+"""The end of a session that somebody destroys."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+
+from actorbot._journal.ahead import Ahead
+from actorbot._runtime.home import new_future
+from actorbot._state.committed import ANYBODYS, VERSION, Committed, Lineage
+from actorbot._state.record import TOMBSTONE_AGE
+from actorbot._turns.session_actor import SessionActor
+from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
+
+__all__ = ["Destroy"]
+
+
+class Destroy(Ahead):
+    """A destroy on its way to the journal, if there is one, and to the store. At home.
+
+    The caller has the actor's turn, which is left at the end. It goes on whatever becomes of the caller.
+    """
+
+    def __init__(self, actor: SessionActor) -> None:
+        gone = _make_gone(actor)
+        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+        lineages = (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS)
+        super().__init__(actor.session_id, gone, actor.write_ids, lineages)
+        self._shared = actor.shared
+        self._actor = actor
+        self._forced = actor.committed is None  # nobody knows what the store has
+        self._done = new_future()
+
+    def begin(self) -> Future[None]:
+        """Begin; return what ends when the session has ended, in the journal if there is one, else in the store."""
+        if self._shared.journal is None:
+            self._write()
+        else:
+            self._shared.journal.put(self)
+        return self._done
+
+    def settle(self, error: ActorbotError | None) -> None:
+        if error is None:
+            self._actor.lineages = self.lineages
+            self._write()
+        else:
+            self._leave(error)
+
+    def _write(self) -> None:
+        written = self._shared.flusher.write(self._actor, self.committed, forced=self._forced)
+        written.add_done_callback(lambda written: self._shared.home.post(self._end, written.exception()))
+
+    def _end(self, error: BaseException | None) -> None:
+        actor = self._actor
+        actor.unanswered = 0
+        if isinstance(error, ConflictError) and not self._forced:
+            # Whoever has written it, it goes. Not at once by force: a write that comes late, when this process has been killed and the
+            # next has gone on, must find that it does.
+            self._forced = True
+            self._write()
+            return
+        # What comes next reads the store where nobody knows what it holds now.
+        if error is not None and self._shared.journal is not None:
+            error = None  # the journal has it, and the store will
+            actor.committed = self.committed
+            self._shared.dirty.mark(actor)
+        elif error is None:
+            self._shared.ended += actor.committed is not None
+            actor.committed = self.committed
+        elif isinstance(error, OutcomeUnknownError) and not actor.behind():
+            actor.committed = None
+        self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        self._actor.leave()
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error)
+
+
+def _make_gone(actor: SessionActor) -> Committed:
+    """Make what is left of the session, which may not have been read."""
+    journal, wall = actor.shared.journal, actor.shared.wall()
+    version = actor.flushed if actor.committed is None else actor.committed[VERSION]
+    if journal is not None:  # whose entry may be newer than what was read, if anything was
+        version = max(version, journal.version(actor.session_id))
+        if actor.committed is None:
+            # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
+            # the new one be taken for the old one, which the store has.
+            actor.flushed = version = max(version, journal.newest)
+    return version + 1, None, b"", wall, wall + TOMBSTONE_AGE

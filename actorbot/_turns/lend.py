@@ -1,0 +1,53 @@
+"""A turn that is lent to code of the program, which no handler runs: begun, taken back, or undone."""
+
+from __future__ import annotations
+
+from actorbot._turns.context import Context
+from actorbot._turns.session_actor import SessionActor
+from actorbot.errors import DuplicateEventError
+
+__all__ = ["lend", "take_back", "undo"]
+
+
+async def lend(actor: SessionActor, event_id: str | None) -> Context:
+    """Begin a turn of *actor*, whose mailbox the caller has entered; if that fails the mailbox is left.
+
+    Raises: DuplicateEventError; what `on_session_start` raises.
+    """
+    try:
+        await actor.make_ready()
+        # Without a task: a time-out takes the session from the borrower, and does not cancel his task.
+        context = actor.begin_turn(None, event_id, None)
+    except BaseException:
+        actor.leave()
+        raise
+    if context is None:
+        actor.leave()
+        raise DuplicateEventError(actor.session_id, f"event id {event_id!r} was counted before")
+    try:
+        if context.is_new and actor.shared.on_start is not None:
+            await actor.shared.on_start(context)
+    except BaseException as error:
+        await actor.fail_turn(context, error)
+    return context
+
+
+async def take_back(context: Context) -> None:
+    """Commit a turn that was lent, and leave the mailbox. Raises: what the commit raises; the turn is then rolled back."""
+    actor: SessionActor = context._actor
+    try:
+        done = actor.commit(context)
+        if done is not None:
+            await actor.shared.home.wait(done)
+    except BaseException as error:
+        await actor.fail_turn(context, error)
+    if not context._passed_on:
+        actor.leave()
+
+
+async def undo(context: Context, error: BaseException) -> BaseException:
+    """Roll back a turn that was lent to code which raised *error*; return what is to be raised in its place."""
+    actor: SessionActor = context._actor
+    raised = await actor.undo_turn(context, error)
+    # An exit is not a handler's here: it is the program that is told to end.
+    return error if isinstance(error, SystemExit | KeyboardInterrupt) else raised

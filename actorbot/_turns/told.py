@@ -1,0 +1,33 @@
+"""An event that its sender does not wait for."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from contextvars import Context as ContextVars
+from dataclasses import dataclass
+from typing import Any
+
+from actorbot._runtime.current import current
+
+__all__ = ["Handle"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handle:
+    """To a session actor: handle an event whose sender does not stand in line for it."""
+
+    event: Any
+    event_id: str | None
+    outcome: Future[Any]
+    variables: ContextVars
+    """Those of the sender; the turn runs with them."""
+
+    async def run(self, actor: Any) -> None:
+        """Take the turn of *actor*, which has this at the head of its line; `outcome` tells what became of it."""
+        current.set(None)  # nobody's turn waits for this one
+        try:
+            value = await actor.take_turn(self.event, self.event_id, False, actor.shared.home.current_task())
+        except BaseException as error:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(value)

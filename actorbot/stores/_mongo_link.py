@@ -1,0 +1,168 @@
+"""Asking MongoDB: the client, the time that is left of a call, and what the driver's errors say."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from math import inf
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+import pymongo
+from bson.raw_bson import RawBSONDocument
+from pymongo.collection import Collection
+from pymongo.driver_info import DriverInfo
+from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_preferences import ReadPreference
+from pymongo.uri_parser import parse_uri
+
+from actorbot.errors import ConfigError, StoreUnavailableError
+from actorbot.stores._mongo_documents import RAW
+
+__all__ = ["Call", "Link", "RawCollection", "describe", "describe_refusal", "is_duplicate"]
+
+# Seconds for a call with all its commands: less than the five of `store_deadline`.
+# `timeoutMS=` in the URL takes its place.
+CALL: Final = 4.0
+# Seconds to wait for a server that takes writes, when none is known. An outage is noticed after that.
+REACH: Final = 1.0
+CLOSE: Final = 1.0  # seconds
+
+_DUPLICATE: Final = 11000
+_AUTHENTICATION: Final = 18
+
+RawCollection: TypeAlias = "Collection[RawBSONDocument]"
+"""A collection whose documents arrive as bytes, for `_mongo_documents` to decode."""
+
+
+class Link:
+    """What a URL leads to: a client, and one collection. A forked process has to `open` its own.
+
+    *url* is checked, and quoted nowhere: it may hold a password. Raises: ConfigError.
+    """
+
+    def __init__(self, url: str, database: str, collection_name: str) -> None:
+        self.hosts = _check_url(url)
+        self._url = url
+        self._database = database
+        self.collection_name = collection_name
+        self._client: pymongo.MongoClient[RawBSONDocument] | None = None
+        self._collection: RawCollection | None = None
+        self._patience = CALL
+        self._process = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._client is not None and self._process == os.getpid()
+
+    def open(self) -> None:
+        """Make the client; nothing is sent yet. Raises: StoreUnavailableError."""
+        self._client = None  # from before a fork it is the parent's, and stays as it is
+        try:
+            client: pymongo.MongoClient[RawBSONDocument] = pymongo.MongoClient(
+                self._url,
+                # These three are for the driver's own threads, which `Call` does not bound.
+                connectTimeoutMS=round(CALL * 1000),
+                serverSelectionTimeoutMS=round(CALL * 1000),
+                socketTimeoutMS=round(CALL * 1000),
+                waitQueueTimeoutMS=round(REACH * 1000),
+                maxPoolSize=10,  # the writer, the reader, and eight calls that a manager may leave behind
+                retryWrites=False,  # a standalone server cannot; the write ids do the same everywhere
+                retryReads=False,  # its retry may take as long again
+                driver=DriverInfo("actorbot"),
+            )
+        except (PyMongoError, OSError, TypeError, ValueError) as error:
+            raise self.unusable(error) from error
+        self._collection = client[self._database].get_collection(
+            self.collection_name,
+            codec_options=RAW,
+            read_preference=ReadPreference.PRIMARY,  # a secondary may be behind, which would be a conflict
+            write_concern=pymongo.WriteConcern("majority", j=True),
+        )
+        self._patience = client.options.timeout or CALL
+        self._client, self._process = client, os.getpid()
+
+    def close(self) -> None:
+        if self._client is not None and self.is_open:
+            with pymongo.timeout(CLOSE):  # it says good-bye to the server
+                self._client.close()
+        self._client = self._collection = None
+
+    @property
+    def collection(self) -> RawCollection:
+        """The collection. Raises: StoreUnavailableError if the link is not open."""
+        if self._collection is None or not self.is_open:
+            raise StoreUnavailableError("mongo", f"{self.hosts} is not open: init() comes first, also after a fork")
+        return self._collection
+
+    def call(self) -> Call:
+        """Begin a call: from now on its time runs."""
+        return Call(self._patience)
+
+    def unusable(self, error: Exception) -> StoreUnavailableError:
+        """Make the error of a server that could not be opened or examined."""
+        if isinstance(error, OperationFailure) and error.code == _AUTHENTICATION:
+            return StoreUnavailableError("mongo", f"{self.hosts} refuses the user or the password of the URL")
+        return StoreUnavailableError("mongo", f"{self.hosts} cannot be used: {describe(error)}")
+
+
+class Call:
+    """What is left of the time of one call, for its commands.
+
+    Under `pymongo.timeout` the driver waits for a server as long as the whole time-out, however much
+    of it has passed, and longer than `serverSelectionTimeoutMS`. So each command gets a time-out of
+    its own: what is left.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def command(self, most: float = inf) -> AbstractContextManager[object]:
+        """Bound the commands of a `with` block by what is left, and by *most* seconds."""
+        return pymongo.timeout(min(most, max(0.05, self._until - time.monotonic())))
+
+    def reach(self, collection: RawCollection) -> None:
+        """Wait for a server that takes writes; return at once if one is known.
+
+        Raises: ServerSelectionTimeoutError.
+        """
+        client = collection.database.client
+        if not client.topology_description.has_writable_server():
+            with self.command(REACH):
+                client.is_mongos  # noqa: B018  # waits for such a server, and sends nothing
+
+
+def describe(error: Exception) -> str:
+    """Return the driver's message without the topology and the reply, which say the same at length."""
+    text = str(error).partition(", Timeout:")[0].partition(", full error")[0]
+    return (text or type(error).__name__)[:300]
+
+
+def is_duplicate(error: Mapping[str, Any]) -> bool:
+    """Tell whether a write was refused because its `_id` is taken."""
+    return error.get("code") == _DUPLICATE and list(error.get("keyPattern") or ()) == ["_id"]
+
+
+def describe_refusal(error: Mapping[str, Any]) -> str:
+    """Say why a write was refused, without quoting the session."""
+    if error.get("code") == _DUPLICATE:  # its message quotes the values
+        return f"a unique index on {', '.join(error.get('keyPattern') or ['another field'])}"
+    return f"{str(error.get('errmsg'))[:200]} (code {error.get('code')})"
+
+
+def _check_url(url: str) -> str:
+    """Return the hosts of *url*. Raises: ConfigError, which quotes no URL that may hold a password."""
+    given: object = url
+    if not isinstance(given, str) or not given.startswith(("mongodb://", "mongodb+srv://")):
+        shown = "…" if isinstance(given, str) else type(given)
+        raise ConfigError("url", shown, "mongodb://host:port/ or mongodb+srv://…")
+    if given.startswith("mongodb://"):  # the other needs the network
+        try:
+            parse_uri(given, warn=False)
+        except (PyMongoError, TypeError, ValueError) as error:
+            secret = "@" in given or "password" in given.lower()
+            reason = "user and password percent-encoded" if secret else str(error)
+            raise ConfigError("url", "mongodb://…", f"a URL that pymongo understands: {reason}") from None
+    return urlsplit(given).netloc.rpartition("@")[2]

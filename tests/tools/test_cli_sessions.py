@@ -1,0 +1,373 @@
+"""`actorbot sessions`: list, show, destroy, export and copy, over every store that a URL names."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import stat
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from actorbot import MemorySessionStore, store_from_url
+from actorbot.stores import RecordStore, Write
+from actorbot.testing._expect import make_record, make_tombstone, write_all
+from tests.backends import AsyncDictStore, DictStore
+from tests.servers import mongo_servers, redis_servers
+from tests.tools.test_cli import SECRET, WITHIN, run, run_apart, serve, silent
+
+__all__ = ["silent"]  # a fixture
+
+
+def in_files(folder: Path) -> str:
+    return f"file://{folder / 'sessions'}"
+
+
+def in_redis(folder: Path) -> str:
+    prefix = sha256(bytes(folder)).hexdigest()[:16]
+    return f"{redis_servers.shared().url}?key_prefix={prefix}:"
+
+
+def in_mongo(folder: Path) -> str:
+    name = sha256(bytes(folder)).hexdigest()[:16]
+    return f"{mongo_servers.shared().url}?collection_name={name}"
+
+
+@pytest.fixture(params=[in_files, in_redis, in_mongo], ids=["file", "redis", "mongo"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store with two sessions that are alive, one that has expired and one that was destroyed."""
+    made: str = request.param(tmp_path)
+    store: RecordStore = store_from_url(made).init()
+    records = [
+        make_record("telegram:42", {"nickname": "Tim", "paid": True}, expires_at=time.time() + 3 * 86_400 + 60),
+        make_record("telegram:43", {"nickname": "Ann"}),
+        make_record("old:1", {"nickname": "Old"}, expires_at=time.time() - 60),
+        make_tombstone("gone:1"),
+    ]
+    write_all(store, [Write(record, None) for record in records])
+    store.close()
+    return made
+
+
+def test_ls_lists_what_is_alive_and_says_when_it_ends(url: str) -> None:
+    done = run("sessions", "ls", url)
+
+    heading, *lines = sorted(done.stdout.splitlines())
+    assert done.exit_code == 0
+    assert heading.split()[:2] == ["SESSION", "BYTES"]
+    assert [line.split()[0] for line in lines] == ["telegram:42", "telegram:43"]
+    assert "(in 3 days)" in lines[0]
+
+
+def test_ls_gives_a_json_object_per_line_and_all_if_asked(url: str) -> None:
+    done = run("sessions", "ls", url, "--json", "--all")
+
+    found = {each["session_id"]: each for each in map(json.loads, done.stdout.splitlines())}
+    assert {session_id: each["status"] for session_id, each in found.items()} == {
+        "telegram:42": "alive", "telegram:43": "alive", "old:1": "expired", "gone:1": "destroyed",
+    }  # fmt: skip
+    assert found["telegram:43"]["version"] == 1
+
+
+def test_ls_can_be_narrowed(url: str) -> None:
+    assert len(run("sessions", "ls", url, "--limit", "1").stdout.splitlines()) == 2
+    assert "telegram:42" not in run("sessions", "ls", url, "--prefix", "telegram:43").stdout
+
+
+def test_show_shows_values_and_times(url: str) -> None:
+    done = run("sessions", "show", url, "telegram:42")
+
+    assert done.exit_code == 0
+    assert "'nickname': 'Tim'" in done.stdout
+    assert "in 3 days" in done.stdout
+    document = json.loads(run("sessions", "show", url, "telegram:42", "--json").stdout)
+    assert (document["nickname"], document["$actorbot"]["version"]) == ("Tim", 1)
+
+
+@pytest.mark.parametrize("session_id", ["nobody", "gone:1"])
+def test_show_says_that_there_is_none(url: str, session_id: str) -> None:
+    done = run("sessions", "show", url, session_id)
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"there is no session '{session_id}'" in done.stderr
+
+
+def test_rm_destroys_and_says_what_was_there(url: str) -> None:
+    done = run("sessions", "rm", url, "telegram:42", "nobody", "--yes")
+
+    assert done.exit_code == 0
+    assert "telegram:42: destroyed (version 1" in done.stdout
+    assert "nobody: was not there" in done.stdout
+    assert run("sessions", "show", url, "telegram:42").exit_code == 1
+    assert run("sessions", "show", url, "telegram:43").exit_code == 0
+
+
+def test_rm_asks_before_it_destroys_and_refuses_where_nobody_can_answer(url: str) -> None:
+    done = run_apart("sessions", "rm", url, "telegram:42")
+
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    assert run("sessions", "show", url, "telegram:42").exit_code == 0
+
+
+def test_export_gives_what_is_alive_as_json_lines_in_a_file_of_ones_own(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "sessions.jsonl"
+    done = run("sessions", "export", url, "-o", str(file))
+
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert done.exit_code == 0
+    assert {each["session_id"]: each["session"]["nickname"] for each in lines} == {
+        "telegram:42": "Tim", "telegram:43": "Ann",
+    }  # fmt: skip
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert run("sessions", "export", url, "--prefix", "telegram:42").stdout.count("\n") == 1
+
+
+def test_copy_moves_all_to_another_store_and_may_be_run_again(url: str, tmp_path: Path) -> None:
+    target = f"file://{quote(str(tmp_path / 'new house'))}"
+    first, second = (run("sessions", "copy", url, target, "--json") for _ in range(2))
+
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert json.loads(first.stdout) == {"copied": 2, "already_there": 0, "expired": 1, "destroyed": 0, "failed": []}
+    assert json.loads(second.stdout)["already_there"] == 2
+    assert "2 already there" in run("sessions", "copy", url, target).stdout
+
+
+def test_copy_reports_what_it_could_not_copy(url: str, tmp_path: Path) -> None:
+    target = f"file://{tmp_path / 'target'}"
+    store: RecordStore = store_from_url(target).init()
+    write_all(store, [Write(make_record("telegram:42", {"nickname": "Somebody else"}), b"")])
+    store.close()
+    done = run("sessions", "copy", url, target)
+
+    assert done.exit_code == 1
+    assert "not copied" in done.stderr
+    assert "telegram:42" in done.stderr
+    assert "1 copied" in done.stdout
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_listed(tmp_path: Path) -> None:
+    url = in_files(tmp_path)
+    store: RecordStore = store_from_url(url).init()
+    write_all(store, [Write(make_record(each, {}), b"") for each in ("ann", "bob")])
+    store.close()
+    (tmp_path / "sessions" / f"s-{'0' * 64}.session").write_bytes(b"garbage")
+
+    done = run("sessions", "ls", url)
+    assert done.exit_code == 1
+    assert "unreadable: " in done.stderr
+    assert {"ann", "bob"} <= set(done.stdout.split())
+    assert run("sessions", "export", url).exit_code == 1
+
+
+def test_a_folder_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:
+    done = run("sessions", "ls", in_files(tmp_path))
+
+    assert done.exit_code == 1
+    assert "there is no folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_session_id_steers_no_terminal(tmp_path: Path) -> None:
+    url = in_files(tmp_path)
+    store: RecordStore = store_from_url(url).init()
+    write_all(store, [Write(make_record("\x1b[2Jann", {}), b"")])
+    store.close()
+
+    assert "\x1b" not in run("sessions", "ls", url).stdout
+
+
+# --- what interrupts --------------------------------------------------------------------------------------------------
+
+
+def fill(url: str, number: int) -> None:
+    store: RecordStore = store_from_url(url).init()
+    write_all(store, [Write(make_record(f"user:{n}", {"n": n}), b"") for n in range(number)])
+    store.close()
+
+
+class Interrupting(MemorySessionStore):
+    """Stays what it is from run to run, and is interrupted as if by Ctrl-C at its *at*-th call for what *verb* says."""
+
+    def __init__(self, verb: str, at: int) -> None:
+        super().__init__()
+        self.verb, self.left = verb, at
+
+    def count_down(self, verb: str) -> None:
+        self.left -= verb == self.verb
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def write_many(self, writes: Any) -> Any:
+        self.count_down("write")
+        return super().write_many(writes)
+
+    def scan(self) -> Any:
+        for found in super().scan():
+            self.count_down("scan")
+            yield found
+
+
+def test_a_copy_that_is_interrupted_says_that_it_goes_on_and_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(in_files(tmp_path), 250)
+    store = Interrupting("write", 2)
+    serve(monkeypatch, lambda url: store)
+    first = run("sessions", "copy", in_files(tmp_path), "plain://there")
+    second = run("sessions", "copy", in_files(tmp_path), "plain://there", "--json")
+
+    assert first.exit_code == 130
+    assert first.stderr == "interrupted: run the same command again, and it goes on\n"
+    report = json.loads(second.stdout)
+    assert (report["copied"], report["already_there"]) == (150, 100)
+    assert store.count() == 250
+
+
+def test_an_export_that_is_interrupted_leaves_the_earlier_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Interrupting("scan", 3)
+    write_all(store, [Write(make_record(f"user:{n}", {}), b"") for n in range(5)])
+    serve(monkeypatch, lambda url: store)
+    file = tmp_path / "sessions.jsonl"
+    file.write_text("of yesterday\n")
+    done = run("sessions", "export", "plain://here", "-o", str(file))
+
+    assert done.exit_code == 1
+    assert file.read_text() == "of yesterday\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_export_goes_only_into_a_file(tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 1)
+    pipe = tmp_path / "pipe"  # and no device: this test may fail, and then the file that it names has been replaced
+    os.mkfifo(pipe)
+
+    assert run("sessions", "export", in_files(tmp_path), "-o", str(pipe)).exit_code == 2
+    assert pipe.is_fifo()
+    assert run("sessions", "export", in_files(tmp_path), "-o", str(tmp_path / "no" / "file")).exit_code == 1
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("n", 1, 1), ("y", 0, 0)])
+def test_rm_does_at_a_terminal_what_it_is_answered(answer: str, status: int, left: int, tmp_path: Path) -> None:
+    url = in_files(tmp_path)
+    fill(url, 1)
+    ours, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "actorbot", "sessions", "rm", url, "user:0"], stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:  # fmt: skip
+        os.write(ours, f"{answer}\n".encode())
+        assert process.wait(timeout=30) == status
+    said = os.read(ours, 10_000)
+    os.close(ours)
+    os.close(terminal)
+
+    assert b"Destroy 1 session?" in said
+    assert len(run("sessions", "ls", url, "--json").stdout.splitlines()) == left
+
+
+# --- what fails -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["redis", "mongodb"])
+@pytest.mark.parametrize("args", [("ls",), ("copy", "memory://")])
+def test_a_silent_server_is_given_up_in_time(scheme: str, args: tuple[str, ...], silent: int) -> None:
+    began = time.monotonic()
+    done = run("sessions", *args, f"{scheme}://bot:{SECRET}@127.0.0.1:{silent}/")
+
+    assert time.monotonic() - began < WITHIN
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"127.0.0.1:{silent}" in done.stderr
+    assert SECRET not in done.output
+
+
+def test_what_cannot_be_read_has_its_error_in_json_and_may_be_destroyed(tmp_path: Path) -> None:
+    url = in_files(tmp_path)
+    fill(url, 2)
+    damaged = tmp_path / "sessions" / f"s-{sha256(b'user:0').hexdigest()}.session"
+    content = bytearray(damaged.read_bytes())
+    content[4] ^= 1  # in its checksum: the id can still be told
+    damaged.write_bytes(content)
+
+    listed = run("sessions", "ls", url, "--json")
+    found = {each["session_id"]: each for each in map(json.loads, listed.stdout.splitlines())}
+    assert listed.exit_code == 1
+    assert "checksum" in found["user:0"]["error"]
+    assert "error" not in found["user:1"]
+    assert run("sessions", "ls", url, "--prefix", "user:1").exit_code == 0
+    assert run("sessions", "show", url, "user:0").exit_code == 1
+    assert "could not be read" in run("sessions", "rm", url, "user:0", "--yes").stdout
+    assert run("sessions", "ls", url).exit_code == 0
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 513, "a\nb"])
+@pytest.mark.parametrize("verb", [("show",), ("rm", "--yes")])
+def test_an_id_that_is_none_is_refused(verb: tuple[str, ...], session_id: str, tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 1)
+    done = run("sessions", *verb, in_files(tmp_path), session_id)
+
+    assert done.exit_code == 1
+    assert "invalid session id" in done.stderr
+
+
+def test_a_store_is_not_copied_into_itself(tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 1)
+
+    assert run("sessions", "copy", in_files(tmp_path), in_files(tmp_path)).exit_code == 2
+
+
+def test_the_reader_of_a_list_may_leave_early(tmp_path: Path) -> None:
+    """As `head` does."""
+    fill(in_files(tmp_path), 5)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_apart("sessions", "ls", in_files(tmp_path), stdout=writing)
+    os.close(writing)
+
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+# --- somebody else's driver -------------------------------------------------------------------------------------------
+
+
+class Listed(DictStore):
+    def ids(self) -> list[str]:
+        return list(self.data)
+
+
+class AsyncListed(AsyncDictStore):
+    async def ids(self) -> list[str]:
+        return list(self.inner.data)
+
+
+@pytest.mark.parametrize("driver", [Listed, AsyncListed])
+def test_a_driver_that_lists_its_sessions_is_listed_shown_and_moved(
+    driver: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = driver()
+    serve(monkeypatch, lambda url: made)
+    fill(in_files(tmp_path), 3)
+    copied = run("sessions", "copy", in_files(tmp_path), "plain://there", "--json")
+    run("sessions", "rm", "plain://there", "user:0", "--yes")
+    back = run("sessions", "copy", "plain://there", f"file://{tmp_path / 'back'}", "--json")
+
+    assert json.loads(copied.stdout)["copied"] == 3
+    assert json.loads(back.stdout)["copied"] == 2
+    assert json.loads(run("sessions", "show", "plain://there", "user:1", "--json").stdout)["n"] == 1
+
+
+def test_a_driver_that_cannot_list_its_sessions_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, lambda url: DictStore())
+    done = run("sessions", "ls", "plain://here")
+
+    assert done.exit_code == 1
+    assert "ids()" in done.stderr

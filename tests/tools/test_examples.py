@@ -1,0 +1,153 @@
+"""Every example runs as a process, and says what it is there to show."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.servers import mongo_servers
+from tests.servers.redis_servers import Server
+
+EXAMPLES = ROOT / "examples"
+AUDIOOP = ["-W", "error", "-W", "ignore:'audioop' is deprecated:DeprecationWarning"]  # discord.py's, until Python 3.13
+
+
+def run(example: str, folder: Path, lines: str = "", **environment: str) -> str:
+    """Run an example to its end and return what it printed; it must not complain."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / example)],
+        input=lines, cwd=folder, capture_output=True, text=True, timeout=30, check=False, env=os.environ | environment,
+    )  # fmt: skip
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+def test_no_example_is_left_untested() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+
+    for example in EXAMPLES.glob("*.py"):
+        assert f'"{example.name}"' in tests, example.name
+
+
+def test_with_memory_session(tmp_path: Path) -> None:
+    for _ in range(2):  # the second run has forgotten
+        assert run("with_memory_session.py", tmp_path, "Hi\nTim\n") == (
+            "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+        )
+
+
+def test_with_file_session(tmp_path: Path) -> None:
+    assert run("with_file_session.py", tmp_path, "Hi\nTim\n") == (
+        "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+    )
+    assert run("with_file_session.py", tmp_path, "It rains\n/quit\n") == "You > Bot > You said 'It rains', Tim\nYou > "
+    assert (tmp_path / ".sessions").is_dir()
+
+
+def test_with_redis_session(redis_server: Server, tmp_path: Path) -> None:
+    url = redis_server.url
+    assert run("with_redis_session.py", tmp_path, "Hi\nTim\n", REDIS_URL=url) == (
+        "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+    )
+    assert run("with_redis_session.py", tmp_path, "It rains\n/quit\n", REDIS_URL=url) == (
+        "You > Bot > You said 'It rains', Tim\nYou > "
+    )
+
+
+def test_with_mongo_session(tmp_path: Path) -> None:
+    with mongo_servers.server() as own:
+        assert run("with_mongo_session.py", tmp_path, "Hi\nTim\n", MONGO_URL=own.url) == (
+            "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+        )
+        assert run("with_mongo_session.py", tmp_path, "It rains\n/quit\n", MONGO_URL=own.url) == (
+            "You > Bot > You said 'It rains', Tim\nYou > "
+        )
+        with own.client() as client:
+            assert client["actorbot"]["sessions"].find_one({"state.nickname": "Tim"})["_id"] == "console:1"
+
+
+def test_custom_store(tmp_path: Path) -> None:
+    assert run("custom_store.py", tmp_path, "a\nb\n") == (
+        "You > Bot > That was number 1\nYou > Bot > That was number 2\nYou > \n"
+    )
+    assert run("custom_store.py", tmp_path, "c\n") == "You > Bot > That was number 3\nYou > \n"
+
+
+def test_embed_asyncio(tmp_path: Path) -> None:
+    printed = run("embed_asyncio.py", tmp_path, "ann hi\nbob ho\nann hey\n").splitlines()
+
+    assert [line for line in printed if line.startswith("demo:ann")] == [
+        "demo:ann: 'hi' is your event number 1",
+        "demo:ann: 'hey' is your event number 2",
+    ]
+    assert "demo:bob: 'ho' is your event number 1" in printed
+    assert printed[-1] == "everything is in the store"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_embed_asyncio_ends_well_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", str(EXAMPLES / "embed_asyncio.py")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write("ann hi\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "demo:ann: 'hi' is your event number 1\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "stopping: finishing what was accepted\n"
+        # Not `communicate`: that would miss the lines that have come together with the one above.
+        printed, complaints = process.stdout.read(), process.stderr.read()
+
+    assert printed == "everything is in the store\n"
+    assert (complaints, process.returncode) == ("", 0)
+    assert "demo:ann: 'hey' is your event number 2" in run("embed_asyncio.py", tmp_path, "ann hey\n")
+
+
+def test_embed_threads(tmp_path: Path) -> None:
+    assert run("embed_threads.py", tmp_path) == "1000 events from 8 threads, counted 1000\n"
+
+
+def test_flush_policies(tmp_path: Path) -> None:
+    writes = [int(number) for number in re.findall(r": 100 events, (\d+) writes", run("flush_policies.py", tmp_path))]
+
+    through, behind, often, journaled = writes
+    assert through == 100
+    assert behind < often < 100
+    assert journaled < 100
+
+
+@pytest.mark.parametrize(
+    ("example", "missing"),
+    [
+        ("webhook.py", "TELEGRAM_SECRET_TOKEN"),
+        ("with_aiogram.py", "TELEGRAM_TOKEN"),
+        ("with_discord.py", "DISCORD_TOKEN"),
+        ("with_line.py", "LINE_CHANNEL_SECRET"),
+        ("with_openai_agents.py", "OPENAI_API_KEY"),
+        ("with_python_telegram_bot.py", "TELEGRAM_TOKEN"),
+        ("with_slack_bolt.py", "SLACK_BOT_TOKEN"),
+    ],
+)
+def test_an_example_for_a_bot_library_says_which_variable_it_misses(  # what it does: tests/ext
+    example: str, missing: str, tmp_path: Path
+) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.endswith(("_KEY", "_SECRET", "_TOKEN"))
+    }
+    done = subprocess.run(
+        [sys.executable, *AUDIOOP, str(EXAMPLES / example)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False, env=environment,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert missing in done.stderr
+    assert done.stderr.count("\n") == 1

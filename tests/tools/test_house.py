@@ -1,0 +1,61 @@
+"""The house rules that no tool checks: pyproject.toml and setup.cfg do not say the same thing twice."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.metadata
+import re
+import tomllib
+
+from packaging.requirements import Requirement
+
+from tests import ROOT
+from tests.mutants.catalogue import MUTANTS
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def test_setup_cfg_says_nothing_about_the_project():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+
+    assert not setup.has_section("metadata")
+    assert not setup.has_option("options", "install_requires")
+
+
+def test_pyproject_says_nothing_about_the_build():
+    assert "setuptools" not in PYPROJECT["tool"]
+
+
+def test_the_installed_version_is_the_one_in_pyproject():
+    assert importlib.metadata.version("actorbot") == PYPROJECT["project"]["version"]
+
+
+def test_every_seeded_fault_has_its_place():
+    for mutant in MUTANTS:
+        text = (ROOT / "actorbot" / mutant.file).read_text("utf-8")
+        assert text.count(mutant.right) == 1, mutant.name
+
+
+def test_everything_that_pyproject_asks_for_has_a_version_in_the_constraints():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    build = PYPROJECT["build-system"]["requires"]
+
+    for asked in map(Requirement, sum(extras.values(), PYPROJECT["project"]["dependencies"] + build)):
+        name = asked.name.lower().replace(".", "-")
+        versions = [next(iter(pin.specifier)).version for pin in pins if pin.name == name]
+        assert name == "actorbot" or versions, f"{asked}: run `make constraints`"
+        assert all(asked.specifier.contains(version) for version in versions), f"{asked}: run `make constraints`"
+
+
+def test_hints_to_install_an_extra_name_one_that_exists_and_not_the_package_index():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    places = ("actorbot", "benchmarks", "docs", "examples")
+    pages = [page for place in places for kind in ("*.py", "*.md") for page in (ROOT / place).rglob(kind)]
+
+    for page in (*pages, ROOT / "README.md", ROOT / "CHANGELOG.md"):
+        for where, extra in re.findall(r"pip install (?:-e )?'([\w.]*)\[(\w+)\]'", page.read_text("utf-8")):
+            assert where == ".", f"{page}: actorbot is not on the package index yet"
+            assert extra in extras, page

@@ -1,0 +1,1 @@
+"""Tests of `_flushing`: how committed sessions reach the store."""

@@ -1,0 +1,1 @@
+"""Tests of `_manager`: what a bot embeds."""

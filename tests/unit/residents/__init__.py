@@ -1,0 +1,1 @@
+"""Tests of `_residents`: which sessions are in memory."""

@@ -1,0 +1,1 @@
+"""Tests of `_runtime`: where code runs, and what time it is."""

@@ -1,0 +1,1 @@
+"""Tests of `_state`: what a session holds, and its written forms."""

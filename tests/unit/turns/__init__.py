@@ -1,0 +1,1 @@
+"""Tests of `_turns`: one event's stay in its session."""
