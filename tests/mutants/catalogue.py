@@ -295,7 +295,7 @@ MUTANTS = (
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
+        "job.set_back = job.write.record.version == job.session.lineages[0].last",
         "job.set_back = True",
         "tests/unit/journal/test_journaled.py -k set_back",
     ),
