@@ -24,7 +24,7 @@ __all__ = ["WriteQueue"]
 class WriteQueue:
     """The sessions that are to be written: first come, first served. On the store's thread.
 
-    A session stands here once, and one batch is out at a time: so at most one write of a session is.
+    A session stands here once, and one batch is out at a time. So is one write of a session.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class _Group(NamedTuple):
 
 
 class Untold:
-    """Tells callers, at home, what became of their entries. Touched on the journal's thread only."""
+    """Tells callers, at home, what became of their entries. On the journal's thread only."""
 
     def __init__(self, post: Callable[..., object]) -> None:
         self._post = post
@@ -45,8 +45,9 @@ class Untold:
     def tell_while_writing(self) -> None:
         """Have all of them told by another thread.
 
-        That thread gets the interpreter when this one is at the disk. Told from here, the callers would
-        take the interpreter at once, and the disk would wait until they have made their next events.
+        That thread gets the interpreter when this one waits for the disk. If this one told them,
+        they would take the interpreter at once, and the disk would wait until their next events
+        are made.
         """
         for group in self._groups:
             self._teller.submit(partial(self._tell, group))
@@ -56,7 +57,7 @@ class Untold:
         self._post(_settle, group)
 
     def close(self) -> None:
-        """End the other thread."""
+        """End the thread that tells."""
         self._teller.close()
 
 

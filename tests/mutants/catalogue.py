@@ -309,8 +309,7 @@ MUTANTS = (
     Mutant(
         "a journal on a full disk forgets what was to be removed and set aside",
         "_journal/journal.py",
-        "                self._flushed = removals.flushed | self._flushed\n"
-        "                self._conflicts = removals.conflicts + self._conflicts\n",
+        "                self._removals.put_back(removals)\n",
         "                pass\n",
         "tests/unit/journal/test_journaled.py -k test_what_the_store_has_leaves",
     ),
@@ -331,8 +330,8 @@ MUTANTS = (
     Mutant(
         "a new file that could not be put in its place is never used",
         "_journal/file.py",
-        "        if self._connection is not None:  # else the copy is there",
-        "        if self._open is not None:  # else the copy is there",
+        "        if self._connection is not None:\n            self._copy",
+        "        if self._open is not None:\n            self._copy",
         "tests/faults/test_bad_disk.py -k new_file",
     ),
     Mutant(

@@ -26,7 +26,7 @@ from actorbot import (
 )
 from actorbot._flushing.waiters import Goal
 from actorbot._journal.file import JournalFile
-from actorbot._journal.journal import REMOVED
+from actorbot._journal.removals import REMOVED
 from actorbot._residents.replay import Replay
 from actorbot.testing import ManualClock
 from tests import inside
