@@ -46,6 +46,9 @@ class Access:
         if life is not Life.OPEN:
             self._here, self._inline = 0, None
 
+    def _leave_to_parent(self) -> None:
+        self._live(Life.FORKED)
+
     def _check_open(self, closing: bool = False, closed: bool = False) -> None:
         life = self._life
         if life is Life.OPEN or (closing and life is Life.CLOSING) or (closed and life is Life.CLOSED):

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import atexit
-import os
 from typing import Protocol
+
+from actorbot._runtime.forks import KeptFromChildren, kept_from_children
 
 __all__ = ["forget", "remember"]
 
 
-class Leftover(Protocol):
-    """What an open manager does when its program ends, or in a forked child."""
+class Leftover(KeptFromChildren, Protocol):
+    """A manager that may be left open."""
 
-    def _close_at_exit(self) -> None: ...
-
-    def _forked(self) -> None: ...
+    def _close_at_exit(self) -> None:
+        """Close it, unless it is closed already."""
 
 
 _open: set[Leftover] = set()  # also those that a program has let go of: they run until they are closed
 
 
 def remember(manager: Leftover) -> None:
-    """Close *manager* when the program ends, if nobody has by then."""
+    """Have *manager* closed when the program ends, if nobody has by then; a child of a fork is not to use it."""
     _open.add(manager)
+    kept_from_children.add(manager)
 
 
 def forget(manager: Leftover) -> None:
     """Take *manager* for closed."""
     _open.discard(manager)
-
-
-def _after_fork() -> None:
-    for manager in list(_open):
-        manager._forked()
-    _open.clear()
+    kept_from_children.discard(manager)
 
 
 def _at_exit() -> None:
@@ -42,5 +38,4 @@ def _at_exit() -> None:
         manager._close_at_exit()
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

@@ -11,18 +11,12 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
-from actorbot._checks import check_count, check_seconds
+from actorbot._checks import check_seconds
 from actorbot._manager.access import Access, Life
 from actorbot._manager.closing import Close, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
 from actorbot._manager.figures import health_of, sessions_of, stats_of
-from actorbot._manager.options import (
-    Options,
-    check_clock,
-    check_functions,
-    check_policy,
-    check_store,
-)
+from actorbot._manager.options import Options
 from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
 from actorbot._manager.verbs import Verbs
@@ -33,7 +27,6 @@ from actorbot._runtime.current import current
 from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
-from actorbot._state.typed import SessionShape
 from actorbot._turns.context import Context, shield
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import take_back, undo
@@ -81,28 +74,13 @@ class SessionManager(Access):
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
-        self._options = Options(
-            store=check_store(store),
-            policy=check_policy(flush),
-            idle_timeout=check_seconds("idle_timeout", idle_timeout, least=0.0),
-            handler_timeout=check_seconds("handler_timeout", handler_timeout),
-            close_timeout=check_seconds("close_timeout", close_timeout),
-            max_resident=check_count("max_resident", max_resident),
-            max_mailbox=check_count("max_mailbox", max_mailbox),
-            max_session_bytes=check_count("max_session_bytes", max_session_bytes),
-            shape=None if session_type is dict else SessionShape(session_type),
-            functions=check_functions(
-                handler=handler,
-                deliver=deliver,
-                on_error=on_error,
-                on_session_start=on_session_start,
-                on_session_expire=on_session_expire,
-                on_dead_letter=on_dead_letter,
-                on_conflict=on_conflict,
-            ),
-            clock=check_clock(clock),
-            own_clock=clock is None,
-        )
+        self._options = Options.checked(
+            store=store, flush=flush, session_type=session_type, clock=clock,
+            idle_timeout=idle_timeout, handler_timeout=handler_timeout, close_timeout=close_timeout,
+            max_resident=max_resident, max_mailbox=max_mailbox, max_session_bytes=max_session_bytes,
+            handler=handler, deliver=deliver, on_error=on_error, on_session_start=on_session_start,
+            on_session_expire=on_session_expire, on_dead_letter=on_dead_letter, on_conflict=on_conflict,
+        )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
 
@@ -126,31 +104,25 @@ class SessionManager(Access):
         There is one close: calling it again, also meanwhile, waits for it and returns its report. It goes on if its caller is cancelled.
         """
         seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
-        if self._report is not None:
-            return self._report
-        if self._life is Life.NEW:
-            return self._never_opened()
+        if (report := self._last_report()) is not None:
+            return report
         self._check_here(closing=True)
         return await self._close(seconds)
 
     def close_sync(self, timeout: float | None = None) -> ShutdownReport:
         """The same as `close`, for threads."""
         seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
-        if self._report is not None:
-            return self._report
-        if self._life is Life.NEW:
-            return self._never_opened()
+        if (report := self._last_report()) is not None:
+            return report
         if self._life is Life.OPEN and self._loop is not None and self._loop.is_closed():
             return self._close_without_loop(seconds)
         try:
             self._check_away(closing=True)
-            report: ShutdownReport = self._run_sync(self._close, seconds)
+            return self._run_sync(self._close, seconds)  # type: ignore[no-any-return]
         except ManagerClosedError:
-            ended: ShutdownReport | None = self._report  # another thread's close may have ended since we looked
-            if ended is None:
+            if (report := self._last_report()) is None:  # else another thread's close has ended since we looked
                 raise
-            return ended
-        return report
+            return report
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -180,38 +152,35 @@ class SessionManager(Access):
         except ActorbotError as error:
             logger.error("at the end of the program: %s", error)
 
-    def _forked(self) -> None:
-        self._live(Life.FORKED)
-
     def _begin(self) -> None:
         if self._life is Life.FORKED:
             self._check_open()
         if self._life is not Life.NEW:
-            life = self._life.value
-            raise ManagerClosedError(f"the manager is {life}: a manager is started once; make a new one")
+            raise ManagerClosedError(f"the manager is {self._life.value}: it can be started once; make a new one")
         self._live(Life.STARTING)
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        self._parts = Parts(self._options, home)
+        parts = self._parts = Parts(self._options, home)
         try:
-            await self._parts.start()
+            await parts.start()
         except BaseException:
             self._live(Life.CLOSED)
             raise
-        parts = self._parts
         self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
         self._actors = parts.table.actors
         remember(self)
         self._live(Life.OPEN)
         if isinstance(home, LoopHome):
             self._here = home.thread_id or 0
-        elif isinstance(home, ThreadHome) and self._parts.shared.handle_here is not None:
+        elif isinstance(home, ThreadHome) and parts.shared.handle_here is not None:
             self._inline = home
 
-    def _never_opened(self) -> ShutdownReport:
-        self._live(Life.CLOSED)
-        self._report = ShutdownReport((), 0, 0, 0.0)
+    def _last_report(self) -> ShutdownReport | None:
+        """Return the report of the close, once it has ended; where nothing was opened it ends here."""
+        if self._life is Life.NEW:
+            self._live(Life.CLOSED)
+            self._report = ShutdownReport((), 0, 0, 0.0)
         return self._report
 
     async def _close(self, seconds: float) -> ShutdownReport:
@@ -220,20 +189,18 @@ class SessionManager(Access):
 
     async def _end(self, seconds: float) -> ShutdownReport:
         self._live(Life.CLOSING)
-        report = self._report = await shut(self._parts, seconds)
-        self._live(Life.CLOSED)
-        self._let_go()
-        return report
+        return self._finish(await shut(self._parts, seconds))
 
     def _close_without_loop(self, seconds: float) -> ShutdownReport:
         self._live(Life.CLOSED)
-        self._report = shut_without_loop(self._parts, seconds)
-        self._let_go()
-        return self._report
+        return self._finish(shut_without_loop(self._parts, seconds))
 
-    def _let_go(self) -> None:
+    def _finish(self, report: ShutdownReport) -> ShutdownReport:
+        self._report = report
+        self._live(Life.CLOSED)
         forget(self)
         self._parts.end()
+        return report
 
     # --- verbs --------------------------------------------------------------------------------------------------------
 

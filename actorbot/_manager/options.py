@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from actorbot._checks import check_count, check_seconds
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock, SystemClock
 from actorbot._state.typed import SessionShape
@@ -15,7 +16,7 @@ from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
 from actorbot.stores.memory import MemorySessionStore
 
-__all__ = ["Options", "check_clock", "check_functions", "check_policy", "check_store"]
+__all__ = ["Options"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +38,41 @@ class Options:
     own_clock: bool
     """Whether the clock ends with the manager."""
 
+    @classmethod
+    def checked(
+        cls,
+        *,
+        store: Any,
+        flush: FlushPolicy | None,
+        session_type: type,
+        clock: Clock | None,
+        idle_timeout: float,
+        handler_timeout: float,
+        close_timeout: float,
+        max_resident: int,
+        max_mailbox: int,
+        max_session_bytes: int,
+        **functions: Hook | None,
+    ) -> Options:
+        """Make them of what an author has given. Raises: ConfigError."""
+        return cls(
+            store=_check_store(store),
+            policy=_check_policy(flush),
+            idle_timeout=check_seconds("idle_timeout", idle_timeout, least=0.0),
+            handler_timeout=check_seconds("handler_timeout", handler_timeout),
+            close_timeout=check_seconds("close_timeout", close_timeout),
+            max_resident=check_count("max_resident", max_resident),
+            max_mailbox=check_count("max_mailbox", max_mailbox),
+            max_session_bytes=check_count("max_session_bytes", max_session_bytes),
+            shape=None if session_type is dict else SessionShape(session_type),
+            functions=_check_functions(functions),
+            clock=_check_clock(clock),
+            own_clock=clock is None,
+        )
 
-def check_store(store: Any) -> Any:
-    """Return *store*, in memory when there is none. Raises: ConfigError if it lacks a method, rather than at the start."""
+
+def _check_store(store: Any) -> Any:
+    # Looked at here: a method that it lacks is told now, and not at the start.
     if store is None:
         return MemorySessionStore()
     if not isinstance(store, RecordStore):
@@ -51,8 +84,7 @@ def _no_home(_: Any) -> Any:
     raise StoreUnavailableError("driver", "the manager has not been started")
 
 
-def check_policy(flush: FlushPolicy | None) -> FlushPolicy:
-    """Return *flush* or the default. Raises: ConfigError."""
+def _check_policy(flush: FlushPolicy | None) -> FlushPolicy:
     if flush is None:
         return FlushPolicy.write_behind()
     if not isinstance(flush, FlushPolicy):
@@ -60,16 +92,14 @@ def check_policy(flush: FlushPolicy | None) -> FlushPolicy:
     return flush
 
 
-def check_functions(**functions: Hook | None) -> Mapping[str, Hook | None]:
-    """Return *functions* by name. Raises: ConfigError if one cannot be called."""
+def _check_functions(functions: Mapping[str, Hook | None]) -> Mapping[str, Hook | None]:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise ConfigError(name, function, "a function, def or async def")
     return functions
 
 
-def check_clock(clock: Clock | None) -> Clock:
-    """Return *clock* or the machine's. Raises: ConfigError."""
+def _check_clock(clock: Clock | None) -> Clock:
     if clock is None:
         return SystemClock()
     if not isinstance(clock, Clock):

@@ -43,8 +43,7 @@ def write_ahead(actor: SessionActor, context: Context, committed: Committed) -> 
     journal = actor.shared.journal
     assert journal is not None
     acknowledged = actor.shared.home.promise()
-    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)
-    journal.put(_TurnAhead(actor, context, committed, lineages, acknowledged))
+    journal.put(_TurnAhead(actor, context, committed, journal.lineage, acknowledged))
     return acknowledged
 
 
@@ -54,17 +53,12 @@ class _TurnAhead(Ahead):
     __slots__ = ("_acknowledged", "_actor", "_context")
 
     def __init__(
-        self,
-        actor: SessionActor,
-        context: Context,
-        committed: Committed,
-        lineages: tuple[Lineage, ...],
-        acknowledged: Promise,
+        self, actor: SessionActor, context: Context, committed: Committed, lineage: bytes, acknowledged: Promise
     ) -> None:
-        self.session_id = actor.session_id  # without `super()`: that would be one more call for each event
+        self.session_id = actor.session_id  # no `super().__init__`, which would be a call more for each event
         self.committed = committed
         self.write_ids = actor.write_ids
-        self.lineages = lineages
+        self.lineages = (Lineage(lineage, committed[VERSION]), *actor.lineages)
         self._actor = actor
         self._context = context
         self._acknowledged = acknowledged

@@ -22,21 +22,34 @@ class Destroy(Ahead):
     """
 
     def __init__(self, actor: SessionActor) -> None:
-        gone = _make_gone(actor)
-        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
-        lineages = (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS)
-        super().__init__(actor.session_id, gone, actor.write_ids, lineages)
         self._shared = actor.shared
         self._actor = actor
         self._forced = actor.committed is None  # nobody knows what the store has
         self._done = new_future()
+        gone = self._make_gone()
+        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+        super().__init__(actor.session_id, gone, actor.write_ids, (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS))
+
+    def _make_gone(self) -> Committed:
+        """Make what is left of the session, which may not have been read."""
+        actor, journal = self._actor, self._shared.journal
+        wall = self._shared.wall()
+        version = actor.flushed if actor.committed is None else actor.committed[VERSION]
+        if journal is not None:  # whose entry may be newer than what was read, if anything was
+            version = max(version, journal.version(actor.session_id))
+            if actor.committed is None:
+                # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
+                # the new one be taken for the old one, which the store has.
+                actor.flushed = version = max(version, journal.newest)
+        return version + 1, None, b"", wall, wall + TOMBSTONE_AGE
 
     def begin(self) -> Future[None]:
         """Begin; return what ends when the session has ended, in the journal if there is one, else in the store."""
-        if self._shared.journal is None:
+        journal = self._shared.journal
+        if journal is None:
             self._write()
         else:
-            self._shared.journal.put(self)
+            journal.put(self)
         return self._done
 
     def settle(self, error: ActorbotError | None) -> None:
@@ -48,9 +61,9 @@ class Destroy(Ahead):
 
     def _write(self) -> None:
         written = self._shared.flusher.write(self._actor, self.committed, forced=self._forced)
-        written.add_done_callback(lambda written: self._shared.home.post(self._end, written.exception()))
+        written.add_done_callback(lambda written: self._shared.home.post(self._note, written.exception()))
 
-    def _end(self, error: BaseException | None) -> None:
+    def _note(self, error: BaseException | None) -> None:
         actor = self._actor
         actor.unanswered = 0
         if isinstance(error, ConflictError) and not self._forced:
@@ -77,16 +90,3 @@ class Destroy(Ahead):
             self._done.set_result(None)
         else:
             self._done.set_exception(error)
-
-
-def _make_gone(actor: SessionActor) -> Committed:
-    """Make what is left of the session, which may not have been read."""
-    journal, wall = actor.shared.journal, actor.shared.wall()
-    version = actor.flushed if actor.committed is None else actor.committed[VERSION]
-    if journal is not None:  # whose entry may be newer than what was read, if anything was
-        version = max(version, journal.version(actor.session_id))
-        if actor.committed is None:
-            # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
-            # the new one be taken for the old one, which the store has.
-            actor.flushed = version = max(version, journal.newest)
-    return version + 1, None, b"", wall, wall + TOMBSTONE_AGE
