@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import pytest
 
 from actorbot._journal import journal as _journal
+from actorbot._journal import untold as _untold
 from actorbot._manager import closing as _closing
 from actorbot._runtime import actor as _actor
 from actorbot._runtime import deadline_thread as _deadline_thread
@@ -338,7 +339,7 @@ def _threads_replaced(machine: Machine) -> Iterator[None]:
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(finalizer=lambda generator: None)  # what a crash leaves behind is not brought to its end
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_deadline_thread, _journal):
+        for module in (_deadline_thread, _untold):
             patch.setattr(module, "Lane", Lane)
         patch.setattr(_actor.ServiceActor, "begin", _begin)
         patch.setattr(_actor.ServiceActor, "notify", _notify)

@@ -267,7 +267,7 @@ MUTANTS = (
         "a destroyed session comes back from the journal",
         "_turns/destroy.py",
         "        if journal is None:\n            self._write()",
-        "        if journal is None or not actor.behind():\n            self._write()",
+        "        if journal is None or not self._actor.behind():\n            self._write()",
         "tests/promises/test_no_resurrection.py tests/unit/journal/test_journaled.py -k destroyed",
     ),
     Mutant(
@@ -294,7 +294,7 @@ MUTANTS = (
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
+        "job.set_back = job.write.record.version == job.session.lineages[0].last",
         "job.set_back = True",
         "tests/unit/journal/test_set_back.py -k set_back",
     ),
@@ -308,8 +308,7 @@ MUTANTS = (
     Mutant(
         "a journal on a full disk forgets what was to be removed and set aside",
         "_journal/journal.py",
-        "                self._flushed = removals.flushed | self._flushed\n"
-        "                self._conflicts = removals.conflicts + self._conflicts\n",
+        "                self._removals.put_back(removals)\n",
         "                pass\n",
         "tests/unit/journal/test_disk.py -k test_what_the_store_has_leaves",
     ),
@@ -330,8 +329,8 @@ MUTANTS = (
     Mutant(
         "a new file that could not be put in its place is never used",
         "_journal/file.py",
-        "        if self._connection is not None:  # else the copy is there",
-        "        if self._open is not None:  # else the copy is there",
+        "        if self._connection is not None:\n            self._copy",
+        "        if self._open is not None:\n            self._copy",
         "tests/faults/test_bad_disk.py -k new_file",
     ),
     Mutant(
