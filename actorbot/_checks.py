@@ -16,7 +16,7 @@ def check_seconds(field: str, value: Any, *, least: float | None = None, most: f
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (value > 0 if least is None else value >= least) or value > most:
         bound = "above 0" if least is None else f"at least {least:g}"
-        raise ConfigError(field, value, f"seconds, {bound}, up to {most:g}")
+        raise ConfigError(field, value, f"seconds, {bound}, up to {most:,.15g}")
     return float(value)
 
 

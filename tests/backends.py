@@ -85,5 +85,9 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "comparing driver": lambda _: ComparingStore(),
     **{kind: partial(redis_store, kind) for kind in redis_servers.PLACES},
 }
+FURTHER = redis_servers.PLACES.keys() - {redis_servers.QUICK}  # stores that `make test` leaves to `make test-all`
 
-each_store = pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
+each_store = pytest.mark.parametrize(
+    "make_store",
+    [pytest.param(make, id=name, marks=pytest.mark.long if name in FURTHER else ()) for name, make in STORES.items()],
+)

@@ -8,11 +8,13 @@ import inspect
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.servers import mongo_servers, redis_servers
+from tests.waiting import HANGS
 
 # In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the one that fails.
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
@@ -33,18 +35,33 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
         pyfuncitem.obj = run
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     redis_servers.end_shared()
     mongo_servers.stop_shared()
+    if hasattr(session.config, "workeroutput"):  # one of several processes, which tells the first
+        session.config.workeroutput["servers"] = sorted(servers_that_ran())
+
+
+def servers_that_ran() -> set[str]:
+    return {f"{kind} {version}" for kind, version in redis_servers.ran.items()} | mongo_servers.ran
+
+
+_ran_elsewhere: set[str] = set()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Note which servers the tests of another process ran against."""
+    _ran_elsewhere.update(getattr(node, "workeroutput", {}).get("servers", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which servers the tests ran against."""
-    for server in sorted({f"{kind} {version}" for kind, version in redis_servers.ran.items()} | mongo_servers.ran):
+    for server in sorted(servers_that_ran() | _ran_elsewhere):
         terminalreporter.write_line(f"server: {server}")
 
 
-@pytest.fixture(params=list(redis_servers.PLACES))
+@pytest.fixture(params=redis_servers.KINDS)
 def redis_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[redis_servers.Server]:
@@ -64,5 +81,5 @@ def no_thread_stays_behind() -> Iterator[None]:
 
     yield
     for thread in left():
-        thread.join(timeout=3.0)
+        thread.join(timeout=HANGS)
     assert not left(), f"threads left behind: {', '.join(thread.name for thread in left())}"

@@ -35,7 +35,8 @@ DIALOGUE = "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > 
 
 
 def main(arguments: list[str]) -> None:
-    shutil.rmtree(DIST, ignore_errors=True)
+    for made in (DIST, ROOT / "actorbot.egg-info"):  # the second lists what earlier builds took, and would be believed
+        shutil.rmtree(made, ignore_errors=True)
     wheel, source = DIST / f"{NAME}-py3-none-any.whl", DIST / f"{NAME}.tar.gz"
     run("Build", sys.executable, "-m", "build", "--outdir", DIST, **PINS)  # the wheel from the source distribution
     run("What a package index would say", sys.executable, "-m", "twine", "check", "--strict", wheel, source)

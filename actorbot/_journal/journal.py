@@ -13,12 +13,14 @@ from itertools import islice
 from time import perf_counter
 from typing import Final, NamedTuple
 
+from actorbot._journal.ahead import Ahead
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import JournalFile
+from actorbot._journal.places import Place, Places
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import LATE, DeadlineThread
 from actorbot._runtime.threads import Lane
-from actorbot._state.committed import VERSION, Committed, Lineage
+from actorbot._state.committed import VERSION, Committed
 from actorbot._state.values import UndecodableError
 from actorbot.errors import ActorbotError, JournalError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 
@@ -32,27 +34,27 @@ ELSEWHERE: Final = 4e-5  # seconds that an event takes outside of the journal, a
 OPENING: Final = 600.0  # seconds to check and read what an earlier manager has left
 PAUSE: Final = 1.0  # seconds between two attempts to make a new file, or to remove entries
 
-Settle = Callable[["ActorbotError | None"], None]
-"""Told what became of an entry, at home; once."""
+
+class _Group(NamedTuple):
+    """Entries of one transaction, whose callers are not told yet."""
+
+    batch: Sequence[Ahead]
+    error: ActorbotError | None
 
 
-_Put = tuple[str, Committed, bytes, tuple[Lineage, ...], Settle]
-"""What is to be committed: a session's id, what its turn has left, the write ids that the store has confirmed, lineages; who is told."""
+class _Removals(NamedTuple):
+    """What one transaction removes and sets aside."""
 
-
-class _Place(NamedTuple):
-    """Where the newest entry of a session stands."""
-
-    number: int
-    version: int
-    size: int
+    flushed: dict[str, int]
+    """By session, the version that is no longer needed."""
+    conflicts: list[bytes]
 
 
 class Journal:
-    """Commits entries in groups: all that come while a transaction is on its way go into the next. Used from any thread.
+    """Commits entries in groups: all that come while a transaction is on its way go into the next.
 
-    It has a thread of its own. A transaction that does not come back within the deadline is left behind; until it does, the journal
-    takes nothing.
+    Used from any thread. It has a thread of its own. A transaction that does not come back within the
+    deadline is left behind; until it does, the journal takes nothing.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Journal:
         self.yields = not keeps
         """Whether entries go when the store has them: not where the store does not outlive the process."""
         self._thread = DeadlineThread("actorbot-journal", "journal", clock, deadline)
-        self._lock = threading.Lock()  # guards the seven below
+        # Guards _closed, _asked, newest, _flushed, _conflicts, _working and _resting.
+        self._lock = threading.Lock()
         self._closed = False
-        self._asked: list[_Put] = []
+        self._asked: list[Ahead] = []
         self.newest = 0
         """The greatest version that was to be committed, of any session."""
         self._flushed: dict[str, int] = {}  # the versions that are no longer needed
@@ -85,16 +88,12 @@ class Journal:
         self._resting = False  # whether removals wait for a later attempt, or for the next entry
         self._teller = Lane("actorbot-journal-tells")
         # The rest is touched on the thread only, but for looking at it.
-        self._untold: list[tuple[Sequence[_Put], ActorbotError | None]] = []
-        self._places: dict[str, _Place] = {}
-        self._last = 0  # number of a row
+        self._untold: list[_Group] = []
+        self._places = Places()
         self._took = 0.0  # seconds for the last transaction
-        self._free: list[int] = []  # numbers of rows that are empty
         self._away = False  # whether a transaction was left behind, which has the file
         self._failure: Exception | None = None  # that of the file in use: it must be renewed before it is used again
         self._renew_from = 0.0  # the monotonic second from which that may be tried
-        self.bytes = 0
-        """Of all entries."""
         self.broken: str | None = None
         """Why it takes nothing now."""
 
@@ -113,7 +112,7 @@ class Journal:
             raise
 
     def _index(self) -> None:
-        places: dict[str, _Place] = {}
+        found: dict[str, Place] = {}
         for number, data in self._file.rows():
             try:
                 record = Entry.from_bytes(data).record
@@ -123,13 +122,10 @@ class Journal:
                     f"row {number} of {self._file.path} is damaged ({error}). The file was left as it is. Restore it from a copy, or move"
                     " it away to start without the events that only it holds",
                 ) from error
-            places[record.session_id] = _Place(number, record.version, len(data))
+            found[record.session_id] = Place(number, record.version, len(data))
             if not self.yields and record.is_expired(self._clock.wall()):
                 self._flushed[record.session_id] = record.version
-            self._last = max(self._last, number)
-        self._places = places
-        self._free.clear()
-        self.bytes = sum(place.size for place in places.values())
+        self._places.replace(found)
 
     def close(self) -> Future[None]:
         """Commit what was asked for so far and close the file; then the thread ends."""
@@ -150,9 +146,14 @@ class Journal:
 
     # --- what it holds ------------------------------------------------------------------------------------------------
 
+    @property
+    def size(self) -> int:
+        """Of all entries, in bytes."""
+        return self._places.bytes
+
     def holds(self, session_id: str) -> bool:
         """Tell whether there is an entry of the session, which is then newer than what the store has, or the same."""
-        return session_id in self._places
+        return self._places.get(session_id) is not None
 
     def version(self, session_id: str) -> int:
         """Return the version of the session's entry, 0 if there is none."""
@@ -161,7 +162,7 @@ class Journal:
 
     def ids(self) -> list[str]:
         """List the sessions that have an entry."""
-        return list(self._places)
+        return self._places.ids()
 
     def conflicts(self) -> Future[list[Entry]]:
         """Return a future of what was set aside, also by earlier managers, oldest first."""
@@ -187,29 +188,20 @@ class Journal:
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def put(
-        self,
-        session_id: str,
-        committed: Committed,
-        write_ids: bytes,
-        lineages: tuple[Lineage, ...],
-        settle: Settle,
-    ) -> None:
-        """Commit the Entry of these in place of the one that the session has; *settle* is called at home when that is done or has failed.
-
-        *write_ids* are those of the record that the store has confirmed.
-        """
+    def put(self, ahead: Ahead) -> None:
+        """Commit the entry of *ahead* in place of the one that its session has, and settle it then."""
         with self._lock:
             closed = self._closed
-            self.newest = max(self.newest, committed[VERSION])
+            self.newest = max(self.newest, ahead.committed[VERSION])
             if not closed:
-                self._asked.append((session_id, committed, write_ids, lineages, settle))
+                self._asked.append(ahead)
             if idle := not (closed or self._working):
                 self._working = True
         if idle:
             self._thread.submit(self._work)
         elif closed:
-            self._post(settle, ManagerClosedError("the manager was closed before the event was committed"))
+            error = ManagerClosedError("the manager was closed before the event was committed")
+            self._post(ahead.settle, error)
 
     def forget(self, session_id: str, version: int) -> None:
         """Note that the store has *version* of the session: its entry is no longer needed."""
@@ -246,25 +238,28 @@ class Journal:
         with self._lock:
             size = self._group_size()
             batch, self._asked = self._asked[:size], self._asked[size:]
-            flushed, conflicts = self._take_removals() if batch or not self._resting else ({}, [])
-            self._working = bool(batch or flushed)
-        if not (batch or flushed):
-            for told, error in self._untold:
-                self._tell(told, error)
+            removals = self._take_removals() if batch or not self._resting else _Removals({}, [])
+            self._working = bool(batch or removals.flushed)
+        if not (batch or removals.flushed):
+            for group in self._untold:
+                self._tell(group)
             self._untold.clear()
             return False
-        answer = self._thread.run(partial(self._left_behind, batch), self._commit, batch, flushed, conflicts)
+        answer = self._thread.run(partial(self._left_behind, batch), self._commit, batch, removals)
         if answer is LATE:
             self._thread.submit(self._came_back)
             return False
         if batch:
-            self._untold.append((batch, answer.error))
+            self._untold.append(_Group(batch, answer.error))
         elif answer.error is not None:
             self._rest()
         return True
 
-    def _take_removals(self) -> tuple[dict[str, int], list[bytes]]:
-        """Return what to remove next and all conflicts, which may come before their removal, never after. The caller holds the lock."""
+    def _take_removals(self) -> _Removals:
+        """Return what to remove next, and all conflicts. The caller holds the lock.
+
+        A conflict may be set aside before its entry is removed, never after.
+        """
         conflicts, self._conflicts = self._conflicts, []
         if len(self._flushed) <= REMOVED:
             flushed, self._flushed = self._flushed, {}
@@ -272,7 +267,7 @@ class Journal:
             flushed = dict(islice(self._flushed.items(), REMOVED))
             for session_id in flushed:
                 del self._flushed[session_id]
-        return flushed, conflicts
+        return _Removals(flushed, conflicts)
 
     def _rest(self) -> None:
         """Leave what could not be removed to a later attempt: nobody waits for it, and the disk may be full for hours."""
@@ -281,31 +276,33 @@ class Journal:
         self._clock.call_at(self._clock.monotonic() + PAUSE, self._wake)
 
     def _group_size(self) -> int:
-        """Return how many entries go into the next transaction: half of what is in flight, or, on a slow disk, as many as there are.
+        """Return how many entries go into the next transaction.
 
-        With halves, the loop handles the events of one while the disk has the other. With 4, 16, 32 and 256 in flight that gave 1.07,
-        1.1, 1.2 and 1.2 times as many events/s as up to 48 at a time. A disk that takes longer for a half than the loop for the
-        whole would do the work of one transaction in two.
+        That is half of what is in flight, or, on a slow disk, as many as there are. With halves, the
+        loop handles the events of one while the disk has the other. With 4, 16, 32 and 256 in flight
+        that gave 1.07, 1.1, 1.2 and 1.2 times as many events/s as up to 48 at a time. A disk that takes
+        longer for a half than the loop for the whole would do the work of one transaction in two.
         """
-        in_flight = len(self._asked) + sum(len(batch) for batch, _ in self._untold)
+        in_flight = len(self._asked) + sum(len(group.batch) for group in self._untold)
         half = max(1, in_flight // 2)
         return min(half, MANY) if self._took < in_flight * ELSEWHERE else MANY
 
     def _tell_while_writing(self) -> None:
-        """Have the callers of the last transaction told by another thread, which gets the interpreter when this one is at the disk.
+        """Have the callers of the last transaction told by another thread.
 
-        Told from here, they would take it at once, and the disk would wait until they have made their next events.
+        That thread gets the interpreter when this one is at the disk. Told from here, the callers would
+        take the interpreter at once, and the disk would wait until they have made their next events.
         """
-        for told, error in self._untold:
-            self._teller.submit(partial(self._tell, told, error))
+        for group in self._untold:
+            self._teller.submit(partial(self._tell, group))
         self._untold.clear()
 
-    def _tell(self, batch: Sequence[_Put], error: ActorbotError | None) -> None:
-        self._post(_settle, batch, error)
+    def _tell(self, group: _Group) -> None:
+        self._post(_settle, *group)
 
-    def _left_behind(self, batch: Sequence[_Put], error: ActorbotError) -> None:
+    def _left_behind(self, batch: Sequence[Ahead], error: ActorbotError) -> None:
         self._away, self.broken = True, f"{self._file.path} does not answer"
-        self._untold.append((batch, error))
+        self._untold.append(_Group(batch, error))
         self._work()
 
     def _came_back(self) -> None:
@@ -317,71 +314,41 @@ class Journal:
             self._file.close()
         self._wake()
 
-    def _commit(self, batch: Sequence[_Put], flushed: dict[str, int], conflicts: list[bytes]) -> None:
+    def _commit(self, batch: Sequence[Ahead], removals: _Removals) -> None:
         try:
-            self._write(batch, flushed, conflicts)
+            self._write(batch, removals)
         except BaseException:
             with self._lock:  # an entry that nobody removes any more would take room for good
-                self._flushed = flushed | self._flushed
-                self._conflicts = conflicts + self._conflicts
+                self._flushed = removals.flushed | self._flushed
+                self._conflicts = removals.conflicts + self._conflicts
             raise
 
-    def _write(self, batch: Sequence[_Put], flushed: dict[str, int], conflicts: list[bytes]) -> None:
+    def _write(self, batch: Sequence[Ahead], removals: _Removals) -> None:
         self._check_here()
         if self._failure is not None:
             self._renew(self._failure)
-        rows, places = self._plan(batch, flushed)
+        rows, places = self._places.plan(batch, removals.flushed)
         self._tell_while_writing()
         began = perf_counter()
         try:
-            self._file.commit(rows, conflicts)
+            self._file.commit(rows, removals.conflicts)
         except (sqlite3.Error, OSError) as error:
             logger.error("the journal could not be written, and is renewed: %s", error)
             self._failure, self._renew_from = error, 0.0
             self._renew(error)
             try:
-                self._file.commit(rows, conflicts)  # the first time on this file
+                self._file.commit(rows, removals.conflicts)  # the first time on this file
             except (sqlite3.Error, OSError) as second:
                 self._failure = second
                 raise self._unwritable(second, OutcomeUnknownError) from second
         self._took = perf_counter() - began
-        for session_id, place in places.items():
-            old = self._places.pop(session_id, None)
-            self.bytes += place.size - (0 if old is None else old.size)
-            if place.size:
-                self._places[session_id] = place
-            else:
-                self._free.append(place.number)
+        self._places.note(places)
         if self.yields:
-            self._on_size(self.bytes)
+            self._on_size(self._places.bytes)
 
     def _check_here(self) -> None:
         if self._away:
             raise StoreUnavailableError("journal", f"{self.broken}; nothing was read or written")
-
-    def _plan(
-        self, batch: Sequence[_Put], flushed: dict[str, int]
-    ) -> tuple[list[tuple[int, bytes]], dict[str, _Place]]:
-        """Return the rows to write, empty for what is no longer needed, and the places that they then have."""
-        rows, places = [], {}
-        for session_id, committed, write_ids, lineages, _ in batch:
-            data = pack_entry(session_id, committed, write_ids, lineages)
-            place = self._places.get(session_id)
-            number = self._new_number() if place is None else place.number
-            rows.append((number, data))
-            places[session_id] = _Place(number, committed[VERSION], len(data))
-        for session_id, version in flushed.items():
-            place = self._places.get(session_id)
-            if place is not None and place.version <= version and session_id not in places:
-                rows.append((place.number, b""))
-                places[session_id] = _Place(place.number, version, 0)
-        return rows, places
-
-    def _new_number(self) -> int:
-        if self._free:
-            return self._free.pop()
-        self._last += 1
-        return self._last
 
     def _renew(self, cause: Exception) -> None:
         """Go on with a new file. Raises: OutcomeUnknownError if that is not possible now."""
@@ -403,6 +370,6 @@ class Journal:
         )
 
 
-def _settle(batch: Sequence[_Put], error: ActorbotError | None) -> None:
-    for *_, settle in batch:
-        settle(error)
+def _settle(batch: Sequence[Ahead], error: ActorbotError | None) -> None:
+    for ahead in batch:
+        ahead.settle(error)

@@ -129,7 +129,7 @@ class Parts:
         for entry in await self.home.wait(journal.conflicts()):
             self.hooks.keep(entry.record.session_id, entry.record.committed)
         if self.store.outlives_process:
-            flusher.dirty.note_journal(journal.bytes)
+            flusher.dirty.note_journal(journal.size)
         found = len(journal.ids())
         if found:
             logger.info("%d sessions in the journal are newer than the store, or may be", found)

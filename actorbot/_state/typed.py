@@ -105,15 +105,18 @@ class _Converter:
         raise ConfigError("session_type", self._root_name, f"annotations of what a session can keep, not {hint!r}")
 
     def _union(self, hint: Any, args: tuple[Any, ...]) -> _Convert:
-        options = [self._build(arg) for arg in args]
+        options = [self._build(arg) for arg in args if arg is not NoneType]
+        optional = NoneType in args
 
         def convert(value: Any, depth: int) -> Any:
+            if value is None and optional:
+                return None
             for option in options:
                 try:
                     return option(value, depth)
                 except _MismatchError as error:
-                    if error.path and len(options) == 2 and NoneType in args and value is not None:
-                        raise  # the one type that it can be says more precisely where
+                    if error.path and len(options) == 1:
+                        raise  # the one type that the value can have says more precisely where
             raise _MismatchError(f"expected {hint}, found {type(value).__name__}")
 
         return convert
@@ -127,7 +130,13 @@ class _Converter:
             _expect(dict, value, depth)
             if item is _anything:
                 return value
-            return {key: _at(f"[{key!r}]", item, part, depth) for key, part in value.items()}
+            converted = {}
+            try:
+                for key, part in value.items():
+                    converted[key] = item(part, depth + 1)
+            except _MismatchError as error:
+                raise error.inside(f"[{key!r}]") from None
+            return converted
 
         return convert
 
@@ -138,9 +147,14 @@ class _Converter:
             _expect(kind, value, depth)
             if item is _anything:
                 return value
-            parts = [_at(f"[{index}]", item, part, depth) for index, part in enumerate(value)]
+            parts: list[Any] = []
             try:
-                return kind(parts)
+                for part in value:
+                    parts.append(item(part, depth + 1))  # noqa: PERF401  # its length says where an error is
+            except _MismatchError as error:
+                raise error.inside(f"[{len(parts)}]") from None
+            try:
+                return parts if kind is list else kind(parts)
             except TypeError as error:  # a set of dataclasses, which are stored as dicts
                 raise _MismatchError(str(error)) from error
 
@@ -153,8 +167,13 @@ class _Converter:
             _expect(tuple, value, depth)
             if len(value) != len(items):
                 raise _MismatchError(f"expected {len(items)} items, found {len(value)}")
-            pairs = enumerate(zip(items, value, strict=True))
-            return tuple([_at(f"[{index}]", item, part, depth) for index, (item, part) in pairs])
+            parts: list[Any] = []
+            try:
+                for item, part in zip(items, value, strict=True):
+                    parts.append(item(part, depth + 1))
+            except _MismatchError as error:
+                raise error.inside(f"[{len(parts)}]") from None
+            return tuple(parts)
 
         return convert
 
@@ -177,13 +196,6 @@ class _Converter:
         return convert
 
 
-def _at(label: str, convert: _Convert, value: Any, depth: int) -> Any:
-    try:
-        return convert(value, depth + 1)
-    except _MismatchError as error:
-        raise error.inside(label) from None
-
-
 def _expect(kind: type, value: Any, depth: int) -> None:
     if type(value) is not kind:
         raise _MismatchError(f"expected {kind.__name__}, found {type(value).__name__}")
@@ -197,10 +209,11 @@ def _anything(value: Any, depth: int) -> Any:
 
 
 def _leaf(kind: type) -> _Convert:
+    # An int is a float too, as it is for type checkers: PEP 484's numeric tower.
+    kinds = frozenset({float, int} if kind is float else {kind})
+
     def convert(value: Any, depth: int) -> Any:
-        if type(value) is kind or (
-            kind is float and type(value) is int
-        ):  # as in type checkers: PEP 484's numeric tower
+        if type(value) in kinds:
             return value
         raise _MismatchError(f"expected {kind.__name__}, found {type(value).__name__}")
 
@@ -222,10 +235,14 @@ def _to_dataclass(kind: type, fields: dict[str, _Convert]) -> _Convert:
     def convert(value: Any, depth: int) -> Any:
         _expect(dict, value, depth)
         values = {}
-        for name, part in value.items():
-            if name not in fields:
-                raise _MismatchError(f"{kind.__name__} has no field {name!r}")
-            values[name] = _at(f".{name}", fields[name], part, depth)
+        unknown = value.keys() - fields.keys()
+        if unknown:
+            raise _MismatchError(f"{kind.__name__} has no field {min(unknown)!r}")
+        try:
+            for name, part in value.items():
+                values[name] = fields[name](part, depth + 1)
+        except _MismatchError as error:
+            raise error.inside(f".{name}") from None
         try:
             made = kind(**{name: part for name, part in values.items() if name in init})
         except (
@@ -243,6 +260,12 @@ def _to_dataclass(kind: type, fields: dict[str, _Convert]) -> _Convert:
 def _from_dataclass(kind: type, fields: dict[str, _Convert]) -> _Convert:
     def convert(value: Any, depth: int) -> Any:
         _expect(kind, value, depth)
-        return {name: _at(f".{name}", item, getattr(value, name), depth) for name, item in fields.items()}
+        values = {}
+        try:
+            for name, item in fields.items():
+                values[name] = item(getattr(value, name), depth + 1)
+        except _MismatchError as error:
+            raise error.inside(f".{name}") from None
+        return values
 
     return convert

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
+from actorbot._journal.ahead import Ahead
 from actorbot._runtime.home import Promise
 from actorbot._state.committed import STATE, VERSION, Committed, Lineage
 from actorbot._turns.context import Context
@@ -42,28 +43,28 @@ def write_ahead(actor: SessionActor, context: Context, committed: Committed) -> 
     journal = actor.shared.journal
     assert journal is not None
     acknowledged = actor.shared.home.promise()
-    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)
-    ahead = _Ahead(actor, context, committed, acknowledged)
-    journal.put(actor.session_id, committed, actor.write_ids, lineages, ahead)
+    journal.put(_TurnAhead(actor, context, committed, journal.lineage, acknowledged))
     return acknowledged
 
 
-class _Ahead:
-    """Ends a turn that the journal is to commit, when it is told what became of that: at home, whatever has become of the caller.
+class _TurnAhead(Ahead):
+    """A turn that the journal is to commit; it ends when that is done, whatever has become of the caller."""
 
-    Not a function, whose closure would be six objects of every event in flight for the garbage collector to walk over.
-    """
+    __slots__ = ("_acknowledged", "_actor", "_context")
 
-    __slots__ = ("_acknowledged", "_actor", "_committed", "_context")
-
-    def __init__(self, actor: SessionActor, context: Context, committed: Committed, acknowledged: Promise) -> None:
+    def __init__(
+        self, actor: SessionActor, context: Context, committed: Committed, lineage: bytes, acknowledged: Promise
+    ) -> None:
+        self.session_id = actor.session_id  # no `super().__init__`, which would be a call more for each event
+        self.committed = committed
+        self.write_ids = actor.write_ids
+        self.lineages = (Lineage(lineage, committed[VERSION]), *actor.lineages)
         self._actor = actor
         self._context = context
-        self._committed = committed
         self._acknowledged = acknowledged
 
-    def __call__(self, error: ActorbotError | None) -> None:
-        actor, committed = self._actor, self._committed
+    def settle(self, error: ActorbotError | None) -> None:
+        actor, committed = self._actor, self.committed
         if error is None:
             actor.committed = committed
             actor.trusted = True

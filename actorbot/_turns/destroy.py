@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future
 
+from actorbot._journal.ahead import Ahead
 from actorbot._runtime.home import new_future
 from actorbot._state.committed import ANYBODYS, VERSION, Committed, Lineage
 from actorbot._state.record import TOMBSTONE_AGE
@@ -14,7 +15,7 @@ from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
 __all__ = ["Destroy"]
 
 
-class Destroy:
+class Destroy(Ahead):
     """A destroy on its way to the journal, if there is one, and to the store. At home.
 
     The caller has the actor's turn, which is left at the end. It goes on whatever becomes of the caller.
@@ -24,8 +25,10 @@ class Destroy:
         self._shared = actor.shared
         self._actor = actor
         self._forced = actor.committed is None  # nobody knows what the store has
-        self._gone = self._make_gone()
         self._done = new_future()
+        gone = self._make_gone()
+        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+        super().__init__(actor.session_id, gone, actor.write_ids, (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS))
 
     def _make_gone(self) -> Committed:
         """Make what is left of the session, which may not have been read."""
@@ -42,28 +45,25 @@ class Destroy:
 
     def begin(self) -> Future[None]:
         """Begin; return what ends when the session has ended, in the journal if there is one, else in the store."""
-        journal, actor, gone = self._shared.journal, self._actor, self._gone
+        journal = self._shared.journal
         if journal is None:
             self._write()
-            return self._done
-        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
-        ends = (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS)
-
-        def settle(error: ActorbotError | None) -> None:
-            if error is None:
-                actor.lineages = ends
-                self._write()
-            else:
-                self._leave(error)
-
-        journal.put(actor.session_id, gone, actor.write_ids, ends, settle)
+        else:
+            journal.put(self)
         return self._done
 
-    def _write(self) -> None:
-        written = self._shared.flusher.write(self._actor, self._gone, forced=self._forced)
-        written.add_done_callback(lambda written: self._shared.home.post(self._settle, written.exception()))
+    def settle(self, error: ActorbotError | None) -> None:
+        if error is None:
+            self._actor.lineages = self.lineages
+            self._write()
+        else:
+            self._leave(error)
 
-    def _settle(self, error: BaseException | None) -> None:
+    def _write(self) -> None:
+        written = self._shared.flusher.write(self._actor, self.committed, forced=self._forced)
+        written.add_done_callback(lambda written: self._shared.home.post(self._note, written.exception()))
+
+    def _note(self, error: BaseException | None) -> None:
         actor = self._actor
         actor.unanswered = 0
         if isinstance(error, ConflictError) and not self._forced:
@@ -75,11 +75,11 @@ class Destroy:
         # What comes next reads the store where nobody knows what it holds now.
         if error is not None and self._shared.journal is not None:
             error = None  # the journal has it, and the store will
-            actor.committed = self._gone
+            actor.committed = self.committed
             self._shared.dirty.mark(actor)
         elif error is None:
             self._shared.ended += actor.committed is not None
-            actor.committed = self._gone
+            actor.committed = self.committed
         elif isinstance(error, OutcomeUnknownError) and not actor.behind():
             actor.committed = None
         self._leave(error)

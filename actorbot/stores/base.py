@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
+from actorbot._checks import check_seconds
 from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
 from actorbot.stores._findings import Finding
@@ -224,9 +225,5 @@ def judge(write: Write, stored: bytes | None) -> Verdict:
 
 
 def check_expires_in(expires_in: float) -> float:
-    """Return *expires_in* as `float` seconds. Raises: ConfigError."""
-    if type(expires_in) not in (int, float) or not 0 < expires_in <= MAX_EXPIRES_IN:
-        raise ConfigError(
-            "expires_in", expires_in, f"seconds, more than 0 and at most {MAX_EXPIRES_IN:.0f} (a thousand years)"
-        )
-    return float(expires_in)
+    """Return *expires_in* as `float` seconds, at most a thousand years. Raises: ConfigError."""
+    return check_seconds("expires_in", expires_in, most=MAX_EXPIRES_IN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from cachetools import Cache, LRUCache
 
+from actorbot._checks import check_count
 from actorbot._state.codec import decode_state
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError, ConfigError
@@ -51,8 +53,7 @@ class MemorySessionStore(RecordStore):
         expires_in: float = ONE_YEAR,
         on_evict: Callable[[str, dict[str, Any]], object] | None = None,
     ) -> None:
-        if type(max_sessions) is not int or max_sessions < 1:
-            raise ConfigError("max_sessions", max_sessions, "a whole number, at least 1")
+        check_count("max_sessions", max_sessions, most=sys.maxsize)
         if on_evict is not None and not callable(on_evict):
             raise ConfigError("on_evict", on_evict, "a function of (session_id, state)")
         self.expires_in = check_expires_in(expires_in)

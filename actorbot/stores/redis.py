@@ -114,7 +114,8 @@ class RedisSessionStore(RecordStore):
 
     def examine(self) -> Iterator[Finding]:
         self._link.open()
-        yield Finding("reach", "ok", f"{self._link.where} answers{', a node of a cluster' * self._link.is_cluster}")
+        answers = "answers, a node of a cluster" if self._link.is_cluster else "answers"
+        yield Finding("reach", "ok", f"{self._link.where} {answers}")
         facts = self._facts()
         yield from judge_redis(facts, in_cluster=self._link.is_cluster)
         if not {"redis_version", "save"} <= facts.keys():

@@ -13,13 +13,15 @@ import pytest
 from actorbot import FlushPolicy
 from tests.faults._worker import Orders
 from tests.servers import mongo_servers, redis_servers
+from tests.tiers import tiers
 
 URLS: dict[str, Callable[[Path], str]] = {
     "file": lambda folder: f"file://{folder}/sessions",
-    "redis": lambda folder: f"{redis_servers.shared('redis').url}?key_prefix={folder.name}:",
+    "redis": lambda folder: f"{redis_servers.shared().url}?key_prefix={folder.name}:",
     "mongo": lambda folder: f"{mongo_servers.shared().url}?database=actorbot_faults&collection_name={folder.name}",
 }
 each_store = pytest.mark.parametrize("kind", URLS)
+one_store = pytest.mark.parametrize("kind", tiers(list(URLS), "file"))  # and the others in `make test-all`
 SESSIONS = 12
 
 

@@ -22,6 +22,7 @@ from actorbot import FileSessionStore, FlushPolicy, SessionManager
 from actorbot._journal.file import JournalFile
 from tests.faults._power import find_strace
 from tests.faults._scale import scaled
+from tests.tiers import tiers
 
 CALLS = "pwrite64,write,fsync,fdatasync,ftruncate,rename,renameat,unlink,unlinkat"
 FAULTS = {
@@ -177,7 +178,7 @@ def prepare(policy: str, folder: Path, closes: bool) -> str:
 
 
 @pytest.mark.timeout(scaled(120, 1_200))
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", tiers(list(FAULTS), "no space"))
 @pytest.mark.parametrize("policy", ["journaled:path=journal,max_delay=0.01", "write-through"])
 def test_a_bot_whose_disk_fails_at_any_call_keeps_what_it_has_acknowledged(
     policy: str, fault: str, tmp_path: Path
@@ -191,7 +192,7 @@ def test_a_bot_whose_disk_fails_at_any_call_keeps_what_it_has_acknowledged(
 
 
 @pytest.mark.timeout(scaled(120, 1_200))
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", tiers(list(FAULTS), "a kill"))
 def test_a_recovery_whose_disk_fails_at_any_call_keeps_what_was_acknowledged(fault: str, tmp_path: Path) -> None:
     slow = "journaled:path=journal,max_delay=60"
     first = prepare(slow, tmp_path / "before", False).replace("FIRST", "0")
@@ -206,7 +207,7 @@ def test_a_recovery_whose_disk_fails_at_any_call_keeps_what_was_acknowledged(fau
 
 
 @pytest.mark.timeout(scaled(120, 1_200))
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", tiers(list(FAULTS), "an error"))
 def test_a_new_file_of_the_journal_whose_disk_fails_at_any_call_keeps_what_was_committed(
     fault: str, tmp_path: Path
 ) -> None:

@@ -9,15 +9,15 @@ import pytest
 
 from tests.faults._kills import Campaign, ForkServer
 from tests.faults._scale import scaled
-from tests.faults._victims import SESSIONS, each_store, journaled, orders
+from tests.faults._victims import SESSIONS, journaled, one_store, orders
 from tests.faults._worker import deliveries
 
 EVENTS = 10_000 // SESSIONS + 1  # of each session
 KILLS = 5
 
 
-@pytest.mark.timeout(scaled(60, 600))
-@each_store
+@pytest.mark.timeout(scaled(180, 600))
+@one_store
 def test_each_of_10000_events_counts_once_however_often_it_comes_and_the_bot_is_killed(
     kind: str, server: ForkServer, tmp_path: Path
 ) -> None:
@@ -40,6 +40,7 @@ def test_each_of_10000_events_counts_once_however_often_it_comes_and_the_bot_is_
         assert count > 1.9 * EVENTS * SESSIONS  # delivered twice on the average
 
 
+@pytest.mark.long
 def test_the_harness_finds_a_bot_that_forgets_event_ids(server: ForkServer, tmp_path: Path) -> None:
     made = orders("file", tmp_path, journaled(tmp_path), events=100)
     campaign = Campaign(server, replace(made, mutant="remembers little"))

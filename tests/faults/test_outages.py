@@ -18,10 +18,11 @@ from tests import inside
 from tests.faults._kills import Campaign, ForkServer
 from tests.faults._scale import scaled
 from tests.faults._victims import journaled, orders_for
+from tests.journals import Server, kill, make_manager
 from tests.servers import mongo_servers, redis_servers
-from tests.unit.journal.test_journaled import Server, kill, make_manager
+from tests.tiers import tiers
 
-long = pytest.mark.timeout(scaled(60, 600))
+patient = pytest.mark.timeout(scaled(180, 600))
 
 
 class Store(NamedTuple):
@@ -37,7 +38,7 @@ class Store(NamedTuple):
 def store(kind: str, folder: Path) -> Iterator[Store]:
     name, what = kind.split()
     if name == "redis":
-        with redis_servers.Server("redis", folder) as redis:
+        with redis_servers.Server(redis_servers.QUICK, folder) as redis:
             frozen = what == "frozen"
             yield Store(redis.url, redis.freeze if frozen else redis.kill, redis.thaw if frozen else redis.start)
     else:
@@ -46,16 +47,20 @@ def store(kind: str, folder: Path) -> Iterator[Store]:
             yield Store(mongo.url, mongo.freeze if frozen else mongo.kill, mongo.thaw if frozen else mongo.start)
 
 
-@long
+@patient
 @pytest.mark.parametrize(
     ("kind", "idle_timeout"),
-    [
-        ("redis killed", 0.005),  # idle sessions leave memory, and come back from the journal
-        ("redis killed", 900.0),  # all stay
-        ("redis frozen", 900.0),
+    tiers(
+        [
+            ("redis killed", 0.005),  # idle sessions leave memory, and come back from the journal
+            ("redis killed", 900.0),  # all stay
+            ("redis frozen", 900.0),
+            ("mongo killed", 900.0),
+            ("mongo frozen", 0.005),
+        ],
+        ("redis killed", 0.005),
         ("mongo killed", 900.0),
-        ("mongo frozen", 0.005),
-    ],
+    ),
 )
 def test_an_outage_costs_nothing_though_the_bot_is_killed_in_it(
     kind: str, idle_timeout: float, server: ForkServer, tmp_path: Path
@@ -92,8 +97,8 @@ def test_an_outage_costs_nothing_though_the_bot_is_killed_in_it(
     assert campaign.tally.kills >= 2  # and a third, unless the start was refused first
 
 
-@long
-@pytest.mark.parametrize("kind", ["redis frozen", "mongo frozen"])
+@patient
+@pytest.mark.parametrize("kind", tiers(["redis frozen", "mongo frozen"]))
 def test_a_write_of_a_killed_bot_that_comes_late_costs_nothing(kind: str, server: ForkServer, tmp_path: Path) -> None:
     with store(kind, tmp_path) as one:
         campaign = Campaign(server, orders_for(one.url, journaled(tmp_path), destroys=True))

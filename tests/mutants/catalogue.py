@@ -25,7 +25,7 @@ MUTANTS = (
         "_runtime/loop_home.py",
         "            time.sleep(BREATH)",
         "            pass",
-        "tests/unit/manager/test_contract_loop.py -k test_fifty_users_who_are_never_silent",
+        "tests/unit/runtime/test_loop_home.py",
     ),
     # --- the turn ---
     Mutant(
@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         "a reply leaves before its event is in the journal",
         "_turns/acknowledge.py",
-        "    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)\n",
-        "    lineages = (Lineage(journal.lineage, committed[VERSION]), *actor.lineages)\n    actor.send(context)\n",
+        "    journal.put(_TurnAhead(actor, context, committed, journal.lineage, acknowledged))\n",
+        "    actor.send(context)\n    journal.put(_TurnAhead(actor, context, committed, journal.lineage, acknowledged))\n",
         "tests/unit/journal/test_journaled.py -k test_a_reply_leaves_after",
     ),
     Mutant(
@@ -244,8 +244,11 @@ MUTANTS = (
     Mutant(
         "an event is acknowledged before its commit",
         "_turns/acknowledge.py",
-        "    journal.put(actor.session_id, committed, actor.write_ids, lineages, ahead)\n",
-        "    ahead(None)\n    journal.put(actor.session_id, committed, actor.write_ids, lineages, lambda _: None)\n",
+        "    journal.put(_TurnAhead(actor, context, committed, journal.lineage, acknowledged))\n",
+        "    ahead = _TurnAhead(actor, context, committed, journal.lineage, acknowledged)\n"
+        "    ahead.settle(None)\n"
+        '    untold = type("Untold", (Ahead,), {"settle": lambda *_: None})\n'
+        "    journal.put(untold(actor.session_id, committed, actor.write_ids, ahead.lineages))\n",
         "tests/unit/journal/test_journaled.py",
     ),
     Mutant(
@@ -257,7 +260,7 @@ MUTANTS = (
     ),
     Mutant(
         "a row goes though it is newer than what the store has",
-        "_journal/journal.py",
+        "_journal/places.py",
         "place.version <= version and session_id not in places",
         "session_id not in places",
         "tests/faults",
@@ -307,7 +310,8 @@ MUTANTS = (
     Mutant(
         "a journal on a full disk forgets what was to be removed and set aside",
         "_journal/journal.py",
-        "                self._flushed = flushed | self._flushed\n                self._conflicts = conflicts + self._conflicts\n",
+        "                self._flushed = removals.flushed | self._flushed\n"
+        "                self._conflicts = removals.conflicts + self._conflicts\n",
         "                pass\n",
         "tests/unit/journal/test_journaled.py -k test_what_the_store_has_leaves",
     ),

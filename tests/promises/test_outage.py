@@ -76,7 +76,7 @@ class Users:
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
         if request.param == "redis":
-            yield stack.enter_context(redis_servers.Server("redis", tmp_path))
+            yield stack.enter_context(redis_servers.Server(redis_servers.QUICK, tmp_path))
         else:
             yield stack.enter_context(mongo_servers.server())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from tests import inside
 USERS = st.sampled_from(["ann", "bob", "cyd"])
 EVENT_IDS = st.sampled_from([None, "1", "2", "3"])
 STEPS = 50
-RUNS = 400 if os.environ.get("CI") else 60  # 20,000 steps in CI
+RUNS, MORE_RUNS = 60, 400
 
 
 class RefusedError(Exception):
@@ -209,3 +208,11 @@ class Sessions(RuleBasedStateMachine):
 
 Sessions.TestCase.settings = settings(max_examples=RUNS, stateful_step_count=STEPS, deadline=None)
 TestSessions = pytest.mark.timeout(600)(Sessions.TestCase)
+
+
+class MoreSessions(Sessions):
+    pass
+
+
+MoreSessions.TestCase.settings = settings(max_examples=MORE_RUNS, stateful_step_count=STEPS, deadline=None)
+TestMoreSessions = pytest.mark.long(pytest.mark.timeout(1_200)(MoreSessions.TestCase))

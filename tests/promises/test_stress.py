@@ -1,26 +1,32 @@
 """At the sizes that bots meet: 64 callers at once, nothing lost, each user's events in order, turns never side by side.
 
-Under CI each caller sends 10,000 events, elsewhere a tenth of that.
+Each caller sends 1,000 events, and with `make torture` 10,000.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 
 from actorbot import Context, MemorySessionStore, SessionManager
-from tests.faults._scale import TORTURE
+from tests.faults._scale import scaled
+from tests.tiers import tiers
 
 CALLERS = 64
-EVENTS = 10_000 if TORTURE else 2_000 if os.environ.get("CI") else 1_000  # of each caller
+EVENTS = scaled(1_000, 10_000)  # of each caller
 TIMEOUT = 600
 
 pytestmark = pytest.mark.timeout(TIMEOUT)
+
+each_crowd = pytest.mark.parametrize(
+    ("users", "kind"),
+    tiers(product([1, 100, 1_000], ["plain", "awaiting"]), (1, "plain"), (1_000, "plain"), (100, "awaiting")),
+)
 
 
 class Watch:
@@ -70,8 +76,7 @@ def check_counts(manager: SessionManager) -> None:
     assert (stats.handled, stats.events_at_risk) == (CALLERS * EVENTS, 0)
 
 
-@pytest.mark.parametrize("kind", ["plain", "awaiting"])
-@pytest.mark.parametrize("users", [1, 100, 1_000])
+@each_crowd
 async def test_no_event_of_64_tasks_is_lost_or_out_of_order(users: int, kind: str) -> None:
     watch, store = Watch(), MemorySessionStore()
 
@@ -87,8 +92,7 @@ async def test_no_event_of_64_tasks_is_lost_or_out_of_order(users: int, kind: st
     check(watch, store, users)
 
 
-@pytest.mark.parametrize("kind", ["plain", "awaiting"])
-@pytest.mark.parametrize("users", [1, 100, 1_000])
+@each_crowd
 def test_no_event_of_64_threads_is_lost_or_out_of_order(users: int, kind: str) -> None:
     watch, store = Watch(), MemorySessionStore()
 

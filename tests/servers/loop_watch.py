@@ -1,39 +1,43 @@
-"""How long an event loop was kept from its work: what a bot's users notice when a library blocks."""
+"""Whether an event loop is kept from its work: by a call that waits for the network, or sleeps, in the loop's own thread."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
+import socket
+import threading
 import time
-from typing import Self
+import traceback
+from collections.abc import Callable
+from typing import Any, Self
+
+import pytest
+
+WAITING = ("connect", "connect_ex", "recv", "recv_into", "recvmsg", "send", "sendall", "sendmsg")
 
 
 class LoopWatch:
-    """Looks at the running loop every *every* seconds, while its block lasts.
+    """Notes such calls in the thread of the running loop, while its block lasts. It counts calls, not seconds: those are the machine's."""
 
-    What is in memory already is frozen meanwhile: a full collection over 3,000 collected tests takes 0.35 s, and more over what they leave
-    behind; none of it is the loop's.
-    """
-
-    def __init__(self, every: float) -> None:
-        self._every = every
-        self.longest = 0.0
-        """Seconds that the loop came too late, at the worst."""
+    def __init__(self) -> None:
+        self.blocked: list[str] = []
+        """Where each of them came from."""
+        self._patch = pytest.MonkeyPatch()
 
     async def __aenter__(self) -> Self:
-        gc.collect()
-        gc.freeze()
-        self._task = asyncio.create_task(self._look())
-        await asyncio.sleep(0)
+        self._thread = threading.get_ident()
+        for name in WAITING:
+            self._patch.setattr(socket.socket, name, self._watched(getattr(socket.socket, name)))
+        self._patch.setattr(time, "sleep", self._watched(time.sleep))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        gc.unfreeze()
-        await asyncio.wait([self._task])
+        self._patch.undo()
 
-    async def _look(self) -> None:
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(self._every)
-            self.longest = max(self.longest, time.monotonic() - began - self._every)
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            ours = args[0] if args and isinstance(args[0], socket.socket) else None
+            # The loop's own pair of sockets, with which other threads wake it, is of another family.
+            if threading.get_ident() == self._thread and (ours is None or ours.family != socket.AF_UNIX):
+                self.blocked.append("".join(traceback.format_stack(limit=8)))
+            return function(*args, **options)
+
+        return call

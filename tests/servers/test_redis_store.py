@@ -29,9 +29,9 @@ from actorbot.testing import StoreContract
 from actorbot.testing._expect import get, make_record, make_tombstone, put, write_all
 from tests.handlers import count
 from tests.servers.proxy import Proxy
-from tests.servers.redis_servers import PLACES, Server, cluster, free_port, is_write
+from tests.servers.redis_servers import KINDS, QUICK, Server, cluster, free_port, is_write
+from tests.waiting import Call
 
-DEADLINE = 5.0  # seconds: the default `store_deadline`
 SECRET = "s3cret-pa55"
 
 
@@ -183,16 +183,14 @@ def test_the_server_drops_a_record_some_minutes_after_it_ends(redis_server: Serv
 
 def test_a_wrong_port_is_an_error_that_names_it(tmp_path: Path) -> None:
     port = free_port()
-    began = time.monotonic()
     with pytest.raises(errors.StoreUnavailableError, match=f"127.0.0.1:{port}") as caught:
-        RedisSessionStore(f"redis://bot:{SECRET}@127.0.0.1:{port}/0").init()
+        Call(RedisSessionStore(f"redis://bot:{SECRET}@127.0.0.1:{port}/0").init).result()
 
-    assert time.monotonic() - began < DEADLINE
     assert says_nothing_of(SECRET, caught.value)
 
 
 @pytest.mark.parametrize("login", [f":{SECRET}x@", f"bot:{SECRET}x@", f"nobody:{SECRET}@", ""])
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_wrong_password_is_an_error_without_the_password(kind: str, login: str, tmp_path: Path) -> None:
     with Server(kind, tmp_path, "--requirepass", SECRET) as server:
         store = RedisSessionStore(f"redis://{login}127.0.0.1:{server.port}/0")
@@ -233,11 +231,8 @@ def test_a_user_who_may_not_write_is_refused_and_not_unknown(redis_server: Serve
 def test_a_server_that_accepts_and_never_answers_is_given_up_within_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        began = time.monotonic()
         with pytest.raises(errors.StoreUnavailableError, match=f"127.0.0.1:{port} does not answer"):
-            RedisSessionStore(f"redis://:{SECRET}@127.0.0.1:{port}/0").init()
-
-        assert time.monotonic() - began < DEADLINE
+            Call(RedisSessionStore(f"redis://:{SECRET}@127.0.0.1:{port}/0").init).result()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +272,7 @@ def test_a_replica_is_refused_at_the_start_and_its_primary_named(redis_server: S
         ([], ""),
     ],
 )
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_may_lose_sessions_is_warned_of(
     kind: str, options: list[str], warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -339,7 +334,7 @@ def test_a_server_that_has_restarted_is_used_again_at_once(redis_server: Server,
 
 
 def test_a_command_that_the_server_does_not_know_is_not_repeated_with_its_arguments(tmp_path: Path) -> None:
-    with Server("redis", tmp_path, "--rename-command", "AUTH", "") as server:
+    with Server(QUICK, tmp_path, "--rename-command", "AUTH", "") as server:
         with pytest.raises(errors.StoreUnavailableError, match="unknown command") as caught:
             RedisSessionStore(f"redis://bot:{SECRET}@127.0.0.1:{server.port}/0").init()
 
@@ -453,7 +448,7 @@ def test_many_threads_share_a_bounded_number_of_connections(redis_server: Server
     assert clients <= _redis_link.MAX_CONNECTIONS + 1
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_socket_in_the_file_system_will_do(kind: str) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="actorbot-") as folder,  # short, as the path of a socket must be
@@ -495,7 +490,7 @@ def test_tls_is_used_and_the_server_s_certificate_checked(redis_server: Server, 
 # --- a cluster --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=list(PLACES))
+@pytest.fixture(scope="module", params=KINDS)
 def three_nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     with cluster(request.param, tmp_path_factory.mktemp("cluster")) as servers:
         yield servers
@@ -553,7 +548,7 @@ def test_a_slot_that_has_moved_is_followed(nodes: list[Server]) -> None:
 
 
 def test_one_node_that_is_down_costs_its_own_sessions_only(tmp_path: Path) -> None:
-    with cluster("valkey", tmp_path) as nodes:
+    with cluster(QUICK, tmp_path) as nodes:
         for node in nodes:
             node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
         store = RedisSessionStore(nodes[0].url).init()

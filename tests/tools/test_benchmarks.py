@@ -19,13 +19,14 @@ from benchmarks._floors import FolderShelf, LockFloor, PykkaFloor
 from benchmarks._servers import DATABASE
 from benchmarks._workload import make_workload, remember, remember_and_await
 from tests.servers import mongo_servers, redis_servers
+from tests.tiers import tiers
 
 TINY = ("--users", "7", "--events", "200", "--in-flight", "8", "--repeats", "2", "--seconds", "0")
 
 
 @pytest.mark.parametrize("home", ["loop", "threads"])
-@pytest.mark.parametrize("store", ["memory", "file"])
-@pytest.mark.parametrize("distribution", ["uniform", "zipf"])
+@pytest.mark.parametrize("store", tiers(["memory", "file"], "file"))
+@pytest.mark.parametrize("distribution", tiers(["uniform", "zipf"], "zipf"))
 def test_session_counts_every_event_in_the_store(
     home: str, store: str, distribution: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,10 +49,10 @@ def test_session_counts_every_event_in_the_store(
     assert "lost updates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("handler", ["async", "awaits"])
+@pytest.mark.parametrize("handler", tiers(["async", "awaits"]))
 @pytest.mark.parametrize("store", ["redis", "mongo"])
 def test_session_counts_every_event_in_a_server_and_leaves_nothing_there(store: str, handler: str) -> None:
-    server = redis_servers.shared("redis") if store == "redis" else mongo_servers.shared()
+    server = redis_servers.shared() if store == "redis" else mongo_servers.shared()
 
     status = main(["session", *TINY, "--store", store, "--url", server.url, "--handler", handler])
 
@@ -69,7 +70,7 @@ def test_a_server_is_not_measured_from_threads(capsys: pytest.CaptureFixture[str
     assert "on a loop" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("handler", ["async", "awaits", "sync"])
+@pytest.mark.parametrize("handler", tiers(["async", "awaits", "sync"], "awaits"))
 @pytest.mark.parametrize("home", ["loop", "threads"])
 def test_every_kind_of_handler_is_measured_in_both_homes(handler: str, home: str) -> None:
     assert main(["session", *TINY, "--home", home, "--handler", handler]) == 0
@@ -199,7 +200,7 @@ def test_a_stock_actor_lives_no_longer_than_its_run() -> None:
     assert not ref.is_alive()
 
 
-@pytest.mark.parametrize("store", ["memory", "file", "redis", "mongo"])
+@pytest.mark.parametrize("store", tiers(["memory", "file", "redis", "mongo"]))
 def test_activation_counts_every_session_in_the_store(store: str, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     options = ["--sessions", "300", "--in-flight", "8", "64", "--repeats", "1", *at_server(store), "--json", str(file)]
@@ -209,7 +210,7 @@ def test_activation_counts_every_session_in_the_store(store: str, tmp_path: Path
     assert [(run["in_flight"], run["lost"]) for run in runs] == [(8, 0), (8, 0), (64, 0), (64, 0)]
 
 
-@pytest.mark.parametrize("store", ["memory", "redis"])
+@pytest.mark.parametrize("store", tiers(["memory", "redis"]))
 def test_offered_counts_every_event_in_the_store(store: str, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     options = ["--rate", "500", "--resident", "300", "--seconds", "0.3", "--repeats", "1", *at_server(store)]
@@ -220,7 +221,7 @@ def test_offered_counts_every_event_in_the_store(store: str, tmp_path: Path) -> 
     assert run["events"] >= 100
 
 
-@pytest.mark.parametrize("sync", ["full", "normal"])
+@pytest.mark.parametrize("sync", tiers(["full", "normal"]))
 def test_journal_counts_every_event_and_repeats_the_same_transactions(sync: str, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
 
@@ -234,5 +235,5 @@ def test_journal_counts_every_event_and_repeats_the_same_transactions(sync: str,
 
 def at_server(store: str) -> list[str]:
     if store == "redis":
-        return ["--url", redis_servers.shared("new redis").url]
+        return ["--url", redis_servers.shared().url]
     return ["--url", mongo_servers.shared().url] if store == "mongo" else []

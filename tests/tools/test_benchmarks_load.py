@@ -17,6 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks._actorbot import handle
 from benchmarks._ledger import Instant, Ledger, noting_commits
 from benchmarks._stored import fill
+from tests.tiers import tiers
 from tests.tools.test_benchmarks import at_server
 
 STORES = ["memory", "file", "redis", "mongo"]
@@ -32,7 +33,7 @@ def answer(question: str, *options: str, file: Path) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("store", ["memory", "redis"])
+@pytest.mark.parametrize("store", tiers(["memory", "redis"]))
 def test_hotkey_counts_the_events_of_the_busy_user_and_of_the_quiet_one(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--events", "300", "--sessions", "4", *SHORT]
 
@@ -48,7 +49,7 @@ def test_hotkey_counts_the_events_of_the_busy_user_and_of_the_quiet_one(store: s
     ] * 2
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", tiers(STORES))
 def test_churn_counts_what_was_acknowledged_while_sessions_come_and_go(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--users", "200", "--resident", "40", "--events", "400", *SHORT]
 
@@ -64,7 +65,7 @@ def test_churn_counts_what_was_acknowledged_while_sessions_come_and_go(store: st
         assert run["timed"]["events"] == 400
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", tiers(STORES))
 def test_policies_measures_what_a_kill_would_cost_under_each(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--users", "20", "--events", "200", "--folder", str(tmp_path)]
 
@@ -110,8 +111,8 @@ def test_a_kill_that_would_cost_more_than_is_promised_ends_the_question_with_sta
     assert main(["policies", *options]) == loss
 
 
-@pytest.mark.parametrize("how", [[], ["--hangs"]])
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("how", tiers([[], ["--hangs"]]))
+@pytest.mark.parametrize("store", tiers(STORES))
 def test_outage_counts_what_was_acknowledged_before_during_and_after(
     store: str, how: list[str], tmp_path: Path
 ) -> None:
@@ -133,7 +134,7 @@ def test_outage_counts_what_was_acknowledged_before_during_and_after(
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", tiers(STORES))
 def test_drain_finds_in_the_store_what_the_close_has_flushed(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--sessions", "30", "120", "--repeats", "1"]
 
@@ -154,6 +155,7 @@ def test_drain_notices_a_session_that_was_neither_flushed_nor_named() -> None:
     assert drain.check(store, ["ann", "bob"], 20, ShutdownReport(("ann", "bob"), 0, 0, 1.0)).reported_in_vain == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("question", "module", "options"),
     [

@@ -390,10 +390,11 @@ def test_all_measures_the_plan_and_reports_it(tmp_path: Path, monkeypatch: pytes
 def test_all_measures_with_a_server_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_plan, "PLAN", (Setting(f"{TINY} --store redis"),))
 
-    assert main(["all", "--out", str(tmp_path), "--redis", redis_servers.shared("redis").url]) == 0
+    assert main(["all", "--out", str(tmp_path), "--redis", redis_servers.shared().url]) == 0
     assert load(tmp_path).index.servers["redis"].startswith("Redis ")
 
 
+@pytest.mark.long
 def test_all_starts_a_server_and_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     redis_servers.require("redis")
     monkeypatch.setattr(_plan, "PLAN", (Setting(f"{TINY} --store redis"),))

@@ -23,7 +23,8 @@ from actorbot.stores._findings import judge_clock
 from tests.backends import AsyncDictStore, DictStore
 from tests.servers import mongo_servers
 from tests.servers.proxy import Proxy
-from tests.servers.redis_servers import PLACES, Server, shared
+from tests.servers.redis_servers import KINDS, QUICK, Server, shared
+from tests.tiers import tiers
 
 SECRET = "s3cret-pa55"
 WITHIN = 10.0  # seconds
@@ -189,7 +190,7 @@ def test_the_first_page_s_dialogue_can_be_tried_on_any_store(tmp_path: Path) -> 
 LIFE = {"round trip": "ok", "write and read": "ok", "compare": "ok", "destroy": "ok"}
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_doctor_finds_a_good_redis_good_and_leaves_nothing_alive_in_it(kind: str, tmp_path: Path) -> None:
     with Server(kind, tmp_path) as server:
         findings = examine(server.url)
@@ -217,7 +218,7 @@ def test_the_doctor_finds_a_good_redis_good_and_leaves_nothing_alive_in_it(kind:
 def test_the_doctor_warns_of_a_redis_that_may_lose_sessions(
     options: list[str], what: str, says: str, tmp_path: Path
 ) -> None:
-    with Server("redis", tmp_path, *options) as server:
+    with Server(QUICK, tmp_path, *options) as server:
         done = run("doctor", server.url)
         findings = examine(server.url)
 
@@ -229,7 +230,7 @@ def test_the_doctor_warns_of_a_redis_that_may_lose_sessions(
 def test_the_doctor_refuses_a_replica_and_names_its_primary(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    with Server("redis", tmp_path / "a") as primary, Server("redis", tmp_path / "b") as replica:
+    with Server(QUICK, tmp_path / "a") as primary, Server(QUICK, tmp_path / "b") as replica:
         replica.ask("REPLICAOF", "127.0.0.1", primary.port)
         findings = examine(replica.url)
 
@@ -240,7 +241,7 @@ def test_the_doctor_refuses_a_replica_and_names_its_primary(tmp_path: Path) -> N
 
 def test_the_doctor_says_what_it_was_not_allowed_to_ask(tmp_path: Path) -> None:
     rights = ["+eval", "+evalsha", "+script|load", "+mget", "+get", "+exists", "+set", "+getrange"]
-    with Server("redis", tmp_path) as server:
+    with Server(QUICK, tmp_path) as server:
         server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~actorbot:*", *rights)
         findings = examine(f"redis://bot:{SECRET}@127.0.0.1:{server.port}/0")
 
@@ -268,7 +269,7 @@ def test_a_clock_that_differs_is_told_of(ahead: float, level: str) -> None:
     assert ("NTP" in found.text) == (level != "ok")
 
 
-@pytest.mark.parametrize("replica_set", [False, True])
+@pytest.mark.parametrize("replica_set", tiers([False, True]))
 def test_the_doctor_finds_a_good_mongodb_good(replica_set: bool, tmp_path: Path) -> None:
     server = mongo_servers.shared(replica_set)
     url = server.url + ("&" if "?" in server.url else "?") + f"database=actorbot_doctor_{os.getpid()}"
@@ -340,7 +341,7 @@ def test_a_wrong_password_is_told_in_one_line_and_not_shown(scheme: str, tmp_pat
         return run("doctor", f"{scheme}://bot:{SECRET}@127.0.0.1:{port}/")
 
     if scheme == "redis":
-        with Server("redis", tmp_path, "--requirepass", "right") as server:
+        with Server(QUICK, tmp_path, "--requirepass", "right") as server:
             done = look(server.port)
     else:
         with mongo_servers.server(password="right") as own:
@@ -353,7 +354,7 @@ def test_a_wrong_password_is_told_in_one_line_and_not_shown(scheme: str, tmp_pat
 
 
 def test_a_redis_that_falls_silent_is_given_up_in_time() -> None:
-    with Proxy(shared("redis").port) as proxy:
+    with Proxy(shared().port) as proxy:
         proxy.black_hole = True
         began = time.monotonic()
         done = run("doctor", f"redis://127.0.0.1:{proxy.port}/0")

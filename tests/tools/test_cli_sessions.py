@@ -32,7 +32,7 @@ def in_files(folder: Path) -> str:
 
 def in_redis(folder: Path) -> str:
     prefix = sha256(bytes(folder)).hexdigest()[:16]
-    return f"{redis_servers.shared('new redis').url}?key_prefix={prefix}:"
+    return f"{redis_servers.shared().url}?key_prefix={prefix}:"
 
 
 def in_mongo(folder: Path) -> str:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -24,20 +20,9 @@ from actorbot import DUPLICATE, Context, FileSessionStore, FlushPolicy, MemorySe
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests import inside
 from tests.backends import DictStore
-from tests.handlers import count
-from tests.waiting import SOON, soon, until
-
-
-async def breathe() -> None:
-    """Let whatever can go on go on, also on other threads: to show that something does not happen."""
-    for _ in range(20):
-        await asyncio.sleep(0.001)
-
-
-def run_program(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=SOON, check=False
-    )
+from tests.handlers import OddError, count
+from tests.programs import run_program
+from tests.waiting import SOON, breathe, soon, until
 
 
 def other(session_id: str) -> str:
@@ -91,10 +76,6 @@ class Hanging(DictStore):
         if session_id == "bad" and "write" in self.hung:
             self.go_on.wait(SOON)
         super().write(session_id, data)
-
-
-class OddError(BaseException):
-    """Neither an Exception nor an exit."""
 
 
 # --- turns: all or nothing --------------------------------------------------------------------------------------------
@@ -210,9 +191,14 @@ async def test_kept_references_change_nothing() -> None:
         kept.append(context.session)
         kept.append(context.session.setdefault("list", []))
         kept.append(context.session.setdefault("dict", {"a": [1]}))
+        kept.append(context)
 
     async with SessionManager(handler=handle) as manager:
         await manager.dispatch("ann", "hi")
+        with pytest.raises(errors.TurnEndedError):
+            kept[3].session["x"] = 1
+        with pytest.raises(errors.TurnEndedError):
+            kept[3].send_text("late")
         kept[0]["late"] = 1
         kept[1].append("late")
         kept[2]["a"].append("late")
@@ -649,22 +635,29 @@ async def test_an_odd_error_of_an_error_hook_is_not_its_callers() -> None:
 async def test_replies_go_to_deliver_in_order_and_a_dispatch_does_not_wait_for_them() -> None:
     hold = asyncio.Event()
     said: list[Any] = []
+    failed: list[Any] = []
 
     async def deliver(_: str, message: Any) -> None:
         await hold.wait()
+        if message == "1a":
+            raise ConnectionError("gone")
         said.append(message)
 
     async def handle(context: Context) -> None:
         context.send_text(f"{context.event}a")
         context.send({"b": context.event})
 
-    async with SessionManager(handler=handle, deliver=deliver) as manager:
+    async def note(context: Context, error: BaseException) -> None:
+        failed.append((context.session_id, type(error)))
+
+    async with SessionManager(handler=handle, deliver=deliver, on_error=note) as manager:
         for number in range(3):
             await soon(manager.dispatch("ann", number))
         assert manager.stats().replies_waiting == 1
         assert said == []
         hold.set()
-    assert said == ["0a", {"b": 0}, "1a", {"b": 1}, "2a", {"b": 2}]
+    assert said == ["0a", {"b": 0}, {"b": 1}, "2a", {"b": 2}]
+    assert failed == [("ann", ConnectionError)]
 
 
 async def test_a_reply_without_anywhere_to_go_fails_the_event() -> None:
@@ -1159,6 +1152,9 @@ async def test_every_way_of_waiting_for_ones_own_turn_is_refused_at_once() -> No
 
     async with SessionManager(handler=quiet) as manager:
         await soon(manager.dispatch("ann", "first"))
+        async with manager.turn("ann"):
+            with pytest.raises(errors.DeadlockError):
+                await soon(manager.dispatch("ann", "again"))
     assert refused == ["dispatch", "turn", "destroy", "spawned", "thread", "result", "durable"]
 
 
@@ -1869,13 +1865,13 @@ async def test_what_comes_after_an_expiry_during_an_outage_is_not_lost_to_an_old
 # --- bounds and figures -----------------------------------------------------------------------------------------------
 
 
-async def test_a_full_mailbox_and_full_memory_say_so_within_ten_milliseconds() -> None:
+async def test_a_full_mailbox_and_full_memory_say_so_at_once() -> None:
     release = asyncio.Event()
 
     async def handle(context: Context) -> None:
         await release.wait()
 
-    async with SessionManager(handler=handle, max_mailbox=2, max_resident=3) as manager:
+    async with SessionManager(handler=handle, max_mailbox=2, max_resident=3, clock=ManualClock()) as manager:
         tasks = [asyncio.create_task(manager.dispatch("ann", number)) for number in range(3)]
         tasks += [asyncio.create_task(manager.dispatch(user, "hi")) for user in ("bob", "cat")]
         await until(lambda: manager.stats().running == 3)
@@ -1883,10 +1879,8 @@ async def test_a_full_mailbox_and_full_memory_say_so_within_ten_milliseconds() -
             lambda: manager.dispatch("ann", 4), lambda: manager.submit("ann", 4), lambda: manager.dispatch("dan", 1),
             lambda: manager.submit("dan", 1),
         ):  # fmt: skip
-            start = time.perf_counter()
             with pytest.raises(errors.OverloadedError):
-                await call()
-            assert time.perf_counter() - start < 0.01
+                await soon(call())  # while nothing moves, not even the time
         release.set()
         await asyncio.gather(*tasks)
 
@@ -1909,10 +1903,8 @@ async def test_a_full_bound_on_unflushed_state_refuses_quickly_when_told_to() ->
         async with manager.turn("bob") as turn:
             store.outage()
             turn.session["text"] = "x" * 40_000
-        start = time.perf_counter()
         with pytest.raises(errors.OverloadedError) as caught:
-            await manager.dispatch("cat", "hi")
-        assert time.perf_counter() - start < 0.05
+            await soon(manager.dispatch("cat", "hi"))  # the outage lasts
         assert caught.value.retry_after > 0
         assert manager.health().status == "degraded"
         store.restore()
@@ -2129,15 +2121,12 @@ async def test_a_close_waits_for_a_borrowed_turn_and_refuses_new_events() -> Non
 
 async def test_a_close_in_an_outage_keeps_to_its_time_and_names_who_was_left() -> None:
     store = FaultyStore()
-    manager = await SessionManager(store, handler=count).start()
+    manager = await SessionManager(store, handler=count, close_timeout=600.0).start()
     for user in ("ann", "bob"):
         await manager.dispatch(user, "hi")
     store.hold()
-    start = time.perf_counter()
     report = await soon(manager.close(timeout=0.2))
-    took = time.perf_counter() - start
     store.release()
-    assert took < 2.0
     assert set(report.unflushed) == {"ann", "bob"}
 
 
@@ -2433,7 +2422,9 @@ async def test_hostile_depth_and_size_are_refused() -> None:
         assert await manager.peek("ann") is None
 
 
-@pytest.mark.parametrize("bad", [None, 7, b"x", {"$gt": ""}, "", "é" * 257, "a\x00b", "a\x7f", "a\x85b", "\ud800"])
+@pytest.mark.parametrize(
+    "bad", [None, 7, b"x", {"$gt": ""}, ["x"], "", "x" * 513, "é" * 257, "a\x00b", "a\nb", "a\x7f", "a\x85b", "\ud800"]
+)
 async def test_a_bad_id_is_refused_by_every_verb(bad: Any) -> None:
     store = RecordingStore()
     async with SessionManager(store, handler=count) as manager:
@@ -2441,6 +2432,9 @@ async def test_a_bad_id_is_refused_by_every_verb(bad: Any) -> None:
                      lambda: manager.destroy(bad), lambda: manager.turn(bad).__aenter__()):  # fmt: skip
             with pytest.raises(errors.InvalidSessionIdError):
                 await call()
+        if bad is not None:  # which means all
+            with pytest.raises(errors.InvalidSessionIdError):
+                await manager.flush(bad)
         assert list(manager.resident()) == []
     assert store.reads == []
     assert store.writes == []
@@ -2486,40 +2480,6 @@ async def test_a_record_that_does_not_fit_the_dataclass_is_broken_and_stays() ->
 async def test_only_the_first_argument_of_a_memory_store_is_positional() -> None:
     with pytest.raises(TypeError):
         MemorySessionStore(10, 5.0)  # type: ignore[misc]
-
-
-async def test_fifty_users_who_are_never_silent_keep_no_thread_from_its_work() -> None:
-    class Slow(DictStore):
-        writes = 0
-
-        def write(self, session_id: str, data: dict[str, Any]) -> None:
-            time.sleep(0.0005)  # as a server would take: other threads may run meanwhile
-            super().write(session_id, data)
-            self.writes += 1
-
-    store = Slow()
-    policy = FlushPolicy.write_behind(max_delay=0.05, max_events=1_000_000)
-    rounds = 0
-
-    async def talk(seconds: float) -> None:
-        nonlocal rounds
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            await asyncio.gather(*(manager.dispatch(f"user:{user}", "hi") for user in range(50)))
-            rounds += 1
-
-    async with SessionManager(store, handler=count, flush=policy) as manager:
-        await talk(2.0)
-        written = store.writes
-        talking = asyncio.create_task(talk(SOON))
-        asked = time.monotonic()
-        await soon(manager.dispatch("newcomer", "hi"))
-        waited = time.monotonic() - asked
-        talking.cancel()
-
-    assert rounds > 100  # of a few milliseconds each, or nobody would have starved anyway
-    assert written >= 100  # without a pause 1 to 10, and with one 300, where nothing else ran
-    assert waited < 1.0  # for one read, and the writes before it
 
 
 async def test_a_closed_manager_looks_no_longer_at_how_busy_the_loop_is() -> None:

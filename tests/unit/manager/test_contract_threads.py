@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any
@@ -20,100 +17,25 @@ from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, e
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests import inside
 from tests.handlers import count, count_plainly
-from tests.waiting import until_sync
-
-PATIENCE = 10.0  # real seconds after which a call that should have ended is taken for a hang
-
-
-class Call:
-    """A call in a daemon thread, so that one that hangs fails its test and no more."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
-        self._outcome: list[tuple[Any, BaseException | None]] = []
-        self._ended = threading.Event()
-        self.seconds = 0.0
-
-        def run() -> None:
-            start = monotonic()
-            try:
-                self._outcome.append((function(*args, **options), None))
-            except BaseException as error:
-                self._outcome.append((None, error))
-            self.seconds = monotonic() - start
-            self._ended.set()
-
-        threading.Thread(target=run, daemon=True).start()
-
-    def result(self, timeout: float = PATIENCE) -> Any:
-        assert self._ended.wait(timeout), "the call hangs"
-        value, error = self._outcome[0]
-        if error is not None:
-            raise error
-        return value
-
-    def error(self, timeout: float = PATIENCE) -> BaseException | None:
-        assert self._ended.wait(timeout), "the call hangs"
-        return self._outcome[0][1]
-
-
-@contextmanager
-def tiny_switch_interval() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-@contextmanager
-def on_a_loop(**options: Any) -> Iterator[SessionManager]:
-    """A manager at home on a loop that another thread runs."""
-    ready, leave, made = threading.Event(), threading.Event(), []
-
-    async def live() -> None:
-        async with SessionManager(**options) as manager:
-            made.append(manager)
-            ready.set()
-            await asyncio.to_thread(leave.wait, 50)
-
-    thread = threading.Thread(target=asyncio.run, args=(live(),))
-    thread.start()
-    ready.wait(PATIENCE)
-    try:
-        yield made[0]
-    finally:
-        leave.set()
-        thread.join(PATIENCE)
-
-
-@contextmanager
-def on_threads(**options: Any) -> Iterator[SessionManager]:
-    with SessionManager(**options) as manager:
-        yield manager
-
-
-both_homes = pytest.mark.parametrize("home", [on_threads, on_a_loop])
-
+from tests.homes import both_homes, on_threads, tiny_switch_interval
+from tests.waiting import HANGS, Call, until_sync
 
 # --- circles ----------------------------------------------------------------------------------------------------------
 
 
 @both_homes
 def test_every_way_to_wait_for_ones_own_turn_is_refused_at_once(home: Any) -> None:
-    with home(handler=count_plainly) as manager, manager.turn_sync("ann") as turn:
-        turn.session["mine"] = 1
+    with home(handler=count_plainly, clock=ManualClock()) as manager, manager.turn_sync("ann") as turn:
+        turn.session["mine"] = 1  # on a clock that stands still, only a refusal at once ends a wait
         for wait in (
             lambda: manager.dispatch_sync("ann", "hi"),
             lambda: manager.turn_sync("ann").__enter__(),
             lambda: manager.destroy_sync("ann"),
-            lambda: manager.submit_sync("ann", "hi").result_sync(timeout=PATIENCE),
-            lambda: manager.submit_sync("ann", "hi").durable_sync(timeout=PATIENCE),
+            lambda: manager.submit_sync("ann", "hi").result_sync(timeout=HANGS),
+            lambda: manager.submit_sync("ann", "hi").durable_sync(timeout=HANGS),
         ):
-            start = monotonic()
             with pytest.raises(errors.DeadlockError, match="'ann'"):
                 wait()
-            assert monotonic() - start < 1.0
 
 
 @both_homes
@@ -123,7 +45,7 @@ def test_a_circle_of_threads_that_close_it_at_the_same_moment_is_refused(home: A
 
     def handle(context: Context) -> str:
         if context.event == "first":
-            barrier.wait(PATIENCE)
+            barrier.wait(HANGS)
             following = (int(context.session_id) + 1) % sessions
             manager.dispatch_sync(str(following), "second")
         return "served"
@@ -143,15 +65,15 @@ def test_a_circle_through_receipts_is_refused_too(home: Any) -> None:
 
     def handle(context: Context) -> None:
         if context.event == "first":
-            barrier.wait(PATIENCE)
+            barrier.wait(HANGS)
             other = {"ann": "bob", "bob": "ann"}[context.session_id]
             manager.submit_sync(other, "second").result_sync(timeout=5.0)
 
-    with home(handler=handle, close_timeout=1.0) as manager:
+    with home(handler=handle, close_timeout=1.0, clock=ManualClock()) as manager:
         calls = [Call(manager.dispatch_sync, session_id, "first") for session_id in ("ann", "bob")]
 
-        assert any(isinstance(call.error(), errors.DeadlockError) for call in calls)
-        assert all(call.seconds < 2.0 for call in calls)
+        ended = [call.error() for call in calls]
+        assert any(isinstance(error, errors.DeadlockError) for error in ended)
 
 
 @both_homes
@@ -162,11 +84,10 @@ def test_a_told_event_that_waits_for_the_turn_which_waits_for_its_receipt_is_ref
         else:
             manager.dispatch_sync("ann", "again", timeout=5.0)
 
-    with home(handler=handle, close_timeout=1.0) as manager:
+    with home(handler=handle, close_timeout=1.0, clock=ManualClock()) as manager:
         call = Call(manager.dispatch_sync, "ann", "hi")
 
         assert isinstance(call.error(), errors.DeadlockError)
-        assert call.seconds < 2.0
 
 
 async def test_a_thread_that_a_handler_waits_for_may_not_wait_for_its_turn() -> None:
@@ -175,7 +96,7 @@ async def test_a_thread_that_a_handler_waits_for_may_not_wait_for_its_turn() -> 
 
     async with SessionManager(handler=handle) as manager:
         with pytest.raises(errors.DeadlockError):
-            await asyncio.wait_for(manager.dispatch("ann", "hi"), PATIENCE)
+            await asyncio.wait_for(manager.dispatch("ann", "hi"), HANGS)
 
 
 async def test_a_circle_of_a_task_and_a_thread_is_refused() -> None:
@@ -198,7 +119,7 @@ async def test_a_circle_of_a_task_and_a_thread_is_refused() -> None:
     async with SessionManager(handler=handle) as manager:
         outcomes = await asyncio.wait_for(
             asyncio.gather(manager.dispatch("ann", "first"), asyncio.to_thread(borrow), return_exceptions=True),
-            PATIENCE,
+            HANGS,
         )
     assert any(isinstance(outcome, errors.DeadlockError) for outcome in outcomes)
 
@@ -247,7 +168,7 @@ def test_a_coroutine_that_blocks_the_private_loop_releases_its_caller_at_the_tim
 
     with SessionManager(handler=handle, handler_timeout=5.0, clock=clock) as manager:
         blocked = Call(manager.dispatch_sync, "ann", "block")
-        started.wait(PATIENCE)
+        started.wait(HANGS)
         clock.advance_sync(5.1)
         try:
             assert isinstance(blocked.error(3.0), errors.HandlerTimeoutError)
@@ -282,7 +203,7 @@ def test_who_waits_behind_a_handler_that_takes_too_long_is_served_from_the_commi
     with SessionManager(handler=handle, handler_timeout=5.0, clock=clock, deliver=lambda *_: None) as manager:
         assert manager.dispatch_sync("ann", "hi") == 1
         staying = Call(manager.dispatch_sync, "ann", "stay", event_id="one")
-        started.wait(PATIENCE)
+        started.wait(HANGS)
         waiting = Call(manager.dispatch_sync, "ann", "hi")
         until_sync(lambda: next(manager.resident())[1].waiting == 1)
         clock.advance_sync(5.1)
@@ -304,16 +225,14 @@ def test_a_time_out_of_a_call_that_waits_for_its_turn_withdraws_it(home: Any, ha
                 lambda: manager.dispatch_sync("ann", "hi", timeout=0.05),
                 lambda: manager.turn_sync("ann", timeout=0.05).__enter__(),
             ):
-                start = monotonic()
                 with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
-                    elsewhere.submit(wait).result(PATIENCE)
-                assert monotonic() - start < 1.0
+                    elsewhere.submit(wait).result(HANGS)
             receipt = manager.submit_sync("ann", "hi")
             with pytest.raises(errors.TurnTimeoutError, match="'ann'"):
-                elsewhere.submit(receipt.result_sync, 0.05).result(PATIENCE)
+                elsewhere.submit(receipt.result_sync, 0.05).result(HANGS)
 
-        assert receipt.result_sync(PATIENCE) == 1
-        receipt.durable_sync(PATIENCE)
+        assert receipt.result_sync(HANGS) == 1
+        receipt.durable_sync(HANGS)
         assert manager.peek_sync("ann") == {"n": 1}
 
 
@@ -324,7 +243,7 @@ def test_a_time_out_holds_while_the_session_is_being_read(home: Any) -> None:
         store.hold()
         call = Call(manager.dispatch_sync, "ann", "hi", timeout=0.1)
         try:
-            assert isinstance(call.error(3.0), errors.TurnTimeoutError)
+            assert isinstance(call.error(), errors.TurnTimeoutError)
         finally:
             store.release()
 
@@ -340,7 +259,7 @@ def test_a_time_out_stops_a_coroutine_and_rolls_it_back(home: Any) -> None:
         return n
 
     with home(handler=handle, close_timeout=0.5) as manager:
-        assert isinstance(Call(manager.dispatch_sync, "ann", "stay", timeout=0.1).error(3.0), errors.TurnTimeoutError)
+        assert isinstance(Call(manager.dispatch_sync, "ann", "stay", timeout=0.1).error(), errors.TurnTimeoutError)
         assert manager.dispatch_sync("ann", "hi") == 1
 
 
@@ -351,9 +270,9 @@ def test_a_time_out_error_of_the_handlers_own_is_not_taken_for_ours(home: Any) -
 
     with home(handler=handle) as manager:
         for wait in (
-            lambda: manager.dispatch_sync("ann", "hi", timeout=PATIENCE),
+            lambda: manager.dispatch_sync("ann", "hi", timeout=HANGS),
             lambda: manager.submit_sync("ann", "hi").result_sync(),
-            lambda: manager.submit_sync("ann", "hi").result_sync(PATIENCE),
+            lambda: manager.submit_sync("ann", "hi").result_sync(HANGS),
         ):
             with pytest.raises(TimeoutError, match="the handler's own") as caught:
                 wait()
@@ -364,26 +283,21 @@ def test_a_time_out_error_of_the_handlers_own_is_not_taken_for_ours(home: Any) -
 
 
 @both_homes
-def test_a_full_mailbox_says_so_within_ten_milliseconds(home: Any) -> None:
-    with home(handler=count_plainly, max_mailbox=3) as manager:
-        seconds = []
+def test_a_full_mailbox_says_so_at_once(home: Any) -> None:
+    with home(handler=count_plainly, max_mailbox=3, clock=ManualClock()) as manager:
         with manager.turn_sync("ann"):
             receipts = [manager.submit_sync("ann", number) for number in range(3)]
             with ThreadPoolExecutor(1) as elsewhere:
 
                 def knock() -> None:
-                    start = monotonic()
                     with pytest.raises(errors.OverloadedError, match="mailbox"):
                         manager.dispatch_sync("ann", "hi")
-                    seconds.append(monotonic() - start)
                     with pytest.raises(errors.OverloadedError, match="mailbox"):
                         manager.submit_sync("ann", "hi")
 
-                for _ in range(20):
-                    elsewhere.submit(knock).result(PATIENCE)
+                elsewhere.submit(knock).result(HANGS)  # while nothing moves, not even the time
 
-        assert sorted(receipt.result_sync(PATIENCE) for receipt in receipts) == [1, 2, 3]
-        assert sorted(seconds)[len(seconds) // 2] < 0.01
+        assert sorted(receipt.result_sync(HANGS) for receipt in receipts) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("handlers", [40, 300])
@@ -393,7 +307,7 @@ async def test_more_handlers_than_the_pool_has_threads_may_wait_for_one_another(
             return count_plainly(context)
         if context.event % 2:
             return manager.dispatch_sync("hub", "hi")
-        return manager.submit_sync("hub", "hi").result_sync(PATIENCE)
+        return manager.submit_sync("hub", "hi").result_sync(HANGS)
 
     async with SessionManager(handler=handle, max_mailbox=1_000) as manager:
         calls = [manager.dispatch(f"user:{number}", number) for number in range(handlers)]
@@ -439,11 +353,11 @@ def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
     def stay() -> None:
         with manager.turn_sync("ann"):
             within.set()
-            leave.wait(PATIENCE)
+            leave.wait(HANGS)
 
     with home(handler=count_plainly) as manager:
         staying = Call(stay)
-        within.wait(PATIENCE)
+        within.wait(HANGS)
 
         def interrupt() -> None:
             until_sync(lambda: next(manager.resident())[1].waiting == 1)
@@ -452,7 +366,7 @@ def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
 
         interrupting = Call(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            manager.dispatch_sync("ann", "hi", timeout=PATIENCE)
+            manager.dispatch_sync("ann", "hi", timeout=HANGS)
         interrupting.result()
         leave.set()
         staying.result()
@@ -488,7 +402,7 @@ def test_what_a_plain_handler_raises_arrives_unchanged(home: Any) -> None:
             manager.dispatch_sync("ann", "hi")
         assert caught.value is odd
         with pytest.raises(OddError) as caught:
-            manager.submit_sync("ann", "hi").result_sync(PATIENCE)
+            manager.submit_sync("ann", "hi").result_sync(HANGS)
         assert caught.value is odd
         assert manager.peek_sync("ann") is None
 
@@ -516,7 +430,7 @@ def test_the_calling_threads_context_variables_reach_the_handler(home: Any, hand
             receipt = manager.submit_sync("ann", "hi")
         finally:
             request.reset(token)
-        assert receipt.result_sync(PATIENCE) == "r1"
+        assert receipt.result_sync(HANGS) == "r1"
         assert manager.dispatch_sync("ann", "hi") == "unset"
 
 
@@ -543,15 +457,14 @@ def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: st
             pass
         for receipt in receipts:  # each is answered, whatever the close has made of it
             try:
-                receipt.result_sync(PATIENCE)
+                receipt.result_sync(HANGS)
                 acknowledged += 1
             except errors.ManagerClosedError:
                 pass
         return acknowledged
 
     with tiny_switch_interval():
-        until_then = monotonic() + 4.0
-        while monotonic() < until_then:
+        for _ in range(60):
             store = MemorySessionStore()
             manager = SessionManager(store, handler=count_plainly).start_sync()
             calls = [Call(work, manager, f"user:{number}") for number in range(6)]
@@ -584,17 +497,17 @@ def test_a_borrowed_turn_that_was_there_before_the_close_is_committed(home: Any)
         with manager.turn_sync("ann") as turn:
             turn.session["n"] = 1
             within.set()
-            leave.wait(PATIENCE)
+            leave.wait(HANGS)
 
     with home(store=store, close_timeout=3.0) as manager:
         borrowing = Call(borrow)
-        within.wait(PATIENCE)
+        within.wait(HANGS)
         if home is on_threads:
             closing = Call(manager.close_sync)
             until_sync(lambda: manager.health().reason == "the manager is closing")
         else:
             closing = Call(
-                lambda: asyncio.run_coroutine_threadsafe(manager.close(), inside.home(manager).loop).result(PATIENCE)
+                lambda: asyncio.run_coroutine_threadsafe(manager.close(), inside.home(manager).loop).result(HANGS)
             )
             until_sync(lambda: manager.health().reason == "the manager is closing")
         leave.set()
@@ -608,14 +521,14 @@ def test_a_receipt_tells_its_outcome_during_and_after_the_close() -> None:
     go_on = threading.Event()
 
     def handle(context: Context) -> int:
-        go_on.wait(PATIENCE)
+        go_on.wait(HANGS)
         return count_plainly(context)
 
     manager = SessionManager(handler=handle).start_sync()
     receipt = manager.submit_sync("ann", "hi")
     closing = Call(manager.close_sync)
     until_sync(lambda: manager.health().reason == "the manager is closing")
-    waiting = Call(receipt.result_sync, PATIENCE)
+    waiting = Call(receipt.result_sync, HANGS)
     go_on.set()
 
     assert closing.result().clean
@@ -650,24 +563,22 @@ async def test_a_close_that_was_cancelled_may_be_called_again() -> None:
         await closing
     store.release()
 
-    assert (await asyncio.wait_for(manager.close(), PATIENCE)).clean
+    assert (await asyncio.wait_for(manager.close(), HANGS)).clean
     assert (store.read("ann") or {}).get("n") == 1
 
 
 def test_a_close_whose_store_does_not_answer_ends_in_time_and_says_what_is_left() -> None:
     store = FaultyStore()
-    manager = SessionManager(store, handler=count_plainly).start_sync()
+    manager = SessionManager(store, handler=count_plainly, close_timeout=600.0).start_sync()
     for user in ("ann", "bob"):
         manager.dispatch_sync(user, "hi")
     store.hold()
-    closing = Call(manager.close_sync, timeout=0.3)
     try:
-        report = closing.result(5.0)
+        report = Call(manager.close_sync, timeout=0.3).result()
     finally:
         store.release()
 
     assert sorted(report.unflushed) == ["ann", "bob"]
-    assert closing.seconds < 2.5  # the time-out, and a second to let go of the store
 
 
 def test_every_verb_of_a_closed_manager_says_so() -> None:
@@ -704,9 +615,7 @@ def test_without_idle_time_a_session_leaves_memory_as_soon_as_it_is_clean(policy
     with SessionManager(handler=count_plainly, idle_timeout=0.0, flush=FlushPolicy.parse(policy)) as manager:
         for expected in range(1, 11):
             assert manager.dispatch_sync("ann", "hi") == expected
-            start = monotonic()
             until_sync(lambda: not list(manager.resident()))
-            assert monotonic() - start < 0.5
 
         assert manager.stats().passivations == 10
 
@@ -748,7 +657,7 @@ def test_nothing_is_lost_or_kept_twice_while_handlers_time_out_fail_and_finish_a
         while (number := next(numbers)) < 3_000:
             session_id = f"user:{number % 2}"
             try:
-                manager.dispatch_sync(session_id, number, timeout=PATIENCE)
+                manager.dispatch_sync(session_id, number, timeout=HANGS)
                 acknowledged[session_id] = acknowledged.get(session_id, 0) + 1
             except (ValueError, errors.HandlerTimeoutError, errors.TurnEndedError):
                 pass

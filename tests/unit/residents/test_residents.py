@@ -16,8 +16,7 @@ from actorbot import Context, MemorySessionStore, SessionManager
 from actorbot._runtime.actor import RELIED_ON, EndOfBatch, Envelope, PooledActor
 from actorbot.testing import ManualClock
 from tests import inside
-
-SESSIONS = 100_000
+from tests.tiers import tiers
 
 
 class Nowhere:
@@ -43,11 +42,12 @@ class Nowhere:
 
 
 @pytest.mark.timeout(300)
-async def test_a_hundred_thousand_residents_are_small_need_no_threads_and_all_can_leave() -> None:
+@pytest.mark.parametrize("residents", tiers([10_000, 100_000]))
+async def test_so_many_residents_are_small_need_no_threads_and_all_can_leave(residents: int) -> None:
     async def handle(context: Context) -> None:
         context.session["texts"] = ["a message of usual length"] * 10
 
-    ids = [f"telegram:{number}" for number in range(SESSIONS)]
+    ids = [f"telegram:{number}" for number in range(residents)]
     numbers = iter(ids)
 
     async def caller(manager: SessionManager) -> None:
@@ -63,12 +63,12 @@ async def test_a_hundred_thousand_residents_are_small_need_no_threads_and_all_ca
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
 
-        assert manager.stats().resident == SESSIONS
+        assert manager.stats().resident == residents
         assert threading.active_count() == threads
-        assert (taken - encoded) / SESSIONS <= 1_500
+        assert (taken - encoded) / residents <= 1_500
         table = inside.table(manager)
         left = sum(table.passivate(actor) for actor in table.resident())
-        assert left == SESSIONS
+        assert left == residents
         assert manager.stats().resident == 0
 
 

@@ -18,6 +18,7 @@ from actorbot.testing._expect import make_record, make_tombstone, write_all
 from actorbot.testing._value_rules import IDS, VALUES
 from tests.backends import STORES, AsyncDictStore, ComparingStore, DictStore
 from tests.handlers import count
+from tests.servers.redis_servers import QUICK
 
 EVENT_IDS = bytes(range(64))
 
@@ -44,7 +45,7 @@ class ListingAndComparingStore(ComparingStore):
 
 
 SOURCES: dict[str, Callable[[Path], Any]] = {
-    **{name: make for name, make in STORES.items() if name in ("memory", "file", "mongo", "new redis")},
+    **{name: make for name, make in STORES.items() if name in ("memory", "file", "mongo", QUICK)},
     "driver": lambda _: ListingStore(),
     "async driver": lambda _: AsyncListingStore(),
     "streaming driver": lambda _: StreamingStore(),
@@ -245,7 +246,7 @@ def test_a_store_is_not_copied_into_itself() -> None:
 
 
 async def test_a_bot_goes_on_in_the_new_house(make_store: Callable[[str, Path], Any], tmp_path: Path) -> None:
-    old, new = make_store("file", tmp_path), make_store("new redis", tmp_path)
+    old, new = make_store("file", tmp_path), make_store(QUICK, tmp_path)
     async with SessionManager(old, handler=count) as manager:
         for n in range(3):
             await manager.dispatch("ann", "hi", event_id=f"{n}")

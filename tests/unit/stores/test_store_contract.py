@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Collection
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
@@ -17,12 +17,13 @@ from actorbot._state.codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
 from actorbot.testing._expect import make_record, opened, read, write_all
-from tests.backends import STORES, AsyncDictStore, DictStore
+from tests.backends import FURTHER, STORES, AsyncDictStore, DictStore, each_store
 from tests.servers import redis_servers
+from tests.tiers import tiers
 from tests.unit.state.test_codec import keys, same, values
 
 
-@pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
+@each_store
 class TestOurStores(StoreContract):
     @pytest.fixture(autouse=True)
     def _prepare(self, make_store: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -99,10 +100,10 @@ class JsonStore(DictStore):
 
 
 EVERY_STORE = STORES | {"driver that keeps JSON": lambda _: JsonStore()}
+QUICK = EVERY_STORE.keys() - FURTHER
 
 
-# Examples of one test, since most of the time it takes to make a value.
-EXAMPLES = 5_000 if os.environ.get("CI") else 500
+# All stores in one test, since most of the time it takes to make a value.
 BATCH = 20
 
 odd_keys = st.sampled_from(
@@ -135,12 +136,15 @@ MONGO_WOULD_CHANGE = [
 
 
 @pytest.mark.timeout(300)
-def test_whatever_a_session_holds_comes_back_from_every_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("examples", "names"), tiers([(500, QUICK), (5_000, EVERY_STORE.keys())]), ids=["few", "many"])
+def test_whatever_a_session_holds_comes_back_from_every_store(
+    examples: int, names: Collection[str], tmp_path: Path
+) -> None:
     ids = [f"user:{n}" for n in range(BATCH)]
     with ExitStack() as stack:
-        stores = {name: stack.enter_context(opened(make(tmp_path / name))) for name, make in EVERY_STORE.items()}
+        stores = {name: stack.enter_context(opened(EVERY_STORE[name](tmp_path / name))) for name in names}
 
-        @settings(max_examples=EXAMPLES // BATCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=examples // BATCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(st.lists(any_states, min_size=BATCH, max_size=BATCH))
         @example(MONGO_WOULD_CHANGE)
         def check(batch: list[dict[str, Any]]) -> None:

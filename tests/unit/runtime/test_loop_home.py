@@ -1,0 +1,53 @@
+"""A loop that always has something to do lets other threads in."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from actorbot._runtime import loop_home
+from actorbot._runtime.loop_home import BREATH, LOOK, LoopHome
+from actorbot.testing import ManualClock
+
+
+class Seconds:
+    """The time and the loop's use of the processor, as a test sets them; notes the pauses."""
+
+    def __init__(self) -> None:
+        self.now = self.used = 0.0
+        self.pauses: list[float] = []
+        self.module = SimpleNamespace(
+            monotonic=lambda: self.now, thread_time=lambda: self.used, sleep=self.pauses.append
+        )
+
+    def go_by(self, seconds: float, *, share: float) -> None:
+        self.now += seconds
+        self.used += share * seconds
+
+
+@pytest.mark.parametrize(("share", "pauses"), [(1.0, [BREATH] * 3), (0.3, [])])
+async def test_a_loop_pauses_for_other_threads_if_it_never_waits(
+    share: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = Seconds()
+    monkeypatch.setattr(loop_home, "time", seconds.module)
+    home = LoopHome("1", ManualClock(), 1.0)
+    for _ in range(3):
+        seconds.go_by(LOOK, share=share)
+        home._let_threads_in()
+    home.close()
+
+    assert seconds.pauses == pauses
+
+
+async def test_a_loop_that_waits_again_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = Seconds()
+    monkeypatch.setattr(loop_home, "time", seconds.module)
+    home = LoopHome("1", ManualClock(), 1.0)
+    for share in (1.0, 0.1, 0.1, 1.0):
+        seconds.go_by(LOOK, share=share)
+        home._let_threads_in()
+    home.close()
+
+    assert len(seconds.pauses) == 2
