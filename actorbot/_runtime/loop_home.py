@@ -17,8 +17,8 @@ from typing import Any
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.current import outside_of_turns
 from actorbot._runtime.home import (
-    Home,
     AwaitedActor,
+    Home,
     Promise,
     TurnWaiter,
     is_async,

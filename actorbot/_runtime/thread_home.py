@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.current import current, outside_of_turns
 from actorbot._runtime.home import (
-    Home,
     AwaitedActor,
+    Home,
     Promise,
     TurnWaiter,
     is_async,
