@@ -39,7 +39,7 @@ test-all: test test-long
 
 # The fault and stress tests at a scale of hours. -rP shows what each test has measured.
 torture: $(VENV)/all.stamp
-	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_stress.py tests/unit/journal/test_journal.py -rP $(ARGS)
+	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_serial.py tests/unit/journal/test_journal.py -rP $(ARGS)
 
 # Faults seeded on purpose: each must be caught by the test named for it. A quarter of an hour.
 mutants: $(VENV)/dev.stamp

@@ -33,28 +33,28 @@ MUTANTS = (
         "_turns/session_actor.py",
         "        if digest is not None:\n            context._event_id = digest",
         "        if digest is None:\n            context._event_id = digest",
-        "tests/unit/manager/test_manager.py -k test_an_event_delivered_twice_counts_once",
+        "tests/promises/test_duplicates.py -k test_an_event_delivered_twice_counts_once",
     ),
     Mutant(
         "SystemExit in a handler ends the bot",
         "_turns/session_actor.py",
         "if isinstance(error, SystemExit | KeyboardInterrupt):",
         "if isinstance(error, KeyboardInterrupt):",
-        "tests/unit/manager/test_manager.py -k test_a_failing_handler_leaves_no_trace",
+        "tests/promises/test_atomic_turn.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
         "a time-out does not take the session from its handler",
         "_turns/overdue.py",
         "        context._revoked = error\n        context._session = None\n",
         "        context._revoked = error\n",
-        "tests/unit/manager/test_contract_threads.py tests/unit/manager/test_contract_loop.py",
+        "tests/promises/test_atomic_turn.py tests/promises/test_no_silent_drop.py",
     ),
     Mutant(
         "a turn commits over a conflict that came meanwhile",
         "_turns/session_actor.py",
         "if self.committed is not before:",
         "if self.committed is None and before is None:",
-        "tests/unit/manager/test_manager_hard.py -k test_a_turn_that_runs_while_its_session_meets_a_conflict",
+        "tests/promises/test_no_stale_overwrite.py -k test_a_turn_that_runs_while_its_session_meets_a_conflict",
     ),
     Mutant(
         "what a conflict has taken stays at risk",
@@ -68,14 +68,14 @@ MUTANTS = (
         "_turns/session_actor.py",
         "if state is not None and wall >= (end := committed[ENDS]):",
         "if state is not None and wall < (end := 0):",
-        "tests/unit/manager/test_manager.py -k test_a_session_expires_by_its_last_event",
+        "tests/unit/residents/test_expiry.py -k test_a_session_expires_by_its_last_event",
     ),
     Mutant(
         "a circle of sessions waits for ever",
         "_turns/deadlock.py",
         "raise DeadlockError",
         "return [] or DeadlockError",
-        "tests/unit/manager/test_manager.py -k test_waiting_for_ones_own_turn",
+        "tests/promises/test_never_hang.py -k test_every_way_of_waiting",
     ),
     # --- replies ---
     Mutant(
@@ -83,7 +83,7 @@ MUTANTS = (
         "_turns/acknowledge.py",
         "    journal.put(_TurnAhead(actor, context, committed, journal.lineage, acknowledged))\n",
         "    actor.send(context)\n    journal.put(_TurnAhead(actor, context, committed, journal.lineage, acknowledged))\n",
-        "tests/unit/journal/test_journaled.py -k test_a_reply_leaves_after",
+        "tests/promises/test_gate.py -k test_a_reply_leaves_after",
     ),
     Mutant(
         "a failed turn's replies are sent",
@@ -91,7 +91,7 @@ MUTANTS = (
         "        self.shared.running.deadlines.pop(context, None)\n        context._session = context._task = None\n",
         "        self.shared.running.deadlines.pop(context, None)\n        self.send(context)\n"
         "        context._session = context._task = None\n",
-        "tests/unit/manager/test_manager.py -k test_a_failing_handler_leaves_no_trace",
+        "tests/promises/test_atomic_turn.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
         "what a handler keeps of a busy session stays the session's",
@@ -113,15 +113,14 @@ MUTANTS = (
         "_residents/table.py",
         "clean = not actor.behind() and not actor.dirty",
         "clean = True",
-        "tests/unit/manager/test_manager.py tests/unit/manager/test_manager_hard.py "
-        "tests/unit/manager/test_contract_loop.py tests/promises/test_states.py",
+        "tests/unit/residents/test_leaving.py tests/promises/test_bounded.py tests/faults/test_states.py",
     ),
     Mutant(
         "a session leaves memory with somebody in line",
         "_runtime/mailbox.py",
         "        if self.line:\n            self.closed = False\n            return False\n",
         "",
-        "tests/unit/manager/test_manager.py tests/unit/manager/test_contract_threads.py tests/promises/test_stress.py",
+        "tests/unit/residents/test_leaving.py tests/promises/test_serial.py",
     ),
     # --- the flusher ---
     Mutant(
@@ -129,22 +128,21 @@ MUTANTS = (
         "_flushing/retries.py",
         "            self._again[job.session] = job",
         "            pass",
-        "tests/unit/manager/test_manager.py tests/unit/manager/test_manager_hard.py "
-        "tests/unit/manager/test_contract_loop.py",
+        "tests/promises/test_outage.py tests/promises/test_close.py tests/unit/flushing",
     ),
     Mutant(
         "an outage lasts for ever",
         "_flushing/retries.py",
         "        if not jobs:\n            self.paused = False",
         "        if not jobs:\n            pass",
-        "tests/unit/manager/test_manager.py -k test_the_bot_goes_on_through_an_outage",
+        "tests/promises/test_outage.py -k test_the_bot_goes_on_through_an_outage",
     ),
     Mutant(
         "one session that the store refuses holds up all others",
         "_flushing/outcome.py",
         "            self._retries.rest(failed)\n",
         "            self._retries.pause(failed, ConflictError('', ''))\n            self._queue.add_again(failed)\n",
-        "tests/unit/flushing/test_flusher.py tests/unit/manager/test_contract_loop.py tests/unit/stores/test_driver_deadlines.py",
+        "tests/unit/flushing tests/promises/test_never_hang.py tests/unit/stores/test_driver_deadlines.py",
     ),
     Mutant(
         "what is committed while a write is out is not flushed",
@@ -158,7 +156,7 @@ MUTANTS = (
         "_manager/closing.py",
         "    await _flush_until(parts, actors, until)\n",
         "",
-        "tests/unit/manager/test_manager.py tests/unit/manager/test_contract_loop.py",
+        "tests/promises/test_close.py tests/promises/test_close_on_threads.py",
     ),
     Mutant(
         "whoever is marked last has all before him wait for his own time",
@@ -187,7 +185,7 @@ MUTANTS = (
         "_state/record.py",
         "RING_BYTES: Final = 16 * 8",
         "RING_BYTES: Final = 8",
-        "tests/servers/test_two_owners.py tests/unit/state/test_record.py tests/promises/test_states.py "
+        "tests/servers/test_two_owners.py tests/unit/state/test_record.py tests/faults/test_states.py "
         "tests/unit/flushing/test_flusher.py",
     ),
     Mutant(
@@ -249,7 +247,7 @@ MUTANTS = (
         "    ahead.settle(None)\n"
         '    untold = type("Untold", (Ahead,), {"settle": lambda *_: None})\n'
         "    journal.put(untold(actor.session_id, committed, actor.write_ids, ahead.lineages))\n",
-        "tests/unit/journal/test_journaled.py",
+        "tests/promises/test_prefix.py tests/unit/journal/test_journaled.py",
     ),
     Mutant(
         "the journal is not synced",
@@ -270,21 +268,21 @@ MUTANTS = (
         "_turns/destroy.py",
         "        if journal is None:\n            self._write()",
         "        if journal is None or not actor.behind():\n            self._write()",
-        "tests/unit/journal/test_journaled.py -k destroyed",
+        "tests/promises/test_no_resurrection.py tests/unit/journal/test_journaled.py -k destroyed",
     ),
     Mutant(
         "a commit that failed is tried again on the same file",
         "_journal/journal.py",
         "            self._file.renew()\n            self._index()",
         "            self._index()",
-        "tests/unit/journal/test_journaled.py -k test_a_disk",
+        "tests/unit/journal/test_disk.py -k test_a_disk",
     ),
     Mutant(
         "a recovery overwrites whatever it finds",
         "_flushing/recovery.py",
         "    forced = ANYBODYS in lineages",
         "    forced = True",
-        "tests/unit/journal/test_journaled.py -k somebody_else",
+        "tests/unit/journal/test_set_back.py -k somebody_else",
     ),
     Mutant(
         "a recovery takes its own write for somebody else's",
@@ -298,14 +296,14 @@ MUTANTS = (
         "_flushing/recovery.py",
         "job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top",
         "job.set_back = True",
-        "tests/unit/journal/test_journaled.py -k set_back",
+        "tests/unit/journal/test_set_back.py -k set_back",
     ),
     Mutant(
         "a journal that was set back is taken for another process's conflict",
         "_flushing/outcome.py",
         "        if job.set_back and self._catch_up(job):",
         "        if job.set_back and self._catch_up(job) is None:",
-        "tests/unit/journal/test_journaled.py -k set_back",
+        "tests/unit/journal/test_set_back.py -k set_back",
     ),
     Mutant(
         "a journal on a full disk forgets what was to be removed and set aside",
@@ -313,7 +311,7 @@ MUTANTS = (
         "                self._flushed = removals.flushed | self._flushed\n"
         "                self._conflicts = removals.conflicts + self._conflicts\n",
         "                pass\n",
-        "tests/unit/journal/test_journaled.py -k test_what_the_store_has_leaves",
+        "tests/unit/journal/test_disk.py -k test_what_the_store_has_leaves",
     ),
     Mutant(
         "two bots share a journal",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -20,21 +19,18 @@ from uuid import UUID
 
 import pytest
 
-from actorbot import FlushPolicy, MongoSessionStore, SessionManager, errors
+from actorbot import MongoSessionStore, errors
 from actorbot._state.codec import decode_state, encode_state
 from actorbot._state.record import Record
 from actorbot._state.values import MAX_DEPTH
 from actorbot.stores._mongo_documents import GRACE, MAX_BYTES
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
-from tests.handlers import count
 from tests.servers.mongo_servers import free_port, is_update, server, shared, shared_store
 from tests.servers.proxy import Proxy
 from tests.tiers import tiers
 from tests.unit.state.test_codec import nested, same
 from tests.waiting import Call
-
-WITHIN = 4.5  # seconds: a call's own deadline and a little
 
 
 def record(session_id: str, state: dict[str, Any] | None = None, expires_at: float = 4e9) -> Record:
@@ -404,49 +400,6 @@ def test_a_frozen_server_holds_a_call_no_longer_than_its_deadline() -> None:
         assert store.read_many(["ann"]) == [second.record]
         own.freeze()
         Call(store.close).result()
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("replica_set", tiers([False, True]), ids=["standalone", "replica set"])
-async def test_the_bot_answers_while_the_server_is_dead_and_everything_arrives(replica_set: bool) -> None:
-    with server(replica_set=replica_set) as own:
-        policy = FlushPolicy.write_behind(max_delay=0.05)
-        slowest, rounds = 0.0, 0
-        async with SessionManager(MongoSessionStore(own.url), handler=count, flush=policy) as manager:
-
-            async def everyone() -> None:
-                nonlocal slowest, rounds
-                rounds += 1
-                began = time.monotonic()
-                assert await asyncio.gather(*(manager.dispatch(f"u:{n}", "hi") for n in range(50))) == [rounds] * 50
-                slowest = max(slowest, time.monotonic() - began)
-
-            await everyone()
-            await manager.flush()
-            await asyncio.to_thread(own.kill)
-            until = time.monotonic() + 3.0
-            while time.monotonic() < until:
-                await everyone()
-                await asyncio.sleep(0.01)
-            await asyncio.to_thread(own.start)
-            await everyone()
-            await flush_until(manager, 60.0)
-            await everyone()
-        store = MongoSessionStore(own.url).init()
-        assert [read(store, f"u:{n}")["n"] for n in range(50)] == [rounds] * 50
-        store.close()
-
-    assert slowest < WITHIN, slowest  # those that had `max_events` behind them waited until the outage was noticed
-
-
-async def flush_until(manager: SessionManager, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            await manager.flush()
-            return
-        except errors.StoreUnavailableError:
-            assert time.monotonic() < until
 
 
 # --- life -------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import shutil
@@ -20,14 +19,13 @@ from typing import Any
 
 import pytest
 
-from actorbot import FlushPolicy, RedisSessionStore, Retry, SessionManager, errors
+from actorbot import RedisSessionStore, errors
 from actorbot._state.record import TOMBSTONE_AGE, Record
 from actorbot.stores import _redis_link
 from actorbot.stores import redis as redis_module
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
 from actorbot.testing._expect import get, make_record, make_tombstone, put, write_all
-from tests.handlers import count
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import KINDS, QUICK, Server, cluster, free_port, is_write
 from tests.waiting import Call
@@ -563,48 +561,6 @@ def test_one_node_that_is_down_costs_its_own_sessions_only(tmp_path: Path) -> No
     lost = [isinstance(each, errors.StoreUnavailableError) for each in found]
     assert 0 < sum(lost) < 100
     assert [isinstance(each, errors.StoreUnavailableError) for each in outcomes] == lost
-
-
-# --- the conversation -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("outage", ["killed", "frozen"])
-async def test_the_bot_answers_through_an_outage_and_everything_arrives(outage: str, redis_server: Server) -> None:
-    users, seconds, sent = 50, 3.0, 0
-    policy = FlushPolicy.write_behind(max_delay=0.05, max_events=1_000_000, retry=Retry(cap=0.5))
-    url = f"{redis_server.url}?socket_timeout=1"
-    async with SessionManager(RedisSessionStore(url), handler=count, flush=policy) as manager:
-
-        async def talk() -> None:
-            nonlocal sent
-            await asyncio.gather(*(manager.dispatch(f"user:{user}", "hi") for user in range(users)))
-            sent += users
-
-        await talk()
-        await manager.flush()
-        if outage == "killed":
-            await asyncio.to_thread(redis_server.kill)
-        else:
-            redis_server.freeze()
-        until = time.monotonic() + seconds
-        slowest = 0.0
-        while (began := time.monotonic()) < until:
-            await talk()
-            slowest = max(slowest, time.monotonic() - began)
-        assert slowest < 1.0  # for all fifty, on a busy machine; a bot that waited for its store would take longer
-        assert manager.health().status == "degraded"
-        if outage == "killed":
-            await asyncio.to_thread(redis_server.start)
-        else:
-            redis_server.thaw()
-        await asyncio.wait_for(manager.flush(), 20)
-        await talk()
-
-    store = RedisSessionStore(redis_server.url).init()
-    try:
-        assert sum(get(store, f"user:{user}")["n"] for user in range(users)) == sent
-    finally:
-        store.close()
 
 
 # --- without the extra ------------------------------------------------------------------------------------------------

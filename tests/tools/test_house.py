@@ -6,11 +6,14 @@ import configparser
 import importlib.metadata
 import re
 import tomllib
+from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 from tests import ROOT
-from tests.mutants.catalogue import MUTANTS
+from tests.backends import STORES
+from tests.mutants.catalogue import MUTANTS, Mutant
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
@@ -59,3 +62,18 @@ def test_hints_to_install_an_extra_name_one_that_exists_and_not_the_package_inde
         for where, extra in re.findall(r"pip install (?:-e )?'([\w.]*)\[(\w+)\]'", page.read_text("utf-8")):
             assert where == ".", f"{page}: actorbot is not on the package index yet"
             assert extra in extras, page
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_seeded_fault_names_tests_that_exist(mutant: Mutant) -> None:
+    places, _, part = mutant.test.partition(" -k ")
+    files = [file for place in places.split() for file in files_of(ROOT / place)]
+
+    assert files
+    for word in re.findall(r"\w+", part):
+        assert word in {"or", "and", "not", *STORES} or any(word in file.read_text("utf-8") for file in files), word
+
+
+def files_of(place: Path) -> list[Path]:
+    """Return the files of tests that a place named in the catalogue stands for."""
+    return [place] if place.is_file() else sorted(place.rglob("test_*.py"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from actorbot import Context, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot import FlushPolicy, MemorySessionStore, SessionManager, errors
 from actorbot._flushing.dirty import DirtySessions
 from actorbot._flushing.write import Flushable
 from actorbot.stores.base import Write
@@ -22,26 +22,6 @@ from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.backends import DictStore
 from tests.handlers import count, count_plainly
 from tests.waiting import SOON, soon, until
-
-
-class Stepping(DictStore):
-    """Each write waits for a step; `done` has what was asked, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = threading.Semaphore(0)
-        self.entered = 0
-        self.done: list[tuple[str, str]] = []
-
-    def read(self, session_id: str) -> dict[str, Any] | None:
-        self.done.append(("read", session_id))
-        return super().read(session_id)
-
-    def write(self, session_id: str, data: dict[str, Any]) -> None:
-        self.entered += 1
-        self.steps.acquire(timeout=SOON)
-        self.done.append(("write", session_id))
-        super().write(session_id, data)
 
 
 async def test_write_through_tries_once_while_the_store_is_known_to_be_down() -> None:
@@ -71,6 +51,26 @@ async def test_write_through_tries_once_while_the_store_is_known_to_be_down() ->
         store.restore()
         assert await soon(manager.dispatch("ann", "hi")) == 2
         assert manager.health().status == "ready"
+
+
+class Stepping(DictStore):
+    """Each write waits for a step; `done` has what was asked, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = threading.Semaphore(0)
+        self.entered = 0
+        self.done: list[tuple[str, str]] = []
+
+    def read(self, session_id: str) -> dict[str, Any] | None:
+        self.done.append(("read", session_id))
+        return super().read(session_id)
+
+    def write(self, session_id: str, data: dict[str, Any]) -> None:
+        self.entered += 1
+        self.steps.acquire(timeout=SOON)
+        self.done.append(("write", session_id))
+        super().write(session_id, data)
 
 
 async def test_a_cold_read_does_not_wait_for_a_whole_flush_of_a_plain_driver() -> None:
@@ -103,23 +103,6 @@ async def test_a_session_that_the_store_refuses_is_answered_from_memory_past_max
             assert await soon(manager.dispatch("bad", "hi")) == expected
         assert store.tries <= 3
         assert manager.health().status == "degraded"
-
-
-async def test_what_a_refused_destroy_has_overtaken_is_flushed_when_the_store_is_back() -> None:
-    clock, store = ManualClock(), FaultyStore()
-    policy = FlushPolicy.parse("write-behind:retry.attempts=1")
-    async with SessionManager(store, handler=count, flush=policy, clock=clock) as manager:
-        await manager.dispatch("ann", "hi")
-        store.lose_replies(1)
-        await clock.advance(1.0)  # written, though the flusher does not know
-        store.outage()
-        with pytest.raises(errors.StoreUnavailableError):
-            await soon(manager.destroy("ann"))
-        store.restore()
-        await manager.dispatch("ann", "hi")
-        await clock.advance(10.0)
-        assert (store.read("ann") or {})["n"] == 2
-        assert manager.stats().conflicts == 0
 
 
 async def test_a_session_that_began_again_after_a_destroy_is_flushed_in_time() -> None:
@@ -162,57 +145,6 @@ async def test_a_store_that_answers_too_little_fails_whoever_waits() -> None:
     async with SessionManager(Mute(), handler=count, flush=policy) as manager:
         with pytest.raises(errors.OutcomeUnknownError):
             await soon(manager.dispatch("ann", "hi"))
-
-
-async def test_a_handler_that_takes_all_the_time_of_a_close_keeps_no_other_session_from_the_store() -> None:
-    store = MemorySessionStore()
-
-    async def handle(context: Context) -> int:
-        if context.event == "hang":
-            await asyncio.Event().wait()
-        return await count(context)
-
-    manager = await SessionManager(store, handler=handle, flush=FlushPolicy.write_behind(max_delay=60)).start()
-    await manager.dispatch("ann", "hi")
-    hanging = asyncio.create_task(manager.dispatch("bob", "hang"))
-    await until(lambda: manager.stats().running == 1)
-    report = await soon(manager.close(timeout=0.2))
-    await asyncio.gather(hanging, return_exceptions=True)
-    assert (report.unflushed, report.unfinished) == ((), 1)
-    assert store.read("ann") is not None
-
-
-def test_two_threads_may_close_at_once() -> None:
-    manager = SessionManager(handler=lambda context: None).start_sync()
-    manager.dispatch_sync("ann", "hi")
-    reports: list[Any] = []
-    threads = [threading.Thread(target=lambda: reports.append(manager.close_sync())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SOON)
-    assert len(reports) == 4
-    assert set(reports) == {reports[0]}
-    assert reports[0].clean
-
-
-async def test_a_turn_that_waits_at_the_bound_goes_on_as_soon_as_the_store_is_known_to_be_down() -> None:
-    clock, store = ManualClock(), FaultyStore()
-    policy = FlushPolicy.write_behind(max_events=2)
-    async with SessionManager(store, handler=count, flush=policy, clock=clock, close_timeout=1.0) as manager:
-        await manager.dispatch("ann", "hi")
-        store.hold()
-        await manager.dispatch("ann", "hi")  # half-way to the bound before it, the session is being flushed
-        await until(lambda: store.write_calls == 1)
-        third = asyncio.create_task(manager.dispatch("ann", "hi"))
-        await asyncio.sleep(0)
-        store.outage()
-        store.release()
-
-        assert await soon(third) == 3
-        assert store.write_calls == 1
-        store.restore()
-        await clock.advance(5.0)
 
 
 class Going(FaultyStore):
@@ -264,52 +196,6 @@ async def test_a_flush_that_left_something_behind_says_so_whatever_conflicts_it_
         assert manager.stats().conflicts == 1
 
 
-class Withholding(FaultyStore):
-    """Does not answer a write that it has, which comes late: when `late` is written."""
-
-    late: Sequence[Write] = ()
-    withholds = False
-
-    def write_many(self, writes: Sequence[Write]) -> Sequence[errors.ActorbotError | None]:
-        if not self.withholds:
-            return super().write_many(writes)
-        self.late = writes
-        raise errors.OutcomeUnknownError("test", "the process that has sent it was killed")
-
-
-@pytest.mark.parametrize("policy", ["write-through:retry.attempts=1", "write-behind:retry.attempts=1"])
-async def test_a_destroy_that_comes_late_takes_nothing_that_has_begun_since(policy: str) -> None:
-    inner = MemorySessionStore()
-    store = Withholding(inner)
-    async with SessionManager(store, handler=count, flush=FlushPolicy.parse(policy), close_timeout=0.1) as dead:
-        await dead.dispatch("ann", "hi")
-        await dead.flush()
-        store.withholds = True
-        with pytest.raises(errors.OutcomeUnknownError):
-            await soon(dead.destroy("ann"))
-
-        async with SessionManager(inner, handler=count, flush=FlushPolicy.write_through()) as heir:
-            assert await heir.dispatch("ann", "hi") == 2
-            assert isinstance(inner.write_many(store.late)[0], errors.ConflictError)
-            assert (inner.read("ann") or {})["n"] == 2
-
-
-@pytest.mark.parametrize("is_read", [True, False])
-async def test_a_destroy_takes_also_what_somebody_else_has_written_since(is_read: bool) -> None:
-    store = MemorySessionStore()
-    async with SessionManager(store, handler=count) as manager, SessionManager(store, handler=count) as other:
-        await (manager if is_read else other).dispatch("ann", "hi")
-        await (manager if is_read else other).flush()
-        await other.dispatch("ann", "hi")
-        await other.flush()
-        await manager.destroy("ann")
-        assert store.read("ann") is None
-        assert await manager.dispatch("ann", "hi") == 1
-
-
-# --- what would be lost -----------------------------------------------------------------------------------------------
-
-
 async def test_the_events_at_risk_are_those_that_the_store_does_not_have() -> None:
     clock, store = ManualClock(), FaultyStore()
     async with SessionManager(store, handler=count, clock=clock) as manager:
@@ -327,9 +213,6 @@ async def test_the_events_at_risk_are_those_that_the_store_does_not_have() -> No
         store.restore()
         await clock.advance(60.0)
         assert manager.stats().events_at_risk == 0
-
-
-# --- what is young ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -1,4 +1,4 @@
-"""Whole processes: how a bot ends, what it leaves in the store, and what a fork inherits."""
+"""G12, for whole processes: however a program ends, it ends in bounded time, and what it handled is in the store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from actorbot import FileSessionStore, SessionManager, errors
-from tests.handlers import count_plainly
 from tests.programs import PROGRAM, run, start, stored
 from tests.waiting import HANGS
 
@@ -43,23 +41,6 @@ bot.run()
 print("after run", flush=True)
 """
 
-PLAIN_BOT = """
-import threading
-from actorbot import ConsoleBot, FileSessionStore
-bot = ConsoleBot(FileSessionStore("s"), close_timeout=1.0)
-
-@bot.on_event
-def handle(context):
-    context.session["n"] = context.session.get("n", 0) + 1
-    if context.event.message.text == "stay":
-        context.send_text("still here", gated=False)
-        threading.Event().wait(60)
-    context.send_text(f"number {context.session['n']}")
-
-bot.run()
-print("after run", flush=True)
-"""
-
 
 def wait_for(stream: Any, text: bytes) -> None:
     """Read until *text* has come."""
@@ -76,9 +57,6 @@ def ended(process: subprocess.Popen[bytes]) -> int:
         return process.wait(HANGS)
     except subprocess.TimeoutExpired:
         pytest.fail("the process hangs")
-
-
-# --- the console bot --------------------------------------------------------------------------------------------------
 
 
 def say(text: bytes) -> Callable[[int, subprocess.Popen[bytes]], None]:
@@ -114,6 +92,24 @@ def test_every_way_to_leave_a_bot_on_a_terminal(leave: Any, tmp_path: Path) -> N
     finally:
         os.close(console)
     assert stored(tmp_path) == 1
+
+
+PLAIN_BOT = """
+import threading
+from actorbot import ConsoleBot, FileSessionStore
+bot = ConsoleBot(FileSessionStore("s"), close_timeout=1.0)
+
+@bot.on_event
+def handle(context):
+    context.session["n"] = context.session.get("n", 0) + 1
+    if context.event.message.text == "stay":
+        context.send_text("still here", gated=False)
+        threading.Event().wait(60)
+    context.send_text(f"number {context.session['n']}")
+
+bot.run()
+print("after run", flush=True)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -200,8 +196,6 @@ asyncio.run(main())
     assert stored(tmp_path, "ann") == 1
 
 
-# --- blocks, however they are left ------------------------------------------------------------------------------------
-
 ENDS = {
     "its end": ("pass", 0),
     "an exception": ("raise ZeroDivisionError", 1),
@@ -252,8 +246,6 @@ with manager() as manager:
     assert ended(process) == 0
     assert stored(tmp_path, "ann") == 1
 
-
-# --- programs that forget to close ------------------------------------------------------------------------------------
 
 FORGETFUL = {
     "threads": 'm = manager().start_sync(); m.dispatch_sync("ann", "hi")',
@@ -312,9 +304,6 @@ def test_nothing_keeps_a_program_that_has_ended(what: str, tmp_path: Path) -> No
     assert status == 0
 
 
-# --- killed -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_program_killed_right_after_a_write_through_acknowledgement_has_lost_nothing(tmp_path: Path) -> None:
     code = f"""{PROGRAM}
 manager = SessionManager(FileSessionStore("s"), handler=handle, flush=FlushPolicy.write_through()).start_sync()
@@ -331,139 +320,3 @@ os.kill(os.getpid(), signal.SIGKILL)
 
     assert status == -signal.SIGKILL
     assert [stored(tmp_path, f"user:{number}") for number in range(4)] == [25] * 4
-
-
-# --- forks ------------------------------------------------------------------------------------------------------------
-
-no_fork_warning = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-
-
-@no_fork_warning
-def test_every_verb_of_a_forked_child_says_so(tmp_path: Path) -> None:
-    with SessionManager(FileSessionStore(tmp_path / "s"), handler=count_plainly) as manager:
-        receipt = manager.submit_sync("ann", "hi")
-        receipt.result_sync(HANGS)
-        verbs = {
-            "dispatch": lambda: manager.dispatch_sync("ann", "hi"), "submit": lambda: manager.submit_sync("ann", "hi"),
-            "turn": lambda: manager.turn_sync("ann").__enter__(), "flush": manager.flush_sync,
-            "peek": lambda: manager.peek_sync("ann"), "destroy": lambda: manager.destroy_sync("ann"),
-            "stats": manager.stats, "resident": lambda: list(manager.resident()), "result": receipt.result_sync,
-            "durable": receipt.durable_sync, "close": manager.close_sync, "start": manager.start_sync,
-        }  # fmt: skip
-        child = os.fork()
-        if child == 0:
-            signal.alarm(10)
-            wrong = []
-            for name, verb in verbs.items():
-                try:
-                    verb()
-                    wrong.append(name)
-                except errors.ForkedError:
-                    pass
-                except BaseException as error:
-                    wrong.append(f"{name}: {error!r}")
-            if manager.health().status != "failing":
-                wrong.append("health")
-            (tmp_path / "wrong").write_text("\n".join(wrong))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-
-        assert os.waitstatus_to_exitcode(status) == 0
-        assert (tmp_path / "wrong").read_text() == ""
-        assert manager.dispatch_sync("ann", "hi") == 2
-
-
-@pytest.mark.parametrize("home", ["with", "async with"])
-def test_a_child_that_leaves_its_parents_block_ends_as_it_wants(home: str, tmp_path: Path) -> None:
-    block = """
-        pid = os.fork()
-        if pid == 0:
-            sys.exit(4)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-    if home == "with":
-        code = f"""{PROGRAM}
-if True:
-    with manager() as m:
-        m.dispatch_sync("ann", "hi")
-{block}"""
-    else:
-        code = f"""{PROGRAM}
-async def main():
-    async with manager() as m:
-        await m.dispatch("ann", "hi")
-{block}
-asyncio.run(main())
-"""
-    status, out, err = run(code, tmp_path)
-
-    assert "ForkedError" not in err
-    assert (status, out) == (0, "4\n")
-    assert stored(tmp_path, "ann") == 1
-
-
-@no_fork_warning
-def test_a_child_does_not_hold_the_lock_of_its_parents_store(tmp_path: Path) -> None:
-    end_of_child, end = os.pipe()
-    with SessionManager(FileSessionStore(tmp_path / "s"), handler=count_plainly) as manager:
-        manager.dispatch_sync("ann", "hi")
-        child = os.fork()
-        if child == 0:
-            os.close(end)
-            os.read(end_of_child, 1)
-            os._exit(0)
-    try:
-        os.close(end_of_child)
-        with SessionManager(FileSessionStore(tmp_path / "s"), handler=count_plainly) as manager:
-            assert manager.dispatch_sync("ann", "hi") == 2
-    finally:
-        os.close(end)
-        os.waitpid(child, 0)
-
-
-@no_fork_warning
-def test_a_child_that_uses_its_parents_store_is_told_that_it_is_locked(tmp_path: Path) -> None:
-    store = FileSessionStore(tmp_path / "s")
-    with SessionManager(store, handler=count_plainly) as manager:
-        manager.dispatch_sync("ann", "hi")
-        child = os.fork()
-        if child == 0:
-            signal.alarm(10)
-            try:
-                with SessionManager(store, handler=count_plainly) as second:
-                    second.dispatch_sync("ann", "hi")
-            except errors.StoreLockedError:
-                os._exit(7)
-            os._exit(1)
-        _, status = os.waitpid(child, 0)
-
-    assert os.waitstatus_to_exitcode(status) == 7
-
-
-def test_a_process_of_multiprocessing_may_start_a_manager_of_its_own(tmp_path: Path) -> None:
-    code = f"""{PROGRAM}
-import multiprocessing
-def child(answers):
-    with SessionManager(FileSessionStore("t"), handler=handle) as own:
-        answers.put([own.dispatch_sync("ann", "hi") for _ in range(3)])
-context = multiprocessing.get_context("fork")
-with manager() as m:
-    stop = threading.Event()
-    def busy():
-        while not stop.is_set():
-            m.dispatch_sync("bob", "hi")
-    threads = [threading.Thread(target=busy) for _ in range(3)]
-    for each in threads: each.start()
-    for _ in range(5):
-        answers = context.Queue()
-        process = context.Process(target=child, args=(answers,))
-        process.start()
-        print(answers.get(timeout=10)[0] > 0, flush=True)
-        process.join(10)
-        print(process.exitcode, flush=True)
-    stop.set()
-    for each in threads: each.join()
-"""
-    status, out, _ = run(code, tmp_path)
-
-    assert (status, out) == (0, "True\n0\n" * 5)
