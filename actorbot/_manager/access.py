@@ -119,7 +119,7 @@ class Access:
                     raise
                 future.cancel()
                 raise TurnTimeoutError(
-                    args[0], f"its turn did not end within {timeout:g} s; withdrawn, unless it was being committed"
+                    args[0], f"its turn did not end within {timeout:g} s; it was withdrawn, or it is being committed"
                 ) from None
             except CancelledError:
                 raise ManagerClosedError("the manager's event loop ended before the call did") from None
@@ -132,5 +132,5 @@ class Access:
             return await self._home.wait(future, timeout)
         except TimeoutError:
             if not future.done():
-                raise TurnTimeoutError(session_id, f"not within {timeout:g} s; it goes on") from None
+                raise TurnTimeoutError(session_id, f"it did not end within {timeout:g} s; it goes on") from None
         return future.result()  # the TimeoutError was its own, or it has ended just now

@@ -135,7 +135,7 @@ class Parts:
             flusher.dirty.note_journal(journal.size)
         found = len(journal.ids())
         if found:
-            logger.info("%d sessions in the journal are newer than the store, or may be", found)
+            logger.info("the journal has %d sessions that the store may not have yet", found)
             recovered = new_future()
 
             async def recover() -> None:

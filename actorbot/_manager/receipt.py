@@ -132,6 +132,8 @@ class Receipt:
         if self._actor.shared.writes_through or self._actor.shared.journal is not None:
             return
         if self._version is None:  # lost to a conflict before `_note` could read the version
-            raise ConflictError(self._actor.shared.store, "lost to a write of someone else", session_id=self.session_id)
+            raise ConflictError(
+                self._actor.shared.store, "another process has written the session since", session_id=self.session_id
+            )
         goal = Goal(self._actor, self._version, self._losses)
         await self._access._wait(self._actor.shared.flusher.reach([goal]), timeout, self.session_id)

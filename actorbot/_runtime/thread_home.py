@@ -85,7 +85,7 @@ class ThreadHome(Home):
                     raise  # not ours
                 raise TurnTimeoutError(
                     bound.session_id,
-                    f"its turn did not end within {bound.seconds:g} s; withdrawn, unless it was being committed",
+                    f"its turn did not end within {bound.seconds:g} s; it was withdrawn, or it is being committed",
                 ) from error
 
     @property
@@ -187,7 +187,7 @@ class ThreadWaiter:
         if not got and self._decision.take():
             self._actor.withdraw(self)
             raise TurnTimeoutError(
-                self._actor.session_id, f"its turn did not come within {self._timeout:g} s; withdrawn"
+                self._actor.session_id, f"its turn did not come within {self._timeout:g} s; it was withdrawn"
             )
         if not got:
             self._granted.acquire()  # somebody has just decided: the release comes in a moment

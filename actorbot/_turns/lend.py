@@ -23,7 +23,7 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
         raise
     if context is None:
         actor.leave()
-        raise DuplicateEventError(actor.session_id, f"event id {event_id!r} was counted before")
+        raise DuplicateEventError(actor.session_id, f"event id {event_id!r} was handled before")
     try:
         if context.is_new and actor.shared.on_start is not None:
             await actor.shared.on_start(context)

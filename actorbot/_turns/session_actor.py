@@ -185,7 +185,7 @@ class SessionActor(Flushable):
         wall = shared.wall()
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
-            raise self._conflict("written by someone else; try again")
+            raise self._conflict("written by another process; try again")
         state = committed[STATE]
         if state is not None and wall >= (end := committed[ENDS]):
             # The session has expired as a whole. As in `commit`: until `self.committed` is set,
