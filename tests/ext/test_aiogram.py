@@ -171,7 +171,7 @@ async def test_a_duplicate_met_inside_a_handler_is_its_own_failure() -> None:
 
     async with manager:
         await dispatcher.feed_update(bot, message(1, "a"))
-        with pytest.raises(Exception, match="counted before"):
+        with pytest.raises(Exception, match="handled before"):
             await dispatcher.feed_update(bot, message(2, "a"))
         assert await manager.peek(sid(2)) is None
 

@@ -103,7 +103,7 @@ MUTANTS = (
     Mutant(
         "a busy session's failing turn leaves its changes",
         "_turns/session_actor.py",
-        "                self.decoded = None  # it is this turn's now: if that fails, the bytes are what counts",
+        "                self.decoded = None  # this turn's now: if it fails, the bytes are what counts",
         "                pass",
         "tests/unit/turns/test_busy_sessions.py",
     ),

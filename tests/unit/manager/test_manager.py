@@ -196,6 +196,7 @@ async def test_a_receipt_belongs_to_its_managers_loop() -> None:
 
 
 CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
 
 
 @pytest.mark.parametrize(
