@@ -47,7 +47,7 @@ MUTANTS = (
         "_turns/overdue.py",
         "        context._revoked = error\n        context._session = None\n",
         "        context._revoked = error\n",
-        "tests/promises/test_atomic_turn.py tests/promises/test_no_silent_drop.py",
+        "tests/promises/test_never_hang_on_threads.py",
     ),
     Mutant(
         "a turn commits over a conflict that came meanwhile",

@@ -112,8 +112,7 @@ async def test_a_handler_that_takes_too_long_loses_its_turn(plain: bool) -> None
     handler = stay_plainly if plain else stay
     async with SessionManager(handler=handler, handler_timeout=5.0, clock=clock) as manager:
         staying = asyncio.create_task(manager.dispatch("ann", "stay"))
-        while not started.is_set():
-            await asyncio.sleep(0)
+        await until(started.is_set)
         await clock.advance(5.1)
         with pytest.raises(errors.HandlerTimeoutError):
             await staying
@@ -166,8 +165,7 @@ async def test_a_handler_that_will_not_be_cancelled_loses_its_session_in_the_end
     async with SessionManager(handler=handle, handler_timeout=10.0, clock=clock) as manager:
         stubborn = asyncio.create_task(manager.dispatch("ann", "stubborn"))
         await asyncio.sleep(0)
-        while not manager.stats().running:
-            await asyncio.sleep(0)
+        await until(lambda: manager.stats().running)
         await clock.advance(30.0)
 
         assert await asyncio.wait_for(manager.dispatch("ann", "hi"), 10) == 1

@@ -38,7 +38,7 @@ async def test_a_newcomer_is_refused_at_once_while_all_who_are_in_memory_are_bus
         talking = asyncio.create_task(manager.dispatch("ann", "wait"))
         await busy.wait()
         with pytest.raises(errors.OverloadedError, match="none can leave"):
-            await asyncio.wait_for(manager.dispatch("bob", "hi"), 2.0)
+            await soon(manager.dispatch("bob", "hi"))
         go_on.set()
         await talking
         await manager.dispatch("bob", "hi")

@@ -39,9 +39,9 @@ async def test_a_closed_manager_says_so_and_its_report_says_what_was_left() -> N
 def test_a_receipt_gives_its_result_to_threads_after_the_close() -> None:
     with SessionManager(handler=count_plainly) as manager:
         receipt = manager.submit_sync("ann", "hi")
-    assert receipt.result_sync(timeout=1.0) == 1
+    assert receipt.result_sync(timeout=10.0) == 1
     with pytest.raises(errors.ManagerClosedError):
-        receipt.durable_sync(timeout=1.0)
+        receipt.durable_sync(timeout=10.0)
 
 
 async def test_a_close_logs_every_session_that_it_could_not_flush(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,8 +78,7 @@ async def test_closing_finishes_what_waits_in_a_full_mailbox() -> None:
 
     manager = await SessionManager(store, handler=handle, max_mailbox=5).start()
     tasks = [asyncio.create_task(manager.dispatch("ann", number)) for number in range(6)]
-    while not tasks[0].done() and sum(info.waiting for _, info in manager.resident()) < 5:
-        await asyncio.sleep(0)
+    await until(lambda: tasks[0].done() or sum(info.waiting for _, info in manager.resident()) == 5)
     report = await manager.close()
 
     assert report.clean

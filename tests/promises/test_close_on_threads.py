@@ -13,7 +13,7 @@ from actorbot.testing import FaultyStore
 from tests import inside
 from tests.handlers import count, count_plainly
 from tests.homes import both_homes, on_threads, tiny_switch_interval
-from tests.waiting import HANGS, Call, until_sync
+from tests.waiting import HANGS, Call, until, until_sync
 
 
 @pytest.mark.parametrize("verb", ["dispatch", "submit", "turn"])
@@ -135,8 +135,7 @@ async def test_a_close_that_was_cancelled_may_be_called_again() -> None:
     await manager.dispatch("ann", "hi")
     store.hold()
     closing = asyncio.create_task(manager.close())
-    while not store.write_calls:
-        await asyncio.sleep(0)
+    await until(lambda: store.write_calls)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing

@@ -88,8 +88,7 @@ async def test_a_driver_that_never_answers_releases_its_callers_and_stops_nobody
         store.hold()
         waiting = asyncio.create_task(manager.dispatch("ann", "hi"))
         await asyncio.sleep(0)
-        while not manager.stats().store_reads > 1:
-            await asyncio.sleep(0)
+        await until(lambda: manager.stats().store_reads > 1)
         await clock.advance(5.1)
         with pytest.raises(errors.StoreUnavailableError):
             await waiting
@@ -120,8 +119,8 @@ async def test_a_turn_that_waits_twice_for_a_session_is_guarded_until_both_waits
             ask_again.set()
             await asyncio.sleep(0)
         with pytest.raises(errors.DeadlockError):
-            await asyncio.wait_for(second, 3.0)
-        await asyncio.wait_for(asking, 3.0)
+            await soon(second)
+        await soon(asking)
 
 
 async def test_a_session_is_read_again_once_its_stuck_read_has_come_back() -> None:
@@ -138,15 +137,13 @@ async def test_a_session_is_read_again_once_its_stuck_read_has_come_back() -> No
     clock = ManualClock()
     async with SessionManager(StuckOnce(), handler=count, clock=clock) as manager:
         first = asyncio.create_task(manager.dispatch("ann", "hi"))
-        async with asyncio.timeout(5):
-            while not entered.is_set():
-                await asyncio.sleep(0)
+        await until(entered.is_set)
         await clock.advance(6.0)
         with pytest.raises(errors.StoreUnavailableError, match="no answer within 5 s"):
             await first
         with pytest.raises(errors.StoreUnavailableError, match="has not come back"):
             await manager.dispatch("ann", "hi")
-        assert await asyncio.wait_for(manager.dispatch("bob", "hi"), 5.0) == 1
+        assert await soon(manager.dispatch("bob", "hi")) == 1
         go_on.set()
         assert back.wait(5.0)
         await until(lambda: not inside.reads(manager))
@@ -217,7 +214,7 @@ async def test_plain_code_that_never_returns_takes_the_threads_of_nobody_else(wh
             await until(lambda: len(entered) == 32)
             await clock.advance(5.1)
             await soon(asyncio.gather(*staying, return_exceptions=True))
-            assert await asyncio.wait_for(manager.dispatch("ann", "hi"), 2.0) == "done"
+            assert await soon(manager.dispatch("ann", "hi")) == "done"
         finally:
             go_on.set()
 
@@ -257,7 +254,7 @@ async def test_an_error_hook_that_never_ends_does_not_hold_its_caller() -> None:
 
     async with SessionManager(handler=handle, on_error=hang, handler_timeout=0.1, close_timeout=0.1) as manager:
         with pytest.raises(ValueError):
-            await asyncio.wait_for(manager.dispatch("ann", "hi"), 3.0)
+            await soon(manager.dispatch("ann", "hi"))
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -349,13 +346,13 @@ async def test_every_way_of_waiting_for_ones_own_turn_is_refused_at_once() -> No
         }
         for name, way in ways.items():
             try:
-                await asyncio.wait_for(way(), 2.0)
+                await soon(way())
             except errors.DeadlockError:
                 refused.append(name)
         receipt = await manager.submit("ann", "told")
         for wait in (receipt.result, receipt.durable):
             try:
-                await asyncio.wait_for(wait(), 2.0)
+                await soon(wait())
             except errors.DeadlockError:
                 refused.append(wait.__name__)
 
@@ -382,7 +379,7 @@ async def test_a_circle_of_three_is_refused_at_once_and_nobody_hangs() -> None:
 
     async with SessionManager(handler=handle) as manager:
         calls = [manager.dispatch(user, "first") for user in following]
-        outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 3.0)
+        outcomes = await soon(asyncio.gather(*calls, return_exceptions=True))
     kinds = [type(outcome) for outcome in outcomes]
     assert errors.DeadlockError in kinds
     assert set(kinds) <= {errors.DeadlockError, type(None)}
@@ -461,7 +458,7 @@ async def test_a_turn_left_before_another_that_it_encloses_keeps_the_other_guard
         await bob.__aenter__()
         await ann.__aexit__(None, None, None)
         with pytest.raises(errors.DeadlockError):
-            await asyncio.wait_for(manager.dispatch("bob", "hi"), 2.0)
+            await soon(manager.dispatch("bob", "hi"))
         await bob.__aexit__(None, None, None)
         assert await soon(manager.dispatch("bob", "hi")) == 1
         assert await soon(manager.dispatch("ann", "hi")) == 1
@@ -475,7 +472,7 @@ async def test_a_hung_store_releases_a_write_through_dispatch_within_the_deadlin
         store.hold()
         try:
             with pytest.raises(errors.StoreUnavailableError):
-                await asyncio.wait_for(manager.dispatch("ann", "hi"), 3.0)
+                await soon(manager.dispatch("ann", "hi"))
         finally:
             store.release()
 
@@ -494,7 +491,7 @@ async def test_a_hung_store_releases_who_waits_for_it(verb: str) -> None:
         }
         try:
             with pytest.raises(errors.StoreUnavailableError):
-                await asyncio.wait_for(calls[verb](), 3.0)
+                await soon(calls[verb]())
         finally:
             store.release()
 
@@ -539,7 +536,7 @@ async def test_a_session_whose_write_hangs_does_not_keep_those_of_its_batch_from
             await manager.dispatch("bad", "hi")
             await manager.dispatch("good", "hi")
             flushing = asyncio.create_task(manager.flush())
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(SOON):
                 while "good" not in store.data:
                     await breathe()
         finally:
@@ -558,7 +555,7 @@ async def test_a_store_that_hangs_at_the_start_is_unavailable_within_its_deadlin
     manager = SessionManager(Hung(), handler=count, flush=FlushPolicy.write_behind(store_deadline=0.1))
     try:
         with pytest.raises(errors.StoreUnavailableError):
-            await asyncio.wait_for(manager.start(), 2.0)
+            await soon(manager.start())
     finally:
         go_on.set()
 

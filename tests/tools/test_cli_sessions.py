@@ -21,9 +21,7 @@ from actorbot.stores import RecordStore, Write
 from actorbot.testing._expect import make_record, make_tombstone, write_all
 from tests.backends import AsyncDictStore, DictStore
 from tests.servers import mongo_servers, redis_servers
-from tests.tools.test_cli import SECRET, WITHIN, run, run_apart, serve, silent
-
-__all__ = ["silent"]  # a fixture
+from tests.tools.test_cli import run, run_apart, serve
 
 
 def in_files(folder: Path) -> str:
@@ -275,18 +273,6 @@ def test_rm_does_at_a_terminal_what_it_is_answered(answer: str, status: int, lef
 
 
 # --- what fails -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scheme", ["redis", "mongodb"])
-@pytest.mark.parametrize("args", [("ls",), ("copy", "memory://")])
-def test_a_silent_server_is_given_up_in_time(scheme: str, args: tuple[str, ...], silent: int) -> None:
-    began = time.monotonic()
-    done = run("sessions", *args, f"{scheme}://bot:{SECRET}@127.0.0.1:{silent}/")
-
-    assert time.monotonic() - began < WITHIN
-    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert f"127.0.0.1:{silent}" in done.stderr
-    assert SECRET not in done.output
 
 
 def test_what_cannot_be_read_has_its_error_in_json_and_may_be_destroyed(tmp_path: Path) -> None:

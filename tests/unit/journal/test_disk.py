@@ -146,7 +146,7 @@ async def test_a_disk_that_hangs_over_a_conflict_forgets_nothing_if_it_then_fail
             raise sqlite3.OperationalError("disk I/O error")
         commit(file, *rows)
 
-    store, policy = Server(), {"max_delay": 3600.0, "store_deadline": 0.1}
+    store, policy = Server(), {"max_delay": 3600.0, "store_deadline": 1.0}
     async with make_manager(store, tmp_path / "journal", policy=policy) as manager:
         await manager.dispatch("ann", "hi")
         async with SessionManager(store) as other, other.turn("ann") as turn:
@@ -158,6 +158,7 @@ async def test_a_disk_that_hangs_over_a_conflict_forgets_nothing_if_it_then_fail
         answer.set()
         await until(lambda: len(attempts) > 2)  # on its file, on a new one, and by itself after it has come back
         trouble.clear()
+        await until(lambda: manager.health().status == "ready")
         assert await manager.dispatch("ann", "hi") == 101
 
     async with make_manager(store, tmp_path / "journal") as heir:
@@ -203,15 +204,14 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_used_again_when_it_
         commit(file, *rows)
 
     monkeypatch.setattr(JournalFile, "commit", wait)
-    async with make_manager(Server(), tmp_path / "journal", policy={"store_deadline": 0.1}) as manager:
+    async with make_manager(Server(), tmp_path / "journal", policy={"store_deadline": 0.5}) as manager:
         with pytest.raises(errors.OutcomeUnknownError, match="no answer within"):
             await manager.dispatch("ann", "hi", event_id="1")
         with pytest.raises(errors.StoreUnavailableError, match="does not answer"):
             await manager.dispatch("ann", "hi", event_id="1")
         assert manager.health().status == "failing"
         answer.set()
-        while manager.health().status == "failing":
-            await asyncio.sleep(0.001)
+        await until(lambda: manager.health().status != "failing")
         assert await manager.dispatch("ann", "hi", event_id="1") == 1
         assert await manager.dispatch("ann", "hi", event_id="2") == 2
     async with make_manager(MemorySessionStore(), tmp_path / "journal") as manager:

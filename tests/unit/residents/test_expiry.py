@@ -192,7 +192,5 @@ async def test_a_goodbye_may_be_said_to_the_session_whose_turn_met_the_expiry() 
         await manager.dispatch("bob", "hi")
         clock.jump_wall(11.0)
         await manager.dispatch("ann", "ask bob")
-        async with asyncio.timeout(2):
-            while not outcomes:
-                await asyncio.sleep(0)
+        await until(lambda: outcomes)
     assert outcomes == ["done"]

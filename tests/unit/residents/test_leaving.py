@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
 import threading
@@ -13,7 +12,7 @@ from actorbot import FlushPolicy, SessionManager
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.handlers import count, count_plainly
 from tests.homes import tiny_switch_interval
-from tests.waiting import Call, until_sync
+from tests.waiting import Call, until, until_sync
 
 
 def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -> None:
@@ -55,14 +54,10 @@ async def test_a_session_that_waited_only_for_its_flush_leaves_memory_as_soon_as
         await manager.dispatch("ann", "hi")
         store.hold()
         await clock.advance(18.0)  # past the sweep that finds it idle, and unflushed
-        async with asyncio.timeout(5):
-            while not store.write_calls:
-                await asyncio.sleep(0)
+        await until(lambda: store.write_calls)
         assert manager.stats().resident == 1
         store.release()
-        async with asyncio.timeout(5):  # in real time: no other sweep comes
-            while manager.stats().resident:
-                await asyncio.sleep(0)
+        await until(lambda: not manager.stats().resident)
 
         assert await manager.dispatch("ann", "hi") == 2
 
@@ -79,9 +74,7 @@ async def test_a_session_that_has_an_event_during_its_last_flush_stays() -> None
         await manager.flush()
         assert manager.stats().resident == 1
         await clock.advance(18.0)
-        async with asyncio.timeout(5):
-            while manager.stats().resident:
-                await asyncio.sleep(0)
+        await until(lambda: not manager.stats().resident)
         assert (store.read("ann") or {})["n"] == 2
 
 

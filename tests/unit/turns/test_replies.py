@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actorbot import Context, SessionManager, errors
-from tests.waiting import breathe, soon
+from tests.waiting import breathe, soon, until
 
 
 async def test_an_ungated_reply_that_fails_tells_who_awaits_it() -> None:
@@ -108,9 +108,7 @@ async def test_a_reply_that_is_relayed_to_the_session_whose_turn_asked_waits_for
 
     async with SessionManager(handler=handle, deliver=deliver, on_error=note) as manager:
         await soon(manager.dispatch("ann", "first"))
-        async with asyncio.timeout(1):
-            while not (relayed.is_set() or failed):
-                await asyncio.sleep(0)
+        await until(lambda: bool(relayed.is_set() or failed))
     assert failed == []
 
 
