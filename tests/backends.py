@@ -72,7 +72,9 @@ class ComparingStore(DictStore):
 
 
 def redis_store(kind: str, folder: Path) -> RedisSessionStore:
-    """Make a store on the shared server of *kind*; the same sessions for the same *folder*, which is one test's."""
+    """Make a store on the shared server of *kind*; the same sessions for the same *folder*, which
+    is one test's.
+    """
     return RedisSessionStore(redis_servers.shared(kind).url, key_prefix=f"{sha256(bytes(folder)).hexdigest()[:16]}:")
 
 

@@ -55,7 +55,7 @@ class Retries:
         """Whether nothing has failed since the store last took a write."""
         return not (self._failures or self.refusing)
 
-    # --- what has failed ----------------------------------------------------------------------------------------------
+    # --- what has failed -------------------------------------------------------------------------
 
     def note_outage(self, error: ActorbotError, *, slow: bool) -> None:
         """Note that a call has failed as a whole.
@@ -105,7 +105,7 @@ class Retries:
         if job is not None:
             self._resting.discard(job)
 
-    # --- when it is tried again ---------------------------------------------------------------------------------------
+    # --- when it is tried again ------------------------------------------------------------------
 
     def pause(self, failed: list[PendingWrite], error: ActorbotError) -> None:
         """Write nothing for a while, and then these.
