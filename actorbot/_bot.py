@@ -21,48 +21,52 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Bot:
-    """A `SessionManager` with decorators: the base of a platform's bot, which overrides `deliver` and `receive`.
+    """A `SessionManager` with decorators. A platform's bot overrides `deliver` and `receive`.
 
-    Memory store when none is given; `manager_options` are those of `SessionManager`. `run()` owns its event loop; inside a loop that
-    runs already, `start()` and `close()` it and `dispatch` what comes in. Raises: ConfigError.
+    Without a store, sessions are kept in memory. `manager_options` are those of `SessionManager`.
+    `run()` makes an event loop of its own. On a loop that runs already, `start()` the bot,
+    `dispatch` what comes in, and `close()` it. Raises: ConfigError.
     """
 
     deliver: Callable[..., Any] | None = None  # `...`: pyright lets no method take the place of a narrower one
-    """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user; the option `deliver=` goes before it."""
+    """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user.
+
+    The option `deliver=` replaces it.
+    """
 
     def __init__(self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any) -> None:
         self._store = session_store
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
         self._manager: SessionManager | None = None
         self._report = ShutdownReport((), 0, 0, 0.0)
-        self._make_manager()  # and throw it away: a wrong option is told here, not when the bot starts
+        self._make_manager()  # to refuse a wrong option here rather than at the start
 
     def _make_manager(self) -> SessionManager:
         return SessionManager(self._store, **({"deliver": self.deliver} | self._options))
 
     @property
     def manager(self) -> SessionManager:
-        """The manager of a bot that is started. Raises: ConfigError before that, and after `close`."""
+        """The manager of a started bot. Raises: ConfigError before the start and after `close`."""
         if self._manager is None:
             raise ConfigError("bot", self, "a started bot: await start(), or run() it")
         return self._manager
 
-    # --- what the author sets -----------------------------------------------------------------------------------------
+    # --- what the author sets --------------------------------------------------------------------
 
     def on_event(self, handler: F) -> F:
         """Let *handler(context)* handle every event."""
         return self._set("handler", handler)
 
     def on_error(self, hook: F) -> F:
-        """Call *hook(context, error)* after a handler's failure was rolled back, and for replies that could not be delivered."""
+        """Call *hook(context, error)* after a failed turn, or about a reply not delivered."""
         return self._set("on_error", hook)
 
     def on_session_start(self, hook: F) -> F:
-        """Call *hook(context)* before the handler, for the first event of a new or expired session."""
+        """Call *hook(context)* before the first event of a new or expired session is handled."""
         return self._set("on_session_start", hook)
 
     def on_session_expire(self, hook: F) -> F:
-        """Call *hook(session_id, state)* for an expired session that this bot comes across."""
+        """Call *hook(session_id, state)* for an expired session that this bot finds."""
         return self._set("on_session_expire", hook)
 
     def _set(self, name: str, hook: F) -> F:
@@ -73,12 +77,13 @@ class Bot:
         self._options[name] = hook
         return hook
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Receive until there is nothing more, or until SIGINT or SIGTERM; finish what was accepted, flush, and return.
+        """Receive until nothing more comes, or until SIGINT or SIGTERM.
 
-        It owns its event loop. Call it in the main thread, since signals are heard nowhere else.
+        Then finish what was accepted, flush, and return. It makes its own event loop. Call it in
+        the main thread, the only one that gets signals.
         """
         asyncio.run(self._run())
 
@@ -99,14 +104,15 @@ class Bot:
             receiving.result()
 
     async def receive(self) -> None:
-        """Dispatch what users write and return when there is nothing more; `run` cancels it on a signal. A platform's bot overrides it.
+        """Dispatch what users write, until nothing more comes. A platform's bot overrides it.
 
-        Being cancelled while it waits for `dispatch` would roll that event back: `submit` to the manager, or shield what is under way.
+        `run` cancels it on a signal. If it waits for `dispatch` then, that event is rolled back: so
+        `submit` to the manager, or shield the dispatch.
         """
         raise ConfigError("receive", None, f"a method that dispatches events: override it in {type(self).__name__}")
 
     async def start(self) -> Self:
-        """Open the store and come to life on the running loop. Raises: ConfigError without a handler; store errors."""
+        """Open the store, and start on the running loop. Raises: ConfigError, store errors."""
         if self._manager is not None:
             raise ManagerClosedError("the bot was started before: close() it first")
         if self._options.get("handler") is None:
@@ -120,7 +126,7 @@ class Bot:
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Finish accepted events, flush, and close the store. Calling it again returns the last report."""
+        """Finish accepted events, flush, and close the store. A second call returns the report."""
         if self._manager is not None:
             self._report = await self._manager.close(timeout)
             self._manager = None

@@ -1,4 +1,4 @@
-"""The checks of numbers and words that users hand in: each says which option, which value, and what is allowed."""
+"""The checks of numbers and words that users give. The error names option, value and range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DAY = 86_400.0  # seconds
 
 
 def check_seconds(field: str, value: Any, *, least: float | None = None, most: float = 1e9) -> float:
-    """Return *value* as a float: above 0, or from *least* on; at most *most*. Raises: ConfigError."""
+    """Return *value* as float: above 0 or at least *least*, at most *most*. Raises: ConfigError."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (value > 0 if least is None else value >= least) or value > most:
         bound = "above 0" if least is None else f"at least {least:g}"

@@ -1,4 +1,4 @@
-"""`ConsoleBot`: the bot of the page that actorbot began with, to talk to on the console."""
+"""`ConsoleBot`: a bot to talk to on the console."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ConsoleBot"]
 
 
 class ConsoleBot(Bot):
-    """A bot to talk to on the console. `/session` shows the state, `/quit` leaves, and so do EOF and Ctrl-C."""
+    """A bot to talk to on the console. `/session` shows the state; `/quit`, EOF, Ctrl-C leave."""
 
     session_id: ClassVar[str] = "console:1"
 
@@ -31,23 +31,23 @@ class ConsoleBot(Bot):
 
     async def receive(self) -> None:
         """Talk until EOF or `/quit`."""
-        # Bytes that are no text, and text that the console cannot show, are no reason to end a conversation.
+        # Neither bytes that are no text nor text that the console cannot show end the conversation.
         for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
             if isinstance(stream, io.TextIOWrapper):
-                with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it before us
+                with contextlib.suppress(io.UnsupportedOperation):  # it has been read from
                     stream.reconfigure(errors=errors)
         try:
             while (line := await self._ask()) and line.strip().lower() != "/quit":
                 # A signal ends the talk; the event under way has until `close_timeout`.
                 await asyncio.shield(asyncio.create_task(self._answer(line.rstrip("\r\n"))))
-        except BrokenPipeError:  # who read what is printed has gone; nothing is left to say, at exit neither
+        except BrokenPipeError:  # nobody reads the output any more; print nothing, also not at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     async def _ask(self) -> str:
-        """Return what the user writes, with the end of its line; `""` at the end of the input."""
+        """Return a line that the user writes, with its end; `""` at the end of the input."""
         print("You > ", end="", flush=True)
         line: Future[str] = new_future()
-        # A daemon thread: a read of the console cannot be interrupted, and must not keep the process.
+        # A daemon thread: nothing can interrupt a read of the console, and the process must end.
         threading.Thread(target=_read, args=(line,), name="console-input", daemon=True).start()
         text = ""
         try:
@@ -66,9 +66,9 @@ class ConsoleBot(Bot):
                 await self.dispatch(self.session_id, text)
         except ActorbotError as error:
             print(f"({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-        except (Exception, asyncio.CancelledError):  # the handler's: its author wants to see where
+        except (Exception, asyncio.CancelledError):  # from the handler: show its author where
             traceback.print_exc()
-        with contextlib.suppress(ManagerClosedError):  # a close waits for the replies itself
+        with contextlib.suppress(ManagerClosedError):  # the close has waited for the replies
             await self.manager.delivered(self.session_id)
 
 

@@ -17,7 +17,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing the user did, as the bots of actorbot build it. A manager takes any object for an event."""
+    """One thing that the user did, as actorbot's own bots build it. A manager takes any object."""
 
     message: Message
 
@@ -41,4 +41,4 @@ class Duplicate:
 
 
 DUPLICATE: Final = Duplicate()
-"""What `dispatch` returns, instead of the handler's value, for an event id that the session has counted before. It is falsy."""
+"""What `dispatch` returns for an event id that the session has counted before. It is falsy."""

@@ -27,11 +27,13 @@ class Retry:
     """How often and how soon a failed write is tried again."""
 
     attempts: int = 5
-    """How many tries a write has, the first included, before its caller gets the error (1 to 1,000); one, once so many calls
-    in a row have failed.
-    What nobody waits for stays dirty after that, and is tried again every `cap` seconds."""
+    """How many tries a write has, the first one included, before its caller gets the error.
+
+    1 to 1,000. After that many failed calls in a row, a write has one try. A session that nobody
+    waits for stays dirty, and is tried again every `cap` seconds.
+    """
     base: float = 0.1
-    """Seconds between the first try and the second; each further pause is twice as long (0.001 to a day)."""
+    """Seconds between the first two tries; each further pause is twice as long (0.001 to a day)."""
     cap: float = 5.0
     """The longest pause in seconds (`base` to a day)."""
 
@@ -43,9 +45,10 @@ class Retry:
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after *attempt* has failed; the first attempt is 1.
 
-        There is no jitter: it keeps many clients from coming back at the same instant, and a manager retries as one.
+        There is no jitter. It would keep many clients from coming back at the same instant; a
+        manager retries for all its sessions as one client.
         """
-        doublings = min(attempt - 1, 30)  # from the least base past the greatest cap, and far from a float's overflow
+        doublings = min(attempt - 1, 30)  # the least base is then above the greatest cap; no float overflows
         return min(self.cap, self.base * 2.0**doublings)
 
 
@@ -53,18 +56,25 @@ class Retry:
 class FlushPolicy:
     """When a dispatch is acknowledged, and how what it changed reaches the store.
 
-    Made by `write_through()`, by `write_behind()`, by `journaled()`, or by `parse()` from the text that `str()` gives.
+    Made by `write_through()`, by `write_behind()`, by `journaled()`, or by `parse()` from the text
+    that `str()` gives.
     """
 
     mode: Literal["write-through", "write-behind", "journaled"]
     path: str = ""
-    """The journal's file, made if need be; beside it there will be files of the same name with an ending."""
+    """The journal's file, made if it is missing. Beside it are files of its name with an ending."""
     sync: Literal["full", "normal"] = "full"
-    """Whether the journal is synced before an event is acknowledged, or now and then: then a power loss costs the last moments."""
+    """Whether the journal is synced before an event is acknowledged, or only now and then.
+
+    With `normal`, a power loss costs the last moments.
+    """
     max_delay: float = 1.0
     """Seconds from a session's first unflushed event to its flush (above 0, up to a day)."""
     max_events: int = 100
-    """At this many unflushed events the session's next turn waits for its flush, while the store is up (1 to 1,000,000)."""
+    """At this many unflushed events, the session's next turn waits for a flush (1 to 1,000,000).
+
+    Not during an outage of the store.
+    """
     batch_size: int = 100
     """How many sessions go to the store in one call (1 to 10,000)."""
     max_dirty_bytes: int = 256 * 1024**2
@@ -95,7 +105,7 @@ class FlushPolicy:
             if field.name in _JOURNAL + _BEHIND and field.name not in _KNOBS[self.mode] and value != field.default:
                 raise ConfigError(field.name, value, f"nothing: {self.mode} has no such knob")
 
-    # The defaults below are those of the fields above: `= batch_size` is the value that this field was given.
+    # The defaults below are those of the fields above: `= batch_size` is the default of that field.
 
     @classmethod
     def write_through(
@@ -116,7 +126,7 @@ class FlushPolicy:
         store_deadline: float = store_deadline,
         retry: Retry = retry,
     ) -> Self:
-        """Acknowledge a dispatch when its handler has returned, and flush the session within `max_delay` seconds."""
+        """Acknowledge a dispatch when its handler returns; flush within `max_delay` seconds."""
         return cls(
             mode="write-behind",
             max_delay=max_delay,
@@ -142,7 +152,7 @@ class FlushPolicy:
         store_deadline: float = store_deadline,
         retry: Retry = retry,
     ) -> Self:
-        """Acknowledge a dispatch when it is in the journal, a file on this machine's disk, and flush as write-behind does."""
+        """Acknowledge a dispatch when a local file, the journal, has it; flush as write-behind."""
         return cls(
             mode="journaled",
             path=os.fspath(path) if isinstance(path, os.PathLike) else path,
@@ -158,12 +168,12 @@ class FlushPolicy:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a policy as it stands in a configuration file: `write-behind:max_delay=0.5,retry.attempts=3`.
+        """Read a policy from text, such as `write-behind:max_delay=0.5,retry.attempts=3`.
 
-        The knobs are those of the constructor of that name, in any order; all may be left out, with the colon. Spaces
-        around a word do not matter; its case and spelling do.
+        The knobs are those of the constructor of that name, in any order. Each may be left out;
+        without any, the colon too. Spaces around a word do not matter; its case does.
 
-        Raises: `ConfigError`, naming the knob and what it takes, or the knobs there are.
+        Raises: ConfigError, which names the knob and what it takes, or the knobs that there are.
         """
         if not isinstance(text, str):
             raise ConfigError("flush", text, "text such as 'write-behind:max_delay=0.5'")
@@ -191,7 +201,7 @@ class FlushPolicy:
 
 
 def _number_or_text(text: str) -> int | float | str:
-    """Return the number that *text* is, or the text; whether a knob takes it is for the constructor to say."""
+    """Return *text* as a number if it is one. The constructor checks whether a knob takes it."""
     for number in (int, float):
         try:
             return number(text)

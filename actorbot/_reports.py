@@ -1,4 +1,4 @@
-"""What a manager tells of itself: figures, health, its sessions, how its close went."""
+"""What a manager says of itself: figures, health, its sessions, how its close went."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Stats:
     dirty_bytes: int
     """Bytes of unflushed state, rounded up per session."""
     oldest_dirty: float
-    """Seconds since the first unflushed event of the session that has waited longest; 0.0 if all is flushed."""
+    """Seconds that the oldest unflushed event has waited; 0.0 if all is flushed."""
     events_at_risk: int
     """Acknowledged events that would be lost if the process were killed now."""
     bytes_at_risk: int
     """Bytes of the sessions that have such events."""
     journal_bytes: int
-    """Bytes of what the journal holds for the store; 0 without a journal."""
+    """Bytes in the journal that the store does not have yet; 0 without a journal."""
     store_reads: int
     store_writes: int
     store_retries: int
     conflicts: int
-    """Sessions that another process had written when they were to be written here."""
+    """Sessions whose flush met a write of another process."""
     backed_off: int
-    """Sessions that are left alone for a while because their record cannot be read."""
+    """Sessions that are left alone for a while, because their record cannot be read."""
     dead_letters: int
     replies_waiting: int
     """Sessions with replies on their way."""
@@ -46,7 +46,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How the manager is: `ready`, `degraded` (it answers, the store does not) or `failing`, and why."""
+    """`ready`, `degraded` (the manager answers, its store does not) or `failing`; and why."""
 
     status: Literal["ready", "degraded", "failing"]
     reason: str
@@ -54,11 +54,11 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """What was acknowledged here and could not be flushed, because another process had written the session."""
+    """State that was acknowledged here and not flushed: another process wrote the session."""
 
     session_id: str
     state: dict[str, Any] | None
-    """The session's values; `None` if it had been destroyed here."""
+    """The session's values; `None` if it was destroyed here."""
     version: int
     last_activity: float
     """Wall-clock seconds of its last event here."""
@@ -66,7 +66,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """What can be told of a resident session without touching it."""
+    """What is known of a resident session without touching it."""
 
     version: int
     flushed: int

@@ -1,4 +1,4 @@
-"""The error tree: one base to catch all, facts as attributes, the driver's exception as `__cause__`."""
+"""All errors: one base to catch, facts as attributes, the driver's exception as `__cause__`."""
 
 from __future__ import annotations
 
@@ -44,30 +44,39 @@ class ConfigError(ActorbotError, ValueError):
 
 
 class InvalidSessionIdError(ActorbotError, ValueError):
-    """A session id is not a non-empty, printable `str` of at most 512 UTF-8 bytes; nothing was touched."""
+    """This is no session id: a `str` of 1 to 512 UTF-8 bytes, without control characters.
+
+    Nothing was touched.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"invalid session id: {reason}; build ids as '<platform>:<user>', for example 'telegram:42'")
         self.reason = reason
 
 
-# --- the session's data ---------------------------------------------------------------------------
+# --- the session's data -------------------------------------------------------------------------
 
 
 class NotEncodableError(ActorbotError, TypeError):
-    """The state holds something a session cannot keep; `path` says where, e.g. `session['cart'][2]`."""
+    """The state holds something that a session cannot keep.
+
+    `path` says where: `session['cart'][2]`.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
-            f"{path}: {reason}; the event was rolled back. A session keeps JSON-like values, bytes, dates, timedelta, UUID, Decimal,"
-            " tuples and sets"
+            f"{path}: {reason}; the event was rolled back. A session keeps JSON-like values, bytes, dates,"
+            " timedelta, UUID, Decimal, tuples and sets"
         )
         self.path = path
         self.reason = reason
 
 
 class SessionTooLargeError(ActorbotError, ValueError):
-    """The state is nested too deeply, or larger than `max_session_bytes`; `path` says where, `limit` how much is allowed."""
+    """The state is nested too deeply, or larger than `max_session_bytes`.
+
+    `path` says where, `limit` how much is allowed.
+    """
 
     def __init__(self, path: str, reason: str, *, limit: int) -> None:
         super().__init__(f"{path}: {reason}; the event was rolled back. Keep less in the session")
@@ -77,7 +86,7 @@ class SessionTooLargeError(ActorbotError, ValueError):
 
 
 class CorruptSessionError(ActorbotError):
-    """A stored record cannot be decoded. It stays in its place, and is never overwritten by an event."""
+    """A stored record cannot be decoded. It stays in its place; no event overwrites it."""
 
     def __init__(self, store: str, session_id: str, reason: str) -> None:
         super().__init__(
@@ -89,11 +98,11 @@ class CorruptSessionError(ActorbotError):
         self.reason = reason
 
 
-# --- the store ------------------------------------------------------------------------------------
+# --- the store ----------------------------------------------------------------------------------
 
 
 class StoreError(ActorbotError):
-    """A store failed; `store` names it, `session_id` the session where it was about one."""
+    """A store failed. `store` names it; `session_id` names the session if it was about one."""
 
     def __init__(self, store: str, message: str, *, session_id: str | None = None) -> None:
         super().__init__(f"{store}: {message}" if session_id is None else f"{store}: session {session_id!r}: {message}")
@@ -106,14 +115,14 @@ class StoreUnavailableError(StoreError):
 
 
 class OutcomeUnknownError(StoreUnavailableError):
-    """A write was sent and its outcome could not be learned.
+    """A write was sent, and nobody knows whether it was done.
 
-    The session is read again before its next turn; the same `event_id` may be sent again.
+    The session is read again before its next turn. The same `event_id` may be sent again.
     """
 
 
 class ConflictError(StoreError):
-    """Another process has written the session since it was read; nothing of its write was overwritten."""
+    """Another process has written the session since it was read. Its write was not overwritten."""
 
 
 class StoreLockedError(StoreError):
@@ -121,14 +130,14 @@ class StoreLockedError(StoreError):
 
 
 class JournalError(StoreError):
-    """The journal is damaged, or is none; it was left as it is, and the message says what to do."""
+    """The journal is damaged, or the file is no journal. It was left as it is."""
 
 
 class InsecureStorageError(StoreError):
-    """The storage folder is a symlink, belongs to someone else, or may be written by others."""
+    """The storage folder is a symlink, or belongs to another user, or others may write to it."""
 
 
-# --- the turn -------------------------------------------------------------------------------------
+# --- the turn -----------------------------------------------------------------------------------
 
 
 class TurnError(ActorbotError):
@@ -140,15 +149,18 @@ class TurnError(ActorbotError):
 
 
 class DeadlockError(TurnError):
-    """Sessions would wait in a circle for each other's turns (the shortest circle: a turn waiting for its own session)."""
+    """Sessions would wait in a circle for each other's turns.
+
+    The shortest circle: a turn that waits for its own session.
+    """
 
 
 class DuplicateEventError(TurnError):
-    """`turn(…, event_id=…)` was given an event id that this session has already counted."""
+    """`turn(…, event_id=…)` was given an event id that this session has counted before."""
 
 
 class HandlerExitError(TurnError):
-    """A handler raised `SystemExit` or `KeyboardInterrupt`; the bot goes on. The original is `__cause__`."""
+    """A handler raised `SystemExit` or `KeyboardInterrupt`: the `__cause__`. The bot goes on."""
 
 
 class HandlerTimeoutError(TurnError, TimeoutError):
@@ -160,14 +172,14 @@ class TurnEndedError(TurnError):
 
 
 class TurnTimeoutError(TurnError, TimeoutError):
-    """The `timeout=` of a call ran out; an event that still waited for its turn was withdrawn."""
+    """The `timeout=` of a call ran out. An event that still waited for its turn was withdrawn."""
 
 
-# --- the manager ----------------------------------------------------------------------------------
+# --- the manager --------------------------------------------------------------------------------
 
 
 class OverloadedError(ActorbotError):
-    """A bound is reached; `reason` names it, `retry_after` (seconds) says when trying again makes sense."""
+    """A bound is reached. `reason` names it; try again after `retry_after` seconds."""
 
     def __init__(self, reason: str, *, retry_after: float = 1.0) -> None:
         super().__init__(f"{reason}; try again in {retry_after:g} s")
@@ -180,8 +192,11 @@ class ManagerClosedError(ActorbotError):
 
 
 class ForkedError(ActorbotError):
-    """The process was forked after the manager started: its threads and locks are the parent's. Start a manager after the fork."""
+    """The process was forked after the manager started: the parent has its threads and locks.
+
+    Start a manager after the fork.
+    """
 
 
 class WrongLoopError(ActorbotError):
-    """An async verb was called away from the manager's event loop, or a `_sync` verb on it."""
+    """An async verb was called outside the manager's event loop, or a `_sync` verb on it."""

@@ -1,1 +1,4 @@
-"""How fast, and at what price in memory: `python -m benchmarks --help` lists the questions; README.md says how they are asked."""
+"""How fast actorbot is, and how much memory it takes.
+
+`python -m benchmarks --help` lists the questions. README.md says how each is measured.
+"""

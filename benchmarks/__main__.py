@@ -44,7 +44,7 @@ QUESTIONS = {
     "drain": drain,
     "peers": peers,
 }
-COMMANDS = {"all": everything, "report": report, "compare": compare}  # what is done with the answers
+COMMANDS = {"all": everything, "report": report, "compare": compare}  # these work on the answers
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""actorbot as a contender, in both homes: the manager as one embeds it."""
+"""actorbot as a contender, in both homes: a manager embedded as a bot embeds it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ HANDLERS: Mapping[HandlerName, Callable[[Context], Any]] = {
 
 
 def make_store(store: StoreName, url: str, sessions: int) -> tuple[RecordStore, Callable[[], object]]:
-    """Make an empty store with room for so many sessions; return it, and what removes all that it holds."""
+    """Make an empty store with room for that many sessions.
+
+    Return the store, and a function that removes all that the store holds.
+    """
     if store == "memory":
         return MemorySessionStore(max_sessions=sessions), _nothing_to_clear  # evicts nobody
     if store == "file":

@@ -1,6 +1,8 @@
-"""What one writes by hand to bring a session into memory: read it when its first event comes, decode it, keep it encoded in a dict.
+"""What one writes by hand to bring a session into memory.
 
-Nothing else: no lock, nothing that keeps two events from reading the same session twice, nothing that ever writes it back.
+The session is read when its first event comes, is decoded, and is kept encoded in a dict. There is
+nothing else: no lock, nothing that keeps two events from reading the same session twice, and
+nothing that ever writes it back.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ class ColdFloor(ABC):
         remember(state, text)
         self.resident[session_id] = msgpack.packb(state)
 
-    async def flush(self) -> None:  # noqa: B027  # nothing was put off
+    async def flush(self) -> None:  # noqa: B027  # nothing waits to be written
         pass
 
     def wrong_counters(self, expected: Mapping[str, int]) -> dict[str, int]:
-        """Count in memory: nothing is written, so each run begins with what was filled in."""
+        """A contender in memory: nothing is written, so each run begins with what was filled in."""
         missing = {one: count - msgpack.unpackb(self.resident[one])["n"] for one, count in expected.items()}
         return {one: count for one, count in missing.items() if count}
 

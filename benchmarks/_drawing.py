@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from benchmarks._report import Figure
 from benchmarks._saved import Saved
 
-# Of Okabe and Ito: they stay apart for the colour-blind. The floor is hatched, too, so that they do so in print.
+# Colours of Okabe and Ito, which colour-blind readers can tell apart. The floor is hatched, too,
+# so that the two differ in print.
 ACTORBOT, FLOOR, GOAL = "#0072B2", "#E69F00", "#D55E00"
 OTHERS = (ACTORBOT, GOAL, "#009E73", "#CC79A7", "#56B4E9", FLOOR, "#000000")
 MARKERS = "osD^vP*X"
@@ -58,7 +59,10 @@ def rows_of(results: Sequence[Saved], names: Sequence[str], questions: Sequence[
 
 
 def pairs(axes: Axes, rows: Sequence[Row], unit: float) -> None:
-    """Draw two bars for each setting, the first setting on top; *unit* is what one on the axis stands for."""
+    """Draw two bars for each setting, the first setting on top.
+
+    *unit* is what 1 on the axis stands for.
+    """
     for (name, colour, hatch, aside), figures in zip(SIDES, list(zip(*rows, strict=True))[1:], strict=True):
         places = [place + aside for place in range(len(rows))]
         bars(axes, places, figures, unit, label=name, color=colour, hatch=hatch, height=0.38)
@@ -66,13 +70,13 @@ def pairs(axes: Axes, rows: Sequence[Row], unit: float) -> None:
 
 
 def bars(axes: Axes, places: Sequence[float], figures: Sequence[Any], unit: float, **how: Any) -> None:
-    """Draw the medians as bars, each with a line from the least to the most."""
+    """Draw the medians as bars, each with a line from the lowest to the highest."""
     medians, line = [median(figure.values) / unit for figure in figures], {"ecolor": "#111111", "capsize": 2}
     axes.barh(places, medians, xerr=ranges(figures, unit), error_kw=line, edgecolor="white", **how)
 
 
 def ranges(figures: Sequence[Figure], unit: float) -> list[list[float]]:
-    """Return how far the least and the most are from the medians."""
+    """Return how far the lowest and the highest are from the medians."""
     below = [(median(figure.values) - min(figure.values)) / unit for figure in figures]
     return [below, [(max(figure.values) - median(figure.values)) / unit for figure in figures]]
 

@@ -1,4 +1,7 @@
-"""Drives a contender: 64 tasks or threads take events from one sequence, and the clock stops after the flush."""
+"""Drives a contender: 64 tasks or threads take events from one sequence.
+
+The clock stops after the flush.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ Events = Iterator[tuple[str, str]]
 
 
 class Contender(Protocol):
-    """Somebody who handles the workload, for one run."""
+    """Something that handles the workload, for one run."""
 
     name: str
 
     def counter_of(self, session_id: str) -> int:
-        """Return the session's counter as it stands in the store; called before `close`."""
+        """Return the session's counter as the store has it; called before `close`."""
 
     def writes_per_event(self, events: int) -> float:
         """Return how often the store was written for each of *events* events."""
@@ -56,9 +59,12 @@ class Run:
     seconds: float
     """From the first event to the end of the flush."""
     cpu_seconds: float
-    """That the process, all its threads, was given meanwhile: what a busy neighbour disturbs least."""
+    """The processor time of all threads of the process meanwhile.
+
+    Other programs on the machine disturb it least.
+    """
     lost: int
-    """Events that their sessions' counters miss; negative if some counted twice."""
+    """Events that are missing in their sessions' counters; negative if some counted twice."""
     wrong_counters: int
     """Sessions whose counter is not what it must be."""
     writes_per_event: float
@@ -80,7 +86,7 @@ class Series:
     """Nanoseconds of each `dispatch` of the latency pass, shortest first."""
 
 
-# --- asyncio ----------------------------------------------------------------------------------------------------------
+# --- asyncio ------------------------------------------------------------------------------------
 
 
 async def run_on_loop(contender: LoopContender, workload: Workload, seconds: float) -> Run:
@@ -98,7 +104,10 @@ async def run_on_loop(contender: LoopContender, workload: Workload, seconds: flo
 
 
 async def time_on_loop(contender: LoopContender, workload: Workload) -> list[int]:
-    """Return how long each `dispatch` took, in nanoseconds, in a second round over sessions that are already active."""
+    """Return how long each `dispatch` took, in nanoseconds.
+
+    Measured in a second round, over sessions that are active already.
+    """
     workload = workload.head(MAX_TIMED)
     await contender.open(workload.users)
     try:
@@ -141,7 +150,7 @@ async def _loop_timer(events: Events, dispatch: Callable[[str, str], Awaitable[A
             await asyncio.sleep(0)
 
 
-# --- threads ----------------------------------------------------------------------------------------------------------
+# --- threads ------------------------------------------------------------------------------------
 
 
 def run_in_threads(contender: ThreadContender, workload: Workload, seconds: float) -> Run:
@@ -197,11 +206,11 @@ def _thread_timer(events: Events, dispatch: Callable[[str, str], Any], durations
         durations.append(perf_counter_ns() - started)
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- both ---------------------------------------------------------------------------------------
 
 
 class Stopwatch:
-    """Runs from its making."""
+    """A clock that runs from the moment it is made."""
 
     def __init__(self) -> None:
         gc.collect()  # what the run before left behind; during a run the collector keeps its defaults
@@ -213,7 +222,7 @@ class Stopwatch:
         return perf_counter() - self._started
 
     def stop(self, contender: Contender, workload: Workload, rounds: int) -> Run:
-        """Say how it went, having checked every counter in the store."""
+        """Return the run, after a check of every counter in the store."""
         seconds, cpu_seconds, peak = self.seconds, process_time() - self._cpu, peak_rss()
         wrong = workload.wrong_counters(rounds, contender.counter_of)
         events = rounds * len(workload.events)

@@ -1,6 +1,7 @@
-"""What a bot author writes by hand instead: the floors that actorbot is measured against. None of them promises anything else.
+"""What a bot author writes by hand instead: the floors that actorbot is measured against.
 
-Every floor decodes the session with `msgpack.unpackb`, changes it and encodes it with `msgpack.packb`, once per event.
+None of them promises anything else. Every floor decodes the session with `msgpack.unpackb`, changes
+it and encodes it with `msgpack.packb`, once for each event.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class LockFloor(Floor):
         self.clear()
 
 
-# Closures, not methods: the quickest way to write it by hand, and so the higher floor.
+# Closures, not methods: this is the quickest way to write it by hand, and so the higher floor.
 
 
 def _inline_dispatch(shelf: Shelf) -> Callable[[str, str], Awaitable[Any]]:
@@ -132,7 +133,10 @@ def _threaded_dispatch(shelf: Shelf) -> Callable[[str, str], Awaitable[Any]]:
 
 
 class PykkaFloor(Floor):
-    """threads: a stock `pykka.ThreadingActor` per user, all started before the clock, asked once per event."""
+    """threads: a stock `pykka.ThreadingActor` per user, asked once for each event.
+
+    All actors are started before the clock.
+    """
 
     name = "pykka.ThreadingActor per user"
 
@@ -151,7 +155,10 @@ class PykkaFloor(Floor):
         pass
 
     def close(self) -> None:
-        """Stop every actor, so that none of their threads disturbs the next run; ten thousand take seconds."""
+        """Stop every actor, so that none of their threads disturbs the next run.
+
+        Ten thousand actors take seconds.
+        """
         stopped = [ref.stop(block=False) for ref in self._refs.values()]
         for stop in stopped:
             stop.get(timeout=STOP_TIMEOUT)

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks._report import Figure, Result, spread
 
 LEAST_SECONDS = 5.0
-"""Of a measured run: of shorter ones a verdict is a hint."""
+"""Seconds of a measured run. For shorter runs a verdict is only a hint."""
 
 NOT_MEASURED, VOID = "not measured", "void"
 
@@ -26,7 +26,7 @@ class Goal:
     at_most: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     table: str = ""
-    """What the title of the table has, where a result has several."""
+    """A part of the title of the table, where a result has several tables."""
     against: str = ""
     """The figure is divided by the median of this one."""
 
@@ -84,7 +84,8 @@ GOALS = (
     Goal("activations/s from Redis", "activation", "activations/s", at_least=15_000, options={"store": "redis"}, table=" 64 in flight"),
     Goal("20,000 events/s offered, Redis: p99 of dispatch", "offered", "p99 of dispatch", at_most=5, options=_STREAM),
     Goal("20,000 events/s offered, Redis: longest stall", "offered", "longest stall of the loop", at_most=20, options=_STREAM),
-    # Twice the `max_delay`, which is 1 s unless it is named. What a batch may take on top of it is not measured, and not granted.
+    # Twice the `max_delay`, which is 1 s unless an option names it. A batch may take more time on
+    # top of that; this time is not measured, so the goal does not allow for it.
     Goal("20,000 events/s offered, Redis: oldest unflushed state", "offered", "oldest unflushed state", at_most=2, options=_STREAM),
     Goal(
         "64 callers without a pause, Redis, max_delay=0.5: oldest unflushed state", "policies", "oldest unflushed state", at_most=1,
@@ -95,7 +96,10 @@ GOALS = (
 
 
 def decide(results: Sequence[Result]) -> list[Decision]:
-    """Decide each goal by the figures that are there: once for each table that has been measured as the goal says."""
+    """Decide each goal by the figures that there are.
+
+    A goal is decided once for each table that was measured as the goal says.
+    """
     decisions = []
     for goal in GOALS:
         found = [_decide(goal, figure, result) for result, figure in _figures(goal, results)]

@@ -1,4 +1,7 @@
-"""What a kill would cost at this instant: the events that callers were told of, less those that the store or the journal has."""
+"""What a kill would cost at this moment.
+
+That is the events that callers have an answer to, less those that the store or the journal has.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ Rows = Sequence[tuple[int, bytes]]
 
 
 class Ledger(FaultyStore):
-    """Notes what the store around which it stands has confirmed; can be told to be down."""
+    """Stands around a store and notes what the store has confirmed; can be told to be down."""
 
     def __init__(self, inner: RecordStore) -> None:
         super().__init__(inner)
         self.confirmed: dict[str, Record] = {}
         """The newest record of each session that was written."""
         self.longest_call = 0.0
-        """Seconds: of the calls that write."""
+        """Seconds that each writing call took."""
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         began = perf_counter()
@@ -40,7 +43,10 @@ class Ledger(FaultyStore):
 
 @contextmanager
 def noting_commits(note: Callable[[Rows], object]) -> Iterator[None]:
-    """Call *note* with the rows of every transaction of a journal, on the journal's thread, when it has been committed."""
+    """Call *note* with the rows of each transaction of a journal.
+
+    It is called on the journal's thread, when the transaction has been committed.
+    """
     commit: Any = JournalFile.commit
 
     def noted(file: JournalFile, rows: Rows, *rest: Any) -> None:
@@ -57,10 +63,13 @@ def noting_commits(note: Callable[[Rows], object]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """Who knew what at one instant. To be taken on the loop of the callers, in one step; read when the run is over."""
+    """Who knew what at one moment.
+
+    Taken on the loop of the callers, in one step, and read when the run is over.
+    """
 
     acknowledged: Counter[str]
-    """Events that the callers of each session were told of."""
+    """Events of each session that callers have an answer to."""
     journal: dict[int, bytes]
     """The journal's rows."""
     confirmed: dict[str, Record]

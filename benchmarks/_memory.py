@@ -16,19 +16,25 @@ def rss() -> int:
 
 
 def peak_rss() -> int:
-    """Return the highest resident memory, in bytes, since `reset_peak_rss`; where there is no /proc, since the process began."""
+    """Return the highest resident memory, in bytes, since `reset_peak_rss`.
+
+    Where there is no /proc: since the process began.
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _status("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
 
 
 def reset_peak_rss() -> None:
-    """Let the peak begin anew, where the system can (Linux)."""
+    """Let the peak begin again, where the system can do that (Linux)."""
     if _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5")
 
 
 def threads() -> int:
-    """Return the number of threads of the process, those of extension modules included; 0 where there is no /proc."""
+    """Return the number of threads of the process, also of those that extension modules started.
+
+    0 where there is no /proc.
+    """
     return _status("Threads")
 
 

@@ -1,4 +1,4 @@
-"""Events offered at a fixed rate, each at its instant, whatever has become of those before."""
+"""Events offered at a fixed rate, each at its time, whether those before are answered or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ async def offer_events(
 ) -> tuple[array[int], list[int]]:
     """Dispatch *events* of (session id, text), each in a task of its own; the first is due now.
 
-    Return how late each was answered, in nanoseconds from the instant at which it was due, and the numbers of those that failed.
+    Return how late each was answered, in nanoseconds from the time at which it was due, and the
+    numbers of those that failed.
     """
     late, failed = array("q", bytes(8 * len(events))), list[int]()
     loop, answered, left = asyncio.get_running_loop(), asyncio.Event(), len(events)
@@ -37,7 +38,7 @@ async def offer_events(
     while sent < len(events):
         due = min(len(events), int((perf_counter() - started) * rate) + 1)
         for number in range(sent, due):
-            loop.create_task(dispatch_one(number))  # whatever it waits for knows it
+            loop.create_task(dispatch_one(number))  # what the task waits for keeps it alive
         sent = due
         await asyncio.sleep(TICK)
     await answered.wait()

@@ -1,4 +1,7 @@
-"""The servers that `all` measures with: those that are named, or else its own, on the loopback and in folders that go with them."""
+"""The servers that `all` measures with.
+
+They are those that an option names, or else its own, on the loopback and in temporary folders.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ class NoServerError(Exception):
 def server(store: str, given: str | None) -> Iterator[tuple[str, str]]:
     """Yield the URL and the version of a server for *store*.
 
-    It is the *given* one; or else one that is started here, if there is a program for it; or else the one at the usual port.
-    Raises: NoServerError.
+    This is the *given* one. If there is none, it is one that is started here, if there is a program
+    for it. Else it is the one at the usual port. Raises: NoServerError.
     """
     program = None if given else find(store)
     if program is None:
@@ -54,7 +57,8 @@ def server(store: str, given: str | None) -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory(prefix="actorbot-benchmark-", ignore_cleanup_errors=True) as folder:
         port = _free_port()
         url = f"redis://127.0.0.1:{port}/0" if store == "redis" else f"mongodb://127.0.0.1:{port}/"
-        # A session of its own: Ctrl-C is for the benchmarks, which still have to clear what they have written.
+        # A process session of its own, so that Ctrl-C does not reach the server: the benchmarks
+        # still have to remove what they wrote to it.
         process = subprocess.Popen(
             [program, *_options(store, port, folder)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -66,7 +70,7 @@ def server(store: str, given: str | None) -> Iterator[tuple[str, str]]:
 
 
 def find(store: str) -> str | None:
-    """Return the path of the server's program, of a wheel or on the PATH, or `None`."""
+    """Return the path of the server's program, in a wheel or on the PATH, or `None`."""
     for package, place in WHEELS[store]:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():

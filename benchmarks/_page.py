@@ -17,9 +17,10 @@ CAVEATS = "What this does not show"
 
 
 def page(collection: Collection, plots: Mapping[str, str], folder: Path, earlier: Sequence[Collection] = ()) -> str:
-    """Return the whole page; *plots* are the captions of the drawings that are in *folder*, by their names.
+    """Return the whole page.
 
-    The goals of the *earlier* runs stand beside those of this one.
+    *plots* are the captions of the drawings that are in *folder*, by their names. The goals of the
+    *earlier* runs stand beside those of this one.
     """
     parts = [
         "# Benchmarks",

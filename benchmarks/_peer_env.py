@@ -1,4 +1,4 @@
-"""Environments of the peers' own: made on demand, kept for the next time, and never the project's."""
+"""Environments for the peers: made when needed, kept for the next time, never the project's."""
 
 from __future__ import annotations
 
@@ -58,19 +58,20 @@ def default_folder() -> Path:
 
 
 def make(name: str, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Make the environment unless it is there; return the command that runs a program in it, and what to set for it.
+    """Make the environment unless it is there.
 
-    Raises: MissingPeerError.
+    Return the command that runs a program in it, and the environment variables for it. Raises:
+    MissingPeerError.
     """
     environment = ENVIRONMENTS[name]
     place = folder.resolve() / f"{name}-{_digest(environment)}"
     npm = environment.kind == "npm"
     runner = _find("node") if npm else str(place / "bin" / "python")
     if not (place / MADE).exists():
-        shutil.rmtree(place, ignore_errors=True)  # one that was left half made
+        shutil.rmtree(place, ignore_errors=True)  # one that was only half made
         place.mkdir(parents=True)
         if npm:
-            # No scripts of packages: bottender's ngrok would load a program from elsewhere, which no session needs.
+            # No install scripts: bottender's ngrok would download a program that no session needs.
             options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--prefix", str(place)]
             _run([_find("npm"), "install", *options, *environment.requirements])
         else:
@@ -82,7 +83,10 @@ def make(name: str, folder: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _digest(environment: Environment) -> str:
-    """Return what changes with the pins, and with the interpreter that a virtual environment is bound to."""
+    """Return what an environment depends on: the pinned versions, and the interpreter.
+
+    A virtual environment is bound to its interpreter.
+    """
     bound_to = [] if environment.kind == "npm" else [sys.base_prefix, sys.version]
     return hashlib.sha256("\n".join([*environment.requirements, *bound_to]).encode()).hexdigest()[:10]
 
@@ -99,7 +103,10 @@ def _run(command: Sequence[str]) -> None:
 
 
 def run(command: Sequence[str], settings: Mapping[str, str], patience: float) -> str:
-    """Run a command in at most *patience* seconds and return its output. Raises: MissingPeerError."""
+    """Run a command in at most *patience* seconds and return its output.
+
+    Raises: MissingPeerError.
+    """
     name = Path(command[0]).name
     try:
         done = subprocess.run(
@@ -121,7 +128,7 @@ def run(command: Sequence[str], settings: Mapping[str, str], patience: float) ->
 
 
 def _reason(said: str) -> str:
-    """Return the line that says most: the last that speaks of an error, or else the last."""
+    """Return the most useful line: the last one that speaks of an error, or else the last."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()]
     return (telling or lines or ["it said nothing"])[-1][:200]

@@ -12,12 +12,15 @@ from benchmarks._servers import URLS
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One command: a question with the options that are always given, and those that only one of the plans gives."""
+    """One command: a question and its options.
+
+    Some options are always given, others only by one of the plans.
+    """
 
     common: str
     full: str = ""
     quick: str | None = None
-    """`None`: the quick plan does without it."""
+    """`None`: the quick plan leaves this setting out."""
 
     @property
     def name(self) -> str:
@@ -39,11 +42,13 @@ class Setting:
         return shlex.split(f"{self.common} {(self.quick if quick else self.full) or ''}")
 
 
-# What a goal is decided by has five runs of at least five seconds; what only belongs into the picture has three shorter ones.
+# A goal is decided by five runs of at least five seconds. What is only shown has three shorter
+# runs.
 GOAL = "--repeats 5"
 PICTURE = "--repeats 3 --seconds 2"
 SESSION = GOAL, "--repeats 3 --events 10000 --seconds 0.3"
-# Where the floor handles a few thousand events a second, a round of 100,000 would take half a minute and more.
+# Fewer events where the floor handles a few thousand a second: 100,000 would take half a minute or
+# more.
 SLOW = f"{GOAL} --events 20000", "--repeats 3 --events 2000 --seconds 0.3"
 SLOW_PICTURE = f"{PICTURE} --events 10000"
 
@@ -89,6 +94,6 @@ PLAN = (
 
 
 def settings(quick: bool, stores: Sequence[str] | None) -> list[Setting]:
-    """Return what the plan has to be measured; only with these *stores* if any are named."""
+    """Return the settings of the plan; only those with these *stores*, if any are named."""
     chosen = [setting for setting in PLAN if not quick or setting.quick is not None]
     return [setting for setting in chosen if not stores or setting.store in stores]

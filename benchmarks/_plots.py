@@ -1,4 +1,7 @@
-"""The report's plots, as SVG and PNG. They need matplotlib; so this module is imported only when a report is written."""
+"""The report's plots, as SVG and PNG.
+
+They need matplotlib, so this module is imported only when a report is written.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ COLUMNS = 4  # panels beside each other
 
 
 def draw(collection: Collection, folder: Path) -> dict[str, str]:
-    """Draw what there are figures for; return the captions by the names of the files, which have no ending here."""
+    """Draw each plot for which there are figures.
+
+    Return the captions, by the names of the files without their endings.
+    """
     lines = "the lines reach from the least run to the most"
     plots: Mapping[str, tuple[Callable[[Sequence[Saved]], Drawing | None], str]] = {
         "throughput": (_throughput, f"Events a second, and how many times the floor's; {lines}."),

@@ -1,4 +1,7 @@
-"""What a question answers with: figures in tables, printed and as JSON; and the command line's common part."""
+"""What a question gives: figures in tables, printed and as JSON.
+
+Also the options that all questions have.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +50,19 @@ class Table:
     title: str
     figures: tuple[Figure, ...]
     remarks: Mapping[str, str] = field(default_factory=dict)
-    """What is to be said of a contender, be it that there are no figures of it. A table that has them is printed a line for each."""
+    """What is to be said of a contender, also of one without figures.
+
+    A table with remarks is printed with one line for each contender.
+    """
 
     @property
     def contenders(self) -> list[str]:
-        """Whom the figures and the remarks are of, each once, in the order of the remarks."""
+        """The contenders with figures or remarks, each once, in the order of the remarks."""
         return list(dict.fromkeys([*self.remarks, *(figure.of for figure in self.figures)]))
 
     @property
     def rows(self) -> dict[str, list[str]]:
-        """For each quantity what to print of each contender; "" where there is no such figure."""
+        """For each quantity, what to print for each contender; "" where there is no such figure."""
         found = {(figure.name, figure.of): spread(figure) for figure in self.figures}
         names = dict.fromkeys(figure.name for figure in self.figures)
         return {name: [found.get((name, of), "") for of in self.contenders] for name in names}
@@ -70,7 +76,10 @@ class Result:
     options: Mapping[str, Any]
     tables: tuple[Table, ...]
     wrong: int
-    """Counters that were not in the store what they must be, or sessions that were not where they must be: any makes the run void."""
+    """Counters that were wrong in the store, or sessions that were not where they must be.
+
+    Any of these makes the run void.
+    """
     details: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else was noted, run by run."""
 
@@ -87,7 +96,10 @@ class Result:
         }
 
     def conclude(self, file: str | None) -> int:
-        """Print the tables, write all as JSON if there is a *file*, and return the exit status: 1 if a counter was wrong."""
+        """Print the tables, and write all as JSON if there is a *file*.
+
+        Return the exit status: 1 if a counter was wrong.
+        """
         for table in self.tables:
             _print(table)
         if self.wrong:
@@ -100,7 +112,11 @@ class Result:
 def figures_of(
     of: str, runs: Iterable[Any], *quantities: tuple[str, str, Literal["higher", "lower", ""], Callable[[Any], float]]
 ) -> list[Figure]:
-    """Make a figure of each quantity: its name, its unit, which is better, and what returns it of a run."""
+    """Make a figure of each quantity.
+
+    A quantity is a name, a unit, which direction is better, and a function that takes it from a
+    run.
+    """
     runs = tuple(runs)
     return [
         Figure(name, tuple(value(run) for run in runs), of, unit, better) for name, unit, better, value in quantities
@@ -114,7 +130,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def command(argv: Sequence[str]) -> str:
-    """Return the command line as it may be published: where its results went is nobody's concern."""
+    """Return the command line for the report, without the place where results are written."""
     line = " ".join(["python -m benchmarks", *argv])
     return without_password(re.sub(r" --json[ =]\S+", "", line))
 
@@ -125,7 +141,7 @@ def without_password(text: str) -> str:
 
 
 def spread(figure: Figure) -> str:
-    """Return "median (least-most) unit"."""
+    """Return "median (lowest-highest) unit"."""
     values, unit = figure.values, f" {figure.unit}" if figure.unit else ""
     if len(values) == 1 or min(values) == max(values):
         return _number(values[0]) + unit

@@ -74,7 +74,10 @@ class Collection:
 
 
 def load(path: Path) -> Collection:
-    """Read a result, or all in a folder, which its index stands for, too. Raises: NotAResultError."""
+    """Read a result, or all results of a folder; the path of the index stands for its folder, too.
+
+    Raises: NotAResultError.
+    """
     if not path.is_dir() and path.name != INDEX:
         return Collection((read_result(path),), Index())
     folder = path if path.is_dir() else path.parent

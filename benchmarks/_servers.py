@@ -1,4 +1,4 @@
-"""Sessions in a server: the floors that one writes by hand, and where a run keeps what it writes."""
+"""Sessions in a server: the floors that one writes by hand, and where a run writes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _in_batches(keys: Any, size: int = 1000) -> Any:
 
 
 class ServerFloor:
-    """asyncio: one `asyncio.Lock` per user around a read from the server, the change, and a write to it."""
+    """asyncio: one `asyncio.Lock` per user around a read, the change, and a write."""
 
     name = ""
 

@@ -1,4 +1,7 @@
-"""Sessions that stand in a store before anybody comes: each with the workload's ten texts, and how they are counted afterwards."""
+"""Sessions that are in a store before a run begins, and how they are counted afterwards.
+
+Each has the workload's ten texts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from actorbot.stores.base import Record, RecordStore, Write
 from benchmarks._workload import make_texts, remember
 
 TEXTS = 10
-"""What the counter of a session that was stored here stands at."""
+"""The counter of a session that was stored here."""
 
 BATCH = 1_000  # records in one call of a store
 
@@ -26,13 +29,16 @@ def stored_state() -> dict[str, Any]:
 
 
 def stored_record(now: float) -> Record:
-    """Make the record of such a session, under an id that is to be replaced."""
+    """Make the record of such a session; its id is replaced later."""
     record = Record.from_document(stored_state(), session_id="-", store="-", expires_in=ONE_YEAR, now=now)
     return record.next_write()
 
 
 def fill(store: RecordStore, session_ids: Sequence[str]) -> None:
-    """Write each session into *store*, which is open and does not have it yet. Raises: ActorbotError."""
+    """Write each session into *store*, which is open and does not have it yet.
+
+    Raises: ActorbotError.
+    """
     record = stored_record(time())
     for batch in in_batches(session_ids):
         writes = [Write(replace(record, session_id=one).next_write(), base=b"") for one in batch]
@@ -42,7 +48,7 @@ def fill(store: RecordStore, session_ids: Sequence[str]) -> None:
 
 
 def wrong_counters(store: RecordStore, expected: dict[str, int]) -> dict[str, int]:
-    """Return the sessions whose counter in *store* is not what is expected, and how many events it misses."""
+    """Return the sessions whose counter in *store* is wrong, and how many events are missing."""
     missing = {}
     for batch in in_batches(list(expected)):
         for session_id, record in zip(batch, store.read_many(batch), strict=True):

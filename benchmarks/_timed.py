@@ -1,4 +1,7 @@
-"""Callers in flight with a clock around each event, and somebody who looks on meanwhile: what the questions about one manager share."""
+"""What the questions about one manager share.
+
+Callers in flight with a clock around each event, and somebody who looks at the manager meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ async def time_rounds(
     workload: Workload,
     seconds: float,
 ) -> Timed:
-    """Handle the workload, again and again until *seconds* have passed, with a clock around each event; then flush."""
+    """Handle the workload, again and again until *seconds* have passed, then flush.
+
+    There is a clock around each event.
+    """
     durations, rounds = array("q"), 0
     gc.collect()  # what came before; from here on the collector keeps its defaults
     started = perf_counter()
@@ -57,7 +63,7 @@ def latencies(durations: Sequence[int]) -> dict[str, int]:
 
 
 def latency_figures(of: str, what: str, runs: Sequence[dict[str, int]]) -> list[Figure]:
-    """Make a figure of each of the nanoseconds that `latencies` found, run by run; *what* is what was timed."""
+    """Make figures of the nanoseconds of each run that `latencies` finds; *what* was timed."""
     return [
         Figure(
             f"longest {what}" if name == "p100" else f"{name} of {what}",

@@ -1,4 +1,8 @@
-"""The session workload: what an event does to its session, who sends how many, and what must be in the store afterwards."""
+"""The session workload.
+
+What an event does to its session, who sends how many events, and what the store must have
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,10 @@ def remember(session: MutableMapping[str, Any], text: str) -> None:
 
 
 async def remember_and_await(session: MutableMapping[str, Any], text: str) -> None:
-    """Do the same, and let others run between the read and the write: without a guard, updates get lost here."""
+    """Do the same, and let others run between the read and the write.
+
+    Without a lock, updates get lost here.
+    """
     count = session.get("n", 0)
     await asyncio.sleep(0)
     session["n"] = count + 1
@@ -50,14 +57,20 @@ class Workload:
         return Workload(self.users, self.events[:events], self.in_flight)
 
     def wrong_counters(self, rounds: int, counter_of: Callable[[str], int]) -> dict[str, int]:
-        """Return the sessions whose counter is not what *rounds* rounds must have made it, and how many events it misses."""
+        """Return the sessions whose counter is wrong after *rounds* rounds.
+
+        Also how many events they miss.
+        """
         expected = Counter(user for user, _ in self.events)
         missing = {user: expected[user] * rounds - counter_of(user) for user in self.users}
         return {user: count for user, count in missing.items() if count}
 
 
 def make_workload(users: int, events: int, in_flight: int, distribution: Distribution) -> Workload:
-    """Draw the users of *events* events and their texts; the same arguments draw the same workload."""
+    """Draw the users of *events* events and their texts.
+
+    The same arguments draw the same workload.
+    """
     draw = random.Random(SEED)
     names = tuple(f"bench:{number}" for number in range(users))
     weights = [1.0 if distribution == "uniform" else 1.0 / rank for rank in range(1, users + 1)]

@@ -1,4 +1,7 @@
-"""How quickly sessions that only the store has come into memory: actorbot beside a read per session, in the same run."""
+"""How quickly sessions come into memory from the store: actorbot beside a read for each session.
+
+Both are measured in the same run.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ TEXT = "Hello, it is me again"
 
 
 class ColdContender(Protocol):
-    """Somebody whose sessions stand in a store; `open` and `close` begin and end a run, in which none of them is in memory first."""
+    """A contender whose sessions are in a store.
+
+    `open` and `close` begin and end a run. At its beginning no session is in memory.
+    """
 
     name: str
 
@@ -82,7 +88,7 @@ class Run:
     flush_seconds: float
     """From the first event to the end of the flush."""
     cpu_seconds: float
-    """That the process, all its threads, was given until all were handled."""
+    """The processor time of all threads of the process until all were handled."""
     lost: int
     """Events that their sessions' counters miss."""
     wrong_counters: int
@@ -133,7 +139,10 @@ def measure(
     repeats: int,
     begin: Callable[[str], None],
 ) -> list[Run]:
-    """Fill each contender's store once, then measure them by turns; *begin* is told what comes next, outside the measured time."""
+    """Fill each contender's store once, then measure the contenders by turns.
+
+    *begin* is told what comes next, outside of the measured time.
+    """
     contenders: list[ColdContender] = []
     runs = []
     try:
@@ -186,13 +195,13 @@ async def _greet(dispatch: Callable[[str, str], Any], names: Iterator[str]) -> N
 
 
 def split(runs: Sequence[Run], in_flight: int) -> tuple[list[Run], list[Run]]:
-    """Return the floor's runs and actorbot's, of so many in flight."""
+    """Return the floor's runs and actorbot's, with that many events in flight."""
     these = [run for run in runs if run.in_flight == in_flight]
     return these[::2], these[1::2]
 
 
 def figures(floor: Sequence[Run], actorbot: Sequence[Run]) -> list[Figure]:
-    """Return what is shown; the ratio is of neighbouring runs. The floor writes nothing."""
+    """Return what is shown; the ratio is that of neighbouring runs. The floor writes nothing."""
     return [
         *_figures(floor),
         Figure("ratio to the floor", (1.0,), floor[0].contender),
@@ -213,6 +222,6 @@ def _figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def ratios(floor: Sequence[Run], actorbot: Sequence[Run]) -> list[float]:
-    """Return actorbot's activations a second over the floor's, of each pair of neighbouring runs."""
+    """Return actorbot's activations a second over the floor's, for each two neighbouring runs."""
     pairs = zip(floor, actorbot, strict=True)
     return [ours.activations_per_second / theirs.activations_per_second for theirs, ours in pairs]

@@ -1,4 +1,7 @@
-"""What it costs when more users write than fit into memory, so that an event may have to bring one session in and send another out."""
+"""What it costs when more users write than fit into memory.
+
+An event may have to bring one session in, and another session has to leave for it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Churned:
     peak_resident: int
     store_writes: int
     refused: int
-    """Events that got `OverloadedError`, since nobody was found who could leave."""
+    """Events that got `OverloadedError`, since no session was found that could leave."""
     lost: int
     """Acknowledged events, of this run and those before, that their sessions' counters miss."""
     wrong_counters: int
@@ -54,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status: 1 if a counter was wrong or more sessions were resident than may be."""
+    """Measure, print, and return the exit status.
+
+    It is 1 if a counter was wrong, or if more sessions were resident than allowed.
+    """
     distributions: tuple[Distribution, ...] = get_args(Distribution)
     with _report.progress(len(distributions) * (1 + args.repeats)) as begin:
         measured = {each: asyncio.run(measure(args, each, begin)) for each in distributions}
@@ -76,7 +82,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def measure(args: argparse.Namespace, distribution: Distribution, begin: Callable[[str], None]) -> list[Churned]:
-    """Write all sessions into a store, then run by run let a fresh manager handle the workload, and check every counter."""
+    """Write all sessions into a store, then measure run by run.
+
+    In each run a fresh manager handles the workload, and every counter is checked.
+    """
     workload = make_workload(args.users, args.events, args.in_flight, distribution)
     store, clear = make_store(args.store, args.url or URLS.get(args.store, ""), args.users)
     runs = []
@@ -95,7 +104,10 @@ async def measure(args: argparse.Namespace, distribution: Distribution, begin: C
 
 
 async def churn(args: argparse.Namespace, store: RecordStore, workload: Workload, expected: Counter[str]) -> Churned:
-    """Let a manager handle the workload, and check every counter; what is *expected* of them grows by what was acknowledged."""
+    """Let a manager handle the workload, and check every counter.
+
+    The *expected* counters grow by what was acknowledged.
+    """
     flush, refused, resident = FlushPolicy.parse(args.policy), 0, [0]
     async with SessionManager(store, handler=handle, flush=flush, max_resident=args.resident) as manager:
 

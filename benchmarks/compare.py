@@ -1,7 +1,8 @@
 """What has changed between two results: better, worse, or the same within the spread.
 
-A figure has changed if its medians differ by more than --percent and the ranges of its values, from the least to the most, do not
-overlap. With fewer than three values on a side there is no range to speak of: too few runs.
+A figure has changed if its medians differ by more than --percent and its ranges, from the lowest
+value to the highest, do not overlap. With fewer than three values on a side there is no range: too
+few runs.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Compare, print, and return the exit status: 2 if a file is no result; with --fail, 1 if anything got worse."""
+    """Compare, print, and return the exit status.
+
+    It is 2 if a file is no result; with --fail, 1 if anything got worse.
+    """
     try:
         before, after = load(args.before), load(args.after)
         ours, theirs = tables_of(before), tables_of(after)
@@ -96,7 +100,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def tables_of(collection: Collection) -> dict[Key, tuple[Saved, Table]]:
-    """Return the tables by what they are matched by. Raises: NotAResultError, if two cannot be told apart."""
+    """Return the tables, each by the key that it is matched by.
+
+    Raises: NotAResultError, if two tables have the same key.
+    """
     found: dict[Key, tuple[Saved, Table]] = {}
     for saved in collection.results:
         for table in saved.result.tables:
@@ -126,7 +133,10 @@ def _circumstances(collection: Collection) -> dict[str, str]:
 
 
 def options(ours: Mapping[Key, tuple[Saved, Table]], theirs: Mapping[Key, tuple[Saved, Table]]) -> Iterator[str]:
-    """Say which options differ where the tables have the same title; where a server listens is none of them."""
+    """Say which options differ where the tables have the same title.
+
+    The address of a server does not count.
+    """
     for key in [key for key in ours if key in theirs]:
         both = ({**saved[key][0].result.options, "url": None} for saved in (ours, theirs))
         yield from _differences(f"{key[0]}, {key[1]}: ", *both)

@@ -1,4 +1,4 @@
-"""How long a close takes with so many sessions that the store does not have yet, and what is in the store when it has returned."""
+"""How long a close takes when the store lacks many sessions, and what the store has afterwards."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ class Drained:
     """Acknowledged events that the store did not have when the close began."""
     report: ShutdownReport
     reported_in_vain: int
-    """Sessions that the report says are not flushed, and that the store has."""
+    """Sessions that the report says are not flushed although the store has them."""
     lost: int
-    """Events that the counters of those sessions miss that the report says are flushed."""
+    """Events that are missing in the counters of sessions that the report says are flushed."""
     wrong_counters: int
-    """Such sessions; and others of which the store has neither all events nor none, or that the report should have named."""
+    """Sessions with such events, and sessions that are stored in part or missing in the report.
+
+    Stored in part: the store has some of the session's events, but not all.
+    """
 
     @property
     def flushed(self) -> int:
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status: 1 if the store has not what the report of the close says."""
+    """Measure, print, and return the exit status: 1 if the store and the report disagree."""
     with _report.progress(2 * len(args.sessions) * args.repeats) as begin:
         runs = [asyncio.run(measure(args, size, begin)) for size in args.sessions for _ in range(args.repeats)]
     return Result(
@@ -91,7 +94,10 @@ async def measure(args: argparse.Namespace, sessions: int, begin: Callable[[str]
 
 
 def check(store: RecordStore, names: Sequence[str], dirty: int, report: ShutdownReport) -> Drained:
-    """Open the store again and compare every counter with the *report*: a session is stored as a whole, or named there."""
+    """Open the store again and compare every counter with the *report*.
+
+    A session must be stored as a whole, or be named there.
+    """
     store.init()
     try:
         missing = wrong_counters(store, dict.fromkeys(names, TEXTS))

@@ -21,8 +21,8 @@ from benchmarks._saved import DONE, INDEX, Index, NotAResultError, Outcome, read
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1200.0  # seconds for one setting
-ENDING = 30.0  # seconds for a process that was interrupted to clear what it has written to a server
-LOOK = 0.2  # seconds between two looks at whether it is to be interrupted
+ENDING = 30.0  # seconds for an interrupted process to remove what it wrote to a server
+LOOK = 0.2  # seconds between two looks at whether the process is to be interrupted
 INTERRUPTED = "not measured: interrupted"
 
 
@@ -30,7 +30,8 @@ INTERRUPTED = "not measured: interrupted"
 class Stop:
     """Whether somebody has pressed Ctrl-C.
 
-    A KeyboardInterrupt would do, if it could not come while a process is being started, which nobody would end then.
+    A KeyboardInterrupt will not do: it may come while a process is being started, and then nobody
+    would end that process.
     """
 
     asked: bool = False
@@ -53,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, report, and return the exit status: 1 if anything was skipped, failed or void; 2 if nothing could begin."""
+    """Measure, report, and return the exit status.
+
+    It is 1 if anything was skipped, failed or void; 2 if nothing could begin.
+    """
     try:
         report.check_plots()
         args.out.mkdir(parents=True, exist_ok=True)
@@ -88,9 +92,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _clear(out: Path) -> None:
-    """Remove the results of an earlier `all`, which would be taken for this one's; other files stay."""
+    """Remove the results of an earlier `all`, which would look like those of this one.
+
+    Other files stay.
+    """
     for outcome in read_index(out).settings:
-        if Path(outcome.name).name == outcome.name:  # what somebody wrote there names no file elsewhere
+        # The index may be somebody else's: a name in it must not lead out of the folder.
+        if Path(outcome.name).name == outcome.name:
             (out / f"{outcome.name}.json").unlink(missing_ok=True)
     (out / INDEX).unlink(missing_ok=True)
 
@@ -98,7 +106,10 @@ def _clear(out: Path) -> None:
 def _servers(
     stack: ExitStack, given: dict[str, str | None], settings: Sequence[Setting], versions: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the URLs of the servers that the settings need, until *stack* ends; and why there is none. Fill in the *versions*."""
+    """Return the URLs of the servers that the settings need, and why a server is missing.
+
+    The servers run until *stack* ends. Fills in the *versions*.
+    """
     urls: dict[str, str] = {}
     absent: dict[str, str] = {}
     for store in dict.fromkeys(setting.server for setting in settings if setting.server):
@@ -112,7 +123,7 @@ def _servers(
 def _run(argv: Sequence[str], file: Path, stop: Stop) -> str:
     """Run one command, which writes *file*; return DONE, or what went wrong."""
     said, ended = "", ""
-    # A session of its own, so that Ctrl-C reaches the process once: from here.
+    # A process session of its own, so that Ctrl-C reaches the process only once: from here.
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks", *argv, "--json", str(file)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -133,7 +144,7 @@ def _run(argv: Sequence[str], file: Path, stop: Stop) -> str:
     )
     if process.returncode == 1 and file.exists() and not ended:  # a counter was wrong: the report says that it is void
         return f"void: {last}"
-    file.unlink(missing_ok=True)  # it may be half a result
+    file.unlink(missing_ok=True)  # it may be only half of a result
     return ended or f"failed with status {process.returncode}: {last}"
 
 
@@ -148,9 +159,10 @@ def _interrupt(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Stop]:
-    """Take note of SIGINT and SIGTERM instead of ending by them: what was started here has to be ended first.
+    """Note SIGINT and SIGTERM instead of ending: first the processes started here have to end.
 
-    They are taken even where SIGINT is ignored, as behind `nohup … &`: the processes started here would ignore it, too.
+    The signals are noted also where SIGINT is ignored, as with `nohup … &`: the processes started
+    here would ignore it, too.
     """
     stop = Stop()
 

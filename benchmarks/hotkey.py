@@ -1,4 +1,7 @@
-"""What one very busy session costs itself and its neighbours: all events to one session, beside as many to 64 of them."""
+"""What one very busy session costs itself and the others.
+
+All events go to one session; then, to compare, as many events go to 64 sessions.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,10 @@ def main(args: argparse.Namespace) -> int:
 async def measure(
     args: argparse.Namespace, workload: Workload, handler: HandlerName, begin: Callable[[str], None]
 ) -> Hot:
-    """Give the workload to a fresh manager over an empty store, with a quiet user beside it, and check every counter."""
+    """Measure the workload with a fresh manager over an empty store, and check every counter.
+
+    A quiet user sends events meanwhile.
+    """
     sessions = len(workload.users)
     begin(f"{handler} handler, {sessions} sessions")
     store, clear = make_store(args.store, args.url or URLS.get(args.store, ""), sessions + 1)
@@ -117,12 +123,15 @@ async def measure(
 
 @asynccontextmanager
 async def probing(dispatch: Callable[[str, str], Awaitable[Any]]) -> AsyncIterator[array[int]]:
-    """Let a quiet user send an event 5 ms after each answer; yield how late these were, in nanoseconds from when the event was due."""
+    """Let a quiet user send an event 5 ms after each answer.
+
+    Yields how late these were answered, in nanoseconds from the time at which each was due.
+    """
     late, over = array("q"), False
 
     async def probe() -> None:
         while not (over and late):
-            due = perf_counter() + PROBE  # a fixed rhythm that the loop cannot keep would add up all that came before
+            due = perf_counter() + PROBE  # not a fixed rhythm: delays would add up
             await asyncio.sleep(PROBE)
             await dispatch(QUIET, "Is anybody there?")
             late.append(int((perf_counter() - due) * 1e9))
@@ -136,7 +145,7 @@ async def probing(dispatch: Callable[[str, str], Awaitable[Any]]) -> AsyncIterat
 
 
 def figures(runs: Sequence[Hot]) -> list[Figure]:
-    """Return what is shown of the runs with the same number of sessions."""
+    """Return what is shown of the runs with this number of sessions."""
     of = f"{runs[0].sessions} session{'s' if runs[0].sessions > 1 else ''}"
     return [
         *figures_of(of, runs, ("events/s", "", "higher", lambda run: run.timed.events_per_second)),

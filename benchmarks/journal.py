@@ -1,4 +1,8 @@
-"""What a journal costs: actorbot with `journaled` beside a bare group commit of the same records to SQLite, in the same run."""
+"""What a journal costs: actorbot with `journaled` beside bare commits of the same records.
+
+The bare commits go to SQLite, too. Both commit groups of the same size, and are measured in the
+same run.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ class Journaled:
     """What was measured."""
 
     batch: float
-    """Records in a transaction, on average, of actorbot's and so of the floor's."""
+    """Records in a transaction, on average, of actorbot and so of the floor."""
     record_bytes: float
     floors: tuple[Floor, ...]
     runs: tuple[Run, ...]
@@ -128,7 +132,10 @@ def _run(workload: Workload, sync: Sync, folder: str | None, seconds: float) -> 
 
 
 def _run_floor(batches: Sequence[Rows], sync: Sync, folder: str | None, seconds: float) -> Floor:
-    """Commit *batches* over and over: a transaction each, the connection set as actorbot's, and nothing else done."""
+    """Commit *batches* again and again: a transaction each, and nothing else.
+
+    The connection has the settings of actorbot's.
+    """
     with tempfile.TemporaryDirectory(prefix="actorbot-benchmark-", dir=folder) as place:
         connection = sqlite3.connect(Path(place) / "floor", isolation_level=None)
         for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", f"synchronous={sync.upper()}"):

@@ -1,4 +1,7 @@
-"""How late the answers are, and how long the loop stands still, while events are offered at a fixed rate whatever the answers do."""
+"""How late the answers are, and how long the loop stands still, at a fixed rate of events.
+
+An event is offered at its time whether those before are answered or not.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ class Offered:
 
     events: int
     seconds: float
-    """From the first scheduled instant to the last answer."""
+    """From the time of the first event to the last answer."""
     latency_ns: dict[str, int]
-    """Of `dispatch`, from the instant for which the event was scheduled."""
+    """Of `dispatch`, from the time at which the event was due."""
     stall_ms: float
-    """The longest that the loop kept a task waiting that wanted to run every millisecond."""
+    """The longest delay of a task that wanted to run every millisecond."""
     full_collections: int
     """How often the garbage collector walked over everything that is in memory."""
     collection_ms: float
@@ -46,7 +49,10 @@ class Offered:
     failed: int
     """Events whose `dispatch` raised."""
     lost: int
-    """Events, of this run and those before, that their sessions' counters in the store miss; those that failed are among them."""
+    """Events of this run and those before that are missing in the counters in the store.
+
+    Those that failed are among them.
+    """
     wrong_counters: int
 
     @property
@@ -56,7 +62,7 @@ class Offered:
 
 @dataclass(slots=True)
 class Watcher:
-    """Looks on while the events come."""
+    """Looks at the manager while the events come."""
 
     manager: SessionManager
     stall: float = 0.0
@@ -114,7 +120,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def measure(args: argparse.Namespace, names: Sequence[str], begin: Callable[[str], None]) -> list[Offered]:
-    """Bring all sessions into memory, then offer them events, run after run; *begin* is told what comes next."""
+    """Bring all sessions into memory, then offer events, run after run.
+
+    *begin* is told what comes next.
+    """
     store, clear = make_store(args.store, args.url or URLS.get(args.store, ""), len(names))
     try:
         begin("bringing the sessions into memory")
@@ -159,7 +168,10 @@ async def offer(
     rate: float,
     wrong: Callable[[], Mapping[str, int]],
 ) -> Offered:
-    """Dispatch *events* of (session id, text), each in a task of its own at its instant; then count what is *wrong* in the store."""
+    """Dispatch *events* of (session id, text), each in a task of its own at its time.
+
+    Then count what is *wrong* in the store.
+    """
     gc.collect()  # what came before; from here on the collector keeps its defaults
     async with watching(manager) as watcher:
         started = perf_counter()

@@ -1,4 +1,7 @@
-"""What the callers notice, and what it takes, when the store is down for a while and events go on coming at a fixed rate."""
+"""What callers notice when the store is down for a while, and how long it takes to catch up.
+
+Events go on coming at a fixed rate.
+"""
 
 from __future__ import annotations
 
@@ -44,20 +47,20 @@ class Outage:
     events: dict[str, int]
     """In each phase."""
     latency_ns: dict[str, dict[str, int]]
-    """Of `dispatch`, from the instant at which the event was due, in each phase."""
+    """Of `dispatch`, from the time at which the event was due, in each phase."""
     down: float
-    """Seconds for which the store was."""
+    """Seconds for which the store was down."""
     peak_dirty_bytes: int
     peak_journal_bytes: int
     catch_up: float
     """Seconds from the store's return until it had all that was acknowledged at that instant."""
     behind: int
-    """Sessions of which it had not, when a minute had passed."""
+    """Sessions that the store did not have completely when a minute had passed."""
     retries: int
     failed: int
     """Events whose `dispatch` raised."""
     lost: int
-    """Acknowledged events that their sessions' counters miss in the end."""
+    """Acknowledged events that are missing in their sessions' counters at the end."""
     wrong_counters: int
 
 
@@ -76,7 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status: 1 if a counter was wrong or the store had not everything in time."""
+    """Measure, print, and return the exit status.
+
+    It is 1 if a counter was wrong, or if the store did not have everything in time.
+    """
     with _report.progress(len(args.policies) * args.repeats) as begin:
         runs = [asyncio.run(measure(args, each, begin)) for _ in range(args.repeats) for each in args.policies]
     setting = f"{args.store}, {args.users:,} users, {args.rate:,} events/s, {args.down:g} s {'silent' if args.hangs else 'down'}"
@@ -93,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def measure(args: argparse.Namespace, text: str, begin: Callable[[str], None]) -> Outage:
-    """Offer events before, during and after an outage, and check every counter when all is flushed."""
+    """Offer events before, during and after an outage. When all is flushed, check every counter."""
     begin(text)
     names = tuple(f"bench:{number}" for number in range(args.users))
     draw, texts = random.Random(SEED), make_texts(1000)
@@ -152,7 +158,8 @@ async def interrupt(
 ) -> tuple[float, float, float, int]:
     """Take the store down, or let it hang, and let it return.
 
-    Say when it went, returned, and had all that was acknowledged at its return; and how many sessions' events it did not get in time.
+    Return when it went down, when it returned, and when it had all that was acknowledged at its
+    return. Also return how many sessions it did not have completely in time.
     """
     await asyncio.sleep(args.around)
     (store.hold if args.hangs else store.outage)()
@@ -161,7 +168,8 @@ async def interrupt(
     (store.release if args.hangs else store.restore)()
     returned, behind = perf_counter(), dict(acknowledged)
     while behind and perf_counter() - returned < PATIENCE:
-        # These sessions began in this manager and no event of theirs came twice: a version is a number of events.
+        # A session's version is its number of events: the sessions began in this manager, and
+        # no event came twice.
         behind = {one: n for one, n in behind.items() if one not in store.confirmed or store.confirmed[one].version < n}
         if behind:
             await asyncio.sleep(LOOK_AT_STORE)
@@ -169,7 +177,7 @@ async def interrupt(
 
 
 def split(late: array[int], borders: Sequence[int]) -> dict[str, array[int]]:
-    """Return what belongs to each phase, by the instant at which the event was due."""
+    """Return what belongs to each phase, by the time at which the event was due."""
     went, returned = borders
     return dict(zip(PHASES, (late[:went], late[went:returned], late[returned:]), strict=True))
 

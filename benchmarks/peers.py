@@ -1,4 +1,7 @@
-"""How actorbot compares with what bot authors use today: each peer a process of its own, in an environment of its own."""
+"""How actorbot compares with what bot authors use today.
+
+Each peer runs in a process of its own, with an environment of its own.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,17 @@ OURS = "actorbot"
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Somebody who handles the workload."""
+    """Something that handles the workload."""
 
     name: str
     program: Path
     package: str
-    """A name in `ENVIRONMENTS`, or else a distribution that the benchmark's own interpreter has; "" if there is none."""
+    """A name in `ENVIRONMENTS`, or a distribution that the benchmark's own interpreter has.
+
+    "" if the peer needs neither.
+    """
     variant: str = ""
-    """What the program makes of it, it says itself."""
+    """The program itself says what this means for it."""
     stores: tuple[str, ...] = ALL
 
     @property
@@ -47,7 +53,10 @@ class Peer:
         return f"{self.package} {version(self.package)}" if self.package else "by hand"
 
     def command(self, folder: Path) -> tuple[list[str], dict[str, str]]:
-        """Return what runs the program, and what to set for it; an environment is made if it is not there. Raises: MissingPeerError."""
+        """Return the command for the program, and the environment variables for it.
+
+        An environment that is not there is made. Raises: MissingPeerError.
+        """
         if self.package in ENVIRONMENTS:
             return make(self.package, folder)
         return [sys.executable], {"PYTHONPATH": str(ROOT)}
@@ -75,14 +84,23 @@ class Run:
     peer: str
     events: int
     seconds: float
-    """From the first event to the last answer and, where it is written at most a second later, to the end of that."""
+    """From the first event to the last answer.
+
+    If the peer has everything written at most a second later: until then.
+    """
     flush_seconds: float
-    """From the last answer until the store has everything: a part of `seconds`, except where it is not due in every run (ptb)."""
+    """From the last answer until the store has everything.
+
+    This is a part of `seconds`, except for a peer that does not write in every run (ptb).
+    """
     cpu_seconds: float
-    """That the program was given meanwhile: what a busy neighbour disturbs least. A server's is not among it."""
+    """The processor time of the program meanwhile, without a server's.
+
+    Other programs on the machine disturb it least.
+    """
     latency_ms: dict[str, float]
     lost: int
-    """Events that the counters in the store miss."""
+    """Events that are missing in the counters in the store."""
     wrong_counters: int
     """Sessions whose counter is not what it must be."""
 
@@ -106,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status: 1 if actorbot failed, or a counter of its was wrong."""
+    """Measure, print, and return the exit status: 1 if actorbot failed or lost an event."""
     peers = [peer for peer in PEERS if args.store in peer.stores and peer.name in (args.only or [peer.name])]
     if not peers:
         print(f"none of them keeps sessions in {args.store}", file=sys.stderr)
@@ -133,7 +151,10 @@ def main(args: argparse.Namespace) -> int:
 def measure(
     args: argparse.Namespace, peers: Sequence[Peer], workload: Workload, begin: Callable[[str], None]
 ) -> tuple[dict[str, list[Run]], dict[str, str]]:
-    """Measure all by turns; return the runs of those that finished them all, and why each of the others did not."""
+    """Measure all peers by turns.
+
+    Return the runs of those that finished all of them, and for each of the others the reason.
+    """
     missing: dict[str, str] = {}
     commands = {}
     for peer in peers:
@@ -175,7 +196,10 @@ def _run(peer: Peer, command: tuple[list[str], dict[str, str]], args: argparse.N
 
 
 def judge(name: str, said: str, workload: Workload) -> Run:
-    """Compare the counters that a program read back with the events it had. Raises: MissingPeerError."""
+    """Compare the counters that a program read back with the events that it had.
+
+    Raises: MissingPeerError.
+    """
     try:
         line = json.loads(said)
         counters, events = line.pop("counters"), line["events"]
@@ -190,7 +214,10 @@ def judge(name: str, said: str, workload: Workload) -> Run:
 
 
 def figures(runs: Mapping[str, Sequence[Run]]) -> list[Figure]:
-    """Return what is shown; the ratio is to the fastest peer that lost nothing in any run, of the same repeat."""
+    """Return what is shown.
+
+    The ratio is to the fastest peer of the same round, among those that lost nothing in any run.
+    """
     safe = {name: done for name, done in runs.items() if name != OURS and not any(run.lost for run in done)}
     fastest = max(safe.values(), key=lambda done: median(run.events_per_second for run in done), default=None)
     found = []

@@ -1,4 +1,7 @@
-"""What each flush policy costs in speed, and what a kill would cost under it: measured at instants of a run, beside what is promised."""
+"""What each flush policy costs in speed, and what a kill would cost under it.
+
+That is measured at some moments of a run, and shown beside what is promised.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ POLICIES = (
     "journaled:sync=full",
     "journaled:sync=normal",
 )
-INSTANTS = 20  # at which a run is looked at
-LOOKS = 100  # at `stats().oldest_dirty`
+INSTANTS = 20  # moments at which a run is looked at
+LOOKS = 100  # looks at `stats().oldest_dirty`
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +47,21 @@ class Kept:
     timed: Timed
     store_writes: int
     loss: int
-    """Acknowledged events that a kill would have cost, at the worst of the instants."""
+    """Acknowledged events that a kill would have cost, at the worst of the moments."""
     loss_of_one: int
     """The same, of one session."""
     at_risk: int
-    """The highest `stats().events_at_risk` of the same instants."""
+    """The highest `stats().events_at_risk` at the same moments."""
     understated: int
-    """Instants at which that was less than what a kill would have cost."""
+    """Moments at which that was less than what a kill would have cost."""
     broken: int
-    """Sessions that would have lost more than the policy allows, summed over the instants."""
+    """Sessions that would have lost more than the policy allows, summed over the moments."""
     oldest_dirty: float
     """Seconds: the highest `stats().oldest_dirty`."""
     longest_call: float
-    """Seconds: of the store's writes, a batch each."""
+    """Seconds that each write of the store took, a batch each."""
     lost: int
-    """Events that their sessions' counters miss after the flush."""
+    """Events that are missing in their sessions' counters after the flush."""
     wrong_counters: int
 
 
@@ -88,7 +91,10 @@ def with_path(text: str, path: str) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status: 1 if a counter was wrong or a kill would have cost more than is promised."""
+    """Measure, print, and return the exit status.
+
+    It is 1 if a counter was wrong, or if a kill would have cost more than is promised.
+    """
     workload = make_workload(args.users, args.events, args.in_flight, args.distribution)
     with _report.progress(len(args.policies) * args.repeats) as begin:
         runs = [
@@ -108,7 +114,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def measure(args: argparse.Namespace, text: str, workload: Workload, begin: Callable[[str], None]) -> Kept:
-    """Handle the workload over an empty store, look at it at some instants, and check every counter when it is flushed."""
+    """Handle the workload over an empty store, and look at it at some moments.
+
+    When it is flushed, check every counter.
+    """
     begin(text)
     acknowledged: Counter[str] = Counter()
     instants: list[tuple[int, Instant]] = []
@@ -155,12 +164,18 @@ async def measure(args: argparse.Namespace, text: str, workload: Workload, begin
 
 
 def promised_events(flush: FlushPolicy) -> int:
-    """Return how many events of a session docs/guarantees.md lets a kill cost, the store being up."""
+    """Return how many events of a session a kill may cost, as docs/guarantees.md says.
+
+    The store is up.
+    """
     return flush.max_events if flush.mode == "write-behind" else 0
 
 
 def aim_of(flush: FlushPolicy, args: argparse.Namespace) -> tuple[str, str, Literal[""], Callable[[Kept], float]]:
-    """Return how old unflushed state is meant to become at most; files are so slow that it depends on how many sessions wait."""
+    """Return the greatest age that unflushed state is meant to reach.
+
+    Files are so slow that the age depends on how many sessions wait.
+    """
     if args.store == "file":
         rate = "aimed at, max_delay + users / flush rate"
         return rate, "s", "", lambda run: flush.max_delay + args.users * run.timed.seconds / run.store_writes

@@ -1,4 +1,4 @@
-"""Make a page with tables, goals and plots of the results in a folder."""
+"""Make a page with tables, goals and plots from the results in a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Write the report and return the exit status: 1 if it has gaps or void results, 2 if it cannot be written."""
+    """Write the report and return the exit status.
+
+    It is 1 if there are gaps or void results, 2 if the report cannot be written.
+    """
     try:
         return write(args.folder, args.earlier)
     except (OSError, NoPlotsError) as exc:
@@ -41,9 +44,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def write(folder: Path, earlier: Sequence[Path] = ()) -> int:
-    """Write *folder*/report.md and its plots; return the exit status. Raises: OSError, NoPlotsError.
+    """Write *folder*/report.md and its plots, and return the exit status.
 
-    The goals of the runs in *earlier* stand beside those of this one.
+    The goals of the runs in *earlier* stand beside those of this one. Raises: OSError,
+    NoPlotsError.
     """
     plots = check_plots()
     try:

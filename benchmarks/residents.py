@@ -1,4 +1,4 @@
-"""What a session costs in memory while it is resident, what an event costs then, and how quickly sessions come and leave."""
+"""What a resident session costs in memory and time, and how quickly sessions come and leave."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ IN_FLIGHT = 64
 IDLE_TIMEOUT = 900.0
 MAX_DELAY = 1.0
 WAVE = 5_000  # sessions activated between two flushes: what one second may bring
-EVENTS = 50_000  # of those that are sent to sessions that are resident
-WARM_UP = 1_000  # sessions of a manager before the measured one: code, thread stacks and buffers are there by then
+EVENTS = 50_000  # events that are sent to resident sessions
+WARM_UP = 1_000  # sessions of a manager before: it brings code, thread stacks and buffers
 
 
 class FarStore(RecordStore):
-    """Stands for a server: every id has a record of the same ten texts, and what is written leaves the process."""
+    """Stands for a server.
+
+    Every id has a record of the same ten texts, and nothing that is written stays in the process.
+    """
 
     name: ClassVar[str] = "far"
     expires_in = ONE_YEAR
@@ -58,23 +61,32 @@ class Residents:
 
     sessions: int
     record_bytes: int
-    """Of one encoded record."""
+    """Bytes of one encoded record."""
     resident_bytes: int
-    """By which the process grew for each resident, idle, flushed session, its encoded state included."""
+    """Bytes by which the process grew for each session, its encoded state included.
+
+    The sessions are resident, idle and flushed.
+    """
     threads_first: int
-    """Threads of the process, 5,000 sessions being resident."""
+    """Threads of the process when 5,000 sessions are resident."""
     threads_last: int
-    """Threads of the process, all being resident."""
+    """Threads of the process when all sessions are resident."""
     activations_per_second: float
-    """Of sessions read from a store that answers at once, each with its first event, 64 in flight."""
+    """Sessions a second, read from a store that answers at once.
+
+    Each comes with its first event, 64 in flight.
+    """
     passivations_per_second: float
-    """Of all sessions, flushed and idle, once their time is up."""
+    """Sessions a second that leave when all of them, flushed and idle, may leave."""
     event_us: float
-    """Microseconds of processor time that an event takes, its flush included, while all are resident and any may be next."""
+    """Microseconds of processor time that an event takes, its flush included.
+
+    All sessions are resident, and each may get the next event.
+    """
     collection_ms: float
     """How long the interpreter stands still while the garbage collector walks over everything."""
     left_behind: int
-    """Sessions that should have left memory and have not."""
+    """Sessions that should have left memory and did not."""
     wrong_counters: int
 
     @property
@@ -87,7 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status: 1 if a counter was wrong, or a session would not leave memory."""
+    """Measure, print, and return the exit status.
+
+    It is 1 if a counter was wrong, or if a session did not leave memory.
+    """
     with _report.progress(4) as begin:
         result = asyncio.run(measure(args.sessions, begin))
     figures = figures_of(
@@ -112,10 +127,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def measure(sessions: int, begin: Callable[[str], None]) -> Residents:
-    """Activate *sessions* sessions, let them be idle, and let all of them leave; *begin* is told what comes next."""
+    """Activate *sessions* sessions, let them be idle, and let all of them leave.
+
+    *begin* is told what comes next.
+    """
     begin("warm-up")
     await _activate_and_leave(WARM_UP)
-    clock = ManualClock()  # so that idleness, and the flush of each wave, come when they are wanted
+    clock = ManualClock()  # idle time-out and flushes come when they are wanted
     store = FarStore(clock.wall())
     async with _manager(store, clock, sessions) as manager:
         threads, rss_empty = [], _settled_rss()

@@ -1,4 +1,4 @@
-"""How many events a second, and how late: actorbot beside what one writes by hand, in the same run."""
+"""How many events a second, and how late: actorbot beside what one writes by hand, in one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AnyContender = OnLoop | PykkaFloor | ThreadActorbot
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Who is measured, and how often."""
+    """What is measured, and how often."""
 
     store: StoreName
     url: str
@@ -37,7 +37,7 @@ class Setting:
     handler: HandlerName
     repeats: int
     seconds: float
-    """The least that a measured run lasts."""
+    """Seconds that a measured run lasts at least."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
 def measure(setting: Setting, workload: Workload, begin: Callable[[str], None]) -> tuple[Series, Series]:
     """Measure the floor and actorbot by turns, then how late each is; return both, the floor first.
 
-    *begin* is told what comes next, outside the measured time.
+    *begin* is told what comes next, outside of the measured time.
     """
     makers: tuple[Callable[[Setting, Workload], AnyContender], ...] = (_floor, _actorbot)
     runs: tuple[list[Run], ...] = ([], [])
@@ -146,7 +146,7 @@ def figures(series: Series, *ratio: float) -> list[Figure]:
 
 
 def ratios(floor: Series, actorbot: Series) -> list[float]:
-    """Return actorbot's events a second over the floor's, of each pair of neighbouring runs."""
+    """Return actorbot's events a second over the floor's, for each two neighbouring runs."""
     pairs = zip(floor.runs, actorbot.runs, strict=True)
     return [ours.events_per_second / theirs.events_per_second for theirs, ours in pairs]
 
@@ -157,7 +157,7 @@ def percentile(ordered: Sequence[int], percent: float) -> int:
 
 
 def policy(text: str) -> str:
-    """Read an option that is a flush policy, and leave it as it is written."""
+    """Read an option that is a flush policy, and keep it as it was written."""
     try:
         FlushPolicy.parse(text)
     except ConfigError as exc:

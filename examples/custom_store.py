@@ -1,4 +1,7 @@
-"""A store of your own: four methods, plain or async. This one keeps every session as JSON in a SQLite table."""
+"""A store of your own: four methods, plain or async.
+
+This one keeps every session as JSON in a SQLite table.
+"""
 
 import json
 import sqlite3

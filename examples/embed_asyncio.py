@@ -1,7 +1,7 @@
-"""A long-running process that takes events from an asyncio source, and ends well on SIGTERM and Ctrl-C.
+"""A long-running process that takes events from an asyncio source.
 
-The source here is standard input, a pipe or a terminal, a line per event: `<user> <text>`. In your process it is a queue, a socket or
-a webhook.
+It ends well on SIGTERM and Ctrl-C. The source here is standard input, a pipe or a terminal, with
+one event on each line: `<user> <text>`. In your process it is a queue, a socket or a webhook.
 """
 
 import asyncio
@@ -36,7 +36,8 @@ async def main() -> None:
     await manager.start()
     consumer = asyncio.create_task(consume(source, manager))
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, consumer.cancel)  # and nothing else: the close below must go on
+        # Only the consumer is cancelled: the close below must still run.
+        loop.add_signal_handler(number, consumer.cancel)
     try:
         await consumer
     except asyncio.CancelledError:

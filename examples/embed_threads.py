@@ -1,4 +1,7 @@
-"""A threaded process: a handler runs in the thread that dispatches, and no update is lost however many there are."""
+"""A threaded process: a handler runs in the thread that dispatches.
+
+No update is lost, however many threads there are.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""What a flush policy changes: how often the store is written, and when an event is acknowledged."""
+"""What a flush policy changes: how often the store is written, when an event is acknowledged."""
 
 import asyncio
 from pathlib import Path

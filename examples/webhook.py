@@ -1,9 +1,11 @@
 """A bot behind webhooks: it counts what each user writes.
 
-    TELEGRAM_SECRET_TOKEN=… uvicorn examples.webhook:app        or        TELEGRAM_SECRET_TOKEN=… python examples/webhook.py
+    TELEGRAM_SECRET_TOKEN=… uvicorn examples.webhook:app
+    TELEGRAM_SECRET_TOKEN=… python examples/webhook.py       (the same)
 
-Set what you have of TELEGRAM_SECRET_TOKEN, SLACK_SIGNING_SECRET, and META_APP_SECRET with META_VERIFY_TOKEN; the paths are /telegram,
-/slack and /meta. With TELEGRAM_TOKEN replies go to Telegram; without, and for the others, they are printed.
+Set the secrets of your platforms: TELEGRAM_SECRET_TOKEN, SLACK_SIGNING_SECRET, or META_APP_SECRET
+with META_VERIFY_TOKEN. The paths are /telegram, /slack and /meta. With TELEGRAM_TOKEN replies to
+Telegram are sent there; all other replies are printed.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""A Telegram bot on aiogram that learns your name; kill it and start it again, it still knows you.
+"""A Telegram bot on aiogram that learns your name. Kill it and start it again: it still knows you.
 
-TELEGRAM_TOKEN=123:abc python examples/with_aiogram.py        (pip install '.[aiogram]' in a clone; @BotFather gives tokens)
+TELEGRAM_TOKEN=123:abc python examples/with_aiogram.py
+
+Install: pip install '.[aiogram]' in a clone. @BotFather gives tokens.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ def make_dispatcher(folder: str) -> Dispatcher:
     @dispatcher.message(Command("reset"))
     async def reset(message: Message, turn: Context) -> None:
         turn.end_session()
-        turn.send(message.answer("I have forgotten you"))  # leaves when the turn is acknowledged
+        turn.send(message.answer("I have forgotten you"))  # is sent when the turn is acknowledged
 
     @dispatcher.message(Form.nickname)
     async def learn(message: Message, state: FSMContext, session: Session, turn: Context) -> None:

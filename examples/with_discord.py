@@ -1,8 +1,9 @@
-"""A Discord bot with a command that adds up what each user gives it: `!count` adds one, `!count 5` five.
+"""A Discord bot with a command that counts for each user: `!count` adds one, `!count 5` five.
 
 DISCORD_TOKEN=... python examples/with_discord.py
 
-The bot needs the intent "Message Content" (Developer Portal, Bot). Install: pip install '.[discord]' in a clone
+The bot needs the intent "Message Content" (Developer Portal, Bot).
+Install: pip install '.[discord]' in a clone
 """
 
 import asyncio
@@ -34,7 +35,7 @@ def make_bot() -> tuple[commands.Bot, SessionManager]:
     @in_turn(manager)
     async def count(ctx: commands.Context[Any], session: Any, turn: Context, amount: int = 1) -> None:
         session["n"] = session.get("n", 0) + amount
-        turn.send_text(f"That makes {session['n']}")  # leaves when the count is safe
+        turn.send_text(f"That makes {session['n']}")  # is sent when the count is safe
 
     return bot, manager
 
@@ -43,7 +44,7 @@ async def main(token: str) -> None:
     bot, manager = make_bot()
     task = asyncio.current_task()
     assert task is not None
-    with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C has to do
+    with contextlib.suppress(NotImplementedError):  # Windows has no such handler; Ctrl-C works
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with bot, manager:
         await bot.start(token)

@@ -1,4 +1,7 @@
-"""A console bot that remembers: its sessions are files in `.sessions`. This is what `make run` starts."""
+"""A console bot that remembers: its sessions are files in `.sessions`.
+
+`make run` starts this bot.
+"""
 
 from actorbot import ConsoleBot, Context, FileSessionStore
 

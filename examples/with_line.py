@@ -2,7 +2,8 @@
 
     LINE_CHANNEL_SECRET=… LINE_ACCESS_TOKEN=… python examples/with_line.py
 
-The webhook of the channel is /callback; switch "Use webhook" and "Webhook redelivery" on in LINE's console.
+The webhook of the channel is /callback. Switch on "Use webhook" and "Webhook redelivery" in LINE's
+console.
 """
 
 import os
@@ -27,7 +28,7 @@ configuration = Configuration(access_token=token, host=os.environ.get("LINE_API"
 
 async def handle(context: Context) -> None:
     event, session = context.event, context.session
-    if not event.message.text or "replyToken" not in event.raw:  # no token: the channel is another bot's for now
+    if not event.message.text or "replyToken" not in event.raw:  # no token: another bot answers in this channel now
         return
     if session.get("asking"):
         session["nickname"], session["asking"] = event.message.text, False
@@ -46,7 +47,7 @@ async def deliver(session_id: str, request: ReplyMessageRequest) -> None:
 
 @asynccontextmanager
 async def running(_: Starlette) -> AsyncIterator[None]:
-    # In this order: a manager that closes sends its last replies.
+    # The client is closed last: a manager that closes still sends replies.
     async with AsyncApiClient(configuration) as client, manager:
         app.state.line = AsyncMessagingApi(client)
         yield

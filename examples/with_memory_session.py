@@ -1,4 +1,7 @@
-"""The bot of the first page: it asks for a nickname and remembers it for as long as the program runs."""
+"""The bot of the first page: it asks for a nickname.
+
+It remembers the nickname for as long as the program runs.
+"""
 
 from actorbot import ConsoleBot, Context
 

@@ -1,4 +1,7 @@
-"""A console bot that remembers in MongoDB: at MONGO_URL, or on this machine. Needs `pip install '.[mongo]'` in a clone."""
+"""A console bot that remembers in MongoDB: at MONGO_URL, or on this machine.
+
+Needs `pip install '.[mongo]'` in a clone.
+"""
 
 import os
 

@@ -1,6 +1,10 @@
-"""A console bot that is an agent of the OpenAI Agents SDK; end it and start it again, it still knows what you talked about.
+"""A console bot that is an agent of the OpenAI Agents SDK.
 
-OPENAI_API_KEY=sk-… python examples/with_openai_agents.py        (pip install '.[agents]' in a clone)
+End it and start it again: it still knows what you talked about.
+
+OPENAI_API_KEY=sk-… python examples/with_openai_agents.py
+
+Install: pip install '.[agents]' in a clone
 """
 
 import os
@@ -15,7 +19,7 @@ from actorbot.ext.agents import AgentSession
 @function_tool
 async def remember_nickname(run: RunContextWrapper[Context], nickname: str) -> str:
     """Remember what the user wants to be called."""
-    run.context.session["nickname"] = nickname  # gone again if the run fails, like the whole exchange
+    run.context.session["nickname"] = nickname  # rolled back if the run fails
     return "remembered"
 
 

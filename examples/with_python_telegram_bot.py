@@ -1,7 +1,9 @@
-"""A bot on Telegram, by python-telegram-bot, that remembers: `TELEGRAM_TOKEN=… python with_python_telegram_bot.py`, and say /start to it.
+"""A Telegram bot that remembers, with python-telegram-bot.
 
-Needs `pip install '.[ptb]'` in a clone, and a token from @BotFather. Stop it with Ctrl-C, start it again: it knows you, and goes on in
-the middle of the conversation.
+TELEGRAM_TOKEN=… python examples/with_python_telegram_bot.py, then say /start to it.
+
+Needs `pip install '.[ptb]'` in a clone, and a token from @BotFather. Stop it with Ctrl-C and start
+it again: it knows you, and goes on in the middle of the conversation.
 """
 
 import os

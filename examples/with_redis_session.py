@@ -1,4 +1,7 @@
-"""A console bot that remembers in Redis or Valkey: at REDIS_URL, or on this machine. Needs `pip install '.[redis]'` in a clone."""
+"""A console bot that remembers in Redis or Valkey: at REDIS_URL, or on this machine.
+
+Needs `pip install '.[redis]'` in a clone.
+"""
 
 import os
 

@@ -2,7 +2,8 @@
 
 SLACK_BOT_TOKEN=xoxb-... SLACK_APP_TOKEN=xapp-... python examples/with_slack_bolt.py
 
-The app needs the event `message.channels` and the scopes `channels:history` and `chat:write`. Install: pip install '.[slack]' in a clone
+The app needs the event `message.channels` and the scopes `channels:history` and `chat:write`.
+Install: pip install '.[slack]' in a clone
 """
 
 import asyncio
@@ -27,11 +28,11 @@ def make_bot(token: str) -> tuple[AsyncApp, SessionManager]:
 
     manager = SessionManager(FileSessionStore(".sessions"), deliver=deliver)
 
-    @app.message("")  # whatever is said
+    @app.message("")  # any text
     @in_turn(manager)
     async def count(session: Any, turn: Context) -> None:
         session["n"] = session.get("n", 0) + 1
-        turn.send_text(f"That was number {session['n']}")  # leaves when the count is safe
+        turn.send_text(f"That was number {session['n']}")  # is sent when the count is safe
 
     return app, manager
 
@@ -40,7 +41,7 @@ async def main(token: str, app_token: str) -> None:
     app, manager = make_bot(token)
     task = asyncio.current_task()
     assert task is not None
-    with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C has to do
+    with contextlib.suppress(NotImplementedError):  # Windows has no such handler; Ctrl-C works
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with manager:
         handler = AsyncSocketModeHandler(app, app_token)

@@ -1,4 +1,4 @@
-"""What the store does not have yet: which sessions, since when, how many bytes, and when each is due."""
+"""What the store does not have yet: which sessions, how many bytes, and when each is due."""
 
 from __future__ import annotations
 
@@ -30,40 +30,45 @@ class DirtySessions:
         self._bound = policy.max_dirty_bytes
         self._late_from = 1.25 * policy.max_delay + SLACK
         self._clock = clock
-        # Has `take_due` called on the flusher's thread, and ends the future, if one is given, when
-        # all is written. May be called from any thread. `False`: the flusher has ended.
+        # Tells the flusher that some time is up: `take_due` is then called on the flusher's thread.
+        # The future, if there is one, ends when all is written. Any thread. `False`: the flusher
+        # has ended.
         self._announce = announce
         self.bytes = 0
-        """Of the sessions that the store does not have; `max_dirty_bytes` bounds them."""
+        """Of the states that the store does not have."""
         self.journal_bytes = 0
+        """Of the journal's entries."""
         self.full = False
+        """Whether one of the two has come to `max_dirty_bytes`."""
         self.late = False
         """Whether sessions are flushed much later than `max_delay` says, while the store is up."""
         self.pressed = False
         """Whether it is full or late: a turn looks here before it begins."""
-        # Guards each session's `dirty` and `charged`, and bytes, journal_bytes, full, late, pressed,
-        # _since and _room. Who holds it calls nothing, wherever every event comes by. CPython takes
-        # the interpreter from a thread at calls and at the ends of loops only; a thread that loses it
-        # while it holds this lock stops all the others, one after the other (docs/decisions/0014).
+        # Guards each session's dirty and charged, and bytes, journal_bytes, full, late, pressed,
+        # _since and _room. Where every event comes by, nothing is called while the lock is held.
+        # CPython takes the interpreter from a thread at calls and at the ends of loops only. A
+        # thread that loses it here stops all the others, one after the other (docs/decisions/0014).
         self._lock = threading.Lock()
-        self._since: dict[Flushable, float] = {}  # when the first event came that the store does not have
-        self._room: list[Future[None]] = []
-        # Sessions, and when each is due. Not pairs of both: 20,000 of those in a second, each alive
-        # for another one, would have the garbage collector walk over all that is resident three times
+        # By session, when the first event came that the store does not have.
+        self._since: dict[Flushable, float] = {}
+        self._room: list[Future[None]] = []  # of those who wait until there is room
+        # Sessions, and when each is due. These are not pairs: 20,000 pairs in a second, each alive
+        # for another second, would have the garbage collector walk over all residents three times
         # as often.
         self._marked: deque[Flushable] = deque()
         self._due: deque[float] = deque()
-        self._wakes_at = inf  # when the timer for the head of _due is up; inf: there is none. Any thread
-        self._hurried: deque[Flushable] = deque()  # whose time is up now. Any thread
+        # When the timer for the first of `_due` is up; inf: there is no timer. Set from any thread.
+        self._wakes_at = inf
+        self._hurried: deque[Flushable] = deque()  # whose time is up now; added to from any thread
         self._hurrying = False  # whether the flusher has been told of those
 
     def mark(self, session: Flushable) -> None:
-        """Note that *session* has something to flush.
+        """Note that *session* has something to flush. The caller holds its turn.
 
-        Called on its turn, when it is not dirty already or has outgrown its charge.
+        Needed only if the session is not dirty yet, or has more bytes than its charge.
         """
         size = 0 if session.committed is None or session.committed[STATE] is None else len(session.committed[STATE])
-        charge = (size | 511) + 1  # in steps of 512: a session that grows by a few bytes seldom comes here
+        charge = (size | 511) + 1  # in steps of 512: who grows by a few bytes seldom comes here
         now = self._clock.monotonic()
         due = now + self._policy.max_delay
         with self._lock:
@@ -77,7 +82,7 @@ class DirtySessions:
                 self._since[session] = now
         if not marked:
             self._marked.append(session)
-            self._due.append(due)  # second: who finds one here finds a session there
+            self._due.append(due)  # second: for each time here there is a session there
         if not marked and self._wakes_at == inf:
             self._wake_at(due)
         if self.full:
@@ -99,7 +104,7 @@ class DirtySessions:
         return done if self._announce(done) else None
 
     def note_journal(self, size: int) -> None:
-        """Note how many bytes the journal holds, which are bounded as those in memory are."""
+        """Note how many bytes the journal holds. They have the same bound as those in memory."""
         with self._lock:
             self.journal_bytes = size
             room = self._look_for_room()
@@ -107,7 +112,8 @@ class DirtySessions:
             future.set_result(None)
 
     def _look_for_room(self) -> list[Future[None]]:
-        # The caller holds the lock, and lets in whom this returns.
+        # The caller holds the lock. It ends the futures that this returns after it has left the
+        # lock.
         self.full = self.bytes >= self._bound or self.journal_bytes >= self._bound
         self.pressed = self.full or self.late
         room, self._room = ([], self._room) if self.full else (self._room, [])
@@ -128,28 +134,28 @@ class DirtySessions:
         since = min(list(self._since.values()), default=None)  # the list is made in one step
         return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
 
-    # --- on the flusher's thread --------------------------------------------------------------------------------------
+    # --- on the flusher's thread -----------------------------------------------------------------
 
     def take_due(self) -> Iterator[Flushable]:
         """Take out the sessions whose time is up, and set a timer for the next one."""
-        self._hurrying = False  # first: who hurries from here on tells the flusher again
+        self._hurrying = False  # first: a hurry from here on tells the flusher again
         while self._hurried:
             yield self._hurried.popleft()
-        # With what is due soon: flushed one by one as they come due, sessions would change threads a
-        # thousand times a second.
+        # What is due soon comes along. One by one, at their own times, sessions would change
+        # threads a thousand times a second.
         soon = self._clock.monotonic() + self._policy.max_delay / 8
         while self._due and self._due[0] <= soon:
             self._due.popleft()
             yield self._marked.popleft()
-        # Only now: a session that is marked in between would set the timer for its own time, which
-        # is too late for those before it.
+        # Only now: a session that is marked while this runs would set the timer for its own time,
+        # which is too late for those before it.
         if self._wakes_at <= soon:
             self._wakes_at = inf
         if self._due and self._due[0] < self._wakes_at:
             self._wake_at(self._due[0])
 
     def note_delay(self, session: Flushable | None) -> None:
-        """Note whether *session*, the next to be written, has waited too long; `None`: there is none."""
+        """Note whether the next *session* to be written, if there is one, has waited too long."""
         now = self._clock.monotonic()
         late = session is not None and now - self._since.get(session, now) > self._late_from
         with self._lock:
@@ -159,7 +165,7 @@ class DirtySessions:
     def unmark(self, sessions: Iterable[Flushable]) -> None:
         """Note that *sessions* are about to be written.
 
-        Called before what they have committed is read: a later commit marks them again.
+        Their committed states are read after this: a later commit marks them again.
         """
         for session in sessions:
             with self._lock:
@@ -168,8 +174,8 @@ class DirtySessions:
     def uncharge(self, sessions: Iterable[tuple[Flushable, float | None]]) -> None:
         """Give back what each session takes of the bound, and let in who waits for room.
 
-        A session keeps its charge if it is unflushed again: because it was marked, or since the
-        instant beside it.
+        A session keeps its charge if it has unflushed state again: because it was marked, or since
+        the second that stands beside it.
         """
         now = self._clock.monotonic()
         for session, since in sessions:

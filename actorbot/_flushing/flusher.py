@@ -32,15 +32,15 @@ __all__ = ["Flusher"]
 
 logger = logging.getLogger("actorbot")
 
-YOUNG: Final = 1_000  # sessions to be flushed between two looks of the garbage collector at what is young
+YOUNG: Final = 1_000  # sessions that are flushed between two collections of young garbage
 
 
 class Flusher(Mailbox):
-    """Takes committed sessions to the store, in batches, at most one write of a session at a time.
+    """Takes committed sessions to the store, in batches.
 
-    An actor on the store's own thread: a batch is made, written and accounted for there, without a
-    change of threads, which costs up to 5 ms each time while another thread computes. When a call
-    does not come back in time, another thread goes on (`_overdue`). What begins with an underscore is
+    An actor on the store's own thread. There a batch is made, written and accounted for without a
+    change of threads: each change costs up to 5 ms while another thread computes. When a call does
+    not come back in time, another thread goes on (`_overdue`). What begins with an underscore is
     touched on that thread only; all else may be used from any thread.
     """
 
@@ -80,7 +80,7 @@ class Flusher(Mailbox):
         self._young = 0  # sessions flushed since the garbage collector was called
         self._quiet: list[Future[None]] = []  # done when nothing can be written
 
-    # --- how it is doing ----------------------------------------------------------------------------------------------
+    # --- how it is doing -------------------------------------------------------------------------
 
     @property
     def writes(self) -> int:
@@ -112,7 +112,7 @@ class Flusher(Mailbox):
         """Whether the store answers, and does not take the writes of some sessions."""
         return self._retries.refusing
 
-    # --- from any thread ----------------------------------------------------------------------------------------------
+    # --- from any thread -------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Let the first message in."""
@@ -123,9 +123,9 @@ class Flusher(Mailbox):
         self._stopped = True
 
     def end(self) -> None:
-        """End, with the store's thread, after what it has been told so far.
+        """End after what it has been told so far, and end the store's thread.
 
-        Does not wait, nor for a call that is under way.
+        Waits for nothing, not even for a call that is under way.
         """
         self.notify(End())
         self._thread.leave_behind()
@@ -135,14 +135,17 @@ class Flusher(Mailbox):
         return not self.closed
 
     def notify(self, message: Any) -> bool:
-        """Tell it something; `False` if it has ended, as it may have when a timer or a late call comes."""
+        """Tell it something; `False` if it has ended.
+
+        It may have ended when a timer or a late call comes.
+        """
         return self.join(Envelope(message), inf)
 
     def flush(self, sessions: Iterable[Flushable]) -> Future[None]:
         """Flush what *sessions* have committed so far.
 
-        The future is done when all has been tried; it fails with the first session's error whose
-        `retry.attempts` have failed.
+        The future ends when all was tried. It fails with the error of the first session that has
+        failed `retry.attempts` times.
         """
         return self.reach(
             [
@@ -155,23 +158,29 @@ class Flusher(Mailbox):
     def reach(self, goals: list[Goal]) -> Future[None]:
         """Flush until the store has these versions.
 
-        The future ends as that of `flush`, and fails with ConflictError for what a conflict has taken
-        meanwhile.
+        The future ends as that of `flush`. It fails with ConflictError if a conflict has taken one
+        of the versions meanwhile.
         """
         return self._ask(Flush(goals))
 
     def write(self, session: Flushable, committed: Committed, *, forced: bool = False) -> Future[None]:
-        """Write *committed* before it is committed. The caller holds the session's turn until the future is done."""
+        """Write *committed* before it is committed.
+
+        The caller holds the session's turn until the future is done.
+        """
         return self._ask(WriteThrough(session, committed, forced))
 
     def spill(self, session: Flushable) -> None:
-        """Let go of *session*, which leaves memory with its newest state in the journal. The caller holds its turn."""
+        """Let go of *session*, which leaves memory; the journal has its newest state.
+
+        The caller holds its turn.
+        """
         self.notify(Spill(session))
 
     def relieve(self, session: Flushable) -> Future[None]:
         """Flush *session*, which has come to `max_events`.
 
-        The future never fails, and does not outlast the news of an outage.
+        The future never fails. It ends at the latest when an outage becomes known.
         """
         return self._ask(Relieve(session))
 
@@ -184,7 +193,7 @@ class Flusher(Mailbox):
         due = RetryDue(jobs)
         return due.done if self.notify(due) else None
 
-    # --- on the store's thread: messages ------------------------------------------------------------------------------
+    # --- on the store's thread: messages ---------------------------------------------------------
 
     def schedule(self) -> None:
         self._thread.submit(self._work)
@@ -196,7 +205,7 @@ class Flusher(Mailbox):
     def on_receive(self, message: Any) -> None:
         try:
             self._handle(message)
-        except Exception:  # pykka would end the actor, and with it every flush
+        except Exception:  # pykka would end the actor, and nothing would be flushed any more
             logger.exception("the flusher met an error of its own while handling %s", type(message).__name__)
 
     def _handle(self, message: Any) -> None:
@@ -212,7 +221,7 @@ class Flusher(Mailbox):
             case WriteThrough():
                 self._queue.add_through(message)
                 if self._retries.is_down:
-                    self._retries.break_off_pause()  # whoever waits learns at once whether the store is back
+                    self._retries.break_off_pause()  # who waits learns at once how the store is
             case Spill(session):
                 self._queue.let_go(session)
             case Returned(jobs):
@@ -225,7 +234,7 @@ class Flusher(Mailbox):
                 self._finish()
 
     def _finish(self) -> None:
-        """Release whoever still waits: nothing is written any more."""
+        """Tell whoever still waits that nothing is written any more."""
         self.closed = True
         told = [getattr(item.message, "done", None) for item in self.drain() if isinstance(item, Envelope)]
         waiting = [through.done for through in (*self._queue.throughs(), *self._retries.resting())]
@@ -236,12 +245,12 @@ class Flusher(Mailbox):
                 done.set_exception(_ended())
         self._thread.close()
 
-    # --- on the store's thread: batches -------------------------------------------------------------------------------
+    # --- on the store's thread: batches ----------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Write a batch, then let in who waits for the thread, or with a message.
+        """Write a batch; then let in who waits for the thread, and messages.
 
-        Passes the turn on when there is nothing to write.
+        The turn is passed on when there is nothing to write.
         """
         try:
             if not self.closed and (jobs := self._next_batch()):
@@ -253,14 +262,17 @@ class Flusher(Mailbox):
                 self._note(jobs, answer)
                 self._collect_young(len(jobs))
                 if not self.line:
-                    self._thread.submit(self._go_on)  # behind the reads, where they share the thread
+                    self._thread.submit(self._go_on)  # after the reads, where they share the thread
                     return
         except Exception:
             logger.exception("the flusher met an error of its own while writing")
         self.leave()
 
     def _next_batch(self) -> list[PendingWrite]:
-        """Make the next batch; an empty one if nothing can be written now, or if waiting messages may fill it first."""
+        """Make the next batch.
+
+        An empty one if nothing can be written now, or if messages that wait may fill it first.
+        """
         queue = self._queue
         while queue and not (self._stopped or self._retries.paused or (self.line and len(queue) < queue.at_once())):
             if jobs := queue.take_batch():
@@ -286,12 +298,12 @@ class Flusher(Mailbox):
         self._outcome.note_outage(jobs, error, slow=took >= self._policy.store_deadline / 2)
 
     def _overdue(self, jobs: list[PendingWrite], error: ActorbotError) -> None:
-        """Go on in the place of a call that has not come back; nobody waits for its sessions any more."""
+        """Go on in the place of a call that has not come back; tell who waits for its sessions."""
         self._queue.leave_behind(jobs)
         for job in jobs:
             if job.through is not None:
                 self._queue.fail(job.through, error)
-        if len(jobs) == self._store.writes_at_once == 1:  # which tells nothing of the others
+        if len(jobs) == self._store.writes_at_once == 1:  # this tells nothing about others
             self._outcome.note_answer(jobs, [error])
         else:
             self._note_outage(jobs, error)
@@ -300,11 +312,11 @@ class Flusher(Mailbox):
         self._go_on()
 
     def _collect_young(self, sessions: int) -> None:
-        """Have the garbage collector look at what is young, after every so many *sessions*.
+        """Have the young garbage collected, each time that `YOUNG` *sessions* were flushed.
 
-        It comes by itself when 700 objects more were made than freed. A turn makes one that stays, its
-        state, and frees one that was old: the difference stays where it is, while the young ones pile
-        up until the loop stands still for 20 ms (docs/decisions/0013).
+        The collector comes by itself when 700 more objects were made than freed. A turn makes one
+        object that stays, its state, and frees an old one: the difference stays the same. The young
+        objects pile up until a collection stops the loop for 20 ms (docs/decisions/0013).
         """
         self._young += sessions
         if self._young >= YOUNG and gc.isenabled():

@@ -23,7 +23,7 @@ class FlushDue:
 class Flush:
     """Write these sessions now.
 
-    *done* when the store has these versions, or when all has been tried and some could not be written.
+    *done* when the store has these versions, or when all was tried and some could not be written.
     """
 
     goals: list[Goal]
@@ -54,7 +54,7 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class RetryDue:
-    """The pause of these is over, or, where there are none, that of all."""
+    """The pause of these is over; without any, the pause of all."""
 
     jobs: list[PendingWrite]
     done: Future[None] = field(default_factory=new_future)

@@ -18,7 +18,7 @@ __all__ = ["Outcome"]
 
 
 class Outcome:
-    """What the store has said. Touched on the store's thread, but for looking at the counts."""
+    """Notes what the store has said. On the store's thread; any thread may look at the counts."""
 
     def __init__(
         self,
@@ -42,10 +42,16 @@ class Outcome:
         self._on_answer = on_answer  # called when the store takes writes again
         self.writes = self.conflicts = 0
         self.settled = 0
-        """Versions, of all sessions, that the store has confirmed or, without a journal, a conflict has taken."""
+        """Versions, of all sessions, that the store has confirmed or a conflict has taken.
+
+        Right where there is no journal only.
+        """
 
     def note_outage(self, jobs: list[PendingWrite], error: ActorbotError, *, slow: bool) -> None:
-        """Note that a call has failed as a whole: the store is down. A *slow* one took half of its time or more."""
+        """Note that a call has failed as a whole: the store is down.
+
+        A *slow* call took half of its time or more.
+        """
         self._retries.note_outage(error, slow=slow)
         self._waiters.reached_everywhere(ANY_NEWS)
         failed = self._note_results(jobs, [error] * len(jobs))
@@ -89,25 +95,25 @@ class Outcome:
     def _confirm(self, jobs: list[PendingWrite]) -> None:
         """Note that the store has these.
 
-        First all of it in the books, under one lock; then those are told who may look there.
+        First everything is noted. Then those are told who wait, and who may look at what was noted.
         """
         journal = self._journal
         settled: list[tuple[Flushable, float | None]] = []
         for job in jobs:
             session, record = job.session, job.write.record
             committed = session.committed
-            if committed is not None:  # else nobody knows which versions were made here
+            if committed is not None:  # else nobody knows which versions this manager has made
                 self.settled += record.version - session.flushed
             session.write_ids = record.write_ids
             session.flushed = record.version
-            session.decoded = None  # it may be idle from now on
+            session.decoded = None  # the session may be idle from now on
             if journal is not None:
                 if not is_outdated(job):
                     session.lineages = ()
                 journal.forget(session.session_id, record.version)
             self._retries.settle(session)
-            # What was written may be an older state, sent again after a failure: go on to the newest
-            # unless a mark will.
+            # The store may have got an older state, sent again after a failure. Then the newest one
+            # is still to be written; if the session is marked, the mark sees to that.
             settled.append(
                 (session, job.made if committed is not None and committed[VERSION] > record.version else None)
             )
@@ -131,8 +137,8 @@ class Outcome:
             return
         self._retries.settle(session)
         session.losses += (session.flushed,)
-        # In one step, since no call stands between: a turn that commits meanwhile is handed over too,
-        # or fails. The session is read again before its next turn.
+        # In one step, with no call in between: what a turn commits before it is handed over too,
+        # and a turn that commits after it fails. The session is read again before its next turn.
         unflushed, session.committed = session.committed, None
         if unflushed is not None:
             self.settled += unflushed[VERSION] - session.flushed
@@ -147,15 +153,16 @@ class Outcome:
         self._waiters.reached(session, error)
 
     def _catch_up(self, job: PendingWrite) -> bool:
-        """Give up what the journal holds of a session for what the store has.
+        """Let what the store has replace what the journal holds of a session.
 
-        Returns `False`, and gives up nothing, if events have come on top of it: these are lost.
+        `False`, and nothing is done, if events have come on top of the journal's state: those are
+        lost, as in any conflict.
         """
         session, version = job.session, job.write.record.version
         committed = session.committed
         if committed is None or committed[VERSION] != version:
             return False
-        session.committed = None  # no call stands between, as in `_note_conflict`
+        session.committed = None  # no call in between, as in `_note_conflict`
         session.flushed = version
         session.lineages = ()
         if self._journal is not None:

@@ -22,9 +22,9 @@ __all__ = ["WriteQueue"]
 
 
 class WriteQueue:
-    """Sessions that are to be written, each once, first come, first served. On the store's thread.
+    """The sessions that are to be written: first come, first served. On the store's thread.
 
-    At most one write of a session is on its way at a time.
+    A session stands here once, and one batch is out at a time. So is one write of a session.
     """
 
     def __init__(
@@ -41,23 +41,23 @@ class WriteQueue:
         self._store = store
         self._policy = policy
         self._clock = clock
-        self._lineage = lineage  # of this manager's journal; None: it has none
+        self._lineage = lineage  # of this manager's journal; None: there is no journal
         self._dirty = dirty
         self._retries = retries
         self._waiters = waiters
         self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
-        # Sessions in a call that was left behind, a write of which may still arrive. By id, for a
-        # session that is read again is another object. Each with those that are to be written when
-        # the call has come back.
+        # Sessions of a call that was left behind: their writes may still arrive. By id, since a
+        # session that is read again is another object. With each, what is to be written after the
+        # call has come back.
         self._out: dict[str, set[Flushable]] = {}
 
-    # --- what is to be written ----------------------------------------------------------------------------------------
+    # --- what is to be written -------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._wanted)
 
     def add(self, sessions: Iterable[Flushable]) -> None:
-        """Have *sessions* looked at when their time has come, and written if that is needed then."""
+        """Have *sessions* written, if there is still something to write when it is their turn."""
         for session in sessions:
             self._wanted.setdefault(session, None)
 
@@ -71,7 +71,7 @@ class WriteQueue:
         self._wanted[through.session] = through
 
     def add_again(self, jobs: Iterable[PendingWrite]) -> None:
-        """Have those written again that nothing has overtaken and nobody has given up."""
+        """Have *jobs* written again, unless something newer has taken the place or nobody waits."""
         for job in jobs:
             if job.through is None:
                 if self._retries.is_failed(job):
@@ -80,7 +80,7 @@ class WriteQueue:
                 self._wanted[job.session] = job.through
 
     def add_goals(self, goals: list[Goal], done: Future[None]) -> None:
-        """Write until the store has reached *goals*; *done* then, or when some could not be reached."""
+        """Write until the store has reached *goals*, or cannot reach some; then end *done*."""
         tell = tell_first_error(len(goals), done)
         for goal in goals:
             session = goal.session
@@ -97,7 +97,7 @@ class WriteQueue:
             done.set_result(None)
 
     def relieve(self, session: Flushable, done: Future[None]) -> None:
-        """Write *session*; *done* at any news of it, and at once if it cannot be written now."""
+        """Write *session*; end *done* at any news of it, or now if it cannot be written now."""
         self._waiters.add(session, ANY_NEWS, tell_news(done))
         known_outage = self._retries.outage_since is not None
         if not known_outage and self._retries.failed(session) is None:
@@ -106,10 +106,10 @@ class WriteQueue:
             self._waiters.reached(session, ANY_NEWS)
 
     def let_go(self, session: Flushable) -> None:
-        """Write nothing of *session* any more: it has left memory, and the journal has what it held.
+        """Write nothing of *session* any more. It has left memory, and the journal has its state.
 
-        Whoever comes next is another actor. So nothing of this one is written: not by a timer that
-        still knows of it, nor by a call that is under way and fails.
+        The session comes back as another actor. So nothing of this one must be written: not when a
+        timer still knows it, and not when a call that is under way fails.
         """
         self._wanted.pop(session, None)
         self._retries.drop(session)
@@ -124,7 +124,7 @@ class WriteQueue:
         return StoreUnavailableError(self._store.name, reason, session_id=session.session_id)
 
     def fail(self, through: WriteThrough, error: BaseException) -> None:
-        """Tell who waits that *through* will not be tried again; go on to what it has overtaken."""
+        """Tell who waits that *through* is not tried again. A flush that it replaced goes on."""
         through.fail(error, self._store.name)
         self.add_if_behind(through.session)
 
@@ -133,7 +133,7 @@ class WriteQueue:
         for through in self.throughs():
             del self._wanted[through.session]
             if through.job is None and isinstance(error, OutcomeUnknownError):
-                # Of this one it is known: it was not sent.
+                # The outcome of the others is unknown. This one, for sure, was not sent.
                 session_id = through.session.session_id
                 unsent = StoreUnavailableError(self._store.name, f"not sent, since {error}", session_id=session_id)
                 unsent.__cause__ = error
@@ -145,10 +145,10 @@ class WriteQueue:
         """List the writes that somebody waits for."""
         return [through for through in self._wanted.values() if through is not None]
 
-    # --- a call that was left behind ----------------------------------------------------------------------------------
+    # --- a call that was left behind -------------------------------------------------------------
 
     def leave_behind(self, jobs: Iterable[PendingWrite]) -> None:
-        """Write nothing of the sessions of *jobs* until `come_back`: these writes may still arrive."""
+        """Write none of the sessions of *jobs* until `come_back`: their writes may still arrive."""
         for job in jobs:
             self._out[job.session.session_id] = set()
             job.unknown = True
@@ -159,9 +159,9 @@ class WriteQueue:
             self.add(self._out.pop(job.session.session_id, ()))
 
     def _hold_back(self, session: Flushable, through: WriteThrough | None) -> bool:
-        """Keep *session* until an older write of it has come back; `False` if none is out.
+        """Keep *session* until an older write of it has come back, and tell who waits.
 
-        Nobody waits for that.
+        `False` if no write of it is out.
         """
         if session.session_id not in self._out:
             return False
@@ -174,7 +174,7 @@ class WriteQueue:
         self._waiters.reached(session, error)
         return True
 
-    # --- the next batch -----------------------------------------------------------------------------------------------
+    # --- the next batch --------------------------------------------------------------------------
 
     def at_once(self) -> int:
         """Return how many writes go into one batch at most."""
@@ -197,15 +197,15 @@ class WriteQueue:
         self, session: Flushable, through: WriteThrough | None, write_id: bytes, now: float
     ) -> PendingWrite | None:
         if through is not None:
-            # Who holds the turn waits for it, so nothing newer is committed meanwhile; a flush that
-            # failed before is overtaken.
+            # Who holds the turn waits for this, so nothing newer is committed meanwhile. It
+            # replaces a flush that failed before.
             if through.job is None:
                 write_id = self._write_id(session, through.committed, write_id)
                 through.job = PendingWrite.make(session, through.committed, write_id, now, through)
             return through.job
         committed = session.committed
         if self._is_overtaken(session, committed):
-            return None  # when that has ended, the session is looked at again
+            return None  # when the destroy has ended, the session comes here again
         if committed is None or committed[VERSION] <= session.flushed:
             self._retries.settle(session)
             self._dirty.uncharge([(session, None)])
@@ -214,16 +214,16 @@ class WriteQueue:
         failed = self._retries.failed(session)
         if failed is not None and not is_outdated(failed):
             if not failed.unknown:
-                # It is known that nothing of it was done, and it may be the very state that the
-                # store does not take.
+                # For sure nothing of it was done, and the store may refuse just this state: send
+                # the newest one.
                 failed.renew(committed, self._write_id(session, committed, write_id), now)
             return failed
         return PendingWrite.make(session, committed, self._write_id(session, committed, write_id), now)
 
     def _is_overtaken(self, session: Flushable, committed: Committed | None) -> bool:
-        """Tell whether a destroy is under way that the store may have by now.
+        """Tell whether a destroy is under way, which the store may have done by now.
 
-        Nothing older must be written after it.
+        Nothing older must be written after a destroy.
         """
         lineages = session.lineages
         if lineages and committed is not None and committed[VERSION] < lineages[0].last:
@@ -231,7 +231,7 @@ class WriteQueue:
         return self._retries.is_waited_for(session)
 
     def _write_id(self, session: Flushable, committed: Committed, random: bytes) -> bytes:
-        """Return a random write id, or the one that can be found out again after a crash."""
+        """Return a random write id or, with a journal, one that a later process can derive."""
         if self._lineage is None:
             return random
         version = committed[VERSION]

@@ -1,4 +1,4 @@
-"""Writing sessions that came from the journal: the store is looked at first, for what it has of them."""
+"""Writing sessions that came from the journal: first a look at what the store has of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from actorbot.stores.base import RecordStore, Write
 
 __all__ = ["Rebased", "SetBack", "Settled", "is_outdated", "rebase", "write_jobs"]
 
-LOOKS: Final = 3  # for a session: between a look and its write, a write of the process that died may come
+# Looks at one session: between a look and the write, a write of the process that died may arrive.
+LOOKS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Rebased:
-    """The write may be tried, over what the store has."""
+    """The write may be tried: it goes on from what the store has."""
 
     write: Write
 
@@ -34,7 +35,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class SetBack:
-    """What is stored is newer, and of the same process: a power loss has set the journal back."""
+    """The same process has stored something newer: a power loss has set the journal back."""
 
 
 def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite]) -> Sequence[ActorbotError | None]:
@@ -58,7 +59,7 @@ def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite]) -> Sequence[Act
 
 
 def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWrite, ActorbotError | None]:
-    """Make the writes of recovered sessions fit what the store has; return what is settled by looking."""
+    """Make the writes of recovered sessions fit what the store has; return what is settled."""
     settled: dict[PendingWrite, ActorbotError | None] = {}
     found = store.read_many([job.session.session_id for job in jobs]) if jobs else ()
     for job, stored in zip(jobs, found, strict=True):
@@ -68,7 +69,8 @@ def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWri
             case Settled(error):
                 settled[job] = error
             case SetBack():
-                job.set_back = job.write.record.version == job.session.lineages[0].last  # else events have come on top
+                # If the versions differ, events have come on top of what the journal had.
+                job.set_back = job.write.record.version == job.session.lineages[0].last
                 settled[job] = ConflictError(
                     store.name,
                     "the store has newer events of it, which the journal had lost",
@@ -80,7 +82,7 @@ def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWri
 def rebase(
     write: Write, lineages: tuple[Lineage, ...], stored: Record | ActorbotError | None, store: str
 ) -> Rebased | Settled | SetBack:
-    """Decide about the write of a recovered state: the store is seen for the first time since."""
+    """Decide about the write of a recovered state, by the first look at the store since."""
     forced = ANYBODYS in lineages
     if stored is None:
         return Rebased(replace(write, base=b"") if forced else write)
@@ -99,7 +101,7 @@ def rebase(
 
 
 def _is_ours(record: Record, lineages: tuple[Lineage, ...], stored: Record) -> bool:
-    """Tell whether *record* goes on from what is stored, or from something newer."""
+    """Tell whether *record* goes on from what is stored, perhaps with others of ours in between."""
     if stored.write_id == record.write_ids[8:16]:
         return True
     if stored.write_id and has_id(record.write_ids[8:], stored.write_id):

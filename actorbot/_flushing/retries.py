@@ -19,9 +19,9 @@ logger = logging.getLogger("actorbot")
 class Retries:
     """The flusher's memory of failures. Touched on its thread only.
 
-    A call that fails as a whole is an outage: nothing is written until a pause is over. Where only
-    some writes of a call fail, or the only one of a store that takes one at a time, each of them
-    rests by itself and others go on.
+    A call that fails as a whole is an outage: nothing is written until a pause is over. If only
+    some writes of a call fail, each of these rests for a pause of its own, and others go on. So it
+    is with a store that takes one write at a time.
     """
 
     def __init__(
@@ -38,9 +38,10 @@ class Retries:
         """Whether the store answers, and does not take the writes of some sessions."""
         self.paused = False
         """Whether nothing may be written now."""
-        self._again: dict[Flushable, PendingWrite] = {}  # flushes that failed: sent again before anything newer
-        self._resting: set[PendingWrite] = set()  # failed by themselves: each until its own pause is over
-        self._waited_for: dict[Flushable, PendingWrite] = {}  # those of them that somebody waits for
+        # Flushes that failed: each is sent again before anything newer of its session.
+        self._again: dict[Flushable, PendingWrite] = {}
+        self._resting: set[PendingWrite] = set()  # until the pause of each is over
+        self._waited_for: dict[Flushable, PendingWrite] = {}  # resting, and somebody waits
         self._timer: Timer | None = None  # ends the pause
         self._failures = 0  # calls in a row that failed as a whole
 
@@ -54,12 +55,12 @@ class Retries:
         """Whether nothing has failed since the store last took a write."""
         return not (self._failures or self.refusing)
 
-    # --- what has failed ----------------------------------------------------------------------------------------------
+    # --- what has failed -------------------------------------------------------------------------
 
     def note_outage(self, error: ActorbotError, *, slow: bool) -> None:
         """Note that a call has failed as a whole.
 
-        A *slow* one counts as all attempts: nobody has the time to wait for another.
+        A *slow* call counts as all attempts: nobody has the time to wait for another one.
         """
         self._failures = max(self._failures + 1, self._retry.attempts if slow else 0)
         if self.outage_since is None:
@@ -90,7 +91,7 @@ class Retries:
         return self._again.get(session)
 
     def is_failed(self, job: PendingWrite) -> bool:
-        """Tell whether *job* is such a flush: nothing has overtaken it."""
+        """Tell whether *job* is the flush that `failed` returns: nothing has taken its place."""
         return self._again.get(job.session) is job
 
     def settle(self, session: Flushable) -> None:
@@ -104,20 +105,20 @@ class Retries:
         if job is not None:
             self._resting.discard(job)
 
-    # --- when it is tried again ---------------------------------------------------------------------------------------
+    # --- when it is tried again ------------------------------------------------------------------
 
     def pause(self, failed: list[PendingWrite], error: ActorbotError) -> None:
         """Write nothing for a while, and then these.
 
-        The first pauses have no length if an answer was lost: the store may well be up, and what was
-        done can be told only until sixteen others have written the session (after pauses from 0.1 s
-        on, four processes on three sessions of a Redis were beyond that 5 to 36 times in 10,000
-        events).
+        After a lost answer the first pauses have no length. The store may well be up, and what was
+        done can be found out only until others have written the session sixteen times. With pauses
+        from 0.1 s on, four processes on three sessions of a Redis were too late 5 to 36 times in
+        10,000 events.
         """
         self.count += len(failed)
         self.paused = True
         if self._timer is not None:
-            self._timer.cancel()  # of an earlier pause, which was broken off: it may have had much longer to go
+            self._timer.cancel()  # of an earlier pause, which was broken off
         lost = isinstance(error, OutcomeUnknownError) and not self.is_down
         self._timer = self._wake_after(0 if lost else self._failures, [])
 
@@ -126,7 +127,7 @@ class Retries:
         self.paused = False
 
     def rest(self, failed: list[PendingWrite]) -> None:
-        """Let these wait, and nobody else: the store has taken others, or was not asked about any."""
+        """Let these wait, and nobody else: the store has taken others, or was asked for one."""
         self.count += len(failed)
         self._resting.update(failed)
         self._waited_for |= {job.session: job for job in failed if job.through is not None}
@@ -137,7 +138,7 @@ class Retries:
         return self._clock.call_at(self._clock.monotonic() + delay, lambda: self._announce(jobs))
 
     def wake(self, jobs: list[PendingWrite]) -> None:
-        """End the rest of these, or, where there are none, the pause."""
+        """End the rest of these; without any, the pause of all."""
         if not jobs:
             self.paused = False
         self._resting.difference_update(jobs)
@@ -146,7 +147,7 @@ class Retries:
                 del self._waited_for[job.session]
 
     def is_waited_for(self, session: Flushable) -> bool:
-        """Tell whether a write of *session* that somebody waits for rests until its pause is over."""
+        """Tell whether a write of *session* rests that somebody waits for."""
         return session in self._waited_for
 
     def resting(self) -> list[WriteThrough]:

@@ -56,7 +56,7 @@ class Waiters:
         self._waiting.setdefault(session, []).append((version, tell))
 
     def reached(self, session: Flushable, reached: float | BaseException) -> None:
-        """Tell who waits for *session* which version the store has reached, or why it reaches none."""
+        """Tell who waits for *session* which version the store has, or why it will not have one."""
         waiting = self._waiting.pop(session, None)
         if waiting is None:
             return
@@ -78,7 +78,7 @@ class Waiters:
 
 
 def tell_news(done: Future[None]) -> Tell:
-    """Make what ends *done* at any news, and fails it only if no more news will come."""
+    """Make a Tell that ends *done* at any news; it fails *done* only if no more news will come."""
 
     def tell(error: BaseException | None) -> None:
         if isinstance(error, ManagerClosedError):
@@ -90,10 +90,10 @@ def tell_news(done: Future[None]) -> Tell:
 
 
 def tell_first_error(number: int, done: Future[None]) -> Tell:
-    """Make what ends *done* when it has been called *number* times, with the first error if there was one.
+    """Make a Tell that ends *done* when it was called *number* times, with the first error, if any.
 
-    Any other error goes before a conflict. A conflict is settled: whoever is told of that alone may
-    take all else for stored.
+    A conflict counts less than any other error. A conflict is settled: whoever is told of it alone
+    may take all else for stored.
     """
     failure: BaseException | None = None
 

@@ -19,19 +19,19 @@ __all__ = ["Flushable", "PendingWrite", "WriteThrough"]
 class Flushable(Mailbox):
     """The flusher's part of a session, on the session's actor.
 
-    The states of a session, in order; the last three are the ends that the first try may come to:
+    The states that a session goes through:
 
-    | state      | how to tell                                 | what ends it                       |
-    |------------|---------------------------------------------|------------------------------------|
-    | clean      | `flushed` is the committed version          | a turn commits: dirty              |
-    | dirty      | `dirty`; DirtySessions has the session      | its batch is made: on its way      |
-    | on its way | a PendingWrite of it is at the store        | the store answers: clean, or below |
-    | failed     | Retries has the PendingWrite                | its pause ends: on its way         |
-    | lost       | `committed` is None, `losses` has one more  | its next turn reads it: clean      |
-    | spilled    | `spilled`; the journal has what it held     | nothing: it has left memory        |
+    | state      | how to tell                                | what ends it                       |
+    |------------|--------------------------------------------|------------------------------------|
+    | clean      | `flushed` is the committed version         | a turn commits: dirty              |
+    | dirty      | `dirty`; DirtySessions has the session     | its batch is made: on its way      |
+    | on its way | a PendingWrite of it is at the store       | the answer: clean, failed or lost  |
+    | failed     | Retries has the PendingWrite               | its pause ends: on its way         |
+    | lost       | `committed` is None, `losses` has one more | its next turn reads it: clean      |
+    | spilled    | `spilled`; the journal has its state       | nothing: it has left memory        |
 
-    A turn may commit while the session is on its way or failed: the session is then dirty as well.
-    A failed session of which the journal has the newest state may leave memory: it is then spilled.
+    A turn may commit while the session is on its way, or failed: then it is dirty as well. A
+    session that only the journal has may leave memory while the store is down: then it is spilled.
     """
 
     __slots__ = ("charged", "committed", "decoded", "dirty", "flushed", "session_id", "write_ids")
@@ -42,7 +42,7 @@ class Flushable(Mailbox):
     decoded: tuple[bytes, dict[str, Any]] | None
     """The committed state and what it holds, where that is kept. The flusher lets it go."""
     flushed: int
-    """The version that the store has confirmed. While a write is out, only the flusher writes it."""
+    """The version that the store has confirmed. While a write is out, only the flusher sets it."""
     write_ids: bytes
     """The write ids of the record in the store, newest first."""
     dirty: bool
@@ -57,13 +57,13 @@ class Flushable(Mailbox):
     The session's turn then looks whether that try was done.
     """
     losses: tuple[int, ...] = ()
-    """For each conflict that took unflushed state, the version that the store had confirmed then."""
+    """For each conflict that took unflushed state: the version that the store had confirmed."""
     spilled: bool = False
     """Whether the session has left memory while the store had not its newest state."""
     lineages: tuple[Lineage, ...] = ()
     """Of a session that came from the journal: who may have made what the store has.
 
-    It is emptied when the store has been compared with the session.
+    Empty again when the store has been compared with the session.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -86,7 +86,7 @@ class Flushable(Mailbox):
 class PendingWrite:
     """One session's write on its way.
 
-    After a failure that may have been none it is sent again, with the same write id.
+    If its outcome is unknown, it is sent again with the same write id.
     """
 
     session: Flushable
@@ -103,7 +103,7 @@ class PendingWrite:
     ) -> PendingWrite:
         """Make the write of *committed* over the record that the store has confirmed.
 
-        A forced write goes over any record.
+        A forced write goes over whatever is there.
         """
         version, state, event_ids, last_activity, expires_at = committed
         base = None if through is not None and through.forced else session.write_ids[:8]

@@ -11,7 +11,8 @@ __all__ = ["Ahead"]
 class Ahead:
     """A state on its way to the journal, and who waits for that: one object for each event.
 
-    A function told of the end would be six objects more, for the garbage collector to walk over.
+    With a function to be told of the end there would be six objects more for each event in flight,
+    and the garbage collector would walk over all of them.
     """
 
     __slots__ = ("committed", "lineages", "session_id", "write_ids")
@@ -24,5 +25,5 @@ class Ahead:
         self.lineages = lineages
 
     def settle(self, error: ActorbotError | None) -> None:
-        """Take note that the journal has it, or why not; called once, at home."""
+        """Note that the journal has the state, or why not; called once, at home."""
         raise NotImplementedError

@@ -24,7 +24,7 @@ class Entry:
     record: Record
     """Its `write_ids` are those of the record that the state was made from, as far as was known."""
     lineages: tuple[Lineage, ...]
-    """Newest first: that of the record, and those of what was recovered from a journal and not yet found in the store."""
+    """Newest first: that of the record, then those of recovered states that the store may have."""
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Entry:
@@ -44,7 +44,7 @@ class Entry:
 
 
 def pack_entry(session_id: str, committed: Committed, write_ids: bytes, lineages: tuple[Lineage, ...]) -> bytes:
-    """Return the checksum and the fields of an Entry, which need not be made for this."""
+    """Return the checksum and the fields of an Entry, without making the Entry."""
     version, state, event_ids, seen, ends = committed
     known = b"".join([name + last.to_bytes(8, "big") for name, last in lineages])
     body = pack_fields([session_id, version, state, write_ids, event_ids, float(seen), float(ends), known])

@@ -1,4 +1,7 @@
-"""The journal's file: numbered rows in SQLite, many in one transaction, which is on the disk when `commit` returns."""
+"""The journal's file: numbered rows in SQLite.
+
+When `commit` returns, its rows are on the disk, however many they are.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,12 @@ TABLES: Final = {
 
 
 class JournalFile:
-    """Rows `(number, data)` in the file *path*; beside it, SQLite's `-wal` and the lock of the process that has it.
+    """Rows `(number, data)` in the file *path*.
 
-    Not thread-safe: one thread at a time. A transaction that fails is never tried again on the same file, whose pages the kernel may by
-    then take for written (fsync reports an error once): `renew` copies what was committed to a new one, which takes its place.
+    Beside it are SQLite's `-wal` and the lock of the process that has the file. Not thread-safe:
+    one thread at a time. A transaction that fails is never tried again on the same file. The kernel
+    may take the file's pages for written by then, since fsync reports an error once. `renew` copies
+    what was committed to a new file, which takes the place of the old one.
     """
 
     def __init__(self, path: str, sync: Literal["full", "normal"]) -> None:
@@ -43,10 +48,13 @@ class JournalFile:
         self._lock = FileLock(f"{self.path}.lock")
         self._connection: sqlite3.Connection | None = None
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open the file, or make it, mode 0600. Raises: StoreLockedError, JournalError, InsecureStorageError, StoreUnavailableError."""
+        """Open the file, or make it with mode 0600.
+
+        Raises: StoreLockedError, JournalError, InsecureStorageError, StoreUnavailableError.
+        """
         try:
             self._make_folder()
             try:
@@ -68,7 +76,7 @@ class JournalFile:
                 raise InsecureStorageError(NAME, f"{self.path} is a symbolic link; name the file itself") from error
             raise StoreUnavailableError(NAME, f"{self.path} cannot be opened: {error}") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            # The latter of a message of SQLite's that quotes what is damaged.
+            # UnicodeDecodeError: SQLite's message quotes what is damaged.
             self.close()
             raise self._damaged(str(error)) from error
         except BaseException:
@@ -86,9 +94,10 @@ class JournalFile:
             self._lock.release()
 
     def _leave_to_parent(self) -> None:
-        """Let go of the connection in a forked child, and never close it, not even when the interpreter ends.
+        """Let go of the connection in a forked child, but never close it.
 
-        SQLite would take the file for its own and remove the write-ahead log that the parent goes on writing to.
+        Not even the end of the interpreter may close it: SQLite would remove the write-ahead log to
+        which the parent goes on writing.
         """
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -146,16 +155,20 @@ class JournalFile:
         if (version := self._ask("PRAGMA user_version")) != FORMAT:
             raise JournalError(
                 NAME,
-                f"{self.path} is of format version {version}, and this release reads {FORMAT}; start the release that wrote it,"
-                " and close it once the store is up: it leaves an empty journal",
+                f"{self.path} is of format version {version}, and this release reads {FORMAT}; start the"
+                " release that wrote it, and close it once the store is up: it leaves an empty journal",
             )
         if (flaw := self._ask("PRAGMA quick_check(1)")) != "ok":
             raise self._damaged(str(flaw))
-        if dict(self._open.execute("SELECT name, sql FROM sqlite_schema")) != TABLES:  # which is checked by nobody else
+        # `quick_check` does not look at this.
+        if dict(self._open.execute("SELECT name, sql FROM sqlite_schema")) != TABLES:
             raise self._damaged("its tables are not those of a journal")
 
     def _check_log(self) -> None:
-        """Refuse a log that is damaged in its middle, before SQLite opens it and removes what comes after the damage."""
+        """Refuse a log that is damaged in its middle.
+
+        Done before SQLite opens the log: it would remove what comes after the damage.
+        """
         if self._sync == "full" and (flaw := find_flaw(Path(f"{self.path}-wal"))) is not None:
             raise self._damaged(f'{flaw}; one start with sync="normal" goes on with what stands before the damage')
 
@@ -165,8 +178,8 @@ class JournalFile:
     def _damaged(self, flaw: str) -> JournalError:
         return JournalError(
             NAME,
-            f"{self.path} is damaged ({flaw}). It was left as it is. Restore it from a copy, or move it and its -wal away to start"
-            " without the events that only it holds: the sessions are then as the store has them",
+            f"{self.path} is damaged ({flaw}). It was left as it is. Restore it from a copy, or move it and its"
+            " -wal away to start without the events that only it holds: the sessions are then as the store has them",
         )
 
     @property
@@ -175,7 +188,7 @@ class JournalFile:
             raise StoreUnavailableError(NAME, f"{self.path} is not open")
         return self._connection
 
-    # --- rows ---------------------------------------------------------------------------------------------------------
+    # --- rows ------------------------------------------------------------------------------------
 
     def rows(self) -> Iterator[tuple[int, bytes]]:
         """Yield all rows that are not empty."""
@@ -191,9 +204,10 @@ class JournalFile:
         return (data for (data,) in self._open.execute("SELECT data FROM conflicts ORDER BY number"))
 
     def commit(self, rows: Sequence[tuple[int, bytes]], conflicts: Sequence[bytes] = ()) -> None:
-        """Replace or add *rows* and set *conflicts* aside, all or nothing; what is committed survives a power loss (`sync="full"`).
+        """Replace or add *rows* and set *conflicts* aside, all or nothing.
 
-        Raises: sqlite3.Error; whether it was committed is then unknown until `renew`.
+        What is committed survives a power loss (with `sync="full"`). Raises: sqlite3.Error; until
+        `renew` it is then unknown whether this was committed.
         """
         if not conflicts:
             self._replace(rows)
@@ -201,7 +215,7 @@ class JournalFile:
         connection = self._open
         connection.execute("BEGIN IMMEDIATE")
         self._replace(rows)
-        for data in conflicts:  # each once: a transaction that was taken for failed comes again
+        for data in conflicts:  # each once: a transaction that seemed to fail comes again
             connection.execute(
                 "INSERT INTO conflicts (data) SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM conflicts WHERE data=?1)",
                 (data,),
@@ -212,29 +226,33 @@ class JournalFile:
     def _replace(self, rows: Sequence[tuple[int, bytes]]) -> None:
         if not rows:
             return
-        # One statement, a transaction by itself: after each the interpreter must be had again, which other threads may hold for 5 ms.
+        # One statement, which is a transaction by itself. After each statement this thread needs
+        # the interpreter again, and another thread may hold it for 5 ms.
         values = [value for row in rows for value in row]
-        values += values[-2:] * (-len(rows) % STEP)  # so that there are few statements, each prepared once
+        # Filled up to a multiple of STEP, so that there are few statements, each prepared once.
+        values += values[-2:] * (-len(rows) % STEP)
         self._open.execute(f"REPLACE INTO entries VALUES {','.join(['(?,?)'] * (len(values) // 2))}", values)
 
     def _compact(self) -> None:
         """Remove the empty rows."""
         self._open.execute("DELETE FROM entries WHERE data = x''")
 
-    # --- a new file in its place --------------------------------------------------------------------------------------
+    # --- a new file in its place -----------------------------------------------------------------
 
     def renew(self) -> None:
-        """Copy what was committed to a new file, and go on with that. Raises: sqlite3.Error, OSError; try again later.
+        """Copy what was committed to a new file, and go on with that.
 
-        The copy counts from the moment that it is complete and synced: whoever opens the journal prefers it to the old file.
+        The copy counts from the moment when it is complete and synced: whoever opens the journal
+        prefers it to the old file. Raises: sqlite3.Error, OSError; try again later.
         """
-        if self._connection is not None:  # else the copy is there, and what came after it had failed
+        # Without a connection the copy is there: what came after it has failed the last time.
+        if self._connection is not None:
             self._copy(self._connection)
             old, self._connection = self._connection, None
             try:
                 old.close()
             except sqlite3.Error:
-                pass  # it could not be brought to an end, and need not be: the copy counts
+                pass  # the copy counts
         self._finish_renewal()
         self._connection = self._connect(self.path)
 
@@ -249,7 +267,7 @@ class JournalFile:
         try:
             copy.execute("PRAGMA synchronous=FULL")
             copy.execute("BEGIN IMMEDIATE")
-            self._make_table(copy)  # whose version tells, once it is committed, that the copy is complete
+            self._make_table(copy)  # its version, once committed, says: the copy is complete
             copy.executemany("INSERT INTO entries VALUES (?,?)", self.rows())
             copy.executemany("INSERT INTO conflicts (data) VALUES (?)", ((data,) for data in self.conflicts()))
             copy.execute("COMMIT")
@@ -267,11 +285,12 @@ class JournalFile:
         fresh = Path(self._fresh)
         if fresh.exists():
             if _is_complete(fresh):
-                Path(f"{self.path}-wal").unlink(missing_ok=True)  # first: it must not be taken for that of the new file
+                # First: SQLite must not take the old log for that of the new file.
+                Path(f"{self.path}-wal").unlink(missing_ok=True)
                 fresh.replace(self.path)
             else:
                 fresh.unlink()
-        sync_folder(fresh.parent)  # also for an earlier attempt, which may have come to grief here
+        sync_folder(fresh.parent)  # always: an earlier attempt may have failed here
 
 
 def _is_complete(path: Path) -> bool:
@@ -279,7 +298,7 @@ def _is_complete(path: Path) -> bool:
     try:
         return bool(connection.execute("PRAGMA user_version").fetchone()[0] == FORMAT)
     except sqlite3.OperationalError:
-        raise  # it cannot be read now: the only copy, it may be
+        raise  # it cannot be read now, and may be the only copy
     except sqlite3.DatabaseError:
         return False
     finally:

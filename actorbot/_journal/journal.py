@@ -1,4 +1,4 @@
-"""The journal: what was acknowledged is on this machine's disk, in one row per session, until the store has it."""
+"""What was acknowledged is on this machine's disk until the store has it, a row for a session."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from itertools import islice
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final
 
 from actorbot._journal.ahead import Ahead
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import JournalFile
 from actorbot._journal.places import Place, Places
+from actorbot._journal.removals import Removals
+from actorbot._journal.untold import Untold
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import LATE, DeadlineThread
-from actorbot._runtime.threads import Lane
 from actorbot._state.committed import VERSION, Committed
 from actorbot._state.values import UndecodableError
 from actorbot.errors import ActorbotError, JournalError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
@@ -28,33 +28,17 @@ __all__ = ["Journal"]
 
 logger = logging.getLogger("actorbot")
 
-MANY: Final = 256  # entries in one transaction, at most
-REMOVED: Final = 4_096  # entries that one transaction removes, at most: SQLite takes 32,766 parameters, two for each
+MANY: Final = 256  # entries that one transaction commits at most
 ELSEWHERE: Final = 4e-5  # seconds that an event takes outside of the journal, about
 OPENING: Final = 600.0  # seconds to check and read what an earlier manager has left
 PAUSE: Final = 1.0  # seconds between two attempts to make a new file, or to remove entries
 
 
-class _Group(NamedTuple):
-    """Entries of one transaction, whose callers are not told yet."""
-
-    batch: Sequence[Ahead]
-    error: ActorbotError | None
-
-
-class _Removals(NamedTuple):
-    """What one transaction removes and sets aside."""
-
-    flushed: dict[str, int]
-    """By session, the version that is no longer needed."""
-    conflicts: list[bytes]
-
-
 class Journal:
-    """Commits entries in groups: all that come while a transaction is on its way go into the next.
+    """Commits entries in groups: what comes during one transaction goes into the next.
 
-    Used from any thread. It has a thread of its own. A transaction that does not come back within the
-    deadline is left behind; until it does, the journal takes nothing.
+    It has a thread of its own, and is used from any thread. A transaction that does not come back
+    within the deadline is left behind. Until it comes back, the journal takes nothing.
     """
 
     def __init__(
@@ -72,35 +56,38 @@ class Journal:
         self._file = file
         self._clock = clock
         self._post = post
-        self._on_size = on_size  # told how many bytes it holds, on its thread
+        self._on_size = on_size  # told, on the journal's thread, how many bytes it holds
         self.yields = not keeps
-        """Whether entries go when the store has them: not where the store does not outlive the process."""
+        """Whether an entry goes when the store has it; not if the store ends with the process."""
         self._thread = DeadlineThread("actorbot-journal", "journal", clock, deadline)
-        # Guards _closed, _asked, newest, _flushed, _conflicts, _working and _resting.
+        # Guards _closed, _asked, newest, _removals, _working and _resting.
         self._lock = threading.Lock()
         self._closed = False
         self._asked: list[Ahead] = []
         self.newest = 0
         """The greatest version that was to be committed, of any session."""
-        self._flushed: dict[str, int] = {}  # the versions that are no longer needed
-        self._conflicts: list[bytes] = []  # to be set aside
+        self._removals = Removals()
         self._working = False
         self._resting = False  # whether removals wait for a later attempt, or for the next entry
-        self._teller = Lane("actorbot-journal-tells")
-        # The rest is touched on the thread only, but for looking at it.
-        self._untold: list[_Group] = []
+        # The rest changes on the journal's thread only; any thread may look.
+        self._untold = Untold(post)
         self._places = Places()
         self._took = 0.0  # seconds for the last transaction
         self._away = False  # whether a transaction was left behind, which has the file
-        self._failure: Exception | None = None  # that of the file in use: it must be renewed before it is used again
-        self._renew_from = 0.0  # the monotonic second from which that may be tried
+        # Why the file must be renewed before it is used again.
+        self._failure: Exception | None = None
+        self._renew_from = 0.0  # the monotonic second from which a renewal may be tried
         self.broken: str | None = None
         """Why it takes nothing now."""
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def open(self) -> Future[None]:
-        """Open the file and read what is in it. The future fails with StoreLockedError, JournalError, …"""
+        """Open the file and read what is in it.
+
+        The future fails with StoreLockedError, JournalError, InsecureStorageError or
+        StoreUnavailableError.
+        """
         return self._thread.call(self._open, deadline=OPENING)
 
     def _open(self) -> None:
@@ -119,12 +106,12 @@ class Journal:
             except UndecodableError as error:
                 raise JournalError(
                     "journal",
-                    f"row {number} of {self._file.path} is damaged ({error}). The file was left as it is. Restore it from a copy, or move"
-                    " it away to start without the events that only it holds",
+                    f"row {number} of {self._file.path} is damaged ({error}). The file was left as it is."
+                    " Restore it from a copy, or move it away to start without the events that only it holds",
                 ) from error
             found[record.session_id] = Place(number, record.version, len(data))
             if not self.yields and record.is_expired(self._clock.wall()):
-                self._flushed[record.session_id] = record.version
+                self._removals.flushed[record.session_id] = record.version
         self._places.replace(found)
 
     def close(self) -> Future[None]:
@@ -140,11 +127,11 @@ class Journal:
             while self._commit_group():
                 pass
         finally:
-            self._teller.close()
+            self._untold.close()
             if not self._away:
                 self._file.close()
 
-    # --- what it holds ------------------------------------------------------------------------------------------------
+    # --- what it holds ---------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -152,7 +139,7 @@ class Journal:
         return self._places.bytes
 
     def holds(self, session_id: str) -> bool:
-        """Tell whether there is an entry of the session, which is then newer than what the store has, or the same."""
+        """Tell whether there is an entry of the session: as new as what the store has, or newer."""
         return self._places.get(session_id) is not None
 
     def version(self, session_id: str) -> int:
@@ -165,7 +152,7 @@ class Journal:
         return self._places.ids()
 
     def conflicts(self) -> Future[list[Entry]]:
-        """Return a future of what was set aside, also by earlier managers, oldest first."""
+        """Return a future of what was set aside, by earlier managers too, oldest first."""
         return self._thread.call(lambda: [Entry.from_bytes(data) for data in self._file.conflicts()])
 
     def read(self, session_id: str) -> Future[Entry | None]:
@@ -176,9 +163,9 @@ class Journal:
         self._check_here()
         place = self._places.get(session_id)
         with self._lock:
-            flushed = self._flushed.get(session_id, -1)
+            flushed = self._removals.flushed.get(session_id, -1)
         if place is None or place.version <= flushed:
-            return None  # or it is to go: what was lost to a conflict must not be read again
+            return None  # there is none, or it is to go: what a conflict took must not come back
         try:
             return Entry.from_bytes(self._file.read(place.number))
         except (sqlite3.Error, UndecodableError) as error:
@@ -186,10 +173,10 @@ class Journal:
                 "journal", f"{self._file.path} cannot be read: {error}", session_id=session_id
             ) from error
 
-    # --- committing ---------------------------------------------------------------------------------------------------
+    # --- committing ------------------------------------------------------------------------------
 
     def put(self, ahead: Ahead) -> None:
-        """Commit the entry of *ahead* in place of the one that its session has, and settle it then."""
+        """Commit *ahead* in place of the entry that its session has, then settle it."""
         with self._lock:
             closed = self._closed
             self.newest = max(self.newest, ahead.committed[VERSION])
@@ -209,13 +196,13 @@ class Journal:
             self._remove(session_id, version)
 
     def set_aside(self, session_id: str, committed: Committed) -> None:
-        """Keep what is lost to a conflict apart, where no session is read from."""
+        """Keep what a conflict took in a place of its own, from which no session is read."""
         self._remove(session_id, committed[VERSION], pack_entry(session_id, committed, b"", ()))
 
     def _remove(self, session_id: str, version: int, *conflict: bytes) -> None:
         with self._lock:
-            self._flushed[session_id] = version
-            self._conflicts += conflict
+            self._removals.flushed[session_id] = version
+            self._removals.conflicts += conflict
             if self._working or self._resting:
                 return
         self._wake()
@@ -229,7 +216,7 @@ class Journal:
         self._thread.submit(self._work)
 
     def _work(self) -> None:
-        """Commit what has come, a group, and then let in who waits for the thread: reads."""
+        """Commit a group of what has come; then let in who waits for the thread: reads."""
         if self._commit_group():
             self._thread.submit(self._work)
 
@@ -238,39 +225,26 @@ class Journal:
         with self._lock:
             size = self._group_size()
             batch, self._asked = self._asked[:size], self._asked[size:]
-            removals = self._take_removals() if batch or not self._resting else _Removals({}, [])
+            removals = self._removals.take() if batch or not self._resting else Removals()
             self._working = bool(batch or removals.flushed)
         if not (batch or removals.flushed):
-            for group in self._untold:
-                self._tell(group)
-            self._untold.clear()
+            self._untold.tell()
             return False
         answer = self._thread.run(partial(self._left_behind, batch), self._commit, batch, removals)
         if answer is LATE:
             self._thread.submit(self._came_back)
             return False
         if batch:
-            self._untold.append(_Group(batch, answer.error))
+            self._untold.add(batch, answer.error)
         elif answer.error is not None:
             self._rest()
         return True
 
-    def _take_removals(self) -> _Removals:
-        """Return what to remove next, and all conflicts. The caller holds the lock.
-
-        A conflict may be set aside before its entry is removed, never after.
-        """
-        conflicts, self._conflicts = self._conflicts, []
-        if len(self._flushed) <= REMOVED:
-            flushed, self._flushed = self._flushed, {}
-        else:
-            flushed = dict(islice(self._flushed.items(), REMOVED))
-            for session_id in flushed:
-                del self._flushed[session_id]
-        return _Removals(flushed, conflicts)
-
     def _rest(self) -> None:
-        """Leave what could not be removed to a later attempt: nobody waits for it, and the disk may be full for hours."""
+        """Leave what could not be removed to a later attempt.
+
+        Nobody waits for that, and the disk may be full for hours.
+        """
         with self._lock:
             self._resting = True
         self._clock.call_at(self._clock.monotonic() + PAUSE, self._wake)
@@ -278,35 +252,26 @@ class Journal:
     def _group_size(self) -> int:
         """Return how many entries go into the next transaction.
 
-        That is half of what is in flight, or, on a slow disk, as many as there are. With halves, the
-        loop handles the events of one while the disk has the other. With 4, 16, 32 and 256 in flight
-        that gave 1.07, 1.1, 1.2 and 1.2 times as many events/s as up to 48 at a time. A disk that takes
-        longer for a half than the loop for the whole would do the work of one transaction in two.
+        That is half of what is in flight: the loop handles the events of one half while the disk
+        has the other. With 4, 16, 32 and 256 in flight that gave 1.07, 1.1, 1.2 and 1.2 times as
+        many events/s as up to 48 at a time. On a slow disk it is all that there is. A disk that
+        takes longer for a half than the loop for the whole would only do one transaction's work in
+        two.
         """
-        in_flight = len(self._asked) + sum(len(group.batch) for group in self._untold)
+        in_flight = len(self._asked) + len(self._untold)
         half = max(1, in_flight // 2)
         return min(half, MANY) if self._took < in_flight * ELSEWHERE else MANY
 
-    def _tell_while_writing(self) -> None:
-        """Have the callers of the last transaction told by another thread.
-
-        That thread gets the interpreter when this one is at the disk. Told from here, the callers would
-        take the interpreter at once, and the disk would wait until they have made their next events.
-        """
-        for group in self._untold:
-            self._teller.submit(partial(self._tell, group))
-        self._untold.clear()
-
-    def _tell(self, group: _Group) -> None:
-        self._post(_settle, *group)
-
     def _left_behind(self, batch: Sequence[Ahead], error: ActorbotError) -> None:
         self._away, self.broken = True, f"{self._file.path} does not answer"
-        self._untold.append(_Group(batch, error))
+        self._untold.add(batch, error)
         self._work()
 
     def _came_back(self) -> None:
-        """Use the file again, after a transaction that was left behind; what became of that stands in `_places`."""
+        """Use the file again: a transaction that was left behind has come back.
+
+        What became of that transaction stands in `_places`.
+        """
         self._away = False
         if self._failure is None:
             self.broken = None
@@ -314,21 +279,20 @@ class Journal:
             self._file.close()
         self._wake()
 
-    def _commit(self, batch: Sequence[Ahead], removals: _Removals) -> None:
+    def _commit(self, batch: Sequence[Ahead], removals: Removals) -> None:
         try:
             self._write(batch, removals)
         except BaseException:
-            with self._lock:  # an entry that nobody removes any more would take room for good
-                self._flushed = removals.flushed | self._flushed
-                self._conflicts = removals.conflicts + self._conflicts
+            with self._lock:  # else nobody would ever remove these entries
+                self._removals.put_back(removals)
             raise
 
-    def _write(self, batch: Sequence[Ahead], removals: _Removals) -> None:
+    def _write(self, batch: Sequence[Ahead], removals: Removals) -> None:
         self._check_here()
         if self._failure is not None:
             self._renew(self._failure)
         rows, places = self._places.plan(batch, removals.flushed)
-        self._tell_while_writing()
+        self._untold.tell_while_writing()
         began = perf_counter()
         try:
             self._file.commit(rows, removals.conflicts)
@@ -368,8 +332,3 @@ class Journal:
         return kind(
             "journal", f"{self.broken}; the event was rolled back. Free space or mend the disk; it is tried again"
         )
-
-
-def _settle(batch: Sequence[Ahead], error: ActorbotError | None) -> None:
-    for ahead in batch:
-        ahead.settle(error)

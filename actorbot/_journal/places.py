@@ -42,9 +42,9 @@ class Places:
         return list(self._places)
 
     def replace(self, found: dict[str, Place]) -> None:
-        """Take *found* for all that there is, as in a new file.
+        """Take *found* for all that the file has.
 
-        A number that was given away stays so: its row may be about to be written.
+        A number that was given to a row is not given again: that row may be about to be written.
         """
         self._places = found
         self._last = max([self._last, *(place.number for place in found.values())])
@@ -52,9 +52,9 @@ class Places:
         self.bytes = sum(place.size for place in found.values())
 
     def plan(self, batch: Iterable[Ahead], flushed: dict[str, int]) -> tuple[list[Row], dict[str, Place]]:
-        """Return the rows to write, and the places to `note` when they are written.
+        """Return the rows to write, and the places to `note` once they are written.
 
-        A row is emptied when the store has its version: *flushed* has those.
+        *flushed* has the versions that the store has: the rows of these become empty.
         """
         rows: list[Row] = []
         places: dict[str, Place] = {}

@@ -1,7 +1,9 @@
-"""Looking for damage in SQLite's write-ahead log, which SQLite itself takes for the end of the log, with all that comes after it.
+"""Looking for damage in the middle of SQLite's write-ahead log.
 
-The format is that of https://sqlite.org/fileformat2.html, section 4: a header, and frames of one page each, whose checksums go on from
-one to the next. A frame that ends a transaction says so, and each life of the log has a salt of its own.
+SQLite itself takes such damage for the end of the log, and drops all that comes after it. The
+format is that of https://sqlite.org/fileformat2.html, section 4: a header, and frames of one page
+each. The checksum of a frame goes on from that of the frame before. A frame that ends a transaction
+says so. Each life of the log has a salt of its own.
 """
 
 from __future__ import annotations
@@ -12,15 +14,18 @@ from typing import Final
 
 __all__ = ["find_flaw"]
 
-HEADER: Final = struct.Struct(">8I")  # magic, version, page size, lives, salt, salt, checksum, checksum
-FRAME: Final = struct.Struct(">6I")  # page, pages in the file if it ends a transaction, salt, salt, checksum, checksum
+# Magic, version, page size, lives, salt, salt, checksum, checksum.
+HEADER: Final = struct.Struct(">8I")
+# Page, pages in the file if it ends a transaction, salt, salt, checksum, checksum.
+FRAME: Final = struct.Struct(">6I")
 BYTE_ORDERS: Final = {0x377F0682: "<", 0x377F0683: ">"}  # of the words that are added up, by magic
 
 
 def find_flaw(log: Path) -> str | None:
-    """Say what is wrong with a log whose every transaction was synced before the next began; `None` if nothing is.
+    """Say what is wrong with a log, if anything is.
 
-    What was being written when the process died is no flaw: it is the last there is. It takes 80 us per frame.
+    Each transaction of the log must have been synced before the next began. What was being written
+    when the process died is no flaw: nothing comes after it. It takes 80 us per frame.
     Raises: OSError.
     """
     data = log.read_bytes() if log.exists() else b""
@@ -43,7 +48,7 @@ def find_flaw(log: Path) -> str | None:
                 continue
             broken = at
             if fits:
-                salt = salts  # it is this life's, whose sums it goes on with: the damage is in its salt
+                salt = salts  # its sum goes on from this life's frames: only its salt is damaged
         if salt != salts:
             continue  # of an earlier life
         if ended:

@@ -1,4 +1,7 @@
-"""The door of a manager: when, and from where, its verbs may be called; and how a `_sync` verb gets to the home and back."""
+"""`Access`: when the verbs of a manager may be called, and from where.
+
+Also how a `_sync` verb gets from the calling thread to the manager's home and back.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ __all__ = ["Access", "Life"]
 
 
 class Life(Enum):
-    """How far a manager has come. Each is followed by the next; a fork in a child may follow any of them."""
+    """The life of a manager, in this order. In a forked child, FORKED follows any of them."""
 
     NEW = "new"
     STARTING = "starting"
@@ -29,22 +32,29 @@ class Life(Enum):
 
 
 class Access:
-    """What `SessionManager` inherits, so that a call passes with one look at one object."""
+    """The base of `SessionManager`, so that the check of a call looks at one object only."""
 
-    _home: Home  # once it is started, like the next
-    _loop: asyncio.AbstractEventLoop | None  # of the home, if that is a loop
+    _home: Home  # from the start on
+    _loop: asyncio.AbstractEventLoop | None  # from the start on; the home's loop, if it has one
 
     def __init__(self) -> None:
         self._life = Life.NEW
-        # The two short cuts of an event, which exist only while the manager is open.
+        # The usual event looks at one of these two. They are set only while the manager is open.
         self._here = 0  # the thread of the home loop
-        self._inline: ThreadHome | None = None  # the home where turns run in the thread that calls
+        self._inline: ThreadHome | None = None  # the home, if turns run in the calling thread
 
     def _live(self, life: Life) -> None:
         """Go on to *life*."""
         self._life = life
         if life is not Life.OPEN:
             self._here, self._inline = 0, None
+
+    def _begin(self) -> None:
+        if self._life is Life.FORKED:
+            self._check_open()
+        if self._life is not Life.NEW:
+            raise ManagerClosedError(f"the manager is {self._life.value}: it can be started once; make a new one")
+        self._live(Life.STARTING)
 
     def _leave_to_parent(self) -> None:
         self._live(Life.FORKED)
@@ -89,9 +99,9 @@ class Access:
             )
 
     def _run_sync(self, verb: Callable[..., Coroutine[Any, Any, Any]], *args: Any, timeout: float | None = None) -> Any:
-        """Run `verb(*args)` at home for a caller elsewhere, who has been checked.
+        """Run `verb(*args)` at home, for a caller elsewhere that has passed `_check_away`.
 
-        With a *timeout* the first of *args* must be a session's id, for the error.
+        With a *timeout*, the first of *args* is a session's id, which the error needs.
         """
         if isinstance(self._home, ThreadHome):
             return run_inline(verb(*args)) if timeout is None else self._home.run(verb(*args), args[0], timeout)
@@ -100,7 +110,7 @@ class Access:
             raise ManagerClosedError(
                 "the event loop that the manager was started on has been closed; close() the manager first"
             )
-        with self._home.pool.blocking():  # first: it may refuse, and then nothing must run
+        with self._home.pool.blocking():  # first: if it refuses, the verb must not run
             future = asyncio.run_coroutine_threadsafe(verb(*args), self._home.loop)
             try:
                 return future.result(timeout)
@@ -109,11 +119,11 @@ class Access:
                     raise
                 future.cancel()
                 raise TurnTimeoutError(
-                    args[0], f"its turn did not end within {timeout:g} s; withdrawn, unless it was being committed"
+                    args[0], f"its turn did not end within {timeout:g} s; it was withdrawn, or it is being committed"
                 ) from None
             except CancelledError:
                 raise ManagerClosedError("the manager's event loop ended before the call did") from None
-            except BaseException:  # a KeyboardInterrupt: nobody waits for it any more
+            except BaseException:  # a KeyboardInterrupt: nobody waits for the verb any more
                 future.cancel()
                 raise
 
@@ -122,5 +132,5 @@ class Access:
             return await self._home.wait(future, timeout)
         except TimeoutError:
             if not future.done():
-                raise TurnTimeoutError(session_id, f"not within {timeout:g} s; it goes on") from None
-        return future.result()  # its own TimeoutError, or it ended in the same breath
+                raise TurnTimeoutError(session_id, f"it did not end within {timeout:g} s; it goes on") from None
+        return future.result()  # the TimeoutError was its own, or it has ended just now

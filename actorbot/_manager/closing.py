@@ -1,6 +1,6 @@
-"""How a manager ends: accepted events, then the flush, the replies and the hooks, then the store, all before one deadline.
+"""How a manager ends: first accepted events, then the flush, the replies, the hooks and the store.
 
-In real time, also under a virtual clock: a close must end.
+All of it has one deadline, in real time: a close must end, also under a virtual clock.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ __all__ = ["Close", "shut", "shut_without_loop"]
 
 logger = logging.getLogger("actorbot")
 
-FLUSH_AGAIN: Final = 0.1  # seconds before a close tries again what could not be flushed
+FLUSH_AGAIN: Final = 0.1  # seconds until a close tries again what could not be flushed
 
 
 class Close:
-    """The one close of a manager: whoever asks for it, also meanwhile, waits for its end. It goes on if a caller is cancelled."""
+    """The one close of a manager. All who ask for it wait for the same end.
+
+    It goes on if a caller is cancelled.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _ended
         self._ended: Future[ShutdownReport] | None = None
-        self._task: asyncio.Task[None] | None = None  # a loop does not keep its tasks alive
+        self._task: asyncio.Task[None] | None = None  # kept here: a loop keeps no task alive
 
     async def wait(self, home: Home, shut: Callable[[], Coroutine[Any, Any, ShutdownReport]]) -> ShutdownReport:
-        """Begin with *shut*, unless it has begun; return its report when it has ended."""
+        """Begin it with *shut*, if nobody has yet. Return the report at its end."""
         with self._lock:
             ended, begun = self._ended, self._ended is not None
             if ended is None:
@@ -52,19 +55,19 @@ class Close:
         if isinstance(home, LoopHome):
             self._task = home.loop.create_task(closing, context=ContextVars())
             return
-        # A thread of its own, since user code may hold all those of the pool.
+        # In a thread of its own: user code may hold all threads of the pool.
         thread = threading.Thread(target=run_inline, args=(closing,), name="actorbot-close", daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            run_inline(closing)  # Python 3.12 and later start no thread any more when the program ends
+            run_inline(closing)  # at the end of the program, Python 3.12 and later start no thread
 
     async def _run(
         self, ended: Future[ShutdownReport], shut: Callable[[], Coroutine[Any, Any, ShutdownReport]]
     ) -> None:
         try:
             report = await shut()
-        except BaseException as error:  # cancelled with its loop, say: it may be made again
+        except BaseException as error:  # as when its loop cancels it; close may be tried again
             self._ended = None
             ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
             raise
@@ -72,13 +75,13 @@ class Close:
 
 
 async def shut(parts: Parts, seconds: float) -> ShutdownReport:
-    """Bring everything to its end in about *seconds*; what is left then is to let go of the threads."""
+    """End everything but the threads, in about *seconds*."""
     start = monotonic()
     until = start + seconds
     home, shared, table = parts.home, parts.shared, parts.table
     table.close_intake()
     actors = list(table.resident())
-    shared.flusher.flush(actors)  # while handlers run: they may take all the time there is
+    shared.flusher.flush(actors)  # while handlers run, which may take all the time
     await _settle(parts, actors, until - seconds / 10)
     unfinished = table.dismiss_all()
     shared.running.end_all()
@@ -101,7 +104,7 @@ async def shut(parts: Parts, seconds: float) -> ShutdownReport:
 
 
 def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
-    """Flush what is committed: with its loop, whoever could take a turn has gone."""
+    """Flush what is committed. The loop has gone, and with it all who could take a turn."""
     start = monotonic()
     until = start + seconds
     parts.table.close_intake()
@@ -124,9 +127,13 @@ def _behind(parts: Parts, actors: Iterable[SessionActor]) -> tuple[str, ...]:
 
 
 async def _settle(parts: Parts, actors: Iterable[SessionActor], until: float) -> None:
-    """Take each session out of memory when every accepted event has had its turn; those that do not come to that stay."""
+    """Take each session out of memory when its accepted events have had their turns.
+
+    A session whose turns do not end in time stays.
+    """
     for actor in actors:
-        # A held turn may have no handler yet: a told event is on its way to it, or the session is being read.
+        # A turn may be taken without a handler that runs: a told event is on its way to it, or the
+        # session is being read.
         while not actor.closed:
             if not actor.enter() and not await _wait_for_turn(parts.home, actor, until):
                 break
@@ -151,7 +158,7 @@ async def _wait_for_turn(home: Home, actor: SessionActor, until: float) -> bool:
 
 
 async def _flush_until(parts: Parts, actors: list[SessionActor], until: float) -> None:
-    """Flush until the store has everything, or the time is up."""
+    """Flush again and again, until the store has everything or the time is up."""
     while True:
         await _try(parts.home, parts.shared.flusher.flush(actors), until)
         left = until - monotonic()

@@ -1,4 +1,7 @@
-"""What `actorbot.ext` may ask of a manager: the turn that a bot library's code runs in, a turn of its own, and how it is set up."""
+"""What `actorbot.ext` may ask of a manager, and all that it may ask.
+
+Mostly: which turn a bot library's code runs in, and a turn for code that runs in none.
+"""
 
 from __future__ import annotations
 
@@ -28,24 +31,29 @@ __all__ = [
 
 
 def held(manager: SessionManager, session_id: str) -> Context | None:
-    """Return the open turn of the session that the running code is part of, a task spawned inside it included; else `None`.
+    """Return the session's open turn that the running code is part of; `None` if there is none.
 
-    Asking for a second turn of the session there would be refused (DeadlockError): what a library stores while its handler runs goes
-    into the turn that is held.
+    A task that was spawned inside the turn is part of it. What a library stores while its handler
+    runs goes into this turn: to ask for a second one there would be refused (DeadlockError).
 
-    Raises: TurnEndedError if that turn was taken from the code (`handler_timeout`): what it still stores would be half of an event.
+    Raises: TurnEndedError if the turn was taken from the code, by `handler_timeout` for example.
+    What the code stored now would be half of an event.
     """
     return find_held(manager._parts.shared, session_id)
 
 
 def is_in_turn() -> bool:
-    """Tell whether the running code is part of any turn, of whatever manager."""
+    """Tell whether the running code is part of a turn, of any manager."""
     return next(chain(), None) is not None
 
 
 @asynccontextmanager
 async def borrowed(manager: SessionManager, session_id: str, event_id: str | None = None) -> AsyncIterator[Context]:
-    """Do as `SessionManager.turn`; after its end the turn hides no longer what `held` looks for, and one that timed out refuses nothing."""
+    """Do the same as `SessionManager.turn`, and forget the turn at its end.
+
+    So `held` then finds the turn around this one again, and a time-out of this turn has no effect
+    on what the code does next.
+    """
     before = current.get()
     try:
         async with manager.turn(session_id, event_id=event_id) as turn:
@@ -56,7 +64,7 @@ async def borrowed(manager: SessionManager, session_id: str, event_id: str | Non
 
 @asynccontextmanager
 async def joined(manager: SessionManager, session_id: str) -> AsyncIterator[Context]:
-    """Lend the turn that is held, or a short one of its own where none is. Raises: as `held` and `SessionManager.turn`."""
+    """Give the turn that is held, or a short one. Raises: as `held` and `SessionManager.turn`."""
     context = held(manager, session_id)
     if context is not None:
         yield context
@@ -66,7 +74,7 @@ async def joined(manager: SessionManager, session_id: str) -> AsyncIterator[Cont
 
 
 async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:
-    """Return the session's values to be read: those of the turn that is held, or else a copy of what was committed last."""
+    """Return the session's values to read: those of the turn that is held, or a committed copy."""
     context = held(manager, session_id)
     if context is not None:
         return context.session  # type: ignore[no-any-return]
@@ -74,18 +82,18 @@ async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:
 
 
 def check_commit(turn: Context) -> None:
-    """Raises: what would keep the open *turn* from being committed: TurnEndedError, NotEncodableError, SessionTooLargeError."""
+    """Raises: what a commit of *turn* would: TurnEndedError, NotEncodableError, …"""
     turn._actor.check_commit(turn)
 
 
 def check_dict(manager: SessionManager, what: str) -> None:
-    """Raises: ConfigError if the manager's sessions are of the author's own type: *what* a library does needs a key in a dict."""
+    """Check that sessions are dicts: *what* a library does needs a key. Raises: ConfigError."""
     if manager._options.shape is not None:
         raise ConfigError("session_type", "a dataclass", f"dict: {what} in the session, under a key of its own")
 
 
 def is_open(manager: SessionManager) -> bool:
-    """Tell whether the manager was started, and is not closed."""
+    """Tell whether the manager has started and is not closed."""
     return manager._life is Life.OPEN
 
 
@@ -95,5 +103,5 @@ def max_mailbox(manager: SessionManager) -> int:
 
 
 def wall(manager: SessionManager) -> float:
-    """Return the wall-clock seconds of the manager's clock."""
+    """Return the wall-clock seconds by the manager's clock."""
     return manager._options.clock.wall()

@@ -11,7 +11,7 @@ __all__ = ["health_of", "sessions_of", "stats_of"]
 
 
 def stats_of(parts: Parts) -> Stats:
-    """Count. Any thread."""
+    """Return the counters and gauges. Any thread."""
     shared, table = parts.shared, parts.table
     dirty, flusher = shared.dirty, shared.flusher
     return Stats(

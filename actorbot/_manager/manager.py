@@ -1,14 +1,15 @@
-"""`SessionManager`: what a bot embeds. Its options, its life, and each verb for both homes; what a verb does stands in `_verbs`."""
+"""`SessionManager`: what a bot embeds. Its options, its life, and each verb for both homes.
+
+What a verb does stands in `verbs`.
+"""
 
 from __future__ import annotations
 
 import itertools
-import logging
 from asyncio import current_task
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
-from types import TracebackType
 from typing import Any, Self
 
 from actorbot._checks import check_seconds
@@ -31,25 +32,26 @@ from actorbot._turns.context import Context, shield
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import take_back, undo
 from actorbot._turns.session_actor import raise_for
-from actorbot.errors import ActorbotError, ManagerClosedError
+from actorbot.errors import ManagerClosedError
 
 __all__ = ["SessionManager"]
-
-logger = logging.getLogger("actorbot")
 
 _numbers = itertools.count(1)
 
 
 class SessionManager(Access):
-    """Keeps the sessions of a bot's users: each in an actor of its own, one event at a time, in memory while the user is there.
+    """Keeps the sessions of a bot's users, each in an actor of its own: one event at a time.
 
-    `store` is a store of actorbot's or any object with the seed's four methods. `handler(context)` handles dispatched events;
-    `deliver(session_id, message)` sends replies; each may be `def` or `async def`, like every `on_…` hook, and
-    has `handler_timeout` seconds.
+    A session is in memory while its user is there. `store` is a store of actorbot's, or any object
+    with `init`, `read`, `write` and `destroy`. `handler(context)` handles dispatched events, and
+    `deliver(session_id, message)` sends replies. Each may be `def` or `async def`, like every
+    `on_…` hook, and each has `handler_timeout` seconds.
 
-    Started by `async with` (or `start()`) it is at home on the running event loop: `async def` code runs there, `def` code on a pool of
-    threads. Started by `with` (or `start_sync()`) it is at home on threads: `def` handlers run in the thread that calls
-    `dispatch_sync`, `async def` ones on a private loop. The `_sync` verbs work in both homes, from any thread but the home loop's.
+    Started by `async with` or `start()`, the manager is at home on the running event loop: there it
+    runs `async def` code, and `def` code on a pool of threads. Started by `with` or `start_sync()`,
+    it is at home on threads: `def` handlers run in the thread that calls `dispatch_sync`, and
+    `async def` ones on a private loop. The `_sync` verbs work in both homes, from any thread but
+    that of the home loop.
     """
 
     def __init__(
@@ -84,24 +86,26 @@ class SessionManager(Access):
         self._closing = Close()
         self._report: ShutdownReport | None = None
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> Self:
-        """Open the store and come to life on the running loop. Raises: StoreUnavailableError and other store errors, ConfigError."""
+        """Open the store, and be at home on the running loop. Raises: store errors, ConfigError."""
         self._begin()
         await self._open(LoopHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout))
         return self
 
     def start_sync(self) -> Self:
-        """Open the store and come to life on threads. Raises: as `start`."""
+        """Open the store, and be at home on threads. Raises: as `start`."""
         self._begin()
         run_inline(self._open(ThreadHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout)))
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Stop intake, finish accepted events, flush, and close the store, in at most *timeout* (else `close_timeout`) seconds.
+        """Stop intake, finish accepted events, flush, and close the store.
 
-        There is one close: calling it again, also meanwhile, waits for it and returns its report. It goes on if its caller is cancelled.
+        All this takes at most *timeout* seconds, or else `close_timeout`. There is one close: a
+        second call, also meanwhile, waits for it and returns its report. It goes on if its caller
+        is cancelled.
         """
         seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
         if (report := self._last_report()) is not None:
@@ -120,8 +124,8 @@ class SessionManager(Access):
             self._check_away(closing=True)
             return self._run_sync(self._close, seconds)  # type: ignore[no-any-return]
         except ManagerClosedError:
-            if (report := self._last_report()) is None:  # else another thread's close has ended since we looked
-                raise
+            if (report := self._last_report()) is None:
+                raise  # else another thread's close has ended since the look above
             return report
 
     async def __aenter__(self) -> Self:
@@ -134,30 +138,15 @@ class SessionManager(Access):
     def __enter__(self) -> Self:
         return self.start_sync()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._life is not Life.FORKED:  # a child that leaves its parent's block has nothing to close
+    def __exit__(self, *_: object) -> None:
+        if self._life is not Life.FORKED:  # a forked child has nothing to close
             self.close_sync()
 
     def _close_at_exit(self) -> None:
-        if self._life is not Life.OPEN:
-            return
-        logger.warning("the program ends with an open manager: close it, or use `with`; flushing what it has")
-        try:
-            if self._loop is None or self._loop.is_running():
-                self.close_sync()
-            else:
-                self._close_without_loop(self._options.close_timeout)
-        except ActorbotError as error:
-            logger.error("at the end of the program: %s", error)
-
-    def _begin(self) -> None:
-        if self._life is Life.FORKED:
-            self._check_open()
-        if self._life is not Life.NEW:
-            raise ManagerClosedError(f"the manager is {self._life.value}: it can be started once; make a new one")
-        self._live(Life.STARTING)
+        if self._loop is None or self._loop.is_running():
+            self.close_sync()
+        else:
+            self._close_without_loop(self._options.close_timeout)
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
@@ -177,7 +166,7 @@ class SessionManager(Access):
             self._inline = home
 
     def _last_report(self) -> ShutdownReport | None:
-        """Return the report of the close, once it has ended; where nothing was opened it ends here."""
+        """Return the report of a close that has ended; a close of a new manager ends here."""
         if self._life is Life.NEW:
             self._live(Life.CLOSED)
             self._report = ShutdownReport((), 0, 0, 0.0)
@@ -202,17 +191,18 @@ class SessionManager(Access):
         self._parts.end()
         return report
 
-    # --- verbs --------------------------------------------------------------------------------------------------------
+    # --- verbs -----------------------------------------------------------------------------------
 
     async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False) -> Any:
-        """Handle *event* in its session's turn and return what the handler returned, or `DUPLICATE` for an *event_id* seen before.
+        """Handle *event* in its session's turn; return what the handler returns.
 
-        Event ids are compared by their text: 7 and "7" are the same.
-
-        Raises what the handler raised; OverloadedError, DeadlockError, HandlerTimeoutError, store errors.
+        Returns `DUPLICATE` for an *event_id* that was handled before. Event ids are compared by
+        their text: 7 and "7" are the same. Raises what the handler raises; OverloadedError,
+        DeadlockError, HandlerTimeoutError, store errors.
         """
-        # The usual case, without a detour: called where it belongs, for a session that is here and idle. Of another loop in the
-        # same thread this loop knows no current task; `get_running_loop` would ask for the process id, which takes longer.
+        # The usual case: called on the home loop, for a session that is in memory and idle. If a
+        # second loop runs in this thread, `self._loop` has no current task. (`get_running_loop`
+        # would tell too, but it asks for the process id, which takes longer.)
         if get_ident() == self._here and (task := current_task(self._loop)) is not None and type(session_id) is str:
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
@@ -231,8 +221,8 @@ class SessionManager(Access):
     ) -> Any:
         """The same as `dispatch`, for threads.
 
-        *timeout* bounds it. But a `def` handler of a threaded manager runs in the calling thread: it is `handler_timeout` that ends
-        its turn, and nothing can end its run.
+        It takes at most *timeout* seconds. But a `def` handler of a threaded manager runs in the
+        calling thread: nothing can stop it, and it is `handler_timeout` that ends its turn.
         """
         threads = self._inline
         if threads is not None and type(session_id) is str:
@@ -244,7 +234,7 @@ class SessionManager(Access):
         return self._run_sync(self._verbs.dispatch, session_id, event, event_id, durable, timeout, timeout=timeout)
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
-        """Accept *event* and return at once; it is handled in its turn. Raises: OverloadedError."""
+        """Accept *event* and return; it is handled later, in its turn. Raises: OverloadedError."""
         self._check_here()
         return self._accept(session_id, event, event_id)
 
@@ -259,9 +249,10 @@ class SessionManager(Access):
 
     @asynccontextmanager
     async def turn(self, session_id: str, *, event_id: str | None = None) -> AsyncIterator[Context]:
-        """Borrow the session's turn: what the block changes is committed at its end, or rolled back if it raises.
+        """Borrow the session's turn. What the block changes is committed at its end.
 
-        Raises: DuplicateEventError on entry, ConflictError at the exit.
+        If the block raises, it is rolled back. Raises: DuplicateEventError at the entry,
+        ConflictError at the exit.
         """
         self._check_here()
         context = await self._verbs.borrow(session_id, event_id, None)
@@ -288,9 +279,10 @@ class SessionManager(Access):
         self._run_sync(take_back, context)
 
     async def flush(self, session_id: str | None = None) -> None:
-        """Return when what was committed, of one session or of all, is in the store.
+        """Return when the store has what was committed, of one session or of all.
 
-        Raises: StoreUnavailableError; ConflictError; OverloadedError if a session has left memory in an outage and finds no room there.
+        Raises: StoreUnavailableError; ConflictError; OverloadedError if a session that left memory
+        in an outage finds no room there now.
         """
         self._check_here()
         await self._verbs.flush(session_id)
@@ -301,7 +293,10 @@ class SessionManager(Access):
         self._run_sync(self._verbs.flush, session_id)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
-        """Return a copy of the session's values, or `None`; takes no turn, activates nothing, slides no expiry."""
+        """Return a copy of the session's values, or `None`.
+
+        It takes no turn, does not bring the session into memory, and does not move its expiry.
+        """
         self._check_here()
         return await self._verbs.peek(session_id)
 
@@ -311,7 +306,10 @@ class SessionManager(Access):
         return self._run_sync(self._verbs.peek, session_id)  # type: ignore[no-any-return]
 
     async def destroy(self, session_id: str) -> None:
-        """Remove the session for every reader; no older write brings it back. Raises: StoreUnavailableError, OutcomeUnknownError."""
+        """Remove the session for every reader. No older write brings it back.
+
+        Raises: StoreUnavailableError, OutcomeUnknownError.
+        """
         self._check_here()
         await self._verbs.destroy(session_id)
 
@@ -321,7 +319,7 @@ class SessionManager(Access):
         self._run_sync(self._verbs.destroy, session_id)
 
     async def delivered(self, session_id: str) -> None:
-        """Return when the replies that the session has sent so far have been handed to `deliver`, or have failed."""
+        """Return when `deliver` has taken the session's replies so far, or has failed with them."""
         self._check_here()
         await self._home.wait(self._parts.shared.outbox.emptied(session_id))
 
@@ -331,9 +329,10 @@ class SessionManager(Access):
         return stats_of(self._parts)
 
     def conflicts(self) -> list[Conflict]:
-        """List what could not be flushed because another process had written the session: the newest 1,000, oldest first.
+        """List what could not be flushed because another process had written the session.
 
-        With a journal also those of earlier managers on it. Any thread.
+        The newest 1,000, oldest first. With a journal, also those of earlier managers that used it.
+        Any thread.
         """
         self._check_open()
         return list(self._parts.hooks.conflicts)

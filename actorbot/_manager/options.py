@@ -1,4 +1,4 @@
-"""What a manager is made with, and the checks that say at once what is wrong with it."""
+"""`Options`: what a manager is made with, checked at once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Options:
         max_session_bytes: int,
         **functions: Hook | None,
     ) -> Options:
-        """Make them of what an author has given. Raises: ConfigError."""
+        """Check what the author gave, and fill in what was left out. Raises: ConfigError."""
         return cls(
             store=_check_store(store),
             policy=_check_policy(flush),
@@ -72,7 +72,7 @@ class Options:
 
 
 def _check_store(store: Any) -> Any:
-    # Looked at here: a method that it lacks is told now, and not at the start.
+    # A driver that lacks a method is refused here rather than at the start.
     if store is None:
         return MemorySessionStore()
     if not isinstance(store, RecordStore):

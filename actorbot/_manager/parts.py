@@ -1,4 +1,4 @@
-"""What a started manager consists of: the store and its threads, the flusher, the outbox, the turns, the residents."""
+"""`Parts`: what a started manager consists of, made here and handed to each other."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = ["Parts"]
 
 logger = logging.getLogger("actorbot")
 
-READ_AT_ONCE = 500  # records that are asked for in one call
+READ_AT_ONCE = 500  # records that one call to the store asks for
 
 
 class Parts:
-    """The parts of one manager, at their home; `_closing` tells how they end."""
+    """The parts of one manager. How they end stands in `closing`."""
 
     shared: TurnShared
     table: Table
@@ -60,11 +60,11 @@ class Parts:
             self.store = DriverStore(given, home.run_awaitable, deadline)
         name = self.store.name
         self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
-        if not isinstance(self.store, DriverStore):  # which has one thread for all
+        if not isinstance(self.store, DriverStore):  # whose calls all share one thread
             self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)
 
     async def start(self) -> None:
-        """Open the store, and make and start what needs it open. Raises: store errors."""
+        """Open the store, then make and start what needs it. Raises: store errors."""
         options = self._options
         journal = self.journal = self._make_journal()
         try:
@@ -125,14 +125,17 @@ class Parts:
         self.home.spawn(self.replay.run)
 
     async def _recover(self, journal: Journal, flusher: Flusher) -> None:
-        """Bring what the journal has from an earlier process to the store, and wait for that as long as for one of the store's calls."""
+        """Bring to the store what the journal has of an earlier process.
+
+        The start waits for that only as long as for one call to the store.
+        """
         for entry in await self.home.wait(journal.conflicts()):
             self.hooks.keep(entry.record.session_id, entry.record.committed)
         if self.store.outlives_process:
             flusher.dirty.note_journal(journal.size)
         found = len(journal.ids())
         if found:
-            logger.info("%d sessions in the journal are newer than the store, or may be", found)
+            logger.info("the journal has %d sessions that the store may not have yet", found)
             recovered = new_future()
 
             async def recover() -> None:
@@ -175,7 +178,7 @@ class Parts:
         )
 
     def close_journal(self) -> Future[None]:
-        """Have the journal commit what it was told, and let go of its file."""
+        """Have the journal commit what it was given, and close its file."""
         if self.journal is not None:
             return self.journal.close()
         closed = new_future()
@@ -183,17 +186,17 @@ class Parts:
         return closed
 
     def only_in_journal(self) -> list[str]:
-        """List the sessions of which the store does not have what the journal, closed, has."""
+        """List the sessions of which the closed journal has more than the store."""
         return [] if self.journal is None or not self.store.outlives_process else self.journal.ids()
 
     def end(self) -> None:
-        """Let go of every thread; the last step of a close."""
+        """End every thread: the last step of a close."""
         for actor in (self.shared.flusher, self.sweeper):
             actor.end()
         self._release()
 
     def _release(self) -> None:
-        if self._reader is not self.writer:  # which ends with the flusher
+        if self._reader is not self.writer:  # the writer ends with the flusher
             self._reader.close()
         self.home.close()
         if self._options.own_clock:

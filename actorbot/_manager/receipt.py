@@ -1,4 +1,4 @@
-"""`Receipt`: what stands for an event that was accepted, until it is handled and until it is durable."""
+"""`Receipt`: what `submit` returns. It waits until an event is handled, and until it is durable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOMENT: Final = 1.0  # seconds
 
 
 class Receipt:
-    """For an event that was accepted and is handled behind the caller's back."""
+    """Stands for an event that was accepted, and that is handled while its sender goes on."""
 
     def __init__(self, access: Access, hooks: Hooks, actor: SessionActor, event: Any, outcome: Future[Any]) -> None:
         self._access = access
@@ -31,7 +31,7 @@ class Receipt:
         self._actor = actor
         self._outcome = outcome
         self._event = event
-        self._hearing = Once()  # a failure is heard by somebody who waits, or goes to the dead letters
+        self._hearing = Once()  # of a failure: by who waits, or else the dead letters
         self._counting = threading.Lock()  # guards _waiting
         self._waiting = 0  # how many wait for the outcome
         self._version: int | None = None
@@ -48,7 +48,7 @@ class Receipt:
             self._version, self._losses = committed[VERSION], len(self._actor.losses)
 
     def _bury_unless_heard(self) -> None:
-        """Make the event a dead letter if it failed and nobody waits, or has waited until it did."""
+        """Make the event a dead letter, if it failed and nobody waits, or has waited until then."""
         if self._waiting or not self._outcome.done() or (error := self._outcome.exception()) is None:
             return
         event = self._event
@@ -56,7 +56,7 @@ class Receipt:
             self._hooks.bury(self.session_id, event, error)
 
     def _hear(self) -> bool:
-        """Take notice of the outcome; `False` if somebody else has. The event is not needed any more."""
+        """Take the outcome; `False` if somebody has taken it. Nobody needs the event any more."""
         first = self._hearing.take()
         self._event = None
         return first
@@ -68,11 +68,11 @@ class Receipt:
 
     @property
     def version(self) -> int | None:
-        """The version of the session that contains the event (perhaps with later ones); `None` until it was handled."""
+        """The session's version that has the event, perhaps with later ones; `None` before that."""
         return self._version
 
     async def result(self, timeout: float | None = None) -> Any:
-        """Wait for the handler's value, or raise what it raised; what is there already is there after a close too.
+        """Wait for the handler's value, or raise what it raised. After a close, if it is known.
 
         Raises: DeadlockError inside a turn that this would wait for.
         """
@@ -94,7 +94,8 @@ class Receipt:
                 self._access._check_away(closing=True)
                 return self._access._run_sync(self._result, timeout)
             except ManagerClosedError:
-                # The close waits for turns, and a turn is left before its outcome is told: that comes in a moment, unless a handler hangs.
+                # The close waits until turns are left, and a turn is left before its outcome is
+                # set. So the outcome comes in a moment, unless a handler hangs.
                 wait([self._outcome], MOMENT)
                 if not self._outcome.done():
                     raise
@@ -130,7 +131,9 @@ class Receipt:
         await self._result(timeout)
         if self._actor.shared.writes_through or self._actor.shared.journal is not None:
             return
-        if self._version is None:  # as below, before it could be noted
-            raise ConflictError(self._actor.shared.store, "lost to a write of someone else", session_id=self.session_id)
+        if self._version is None:  # lost to a conflict before `_note` could read the version
+            raise ConflictError(
+                self._actor.shared.store, "another process has written the session since", session_id=self.session_id
+            )
         goal = Goal(self._actor, self._version, self._losses)
         await self._access._wait(self._actor.shared.flusher.reach([goal]), timeout, self.session_id)

@@ -1,4 +1,4 @@
-"""What the verbs of a manager do, once for both homes; their callers have passed its door."""
+"""`Verbs`: what each verb of a manager does, once for both homes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Verbs"]
 
 
 class Verbs:
-    """`SessionManager` says what each is for. At home."""
+    """`SessionManager` documents them, and `Access` has checked each call. At home."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Verbs:
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
 
     def accept(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
-        """Accept *event*; the future holds what becomes of it. Any thread."""
+        """Accept *event*; the future gets what its handler returns or raises. Any thread."""
         session_id = check_session_id(session_id)
         outcome = new_future()
         return self._activation.put_in_line(session_id, Handle(event, event_id, outcome, copy_context())), outcome
@@ -73,13 +73,13 @@ class Verbs:
             actor = self._table.actors.get(check_session_id(session_id))
             actors = [] if actor is None else [actor]
         actors = [actor for actor in actors if actor.committed is not None]
-        # Listed before we wait: any of them may come into memory, and be flushed from there, meanwhile.
+        # Listed before the wait: meanwhile any of them may come into memory.
         absent = self._only_in_journal(session_id, actors)
         await self._home.wait(self._shared.flusher.flush(actors))
         await self._replay.flush_absent(absent)
 
     def _only_in_journal(self, session_id: str | None, actors: list[SessionActor]) -> list[str]:
-        """List what the journal may have of this session, or of all, that none of *actors* has."""
+        """List the ids, this one or all, that the journal may have and none of *actors* has."""
         journal = self._shared.journal
         if journal is None:
             return []
@@ -110,10 +110,10 @@ class Verbs:
         await self._home.wait(Destroy(actor).begin())
 
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
-        """Take the turn, also of a session whose record is broken: destroying it is the cure."""
+        """Take the turn, even if the record is broken: to destroy the session is the cure."""
         while True:
             self._broken.forget(session_id)
             try:
                 return await self._activation.wait_for_turn(session_id)
             except CorruptSessionError:
-                continue  # somebody before us in the line has tried to read it
+                continue  # somebody before us in line tried to read it

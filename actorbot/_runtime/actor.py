@@ -1,4 +1,7 @@
-"""Our actor base on pykka: the one module that imports it, and the place where the hooks that we rely on are checked."""
+"""Our actors, on pykka. This is the one module that imports pykka.
+
+It relies on some private hooks of pykka, and checks at import that they exist.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ RELIED_ON = (
 
 
 def check_pykka() -> None:
-    """Fail at import, in one sentence, when a pykka release lacks a hook that the session actors are built on."""
+    """Raise ImportError if this release of pykka lacks a hook that our actors are built on."""
     missing = [name for name in RELIED_ON if not hasattr(pykka.Actor, name)]
     if missing:
         raise ImportError(
-            f"actorbot needs pykka>=4.5,<5; the installed pykka {version('pykka')} has no Actor.{', Actor.'.join(missing)}"
+            f"actorbot needs pykka>=4.5,<5; the installed pykka {version('pykka')} has no"
+            f" Actor.{', Actor.'.join(missing)}"
         )
 
 
@@ -33,10 +37,11 @@ check_pykka()
 
 
 class EndOfBatch(BaseException):
-    """Leaves pykka's receive loop when a batch is over.
+    """Leaves pykka's receive loop at the end of a batch.
 
-    pykka calls `inbox.get()` outside the `try` of its loop, so this passes through it untouched; that is what lets an actor
-    run without a thread of its own. `BaseException`, so that no handler's `except Exception` can swallow it.
+    pykka calls `inbox.get()` outside the `try` of its loop, so an exception from there leaves the
+    loop. Thanks to this, an actor can run without a thread of its own. It is a `BaseException`, so
+    that no `except Exception` in a handler can catch it.
     """
 
 
@@ -51,7 +56,10 @@ class Inbox(Protocol):
 
 
 class _Stopped:
-    """pykka's `actor_stopped` for actors that are never stopped through their ref (an `Event` costs 1.2 KB each)."""
+    """pykka's `actor_stopped`, for actors that nobody stops through their ref.
+
+    The `threading.Event` that pykka would make takes 1.2 KB for each actor.
+    """
 
     __slots__ = ()
 
@@ -59,17 +67,18 @@ class _Stopped:
         return False
 
     def set(self) -> None:
-        raise NotImplementedError("a session actor leaves memory through its registry, never through pykka's stop()")
+        raise NotImplementedError("a session actor leaves memory through its table, never through pykka's stop()")
 
 
 _NEVER_STOPPED = _Stopped()
 
 
 class PooledActor(pykka.Actor):
-    """An actor without a thread: whoever holds its turn runs it.
+    """An actor without a thread: whoever has its turn runs it.
 
-    `pykka.Actor.__init__` is not called: its inbox, event, ref and URN cost 6 KB, and a process holds 100,000 of these. The ref is
-    made when somebody asks for it, and such actors are not in pykka's global registry, where a removal is a linear search.
+    `pykka.Actor.__init__` is not called. Its inbox, event, ref and URN take 6 KB, and a process has
+    100,000 of these actors. The ref is made when somebody asks for it. These actors are not in
+    pykka's global registry, where each removal is a linear search.
     """
 
     actor_inbox: Inbox
@@ -87,14 +96,14 @@ class PooledActor(pykka.Actor):
         return pykka.ActorRef(self)
 
     def run_batch(self) -> None:
-        """Run what the inbox gives, through pykka's receive loop, until the inbox ends the batch. The caller holds the turn."""
+        """Run pykka's receive loop until the inbox ends the batch. The caller has the turn."""
         try:
             self._actor_loop_running()
         except EndOfBatch:
             return
 
     def _handle_receive(self, message: Any) -> Any:
-        # pykka would serve proxies and stop requests here: both would bypass the turn.
+        # Not pykka's own: it would serve proxies and stop requests, and both would bypass the turn.
         return self.on_receive(message)
 
     @staticmethod
@@ -110,25 +119,29 @@ class PooledActor(pykka.Actor):
 
 
 class ServiceActor(pykka.ThreadingActor):
-    """An actor with a thread of its own: the registry and the flusher, one of each per manager.
+    """An actor with a thread of its own: the sweeper and the flusher, one of each per manager.
 
-    The thread is a daemon: a process that forgets to close its manager must still be able to end. It is not in pykka's global
-    registry: a `stop_all()` of the embedding program must not take the flusher from its sessions.
+    The thread is a daemon, since a process that forgets to close its manager must be able to end.
+    The actor is not in pykka's global registry, since a `stop_all()` of the embedding program must
+    not stop the flusher.
     """
 
     use_daemon_thread: ClassVar[bool] = True
 
     def begin(self) -> None:
-        """Start the thread; the actor was made by its constructor."""
+        """Start the thread."""
         self._start_actor_loop()
 
     def end(self) -> None:
-        """Stop the thread after what it has been told so far; does not wait."""
+        """Stop the thread after what it has been told so far. Does not wait for that."""
         if not self.actor_stopped.is_set():
             self.actor_ref.stop(block=False)
 
     def notify(self, message: Any) -> bool:
-        """Tell the actor something, from any thread; `False` if it has ended, as it may have when a timer or a late call comes."""
+        """Tell the actor something. Any thread. `False` if the actor has ended.
+
+        That can be when a timer or the end of a call comes late.
+        """
         try:
             self.actor_ref.tell(message)
         except pykka.ActorDeadError:

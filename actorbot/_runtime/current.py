@@ -14,19 +14,19 @@ class RunningTurn(Protocol):
     """A turn, as far as a home knows it."""
 
     def _call_when_revoked(self, interrupt: Callable[[], None]) -> None:
-        """Have *interrupt* called when the session is taken from the turn; at once if that has happened already."""
+        """Call *interrupt* when the session is taken from the turn, or at once if it has been."""
 
 
 current: ContextVar[RunningTurn | None] = ContextVar("actorbot_turn", default=None)
 """The last turn that the running code, or the code that spawned it, has begun.
 
-It is not set back when the turn ends: that would cost every event a twentieth of its time. Who looks here passes over turns
-that have ended.
+It is not set back when the turn ends, which would cost each event 5 % of its time. So whoever looks
+here must skip turns that have ended.
 """
 
 
 def outside_of_turns() -> ContextVars:
-    """Copy the variables of the running code, but for the turn that it is part of."""
+    """Copy the variables of the running code, without the turn that it is part of."""
     variables = copy_context()
     variables.run(current.set, None)
     return variables

@@ -1,4 +1,7 @@
-"""Calling a store on threads that may be lost to it: each call has a deadline, and one that outlives it is left behind."""
+"""A thread for calls that may hang, with a deadline for each.
+
+A call that is not back by then is left behind with its thread, and another thread goes on.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class DeadlineThread:
         self._running: set[_Call] = set()
 
     def submit(self, task: Task) -> None:
-        """Run *task* on the thread after what was handed in before; it may call the store through `run`."""
+        """Run *task* on the thread after what was handed in before; it may call `run`."""
         with self._lock:
             self._lane.submit(task)
 
@@ -79,9 +82,10 @@ class DeadlineThread:
     def call(
         self, function: Callable[..., Any], *args: Any, deadline: float | None = None, since: float | None = None
     ) -> Future[Any]:
-        """Call *function* on the thread after what was handed in before; the deadline counts from now, or from *since*.
+        """Call *function* on the thread after what was handed in before.
 
-        The future holds what it returned, or an ActorbotError for whatever it raised.
+        The deadline counts from now, or from *since*. The future holds what the function returned,
+        or an ActorbotError for whatever it raised.
         """
         outcome = new_future()
         call = self._watch(outcome.set_exception, self._deadline if deadline is None else deadline, since)
@@ -101,7 +105,7 @@ class DeadlineThread:
     def run(
         self, overdue: Callable[[ActorbotError], None], function: Callable[..., Any], *args: Any
     ) -> Answer | Literal[_Late.LATE]:
-        """Call *function* here, in a task of this thread; whatever it raises becomes an ActorbotError.
+        """Call *function* here, in a task of this thread; what it raises becomes an ActorbotError.
 
         `LATE` means that the call came back after its deadline. The task must then end without
         touching anything: another thread has taken the place of this one, and has called *overdue*.
@@ -157,7 +161,7 @@ class DeadlineThread:
             value = function(*args)
         except ActorbotError as exc:
             error = exc
-        except BaseException as exc:  # a driver may raise anything; nothing of it may end this thread
+        except BaseException as exc:  # a driver may raise anything, and must not end this thread
             error = OutcomeUnknownError(self._store, f"{type(exc).__name__}: {exc}")
             error.__cause__ = exc
         if call.timer is not None:

@@ -31,7 +31,7 @@ class FileLock:
         self._file: int | None = None
 
     def take(self, *, dir_fd: int | None = None) -> None:
-        """Take the lock, at once or not at all. *dir_fd* is an open folder: then the path starts there.
+        """Take the lock, at once or not at all; the path may start at the open folder *dir_fd*.
 
         Raises: BlockingIOError if somebody has it; OSError.
         """

@@ -1,4 +1,7 @@
-"""Where turns run: on an event loop, or on threads. Everything above is written once, as coroutines, for both."""
+"""`Home`: where turns run, on an event loop or on threads.
+
+What stands above is written once, as coroutines, for both homes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from actorbot._runtime.threads import Pool
 
 __all__ = [
     "Home",
-    "Leavable",
+    "AwaitedActor",
     "Promise",
     "Sent",
     "TurnWaiter",
@@ -36,7 +39,9 @@ Promise = Future[Any] | asyncio.Future[Any]
 POOL_SIZE = 32  # threads for user code that may block; an idle pool has none
 
 
-class Leavable(Protocol):
+class AwaitedActor(Protocol):
+    """An actor whose turn somebody waits for in line."""
+
     session_id: str
 
     def leave(self) -> None: ...
@@ -45,59 +50,66 @@ class Leavable(Protocol):
 
 
 class TurnWaiter(Waiter, Awaitable[None], Protocol):
-    """A place in line that can be awaited until the turn is there."""
+    """A place in line. To await it gives the turn."""
 
 
 class Home(ABC):
-    """What a manager's turns need of the place they run in. Every method may be called from any thread unless it says otherwise."""
+    """What turns need of the place they run in. Any thread, unless a method says otherwise."""
 
     thread_id: int | None
-    """The thread of the loop that user code runs on; no `_sync` verb may block it."""
+    """The thread of the loop that user code runs on. No `_sync` verb may block it."""
 
     def __init__(self, name: str, clock: Clock, patience: float) -> None:
         self.pool = Pool(POOL_SIZE, f"actorbot-pool-{name}", clock, patience)
 
     @abstractmethod
     def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """Make a coroutine function that calls user code, `def` or `async def`, where it belongs, and awaits an awaitable it returns.
+        """Make a coroutine function that runs user code, `def` or `async def`, where it belongs.
 
-        After *limit* real seconds it raises TimeoutError; in a threaded home only `async def` can be stopped.
+        If the code returns an awaitable, that is awaited. After *limit* real seconds TimeoutError
+        is raised; in a threaded home only `async def` code can be stopped.
         """
 
     @abstractmethod
-    def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
-        """Make a place in line. Called where the caller will await it."""
+    def waiter(self, actor: AwaitedActor, timeout: float | None) -> TurnWaiter:
+        """Make a place in line. Called where it will be awaited."""
 
     @abstractmethod
     def promise(self) -> Promise:
-        """Make what is ended at home, and waited for there with `wait` by one: cancelling that one ends it."""
+        """Make a future that is set and awaited at home, by one. Cancelling that one cancels it."""
 
     @abstractmethod
     async def wait(self, future: Promise, timeout: float | None = None) -> Any:
-        """Wait for *future*. Raises: TimeoutError after *timeout* real seconds; cancelling this leaves the future alone."""
+        """Wait for *future*. If the wait is cancelled, the future is not.
+
+        Raises: TimeoutError after *timeout* real seconds.
+        """
 
     @abstractmethod
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        """Run a quick function soon: on the loop, or, in a threaded home, right here."""
+        """Run a quick function: soon, on the loop, or, in a threaded home, now and here."""
 
     @abstractmethod
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
-        """Run a coroutine in the background, where no turn waits for it. It handles its own errors."""
+        """Run a coroutine in the background. No turn waits for it; it handles its own errors."""
 
     @abstractmethod
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        """Run an awaitable of user code on the loop (a threaded home: on its private loop) and block the calling thread for it."""
+        """Run an awaitable of user code on the loop, and block the calling thread until it ends.
+
+        In a threaded home that is the private loop.
+        """
 
     @abstractmethod
     def give_way(self) -> None:
-        """Let the flusher's thread, which is late, have the interpreter. Called where a turn is about to begin."""
+        """Let the flusher's thread, which is late, run. Called before a turn begins."""
 
     def current_task(self) -> asyncio.Task[Any] | None:
-        """Return the task that is running here; `None` in a threaded home, where there is nothing to cancel."""
+        """Return the task that runs here; `None` in a threaded home, which has none to cancel."""
         return None
 
     def is_ending(self, error: BaseException) -> bool:
-        """Tell whether *error* ends the coroutine that runs here, rather than being a failure of something that it has called."""
+        """Tell whether *error* ends the running coroutine, or only something that it has called."""
         if isinstance(error, asyncio.CancelledError):
             task = self.current_task()
             return task is not None and task.cancelling() > 0
@@ -105,13 +117,14 @@ class Home(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of threads and of what still runs in the background. Called once, last, where a turn could run."""
+        """End the threads and what runs in the background. Called once, last, at home."""
 
 
 class Sent:
-    """A reply on its way. Awaiting it may be left out.
+    """A reply on its way. It need not be awaited.
 
-    Awaiting a gated reply, which leaves after the turn, gives `None` at once; awaiting an ungated one gives what `deliver` returned.
+    To await a gated reply, which leaves after the turn, gives `None` at once. To await an ungated
+    one gives what `deliver` returned.
     """
 
     __slots__ = ("_delivered",)
@@ -126,14 +139,14 @@ class Sent:
 
 
 def new_future() -> Future[Any]:
-    """Make a future that only its maker ends: cancelling what waits for it leaves it alone."""
+    """Make a future that only its maker ends: whoever waits for it cannot cancel it."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Tell whether calling *function* gives a coroutine."""
+    """Tell whether a call of *function* gives a coroutine."""
     while isinstance(function, functools.partial):
         function = function.func
     call = type(function).__call__ if isinstance(type(function).__call__, types.FunctionType) else None
@@ -141,14 +154,17 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 
 def is_plain(function: Callable[..., Any]) -> bool:
-    """Tell whether calling *function* surely gives no awaitable: a lambda, a wrapper or a callable object may pass one on."""
+    """Tell whether a call of *function* surely gives no awaitable.
+
+    A lambda, a wrapper or a callable object may return one.
+    """
     function = getattr(function, "__func__", function)
     plain = isinstance(function, types.FunctionType) and not inspect.iscoroutinefunction(function)
     return plain and function.__name__ != "<lambda>" and not hasattr(function, "__wrapped__")
 
 
 def is_to_await(value: Any) -> bool:
-    return inspect.isawaitable(value) and not isinstance(value, Sent)  # a reply may be left alone
+    return inspect.isawaitable(value) and not isinstance(value, Sent)  # a reply need not be awaited
 
 
 def too_long(limit: float) -> TimeoutError:
@@ -156,7 +172,7 @@ def too_long(limit: float) -> TimeoutError:
 
 
 def run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Awaitable[Any]]) -> _Answer:
-    """Run an awaitable of user code on *loop*, with the variables of the calling thread, which may then wait for it."""
+    """Run an awaitable of user code on *loop*, with the variables of the calling thread."""
     answer = _Answer(loop)
     variables = copy_context()
 
@@ -168,7 +184,7 @@ def run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Awaitable[Any]]) 
 
 
 class _Answer:
-    """The outcome of a coroutine of user code on some loop, for a thread that waits for it."""
+    """The outcome of an awaitable of user code on another thread's loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -186,7 +202,7 @@ class _Answer:
             raise too_long(limit) from None
 
     def interrupt(self) -> None:
-        """Stop waiting for the coroutine, which may be blocking its loop, and cancel it; from any thread."""
+        """End the wait now, since the code may block its loop, and cancel the code. Any thread."""
         self._end(None, asyncio.CancelledError())
         self._loop.call_soon_threadsafe(self._cancel)
 
@@ -201,12 +217,12 @@ class _Answer:
             else:
                 self._future.set_exception(error)
         except InvalidStateError:
-            return  # the other side was faster: the coroutine's end, or who has stopped waiting for it
+            return  # it has ended: by the end of the code, or by an interruption
 
     async def _run(self, make: Callable[[], Awaitable[Any]]) -> None:
         try:
             value = await make()
-        except BaseException as error:  # a SystemExit would end the loop and everybody on it
+        except BaseException as error:  # a SystemExit would end the loop and all that runs on it
             self._end(None, error)
         else:
             self._end(value, None)

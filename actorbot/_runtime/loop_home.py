@@ -1,4 +1,4 @@
-"""A home on an event loop: handlers run there, and plain functions in the pool."""
+"""`LoopHome`: a home on an event loop. `async def` code runs on it, and `def` code in a pool."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.current import outside_of_turns
 from actorbot._runtime.home import (
+    AwaitedActor,
     Home,
-    Leavable,
     Promise,
     TurnWaiter,
     is_async,
@@ -29,9 +29,9 @@ from actorbot._runtime.home import (
 
 __all__ = ["LoopHome"]
 
-LOOK = 0.1  # seconds between two looks at whether the loop has had time to wait
-BUSY = 0.7  # the share of the time, from which on it has not
-BREATH = 2e-5  # seconds; with what the system adds, the 0.1 ms that another thread needs to come in
+LOOK = 0.1  # seconds between two looks at how busy the loop is
+BUSY = 0.7  # above this share of the time, a loop that computes is busy
+BREATH = 2e-5  # seconds; with what the system adds, the 0.1 ms that another thread needs to begin
 
 
 class LoopHome(Home):
@@ -43,7 +43,7 @@ class LoopHome(Home):
         self.thread_id = threading.get_ident()
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._awake = False
-        self._nobodys = ContextVars()  # for what is posted, rather than the variables of the first to post
+        self._nobodys = ContextVars()  # for what is posted: not the variables of who posts first
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked = time.monotonic(), time.thread_time()
         self._next_look: asyncio.TimerHandle | None = None
@@ -53,7 +53,7 @@ class LoopHome(Home):
         bound = function if is_async(function) else functools.partial(self._in_pool, function)
         return bound if limit is None else functools.partial(self._within, limit, bound)
 
-    def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
+    def waiter(self, actor: AwaitedActor, timeout: float | None) -> TurnWaiter:
         return LoopWaiter(self, actor)
 
     def promise(self) -> Promise:
@@ -72,7 +72,7 @@ class LoopHome(Home):
             return await answer
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        # One wake-up for all that is posted before the loop gets to it: 174 k/s become 313 k/s.
+        # One wake-up for all that is posted before the loop runs it: 174 k/s became 313 k/s.
         self._posted.append((function, args))
         if not self._awake:
             self._awake = True
@@ -89,7 +89,7 @@ class LoopHome(Home):
             function(*args)
 
     def give_way(self) -> None:
-        pass  # one thread, which `_let_threads_in` pauses when it is busy
+        pass  # user code has one thread here, which `_let_threads_in` pauses when it is busy
 
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
         if variables is None:
@@ -141,12 +141,14 @@ class LoopHome(Home):
         self._next_look = self.loop.call_later(seconds, self._let_threads_in, context=self._nobodys)
 
     def _let_threads_in(self) -> None:
-        """Look whether the loop has been busy all the time, and pause it for a moment then, so that other threads get on.
+        """If the loop has been busy, pause it for a moment, so that other threads can run.
 
-        Each round of a loop passes the interpreter on, looks at the sockets, and takes it back after 2 us, before a thread that was
-        waked by that is there; and a thread that does not find it free insists only when nobody has passed it on for 5 ms
-        (`sys.getswitchinterval`). While a loop has rounds of 0.1 to 5 ms and always something to do, no thread of the process does
-        anything: 50 users who were never silent had one flush in four seconds (docs/decisions/0009).
+        Each round of a loop releases the interpreter while it looks at its sockets, and takes it
+        back after 2 us, before a thread that was waked can take it. A thread that waits for the
+        interpreter forces its release only if nobody has released it for 5 ms
+        (`sys.getswitchinterval`). So while a loop has rounds of 0.1 to 5 ms and is never idle, no
+        other thread does anything: 50 users who were never silent had one flush in four seconds
+        (docs/decisions/0009).
         """
         began, used = self._looked
         now, use = time.monotonic(), time.thread_time()
@@ -170,7 +172,7 @@ class LoopWaiter:
 
     __slots__ = ("_actor", "_future", "_home")
 
-    def __init__(self, home: LoopHome, actor: Leavable) -> None:
+    def __init__(self, home: LoopHome, actor: AwaitedActor) -> None:
         self._home = home
         self._actor = actor
         self._future = home.loop.create_future()
@@ -198,7 +200,7 @@ class LoopWaiter:
             yield from self._future
         except asyncio.CancelledError:
             if self._future.done() and not self._future.cancelled() and self._future.exception() is None:
-                self._actor.leave()  # granted and cancelled in the same breath: pass it on
+                self._actor.leave()  # granted and cancelled at the same time: pass the turn on
             else:
                 self._actor.withdraw(self)
             raise
@@ -215,6 +217,7 @@ def _end(answer: asyncio.Future[Any], value: Any, error: BaseException | None) -
     if error is None:
         answer.set_result(value)
     elif isinstance(error, StopIteration):
-        answer.set_exception(RuntimeError("the handler raised StopIteration"))  # a future refuses to carry one
+        # A future refuses to carry a StopIteration.
+        answer.set_exception(RuntimeError("the handler raised StopIteration"))
     else:
         answer.set_exception(error)

@@ -1,4 +1,4 @@
-"""A session's mailbox: the turn, which is a lock, and the line of those who wait for it."""
+"""`Mailbox`: the turn of a session, which is a lock, and the line of those who wait for it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from actorbot.errors import OverloadedError
 
 __all__ = ["Mailbox", "Waiter"]
 
-_MAKING_A_LINE = threading.Lock()  # guards the making of any mailbox's line, which happens once per contended session
+# Guards the making of a line, which each mailbox does at most once; one lock for all mailboxes.
+_MAKING_A_LINE = threading.Lock()
 
 
 class Waiter(Protocol):
-    """Somebody who waits in line to borrow the turn."""
+    """Somebody who waits in line for the turn."""
 
     def grant(self) -> bool:
-        """Hand the turn over, from any thread; `False` if the waiter has withdrawn."""
+        """Hand the turn over; `False` if the waiter has given up. Any thread."""
 
     def fail(self, error: BaseException) -> None:
-        """Tell the waiter, from any thread, that it will not get the turn."""
+        """Tell the waiter that it will not get the turn. Any thread."""
 
 
 class Mailbox(PooledActor):
-    """Bounded FIFO in front of an actor, which is its own inbox: one object less for each of 100,000 sessions.
+    """An actor with a bounded line of those who wait for its turn. Any thread.
 
-    `turn` is held while the session is owned, scheduled or closed. `line` holds envelopes (told) and waiters (who await) in
-    the order of their acceptance; `None` until somebody has had to wait, because a deque costs 600 bytes. The rule that loses no
-    wake-up: who joins appends and then tries the lock; who leaves releases and then looks at the line. An uncontended turn costs
-    one lock operation at each end (76 ns measured; a guard lock and a state field took 300 ns). Any thread.
+    The actor is its own inbox: one object less for each of 100,000 sessions. The lock `turn` is
+    held while somebody has the turn, while a batch is scheduled, and when the mailbox is closed.
+    `line` has envelopes (events that were told) and waiters (who await), in the order of their
+    acceptance. It is `None` until somebody has to wait, because a deque takes 600 bytes.
+
+    No wake-up is lost: whoever joins appends first and tries the lock then; whoever leaves releases
+    the lock first and looks at the line then. A turn that nobody else wants costs one lock
+    operation at each end: 76 ns. With a guard lock and a state field it was 300 ns.
     """
 
     __slots__ = ("closed", "line", "scheduled", "turn")
@@ -40,18 +45,21 @@ class Mailbox(PooledActor):
         self.line: deque[Waiter | Envelope[Any]] | None = None
         self.scheduled: Envelope[Any] | None = None
         self.closed = False
-        self.turn.acquire()  # born held: whoever makes a session has its first turn
+        self.turn.acquire()  # whoever makes a session has its first turn
 
     def schedule(self) -> None:
-        """Run the batch that stands in `scheduled`, soon; called by who holds the turn and hands it to the batch."""
+        """Run the batch in `scheduled` soon. The caller has the turn, and gives it to the batch."""
         raise NotImplementedError
 
     def enter(self) -> bool:
-        """Take the turn if it is free and nobody is before us."""
+        """Take the turn, if it is free and nobody waits for it."""
         return not self.line and self.turn.acquire(False)
 
     def join(self, item: Waiter | Envelope[Any], limit: float) -> bool:
-        """Take a place at the end of the line; `False` if the mailbox is closed. Raises: OverloadedError if *limit* are there already."""
+        """Take a place at the end of the line; `False` if the mailbox is closed.
+
+        Raises: OverloadedError if *limit* are in line already.
+        """
         line = self.line
         if line is None:
             with _MAKING_A_LINE:
@@ -76,11 +84,11 @@ class Mailbox(PooledActor):
                 self.line.remove(item)
                 return True
         except ValueError:
-            pass  # somebody has just taken it out
+            pass  # somebody else has just taken it out
         return False
 
     def leave(self) -> None:
-        """Pass the turn on. The caller holds it. The turn of a closed mailbox stays taken."""
+        """Pass the turn on. The caller has it. The turn of a closed mailbox is not passed on."""
         if self.closed:
             return
         while True:
@@ -100,9 +108,10 @@ class Mailbox(PooledActor):
                 return
 
     def close_if_nobody_waits(self) -> bool:
-        """Close the mailbox for good unless somebody is in line. The caller holds the turn, and keeps it.
+        """Close the mailbox for good, unless somebody is in line. The caller keeps the turn.
 
-        Who joins appends first and looks at `closed` then; here it is the other way round, so that one of the two sees the other.
+        Whoever joins appends first and looks at `closed` then. Here it is the other way round, so
+        that one of the two sees the other.
         """
         self.closed = True
         if self.line:
@@ -120,7 +129,7 @@ class Mailbox(PooledActor):
                 break  # it has just withdrawn
         return items
 
-    # --- what pykka asks of an inbox ----------------------------------------------------------------------------------
+    # --- what pykka asks of an inbox -------------------------------------------------------------
 
     @property
     def actor_inbox(self) -> Inbox:  # type: ignore[override]  # an attribute in pykka
@@ -130,7 +139,10 @@ class Mailbox(PooledActor):
         raise NotImplementedError("events reach a session through its manager, which knows the bound of the mailbox")
 
     def get(self) -> Envelope[Any]:
-        """Give pykka's loop the told event whose turn it is, and end the batch after it: its turn may outlast the call."""
+        """Give pykka's loop the told event whose turn it is; end the batch when asked again.
+
+        A batch is one event, since the turn of an event may outlast the call that starts it.
+        """
         if self.scheduled is None:
             raise EndOfBatch
         envelope, self.scheduled = self.scheduled, None

@@ -13,7 +13,7 @@ class Once:
     __slots__ = ("_free",)
 
     def __init__(self) -> None:
-        self._free = threading.Lock()  # never released: to acquire it is one step, even for two threads at once
+        self._free = threading.Lock()  # never released: one thread acquires it, for good
 
     def take(self) -> bool:
         """Return `True` to the first caller, and `False` to everybody after it."""

@@ -1,6 +1,7 @@
-"""A home on threads: the coroutines of everything above never suspend, and coroutines of user code run on a private loop.
+"""`ThreadHome`: a home on threads.
 
-What they await blocks the calling thread and returns, so that `run_inline` drives them to their end with one `send`.
+Our own coroutines never suspend here. What they await blocks the calling thread and returns, so
+`run_inline` runs them to their end with one `send`. Those of user code run on a private loop.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.current import current, outside_of_turns
 from actorbot._runtime.home import (
+    AwaitedActor,
     Home,
-    Leavable,
     Promise,
     TurnWaiter,
     is_async,
@@ -33,7 +34,7 @@ __all__ = ["ThreadHome", "run_inline"]
 
 T = TypeVar("T")
 
-BREATH = 2e-5  # seconds; with what the system adds, some 0.1 ms
+BREATH = 2e-5  # seconds; with what the system adds, about 0.1 ms
 
 
 class _Bound(NamedTuple):
@@ -43,9 +44,9 @@ class _Bound(NamedTuple):
 
 
 class ThreadHome(Home):
-    """A home on the threads of those who call, and a pool for what nobody waits for.
+    """A home on the calling threads. What nobody waits for runs in a pool.
 
-    Coroutines of user code run on a private loop, made when the first one comes.
+    Coroutines of user code run on a private loop, which is made for the first of them.
     """
 
     def __init__(self, name: str, clock: Clock, patience: float) -> None:
@@ -54,10 +55,10 @@ class ThreadHome(Home):
         self.thread_id = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._making_loop = threading.Lock()  # guards the making of the private loop
-        self._call = threading.local()  # `bound`: what the call that this thread is in may take, if it said so
+        self._call = threading.local()  # `bound`: the time limit of this thread's call, or None
 
     def run(self, coroutine: Coroutine[Any, Any, T], session_id: str, timeout: float) -> T:
-        """Run a coroutine to its end in this thread, which waits at most *timeout* seconds in all for what is not here.
+        """Run a coroutine to its end in this thread. It waits at most *timeout* seconds in all.
 
         Raises: TurnTimeoutError.
         """
@@ -69,7 +70,7 @@ class ThreadHome(Home):
             self._call.bound = outer
 
     def _result(self, get: Callable[[float | None], T], timeout: float | None) -> T:
-        """Wait for `get(seconds)`, no longer than the call that this thread is in may take."""
+        """Return `get(seconds)`, with no more seconds than this thread's call has left."""
         bound: _Bound | None = getattr(self._call, "bound", None)
         with self.pool.blocking():
             if bound is None:
@@ -84,7 +85,7 @@ class ThreadHome(Home):
                     raise  # not ours
                 raise TurnTimeoutError(
                     bound.session_id,
-                    f"its turn did not end within {bound.seconds:g} s; withdrawn, unless it was being committed",
+                    f"its turn did not end within {bound.seconds:g} s; it was withdrawn, or it is being committed",
                 ) from error
 
     @property
@@ -103,7 +104,7 @@ class ThreadHome(Home):
     def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
         return functools.partial(self._on_private_loop if is_async(function) else self._here, limit, function)
 
-    def waiter(self, actor: Leavable, timeout: float | None) -> TurnWaiter:
+    def waiter(self, actor: AwaitedActor, timeout: float | None) -> TurnWaiter:
         return ThreadWaiter(self, actor, timeout)
 
     def promise(self) -> Promise:
@@ -117,8 +118,9 @@ class ThreadHome(Home):
         function(*args)
 
     def give_way(self) -> None:
-        # A thread that computes has the interpreter for 5 ms at a time, and the flusher's stands in line for it behind all of them, again
-        # after each word with the store. Whoever sleeps is not in that line (docs/decisions/0014).
+        # Each thread that computes keeps the interpreter for 5 ms. The flusher's thread waits for
+        # all of them, and again after each call to the store. It does not wait for a thread that
+        # sleeps (docs/decisions/0014).
         time.sleep(BREATH)
 
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]], variables: ContextVars | None = None) -> None:
@@ -152,13 +154,13 @@ class ThreadWaiter:
 
     __slots__ = ("_actor", "_decision", "_error", "_granted", "_home", "_timeout")
 
-    def __init__(self, home: ThreadHome, actor: Leavable, timeout: float | None) -> None:
+    def __init__(self, home: ThreadHome, actor: AwaitedActor, timeout: float | None) -> None:
         self._home = home
         self._actor = actor
         self._timeout = timeout
         self._granted = threading.Lock()  # held until the turn, or an error, is there
         self._granted.acquire()
-        self._decision = Once()  # taken by the thread that grants or fails, or by the waiter that gives up
+        self._decision = Once()  # by who grants or fails, or by the waiter when it gives up
         self._error: BaseException | None = None
 
     def grant(self) -> bool:
@@ -176,7 +178,7 @@ class ThreadWaiter:
         try:
             with self._home.pool.blocking():
                 got = self._granted.acquire(timeout=-1 if self._timeout is None else max(0.0, self._timeout))
-        except BaseException:  # too many wait, or a KeyboardInterrupt: nobody is here any more to take the turn
+        except BaseException:  # too many wait, or a KeyboardInterrupt: nobody will take the turn
             if self._decision.take():
                 self._actor.withdraw(self)
             elif self._error is None:
@@ -185,13 +187,13 @@ class ThreadWaiter:
         if not got and self._decision.take():
             self._actor.withdraw(self)
             raise TurnTimeoutError(
-                self._actor.session_id, f"its turn did not come within {self._timeout:g} s; withdrawn"
+                self._actor.session_id, f"its turn did not come within {self._timeout:g} s; it was withdrawn"
             )
         if not got:
-            self._granted.acquire()  # decided in the same breath: the release is on its way
+            self._granted.acquire()  # somebody has just decided: the release comes in a moment
         if self._error is not None:
             raise self._error
-        yield from ()  # what makes this a generator: it never suspends
+        yield from ()  # makes this a generator, which never suspends
 
 
 def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:

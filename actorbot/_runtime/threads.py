@@ -1,4 +1,4 @@
-"""Threads that run what others hand them: a bounded pool for user code, and single-threaded lanes for stores."""
+"""Threads that run what others hand them: a pool for handlers, lanes of one thread for stores."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ logger = logging.getLogger("actorbot")
 
 _here = threading.local()  # the lane of a lane's thread
 
-MAX_AWAY = 512  # pool threads that may at one time stand waiting for other sessions, or be lost to a task
+MAX_AWAY = 512  # pool threads that may wait for other sessions, or be lost, at the same time
 
 
 class Pool:
-    """Runs tasks on at most `size` daemon threads, not counting those that wait for another session's turn or are lost to their task.
+    """Runs tasks on at most `size` daemon threads that are neither waiting nor lost.
 
-    A thread that is about to wait says so (`blocking`), and one whose task has run for `patience` seconds is taken for lost until it
-    returns. The pool makes up for both with other ones: without that, `size` handlers that wait for sessions whose turn is still
-    queued, or that hang, would keep everybody waiting for ever.
+    A thread that is about to wait for another session says so (`blocking`). A thread whose task has
+    run for `patience` seconds counts as lost until the task returns. For both the pool makes other
+    threads. Else everybody would wait for ever if `size` handlers hang, or wait for sessions whose
+    turn is still queued.
     """
 
     def __init__(self, size: int, name: str, clock: Clock, patience: float) -> None:
@@ -42,14 +43,15 @@ class Pool:
         self._threads = 0
         self._queued = 0
         self._idle = 0
-        self._began: dict[int, float] = {}  # by thread, oldest first: since when its task runs; not of the lost
+        # By thread, oldest first: since when its task runs. Without the lost threads.
+        self._began: dict[int, float] = {}
         self._away: set[int] = set()  # the threads that do not count: they wait, or are lost
         self._will_look = False
         self._closed = False
         self._mine = threading.local()
 
     def submit(self, task: Task) -> None:
-        """Run *task* soon, on a thread of the pool. It handles its own errors; what escapes it is logged."""
+        """Run *task* soon, on a thread of the pool. It handles its errors; others are logged."""
         with self._lock:
             self._queued += 1
             self._grow()
@@ -57,7 +59,10 @@ class Pool:
 
     @contextmanager
     def blocking(self) -> Iterator[None]:
-        """Mark the calling thread, if it is one of the pool's, as waiting. Raises: OverloadedError when too many are."""
+        """Mark the calling thread, if it is one of the pool's, as waiting.
+
+        Raises: OverloadedError when too many wait.
+        """
         me = threading.get_ident()
         if not getattr(self._mine, "is_worker", False) or me in self._away:
             yield
@@ -74,7 +79,10 @@ class Pool:
                 self._away.discard(me)
 
     def close(self) -> None:
-        """Let the threads end once the queue is empty; a task that never returns keeps its (daemon) thread."""
+        """Let the threads end once the queue is empty.
+
+        A task that never returns keeps its thread, a daemon.
+        """
         with self._lock:
             self._closed = True
             threads = self._threads
@@ -135,7 +143,10 @@ class Pool:
 
 
 class Lane:
-    """One daemon thread that runs tasks in the order they came: what a driver that is not thread-safe needs."""
+    """One daemon thread that runs tasks in the order in which they came.
+
+    A driver that is not thread-safe needs that.
+    """
 
     def __init__(self, name: str, number: int = 0, tasks: Iterable[Task] = ()) -> None:
         self.number = number
@@ -182,5 +193,5 @@ def _run_safely(task: Task) -> None:
     try:
         task()
     except BaseException:
-        # Nothing may end a shared thread: not even a SystemExit that slipped out of somebody's driver.
+        # Nothing may end a shared thread: not even a SystemExit from somebody's driver.
         logger.exception("a task failed on a thread of actorbot's")

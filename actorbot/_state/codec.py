@@ -1,8 +1,9 @@
-"""A session's values as bytes: one msgpack map, checked and bounded. The one module that imports msgpack.
+"""A session's values as bytes: one msgpack map, checked and bounded. Only here is msgpack imported.
 
-msgpack has no tuples, sets, dates and so on; a state that holds one is *extended*: the byte 0xC1, which msgpack never uses, stands in
-front, a tuple or set is an array whose first element is a marker, and the rest are extension types that hold text. (Markers, because
-nested extensions would need one `unpackb`, with 40 KB of C stack, inside the other.)
+msgpack has no tuples, sets, dates and so on. A state that holds one is *extended*: it begins with
+the byte 0xC1, which msgpack never uses. In it, a tuple or set is an array whose first element is a
+marker. The other types are msgpack extensions that hold text. (Why markers: with extensions in each
+other, one `unpackb`, with 40 KB of C stack, would run inside another.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ __all__ = ["decode_state", "encode_plain", "encode_state", "is_nobody_elses", "p
 _EXTENDED: Final = 0xC1
 _JOINED: Final = 16
 _join: Final = "".join
-_BUFFER: Final = 4096  # of a packer, which lets it grow; its default of 256 KB takes longer to get than a state to pack
+# Bytes that a packer starts with; it grows. Its default of 256 KB takes longer to get than a state
+# takes to pack.
+_BUFFER: Final = 4096
 
 _MARKERS: Final = {group: ExtType(code, b"") for group, code in GROUPS.items()}
 _GROUP_BY_CODE: Final = {code: group for group, code in GROUPS.items()}
@@ -33,7 +36,7 @@ _SCALAR_BY_CODE: Final = {scalar.code: scalar for scalar in SCALARS.values()}
 
 
 class _Packers(threading.local):
-    """One packer per thread: shared between threads it mixes their bytes. Kept, it costs half of `packb`."""
+    """A packer for each thread: threads that share one mix their bytes. `packb` is half as fast."""
 
     def __init__(self) -> None:
         self.pack: Callable[[object], bytes] = Packer(strict_types=True, buf_size=_BUFFER).pack
@@ -43,9 +46,10 @@ _packers: Final = _Packers()
 
 
 def encode_plain(state: dict[str, Any], max_bytes: int) -> bytes | None:
-    """Return what `encode_state` does, sooner, for text, numbers and short lists of text; `None` if that must say what is to be done.
+    """Return what `encode_state` returns, faster, for a *state* of text, ints and lists of text.
 
-    Most sessions hold nothing else: their check takes 230 ns instead of 410.
+    `None` for any other state, and for one that has to be refused. Most sessions hold nothing else:
+    their check takes 230 ns instead of 410.
     """
     if not _is_plain(state, max_bytes):
         return None
@@ -57,9 +61,10 @@ def encode_plain(state: dict[str, Any], max_bytes: int) -> bytes | None:
 
 
 def is_nobody_elses(state: dict[str, Any]) -> bool:
-    """Tell whether the caller's variable is all that refers to *state*, which `encode_plain` has taken, and nothing else to its lists.
+    """Tell whether only the caller's one variable refers to *state*, and only *state* to its lists.
 
-    Then it is what decoding its bytes would give, and stays so: who holds no part of it can change none.
+    `encode_plain` has taken the *state*. If this is true, decoding its bytes would give an equal
+    state, and it stays so: nobody else holds a part of it and could change it.
     """
     if getrefcount(state) > _OF_STATE:
         return False
@@ -91,12 +96,13 @@ def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
 
 
 def decode_state(data: bytes, trusted: bool = False) -> dict[str, Any]:
-    """Return the values that *data* holds, which are such that `encode_state` takes them.
+    """Return the values that *data* holds: such as `encode_state` takes.
 
-    *trusted* skips the proof of that, half of the time: for bytes that this process encoded, or decoded once before.
-    A key that stands twice in a map goes unnoticed, the last one counts: noticing would cost a Python call per map.
+    If *trusted*, that is not checked, which saves half of the time: for bytes that this process has
+    encoded, or has decoded before. If a map has a key twice, the last one counts and nobody
+    notices: noticing would cost a Python call for each map.
 
-    Raises: UndecodableError, and for untrusted bytes nothing else.
+    Raises: UndecodableError, and for bytes that are not trusted nothing else.
     """
     try:
         extended = data and data[0] == _EXTENDED
@@ -115,12 +121,12 @@ def decode_state(data: bytes, trusted: bool = False) -> dict[str, Any]:
 
 
 def pack_fields(value: object) -> bytes:
-    """Return *value*, which is made of plain values and not checked, as msgpack: for the frame of a record."""
+    """Return *value*, made of plain values, as msgpack, unchecked: for the frame of a record."""
     return _packers.pack(value)
 
 
 def unpack_fields(data: bytes) -> Any:
-    """Return what `pack_fields` packed, or whatever else *data* holds. Raises: UndecodableError."""
+    """Return what `pack_fields` packed, or what else *data* holds. Raises: UndecodableError."""
     try:
         return unpackb(data)
     except ValueError as error:
@@ -132,7 +138,7 @@ def _text(error: Exception) -> str:
 
 
 def _pack_extension(value: object) -> object:
-    """Return what msgpack knows in place of *value*; called by the packer for what it does not know."""
+    """Return something that msgpack knows, in place of *value*. The packer calls this."""
     kind = type(value)
     if kind in _MARKERS:
         return [_MARKERS[kind], *value]  # type: ignore[misc]
@@ -144,7 +150,8 @@ def _pack_extension(value: object) -> object:
 
 def _unpack_extension(code: int, payload: bytes) -> object:
     if code in _GROUP_BY_CODE and not payload:
-        return _GROUP_BY_CODE[code]  # the type itself is the marker: no session can hold it, so a stray one is found
+        # The type itself is the marker. No session can hold a type, so a marker elsewhere is found.
+        return _GROUP_BY_CODE[code]
     scalar = _SCALAR_BY_CODE.get(code)
     if scalar is None:
         raise ValueError(f"unknown extension type {code}")
@@ -156,7 +163,7 @@ def _regroup(items: list[Any]) -> object:
 
 
 def _count_references() -> tuple[int, int]:
-    """Return what `getrefcount` says in `is_nobody_elses`, which the interpreter's version decides about."""
+    """Return what `getrefcount` says in `is_nobody_elses`; interpreters differ."""
 
     def count(state: dict[str, Any]) -> tuple[int, int]:
         of_state, of_list = getrefcount(state), 0
@@ -171,11 +178,11 @@ def _count_references() -> tuple[int, int]:
 _OF_STATE, _OF_LIST = _count_references()
 
 
-# --- the check ------------------------------------------------------------------------------------
+# --- the check ----------------------------------------------------------------------------------
 
 
 def _is_plain(state: dict[str, Any], budget: int) -> bool:
-    """Tell, quickly, whether *state* can be packed as it is; `False` if that takes `_scan` to say."""
+    """Tell quickly whether *state* can be packed as it is; `False` if only `_scan` can say."""
     for key, value in state.items():
         kind = type(value)
         if type(key) is not str:
@@ -199,12 +206,15 @@ def _is_plain(state: dict[str, Any], budget: int) -> bool:
 
 
 def _scan(state: dict[str, Any], budget: int) -> bool:
-    """Check that *state* can be packed within bounds, and tell whether it must be extended. On the path of every event.
+    """Check that *state* can be packed within bounds; tell whether it must be extended.
 
-    Breadth first, without recursion: hostile depth must not reach what recurses. An element takes at least a byte and a
-    string at least its length; *budget* counts that, and so ends cycles and lists of lists of the same lists.
-    What it leaves to the packer: subclasses of `str` behind the first element of a list, lone surrogates, small ints.
-    Raises: SessionTooLargeError; TypeError, ValueError without a path, which is `explain`'s.
+    It is on the path of every event. It goes breadth first and does not recurse, so that a state
+    nested very deeply does no harm. An element takes at least a byte, and a string at least its
+    length: *budget* counts those, which ends cycles, and lists of lists of the same lists. Left to
+    the packer: subclasses of `str` after the first element of a list, lone surrogates, ints below
+    the range.
+
+    Raises: SessionTooLargeError; TypeError or ValueError without a path, which `explain` finds.
     """
     limit, extended = budget, False
     boxes: list[Any] = [state]
@@ -239,15 +249,16 @@ def _scan(state: dict[str, Any], budget: int) -> bool:
         raise SessionTooLargeError(
             "session", f"takes more than the {limit} bytes allowed (max_session_bytes)", limit=limit
         )
-    if len(boxes) >= MAX_DEPTH and _is_deep(state):  # fewer boxes cannot be deeper; lists of strings are not among them
+    # Fewer boxes cannot be deeper. Lists of strings are not among them.
+    if len(boxes) >= MAX_DEPTH and _is_deep(state):
         raise SessionTooLargeError("session", f"is nested deeper than {MAX_DEPTH} levels", limit=MAX_DEPTH)
     return extended
 
 
 def _strings(texts: list[Any], budget: int, boxes: list[Any]) -> int:
-    """Return the length of a list of strings at the speed of `join`; hand a list that holds other things to *boxes*.
+    """Return the length of a list of strings, as fast as `join`; other lists go to *boxes*.
 
-    In slices: a thousand times the same megabyte is refused when sixteen of them are joined.
+    Joined in slices: if a list has the same megabyte a thousand times, it is refused after sixteen.
     """
     size = len(texts)
     try:
@@ -264,7 +275,10 @@ def _strings(texts: list[Any], budget: int, boxes: list[Any]) -> int:
 
 
 def _weigh(kind: type, value: Any, boxes: list[Any]) -> int:
-    """Return the least that a value of one of the rarer types adds to its one byte; hand tuples and sets to *boxes*."""
+    """Return the least number of bytes that a value of a rarer type takes, besides one.
+
+    Tuples and sets go to *boxes*.
+    """
     if kind is bytes:
         return len(value)
     if kind is Decimal:

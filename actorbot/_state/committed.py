@@ -19,9 +19,10 @@ __all__ = [
 ]
 
 Committed = tuple[int, "bytes | None", bytes, float, float]
-"""What a turn leaves behind, as one immutable value. The flusher may read it from its own thread while the next turn runs.
+"""What a turn leaves behind, as one immutable value.
 
-It is an exact tuple, whose places have the names below: the garbage collector forgets such a tuple, and would walk over 100,000
+The flusher may read it from its own thread while the next turn runs. It is an exact tuple, whose
+places have the names below. The garbage collector forgets such a tuple; it would walk over 100,000
 NamedTuples or objects with slots. Making one takes 36 ns; a NamedTuple takes 227.
 """
 
@@ -44,7 +45,8 @@ NOTHING: Final[Committed] = (0, None, b"", 0.0, 0.0)
 class Lineage(NamedTuple):
     """Which versions of a session a process has made.
 
-    A write id follows from both, so that after a crash a record in the store is recognised as one's own, whatever became of its write.
+    A write id follows from a lineage's name and a version. So after a crash, a process recognises
+    its own records in the store, whatever became of their writes.
     """
 
     name: bytes
@@ -54,9 +56,9 @@ class Lineage(NamedTuple):
 
 
 ANYBODYS: Final = Lineage(bytes(8), 2**63 - 1)
-"""Stands for all that anybody has written: what was destroyed may replace it."""
+"""All that anybody has written. The end of a session may replace any of it."""
 
 
 def write_id_of(lineage: bytes, version: int) -> bytes:
-    """Return the write id of a *version* made in *lineage*: as good as random, since the lineage is."""
+    """Return the write id of a *version* made in *lineage*; it is as good as random."""
     return blake2b(version.to_bytes(8, "big"), key=lineage, digest_size=8).digest()

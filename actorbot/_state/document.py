@@ -1,4 +1,7 @@
-"""A session's values as a JSON-safe document, in which what JSON lacks is tagged: `{"$tuple": [...]}`, `{"$date": "2017-05-01"}`."""
+"""A session's values as a JSON-safe document.
+
+What JSON lacks is tagged: `{"$tuple": [...]}`, `{"$date": "2017-05-01"}`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from actorbot._state.values import GROUPS, MALFORMED, MAX_DEPTH, SCALARS, Undeco
 __all__ = ["RESERVED", "from_document", "to_document"]
 
 RESERVED: Final = "$actorbot"
-"""The key of a document for what is not one of the session's values. A session's own key of this name is escaped."""
+"""The key of a document for all that is no value of the session.
+
+A session's own key of this name is escaped.
+"""
 
 MAX_DOCUMENT_BOXES: Final = 1_000_000
 
@@ -24,14 +30,16 @@ _EXACT: Final[dict[type, Callable[[Any], Any]]] = {int: int.__int__, float: floa
 
 
 def to_document(state: dict[str, Any]) -> dict[str, Any]:
-    """Return *state*, which is as `decode_state` gives it, as a fresh dict for `json.dumps(allow_nan=False)`."""
+    """Return *state*, as decoded, as a fresh dict for `json.dumps(allow_nan=False)`."""
     return {_escape(key, {RESERVED}): _tag(value) for key, value in state.items()}
 
 
 def from_document(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a fresh dict of the values of *document*; a JSON-like dict that has no tags comes back as it is.
+    """Return a fresh dict of the values of *document*. Without tags, they come back as they are.
 
-    Values that a session cannot hold are passed on, for `encode_state` to refuse. Raises: UndecodableError.
+    Values that a session cannot hold are passed on: `encode_state` refuses them.
+
+    Raises: UndecodableError.
     """
     count_up = count().__next__
     items = document.items()
@@ -39,7 +47,7 @@ def from_document(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _escape(key: str, names: Set[str]) -> str:
-    """Put one more `$` before a key that is one of *names*, or was made from one by escaping."""
+    """Put one more `$` before a key that is one of *names*, even if it has more `$` already."""
     return f"${key}" if key[:1] == "$" and f"${key.lstrip('$')}" in names else key
 
 
@@ -66,7 +74,10 @@ def _tag(value: Any) -> Any:
 
 
 def _untag(value: Any, depth: int, count_up: Callable[[], int]) -> Any:
-    """Return what *value* stands for. Bounded in depth and number: a driver may hand out aliases, as YAML does."""
+    """Return what *value* stands for.
+
+    Depth and number are bounded: a driver may give the same list in many places, as YAML can.
+    """
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -85,7 +96,7 @@ def _untag(value: Any, depth: int, count_up: Callable[[], int]) -> Any:
 
 
 def _to_exact(value: Any) -> Any:
-    """Return a number or string of a driver's own type, such as pymongo's `Int64`, as what it stands for."""
+    """Return a number or text of a driver's own type, such as pymongo's `Int64`, as a plain one."""
     return next((convert(value) for kind, convert in _EXACT.items() if isinstance(value, kind)), value)
 
 

@@ -1,4 +1,7 @@
-"""What is wrong in a session that cannot be kept, and where: asked only after a refusal, so it may take its time."""
+"""What is wrong in a session that cannot be kept, and where.
+
+It is asked only after a refusal, so it may take its time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ class _Step(NamedTuple):
 
 
 def explain(state: dict[str, Any], limit: int, error: Exception) -> NotEncodableError | SessionTooLargeError:
-    """Return the first thing wrong in *state* with its path, or else *error*. Depth first, each box once."""
+    """Return the first thing that is wrong in *state*, with its path, or else *error*.
+
+    Goes depth first, through each box once.
+    """
     steps = [_Step("session", state, _parts(state))]
     is_open = {id(state): True}
     deep: SessionTooLargeError | None = None
@@ -42,7 +48,7 @@ def explain(state: dict[str, Any], limit: int, error: Exception) -> NotEncodable
                 return deep or NotEncodableError(_path(steps, label), problem)
         else:
             is_open[id(steps.pop().box)] = False
-        if len(steps) > MAX_DEPTH and deep is None:  # and on: it may be a long cycle
+        if len(steps) > MAX_DEPTH and deep is None:  # goes on: it may be a long cycle
             deep = SessionTooLargeError(_path(steps), f"is nested deeper than {MAX_DEPTH} levels", limit=MAX_DEPTH)
     if deep is not None or isinstance(error, SessionTooLargeError):
         return deep or error  # type: ignore[return-value]

@@ -16,7 +16,7 @@ def check_session_id(session_id: str) -> str:
     """Return *session_id* as a plain `str`. Raises: InvalidSessionIdError."""
     if not isinstance(session_id, str):
         raise InvalidSessionIdError(f"expected a str, got {type(session_id).__name__}")
-    session_id = str.__str__(session_id)  # of a StrEnum, say: what a record keeps is a str
+    session_id = str.__str__(session_id)  # it may be a StrEnum; a record keeps a str
     if not session_id:
         raise InvalidSessionIdError("it is empty")
     try:

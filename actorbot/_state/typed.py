@@ -1,4 +1,7 @@
-"""What `context.session` is: a dict, or a dataclass of the author's whose values are checked on their way in and out."""
+"""What `context.session` is: a dict, or a dataclass of the bot's author.
+
+The values of a dataclass are checked when they are loaded and when they are stored.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
 __all__ = ["Session", "SessionShape"]
 
 
-# A session's values during a turn are a dict, to be changed in place, also deep inside. (A class of its own would be copied
-# from and to the dict that the codec knows, for a twentieth of the time of an event.)
+# During a turn, a session's values are a dict, to be changed in place, also deep inside. (A class
+# of our own would have to be copied from and to the dict that the codec knows. That takes a
+# twentieth of an event's time.)
 if TYPE_CHECKING:
     Session: TypeAlias = dict[str, Any]
 else:
@@ -25,12 +29,14 @@ else:
 
 
 class SessionShape:
-    """How a session's values are handed to the author where `session_type=` is a dataclass; it needs defaults for all fields.
+    """How a session's values become a dataclass of the author's, `session_type=`, and go back.
 
-    `load` makes what a handler sees of decoded values (`{}` for a new session), `dump` the reverse; each runs once per turn.
-    Both check a dataclass against its annotations: what `dump` let through and `load` refused would be lost.
+    `load` makes of decoded values (`{}` for a new session) what a handler sees; `dump` does the
+    reverse. Each runs once per turn. Both check the values against the annotations: a value that
+    `dump` let through and `load` refused would be lost. All fields need defaults, for new sessions.
 
-    `load` raises UndecodableError, `dump` NotEncodableError or SessionTooLargeError; all name the field.
+    `load` raises UndecodableError, `dump` NotEncodableError or SessionTooLargeError. All name the
+    field.
     """
 
     def __init__(self, session_type: object) -> None:
@@ -69,14 +75,14 @@ class _MismatchError(Exception):
 
 
 _Convert = Callable[[Any, int], Any]
-"""Check a value at a depth, and return it with dataclasses in place of dicts, or the other way round."""
+"""Checks a value at a depth, and returns it with dataclasses in place of dicts, or the reverse."""
 
 _LEAVES: Final = frozenset({str, int, bool, float, bytes, NoneType, datetime, date, timedelta, UUID, Decimal})
 _GROUPS: Final = frozenset({list, tuple, set, frozenset})
 
 
 class _Converter:
-    """The annotations of a dataclass as functions, in one direction; built once."""
+    """The annotations of a dataclass, as functions for loading or for dumping; built once."""
 
     def __init__(self, root: type, *, loading: bool) -> None:
         self._loading = loading
@@ -180,7 +186,7 @@ class _Converter:
     def _dataclass(self, kind: type) -> _Convert:
         if kind in self._known:
             return self._later(kind)
-        self._known[kind] = _anything  # until it is built: a dataclass may hold others of its own kind
+        self._known[kind] = _anything  # until it is built: a dataclass may have itself in a field
         try:
             hints = get_type_hints(kind)
         except (AttributeError, NameError, TypeError) as error:

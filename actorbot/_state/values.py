@@ -1,4 +1,4 @@
-"""What a session may hold besides what JSON has, and how each value without parts is written as text.
+"""What a session may hold besides what JSON has, and how such a value is written as text.
 
 A value comes back equal and of the same type, or is refused.
 """
@@ -18,15 +18,18 @@ MAX_DEPTH: Final = 64
 MAX_INT: Final = 2**63 - 1
 
 MALFORMED: Final = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
-"""All that unpacking, `fromisoformat`, ZoneInfo, UUID and Decimal raise for malformed input."""
+"""What unpacking, `fromisoformat`, ZoneInfo, UUID and Decimal raise for malformed input."""
 
 
 class UndecodableError(ValueError):
-    """Bytes or a document are not a session's values. Who knows the session makes a CorruptSessionError of it."""
+    """Some bytes or a document are no session's values.
+
+    Code that knows which session it is makes a CorruptSessionError of this.
+    """
 
 
 def _datetime_text(value: datetime) -> str:
-    """Return ISO 8601, with the zone behind it as in RFC 9557: `2024-10-27T02:30:00[Europe/Paris][_fold=1]`."""
+    """Return ISO 8601 with the zone of RFC 9557: `2024-10-27T02:30:00[Europe/Paris][_fold=1]`."""
     zone = value.tzinfo
     if zone is None or zone is UTC:
         text = value.isoformat()
@@ -44,10 +47,10 @@ def _zoned_text(value: datetime, zone: tzinfo) -> str:
             if value.replace(tzinfo=ZoneInfo(zone.key)) == value:
                 return f"{value.replace(tzinfo=None).isoformat()}[{zone.key}]"
         except (LookupError, OSError, ValueError):
-            pass  # read from a file under a name of its own: is it a fixed offset?
+            pass  # it was read from a file, and has a name of its own: is it a fixed offset?
     offset = zone.utcoffset(value)
     if offset is None or value.replace(tzinfo=timezone(offset)) != value:
-        raise ValueError("unequal")  # in a fold always: https://peps.python.org/pep-0495/#inter-zone-comparison
+        raise ValueError("unequal")  # always so inside a fold: https://peps.python.org/pep-0495/#inter-zone-comparison
     if offset.microseconds:  # `fromisoformat` takes offsets below a second for UTC
         return f"{value.replace(tzinfo=None).isoformat()}[_offset={_timedelta_text(offset)}]"
     return value.replace(tzinfo=timezone(offset)).isoformat()
@@ -87,7 +90,10 @@ def _read_decimal(text: str) -> Decimal:
 
 
 class Scalar(NamedTuple):
-    """How a value without parts is written as text; `code` is its msgpack extension, and never changes its meaning."""
+    """How a value without parts is written as text.
+
+    `code` is its msgpack extension. It never changes its meaning.
+    """
 
     name: str
     code: int
@@ -103,6 +109,6 @@ SCALARS: Final[dict[type, Scalar]] = {
     Decimal: Scalar("decimal", 20, _decimal_text, _read_decimal),
 }
 GROUPS: Final[dict[type, int]] = {tuple: 1, set: 2, frozenset: 3}
-"""The boxes that msgpack and JSON lack, and the msgpack extensions that mark them."""
+"""The boxes that msgpack and JSON lack, and the msgpack extension that marks each."""
 
 BOXES: Final = frozenset({dict, list, *GROUPS})

@@ -1,4 +1,4 @@
-"""A turn whose answer waits: for the store with write-through, for the journal with write-ahead."""
+"""A turn whose answer waits for the store (write-through) or for the journal (write-ahead)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["write_ahead", "write_through"]
 
 
 def write_through(actor: SessionActor, context: Context, committed: Committed) -> Promise:
-    """Commit the turn once the store has it. What is returned ends then, or with the store's error."""
+    """Commit the turn when the store has it. The future ends then, or with the store's error."""
     shared = actor.shared
     acknowledged = shared.home.promise()
     written = shared.flusher.write(actor, committed)
 
     def settle(written: Future[None]) -> None:
-        # At home, whatever has become of the caller: a commit is never interrupted.
+        # At home. A commit is never interrupted, even if its caller has gone.
         error = written.exception()
         if error is None:
             actor.committed = committed
             shared.handled += 1
             actor.send(context)
         elif isinstance(error, OutcomeUnknownError | ConflictError):
-            actor.committed = None  # read again before the next turn
+            actor.committed = None  # to be read again before the next turn
         if not isinstance(error, ConflictError) or not actor.regain_turn(context):
             actor.unanswered = 0
             actor.leave()
@@ -39,7 +39,7 @@ def write_through(actor: SessionActor, context: Context, committed: Committed) -
 
 
 def write_ahead(actor: SessionActor, context: Context, committed: Committed) -> Promise:
-    """Commit the turn once the journal has it. What is returned ends then, or with the journal's error."""
+    """Commit the turn when the journal has it. The future ends then, or with its error."""
     journal = actor.shared.journal
     assert journal is not None
     acknowledged = actor.shared.home.promise()
@@ -48,14 +48,15 @@ def write_ahead(actor: SessionActor, context: Context, committed: Committed) -> 
 
 
 class _TurnAhead(Ahead):
-    """A turn that the journal is to commit; it ends when that is done, whatever has become of the caller."""
+    """A turn that is committed when the journal has it, even if its caller has gone by then."""
 
     __slots__ = ("_acknowledged", "_actor", "_context")
 
     def __init__(
         self, actor: SessionActor, context: Context, committed: Committed, lineage: bytes, acknowledged: Promise
     ) -> None:
-        self.session_id = actor.session_id  # no `super().__init__`, which would be a call more for each event
+        # Without `super().__init__`, which would be one more call for each event.
+        self.session_id = actor.session_id
         self.committed = committed
         self.write_ids = actor.write_ids
         self.lineages = (Lineage(lineage, committed[VERSION]), *actor.lineages)
@@ -78,7 +79,7 @@ class _TurnAhead(Ahead):
 
 def _answer(acknowledged: Promise, error: BaseException | None) -> None:
     if acknowledged.done():
-        return  # whoever waited was cancelled
+        return  # the caller was cancelled while it waited
     if error is None:
         acknowledged.set_result(None)
     else:

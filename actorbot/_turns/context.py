@@ -1,4 +1,4 @@
-"""What a handler holds during its turn."""
+"""`Context`: what a handler holds during its turn, and the states of a turn."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ _QUEUED = Sent()
 
 # The states of a turn. Only three files change them: this one, session_actor.py and overdue.py.
 #
-#   state         among `running`   _session     _revoked      _rolled_back   what comes next
-#   open          yes               the values   None          False          any of the others
-#   committed     no                None         None          False          nothing; rolled back, if its write fails
-#   revoked       no                None         why           False          rolled back, when its handler has ended
-#   rolled back   no                None         None or why   True           nothing
+#   state         running   _session   _revoked        _rolled_back   next
+#   open          yes       a value    None            False          any of the others
+#   committed     no        None       None            False          rolled back, if a write fails
+#   revoked       no        None       an error        False          rolled back, as its code ends
+#   rolled back   no        None       None or error   True           none
 #
-# Whoever takes an open turn out of `running`, in one step, decides which of the others it becomes. `_passed_on` says who leaves
-# the mailbox: the code that runs the turn (False), or somebody else, who has done it or will (True): the write or the journal that
-# the acknowledgement waits for, the ticker when a handler does not end, or `undo_turn`.
+# "Running" means: it is in `RunningTurns.deadlines`. An open turn is taken out of there in one
+# step, and whoever takes it decides which state is next.
+#
+# `_passed_on` says who leaves the mailbox. False: the code that runs the turn. True: somebody else
+# has left it, or will: the write that the answer waits for, the ticker when a handler does not
+# end, or `undo_turn`.
 
 
 class Context:
     """One event's stay in its session: what `handler` receives and `turn()` lends.
 
-    Used on the thread or loop that runs the handler, until the turn ends; after that, and after a time-out, the session
-    can no longer be reached through it (`TurnEndedError`).
+    It is used on the thread or loop that runs the handler, until the turn ends. After that, and
+    after a time-out, it gives no access to the session any more (`TurnEndedError`).
     """
 
-    # Rarely set and seldom read, so they are class attributes first: a context is made for every event.
+    # Rarely set and rarely read, so the class has the defaults: a context is made for every event.
     _interrupt: Callable[[], None] | None = None
-    _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; belongs to deadlock.py
+    _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py
 
     def __init__(
         self, actor: Any, session: Any, event: Any, before: Any, parent: Context | None, task: asyncio.Task[Any] | None
@@ -48,14 +51,15 @@ class Context:
         self._session = session
         self._before = before  # what was committed when it began
         self._parent = parent
-        # Until the turn ends: the task holds its variables, `current` among them, and that this. Only the garbage collector would end
-        # such a circle, and a bot that makes a task for each event would keep it busy.
+        # Only until the turn ends. The task holds its variables, the variable `current` holds this,
+        # and this holds the task. Only the garbage collector would free such a cycle, and a bot
+        # that makes a task for each event would keep it busy.
         self._task = task
-        # These are read in every turn: from the class each would take five times as long.
+        # Read in every turn. To find a default in the class takes five times as long.
         self._ends_session = self._passed_on = self._rolled_back = False
         self._replies: list[Any] | None = None
         self._event_id: bytes | None = None
-        self._revoked: ActorbotError | None = None  # what its caller gets, once its session was taken from it
+        self._revoked: ActorbotError | None = None  # why the session was taken; its caller gets it
         self.event = event
         """What was dispatched, unchanged; `None` in a borrowed turn."""
 
@@ -96,9 +100,10 @@ class Context:
         return self.send(text, gated=gated)
 
     def send(self, message: Any, *, gated: bool = True) -> Sent:
-        """Reply with *message*: handed to `deliver` after the turn is acknowledged, in order, and never if the turn fails.
+        """Reply with *message*. `deliver` gets it after the turn is acknowledged, in order.
 
-        With `gated=False` it is handed over at once, whatever becomes of the turn. Raises: TurnEndedError.
+        If the turn fails, it is never sent. With `gated=False` it is sent at once, whatever
+        becomes of the turn. Raises: TurnEndedError.
         """
         if self._session is None:
             raise self._ended()
@@ -121,7 +126,7 @@ class Context:
 
     def _call_when_revoked(self, interrupt: Callable[[], None]) -> None:
         self._interrupt = interrupt
-        if self._revoked is not None:  # meanwhile: who took the session away had nobody to interrupt yet
+        if self._revoked is not None:  # it was revoked before there was anything to interrupt
             interrupt()
 
     def _ended(self) -> TurnEndedError:
@@ -132,16 +137,19 @@ class Context:
 
 
 class Apology(Context):
-    """What `on_error` receives, after a turn or about one of its replies: nothing is left of the session, but it may reply."""
+    """What `on_error` receives after a failed turn, or about a reply that could not be delivered.
+
+    It gives no access to the session, but it can reply.
+    """
 
     def __init__(self, context: Context) -> None:
         super().__init__(context._actor, None, context.event, context._before, None, None)
         self._revoked = context._revoked
 
     def send(self, message: Any, *, gated: bool = True) -> Sent:
-        """Reply with *message*: handed to `deliver` after what the session sent before; with `gated=False` past it.
+        """Reply with *message*, after what the session sent before; with `gated=False`, at once.
 
-        If it cannot be delivered that is logged, and is no reason to apologise again.
+        If it cannot be delivered, that is logged, and `on_error` is not called again.
         """
         outbox = self._actor.shared.outbox
         if not gated:
@@ -153,22 +161,23 @@ class Apology(Context):
 
 def innermost() -> Context | None:
     """Return the last turn that the running code has begun; it may have ended since."""
-    return current.get()  # type: ignore[return-value]  # only turns of this class are ever set there
+    return current.get()  # type: ignore[return-value]  # only such turns are ever set there
 
 
 def find_parent() -> Context | None:
     """Return the turn inside which the running code is about to begin another.
 
-    Those that are over are passed. One that was taken from code which still runs stays in the chain, to tell it so.
+    Turns that are over are skipped. A revoked turn whose code still runs is not: that code must
+    learn that its session was taken.
     """
-    parent: Context | None = current.get()  # type: ignore[assignment]  # only turns of this class are ever set there
+    parent: Context | None = current.get()  # type: ignore[assignment]  # as in `innermost`
     while parent is not None and parent._session is None and (parent._revoked is None or parent._rolled_back):
         parent = parent._parent
     return parent
 
 
 def chain() -> Iterator[Context]:
-    """Walk the turns, still open, that the running code is part of: innermost first."""
+    """Iterate over the open turns that the running code is part of, the innermost first."""
     context = innermost()
     while context is not None:
         if context._open:
@@ -177,9 +186,9 @@ def chain() -> Iterator[Context]:
 
 
 def find_held(shared: Any, session_id: str) -> Context | None:
-    """Find the open turn of a session, of the manager with these *shared*, that the running code is part of.
+    """Find the open turn of a session that the running code is part of.
 
-    Raises: TurnEndedError if that turn was taken from the code, which goes on without knowing.
+    *shared* says of which manager. Raises: TurnEndedError if the turn was taken from the code.
     """
     context = innermost()
     while context is not None:

@@ -1,4 +1,4 @@
-"""Which turn waits for which session, so that a circle is refused instead of waited out."""
+"""Which turn waits for which session, so that a deadlock is refused at once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["begin_to_wait", "end_to_wait"]
 
 
 def begin_to_wait(actor: SessionActor) -> list[Context]:
-    """Note that the turns which the running code is part of wait for a turn of *actor*; return them, for `end_to_wait`.
+    """Note that the turns which the running code is part of wait for a turn of *actor*.
 
-    Raises: DeadlockError.
+    Return these turns, for `end_to_wait`. Raises: DeadlockError.
     """
     mine = list(chain())
     if mine:
@@ -27,7 +27,10 @@ def begin_to_wait(actor: SessionActor) -> list[Context]:
 
 
 def end_to_wait(mine: list[Context], actor: SessionActor) -> None:
-    """Take back what `begin_to_wait` has noted: once, since a turn may wait for the same session in several tasks."""
+    """Remove one note that `begin_to_wait` has made in each of these turns.
+
+    Only one: a turn may wait for the same session in several tasks.
+    """
     for context in mine:
         rest = list(context._waits_for)
         if actor in rest:
@@ -36,7 +39,7 @@ def end_to_wait(mine: list[Context], actor: SessionActor) -> None:
 
 
 def _refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
-    """Raises: DeadlockError if waiting for *target* could only end after a turn of *mine* has ended."""
+    """Raises: DeadlockError if the wait for *target* cannot end before a turn of *mine* ends."""
     waits_for = {
         context._actor: context._waits_for for context in list(target.shared.running.deadlines) if context._waits_for
     }

@@ -1,4 +1,4 @@
-"""The end of a session that somebody destroys."""
+"""`Destroy`: the end of a session that somebody destroys."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["Destroy"]
 
 
 class Destroy(Ahead):
-    """A destroy on its way to the journal, if there is one, and to the store. At home.
+    """A destroy on its way to the journal, if there is one, and then to the store. At home.
 
-    The caller has the actor's turn, which is left at the end. It goes on whatever becomes of the caller.
+    Whoever makes it has the actor's turn, which is left at the end. A destroy that has begun goes
+    on even if its caller is cancelled.
     """
 
     def __init__(self, actor: SessionActor) -> None:
@@ -27,24 +28,26 @@ class Destroy(Ahead):
         self._forced = actor.committed is None  # nobody knows what the store has
         self._done = new_future()
         gone = self._make_gone()
-        # A lineage of its own: of a session that was not read nobody knows which versions this one has made before.
+        # A lineage of its own: if the session was not read, nobody knows which versions of it this
+        # manager has made before.
         super().__init__(actor.session_id, gone, actor.write_ids, (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS))
 
     def _make_gone(self) -> Committed:
-        """Make what is left of the session, which may not have been read."""
+        """Make what is left of the session. It may not have been read."""
         actor, journal = self._actor, self._shared.journal
         wall = self._shared.wall()
         version = actor.flushed if actor.committed is None else actor.committed[VERSION]
-        if journal is not None:  # whose entry may be newer than what was read, if anything was
+        if journal is not None:  # its entry may be newer than what was read, if anything was
             version = max(version, journal.version(actor.session_id))
             if actor.committed is None:
-                # Nobody knows which versions this manager has made of it. None must come twice: its write id would be the same, and
-                # the new one be taken for the old one, which the store has.
+                # Nobody knows which versions this manager has made of it. No version may come
+                # twice: both would have the same write id, and the new one would be taken for the
+                # old one, which the store has.
                 actor.flushed = version = max(version, journal.newest)
         return version + 1, None, b"", wall, wall + TOMBSTONE_AGE
 
     def begin(self) -> Future[None]:
-        """Begin; return what ends when the session has ended, in the journal if there is one, else in the store."""
+        """Begin. The future ends when the store has it, or when only the journal can."""
         journal = self._shared.journal
         if journal is None:
             self._write()
@@ -67,12 +70,13 @@ class Destroy(Ahead):
         actor = self._actor
         actor.unanswered = 0
         if isinstance(error, ConflictError) and not self._forced:
-            # Whoever has written it, it goes. Not at once by force: a write that comes late, when this process has been killed and the
-            # next has gone on, must find that it does.
+            # Whoever has written the session, it goes. Only the second write is forced. If this
+            # process is killed and the next one goes on, a late write of this one must still
+            # meet a conflict.
             self._forced = True
             self._write()
             return
-        # What comes next reads the store where nobody knows what it holds now.
+        # Where nobody knows what the store holds now, the next turn reads it.
         if error is not None and self._shared.journal is not None:
             error = None  # the journal has it, and the store will
             actor.committed = self.committed

@@ -1,4 +1,4 @@
-"""The bot author's functions: bound to the home that they are called in, and told what happens behind the turns."""
+"""`Hooks`: the bot author's functions, and the calls of those that no turn waits for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("actorbot")
 
 Hook = Callable[..., Any]
 KEPT = 1_000  # conflicts, the newest
-IN_TURNS = ("handler", "on_session_start")  # what runs in a turn ends with it, and needs no time limit of its own
+IN_TURNS = ("handler", "on_session_start")  # they run in a turn, whose time limit holds for them
 
 
 class Hooks:
@@ -37,18 +37,20 @@ class Hooks:
             if function is not None
         }
         self._most_told = most_told
-        self._telling = threading.Lock()  # guards the next
-        self._told: dict[str, float] = {}  # the ends that were told, oldest first: a record may outlast its session
+        self._telling = threading.Lock()  # guards _told
+        # The ends that `on_session_expire` was told, oldest first. A record may outlast its session
+        # and be met again.
+        self._told: dict[str, float] = {}
         self.running: set[Future[None]] = set()
         self.dead_letters = 0
         self.conflicts: deque[Conflict] = deque(maxlen=KEPT)
 
     def bound(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
-        """Return the function of that name as a coroutine function of the home; `None` if the author gave none."""
+        """Return the function of that name as a coroutine function; `None` if there is none."""
         return self._bound.get(name)
 
     async def report_error(self, context: Context, error: BaseException) -> None:
-        """Tell of a turn that was rolled back."""
+        """Call `on_error` about a turn that was rolled back."""
         hook = self.bound("on_error")
         if hook is None:
             return
@@ -62,7 +64,7 @@ class Hooks:
             )
 
     async def report_undelivered(self, context: Context, error: BaseException) -> None:
-        """Tell of a reply that `deliver` has failed with."""
+        """Call `on_error` about a reply that `deliver` has failed with, or log it."""
         if isinstance(context, Apology) or self.bound("on_error") is None:
             session_id = context.session_id
             logger.error(
@@ -72,7 +74,10 @@ class Hooks:
             await self.report_error(context, error)
 
     def report_expired(self, session_id: str, state: bytes, end: float) -> None:
-        """Tell, once, that the session has ended at *end*: its record may be met again, in memory, by a read or by a sweep."""
+        """Call `on_session_expire` about a session that has ended at *end*, once.
+
+        The same record may be met again: in memory, by a read, or by a sweep.
+        """
         if self.bound("on_session_expire") is None:
             return
         with self._telling:
@@ -90,7 +95,7 @@ class Hooks:
         self._call_later("on_session_expire", session_id, values)
 
     def report_conflict(self, session: Flushable, unflushed: Committed) -> None:
-        """Tell of a session that another process has written, and of what was not flushed here."""
+        """Call `on_conflict` with what was not flushed of a session that another process wrote."""
         logger.error(
             "session %r was written by another process; what this one had not flushed goes to on_conflict",
             session.session_id,
@@ -101,7 +106,7 @@ class Hooks:
         self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))
 
     def keep(self, session_id: str, unflushed: Committed) -> None:
-        """Keep what is lost to a conflict for whoever asks later."""
+        """Keep what was lost to a conflict, for `SessionManager.conflicts`."""
         version, state, _, last_activity, _ = unflushed
         self.conflicts.append(
             Conflict(session_id, None if state is None else decode_state(state), version, last_activity)

@@ -1,4 +1,4 @@
-"""A turn that is lent to code of the program, which no handler runs: begun, taken back, or undone."""
+"""A turn that is lent to code outside of handlers: how it begins, is taken back, or undone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ __all__ = ["lend", "take_back", "undo"]
 
 
 async def lend(actor: SessionActor, event_id: str | None) -> Context:
-    """Begin a turn of *actor*, whose mailbox the caller has entered; if that fails the mailbox is left.
+    """Begin a turn of *actor*, whose mailbox the caller has entered. A failure leaves the mailbox.
 
     Raises: DuplicateEventError; what `on_session_start` raises.
     """
     try:
         await actor.make_ready()
-        # Without a task: a time-out takes the session from the borrower, and does not cancel his task.
+        # Without a task: a time-out takes the session from the borrower, but cancels nothing.
         context = actor.begin_turn(None, event_id, None)
     except BaseException:
         actor.leave()
         raise
     if context is None:
         actor.leave()
-        raise DuplicateEventError(actor.session_id, f"event id {event_id!r} was counted before")
+        raise DuplicateEventError(actor.session_id, f"event id {event_id!r} was handled before")
     try:
         if context.is_new and actor.shared.on_start is not None:
             await actor.shared.on_start(context)
@@ -33,7 +33,7 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
 
 
 async def take_back(context: Context) -> None:
-    """Commit a turn that was lent, and leave the mailbox. Raises: what the commit raises; the turn is then rolled back."""
+    """Commit a lent turn and leave the mailbox. If the commit raises, the turn is rolled back."""
     actor: SessionActor = context._actor
     try:
         done = actor.commit(context)
@@ -46,8 +46,8 @@ async def take_back(context: Context) -> None:
 
 
 async def undo(context: Context, error: BaseException) -> BaseException:
-    """Roll back a turn that was lent to code which raised *error*; return what is to be raised in its place."""
+    """Roll back a lent turn whose code raised *error*; return what the code is to raise instead."""
     actor: SessionActor = context._actor
     raised = await actor.undo_turn(context, error)
-    # An exit is not a handler's here: it is the program that is told to end.
+    # Here no handler asks to exit, but the program itself: it gets its own error.
     return error if isinstance(error, SystemExit | KeyboardInterrupt) else raised

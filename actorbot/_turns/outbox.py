@@ -1,4 +1,7 @@
-"""Replies on their way: per session in order, each at most once, never before its turn is acknowledged."""
+"""`Outbox`: replies on their way to `deliver`.
+
+Those of one session go in order. Each goes at most once, and none before its turn is acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,21 @@ class Parcel:
 
     context: Context | None
     messages: list[Any]
-    gate: Future[Any] | None  # must succeed first
-    delivered: Future[Any] | None = None  # done when everything before it has left
+    gate: Future[Any] | None  # must succeed before they are delivered
+    delivered: Future[Any] | None = None  # ends when everything before this parcel has left
 
 
 class Outbox:
-    """Hands replies to `deliver`. Its methods may be called from any thread."""
+    """Hands replies to `deliver`. Any thread."""
 
     def __init__(self, home: Home, deliver: Deliver | None, on_failure: OnFailure) -> None:
         self._home = home
         self._deliver = deliver
         self._on_failure = on_failure
-        self._lock = threading.Lock()  # guards the three below; never held while delivering
+        # Guards _lines, _ungated and _waiting. Never held while a reply is delivered.
+        self._lock = threading.Lock()
         self._lines: dict[str, deque[Parcel]] = {}
-        self._ungated: Counter[str] = Counter()  # how many of a session's are on their way past its line
+        self._ungated: Counter[str] = Counter()  # replies on their way outside of a session's line
         self._waiting: list[Future[Any]] = []
 
     def __len__(self) -> int:
@@ -57,7 +61,10 @@ class Outbox:
             )
 
     def put(self, context: Context, messages: list[Any], gate: Future[Any] | None = None) -> None:
-        """Deliver *messages* after what the session sent before, once *gate* has succeeded; if it fails they are never sent."""
+        """Deliver *messages* after what the session sent before, and after *gate* has succeeded.
+
+        If the gate fails, they are never sent.
+        """
         session_id = context.session_id
         with self._lock:
             line = self._lines.get(session_id)
@@ -68,7 +75,10 @@ class Outbox:
         self._home.spawn(lambda: self._work_off(session_id, line))
 
     def send_now(self, context: Context, message: Any) -> Future[Any]:
-        """Deliver *message* past the line; the future holds what `deliver` returned, or its error, which is reported too."""
+        """Deliver *message* at once, outside of the session's line.
+
+        The future gets what `deliver` returns, or its error, which is also reported.
+        """
         self.check()
         delivered = new_future()
         session_id = context.session_id
@@ -90,7 +100,10 @@ class Outbox:
         return delivered
 
     def emptied(self, session_id: str | None = None) -> Future[Any]:
-        """Return a future that is done when nothing is on its way; with a *session_id*, nothing that stands in its line so far."""
+        """Return a future that ends when nothing is on its way any more.
+
+        With a *session_id*: when what stands in its line now has left.
+        """
         future = new_future()
         with self._lock:
             line = None if session_id is None else self._lines.get(session_id)
@@ -115,7 +128,7 @@ class Outbox:
             raise
 
     def _next(self, session_id: str, line: deque[Parcel]) -> Parcel | None:
-        """Take the next parcel out of *line*; take the line away when there is none."""
+        """Take the next parcel out of *line*. If there is none, remove the line."""
         with self._lock:
             if line:
                 return line.popleft()
@@ -125,7 +138,7 @@ class Outbox:
         return None
 
     def _break_off(self, session_id: str, line: deque[Parcel]) -> None:
-        """Give up what stands in *line*: the task that works it off was cancelled, as when the loop is about to end."""
+        """Give up what stands in *line*: its task was cancelled, as at the end of the loop."""
         with self._lock:
             del self._lines[session_id]
             waiting = [parcel.delivered for parcel in line if parcel.delivered is not None] + self._take_waiting()
@@ -145,14 +158,14 @@ class Outbox:
         try:
             await self._home.wait(gate)
         except ActorbotError:
-            return False  # who waited for the acknowledgement has been told
+            return False  # the caller of the turn gets this error
         return True
 
     async def _hand_over(self, context: Context, message: Any, delivered: Future[Any] | None = None) -> None:
         assert self._deliver is not None
         try:
             value = await self._deliver(context.session_id, message)
-        except BaseException as error:  # a deliver may raise anything; nothing of it may end the line
+        except BaseException as error:  # `deliver` may raise anything, and the line must go on
             if delivered is not None:
                 delivered.set_exception(error)
             if self._home.is_ending(error):

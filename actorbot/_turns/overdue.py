@@ -1,4 +1,4 @@
-"""Which turns run, and the ticker that ends those whose time is up."""
+"""`RunningTurns`: which turns run, and the ticker that ends those whose time is up."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from actorbot.errors import ActorbotError, HandlerTimeoutError, ManagerClosedErr
 
 __all__ = ["RunningTurns"]
 
-GRACE: Final = 5.0  # seconds that a handler has to end after it was cancelled for running too long
+GRACE: Final = 5.0  # seconds that a handler has to end after it was cancelled
 
 
 class RunningTurns:
-    """The turns that run now. One ticker looks after all of them, since all have the same time. Any thread, or as a method says."""
+    """The turns that run now. Any thread, unless a method says otherwise.
+
+    All turns of a manager have the same time limit, so one timer serves them all.
+    """
 
     __slots__ = ("_clock", "_home", "deadlines", "handler_timeout", "ticking")
 
@@ -25,12 +28,12 @@ class RunningTurns:
         self._clock = clock
         self.handler_timeout = handler_timeout
         self.deadlines: dict[Context, float] = {}
-        """When the time of each is up. Whoever takes a turn out of here, in one step, decides how it ends."""
+        """When the time of each is up. Whoever takes a turn out of here decides how it ends."""
         self.ticking = False
-        """Whether somebody looks after their time."""
+        """Whether the timer is set."""
 
     def start_ticking(self, deadline: float) -> None:
-        """Look after the turns' time at *deadline*, and from then on as long as any turn runs."""
+        """Look at *deadline* which turns are overdue, and again as long as any turn runs."""
         self.ticking = True
         self._clock.call_at(deadline, self._tick)
 
@@ -65,7 +68,7 @@ class RunningTurns:
         )
 
     def end_all(self) -> None:
-        """Take the session from every turn, for good: a late one does not begin. At home."""
+        """Revoke every turn. From now on none begins. At home."""
         running, self.deadlines = self.deadlines, _NoMore()
         for context in list(running):
             if running.pop(context, None) is not None:
@@ -73,11 +76,12 @@ class RunningTurns:
                 self._revoke(context, error)
 
     def _revoke(self, context: Context, error: ActorbotError) -> None:
-        """Take the session from a turn that was taken out of `deadlines`; its caller gets *error*."""
+        """Take the session from a turn that is out of `deadlines`; its caller gets *error*."""
         context._revoked = error
         context._session = None
         if context._task is not None:
-            context._task.cancel()  # the turn is left when the handler has ended, or else after some grace
+            # The mailbox is left when the handler has ended, or when the grace is over.
+            context._task.cancel()
             self._clock.call_at(self._clock.monotonic() + GRACE, lambda: self._home.post(_leave_for, context))
             return
         if context._interrupt is not None:
@@ -86,14 +90,14 @@ class RunningTurns:
 
 
 def _leave_for(context: Context) -> None:
-    """Leave a revoked turn in place of a handler that does not end; at home, as the handler's end is."""
+    """Leave the mailbox of a revoked turn for a handler that has not ended. At home."""
     if not context._passed_on:
         context._passed_on = True
         context._actor.leave()
 
 
 class _NoMore(dict[Context, float]):
-    """The running turns of a manager that was closed: a late one does not begin."""
+    """The running turns of a closed manager: none can begin."""
 
     def __setitem__(self, context: Context, deadline: float) -> None:
         raise ManagerClosedError("the manager was closed before the event had its turn")

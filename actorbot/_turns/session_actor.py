@@ -1,4 +1,4 @@
-"""One session: its turns, and between them its committed bytes."""
+"""`SessionActor`: one session, its turns, and between them its committed bytes."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from actorbot.errors import (
 
 __all__ = ["SessionActor", "raise_for"]
 
-EVENT_ID_BYTES: Final = 64 * 8  # bytes of event-id digests that a session remembers
-BUSY: Final = 12  # turns that the store does not have, from which on a session's values stay decoded until it has
-RERUNS: Final = 3  # times that write-through runs a handler again after a conflict with another process
+EVENT_ID_BYTES: Final = 64 * 8  # of event-id digests that a session remembers
+BUSY: Final = 12  # with more unflushed turns than this, a session's values stay decoded
+RERUNS: Final = 3  # times that write-through runs a handler again, after conflicts with others
 
 
 class SessionActor(Flushable):
-    """A session in memory. Its methods are called by who holds its turn, unless said otherwise."""
+    """A session in memory. Whoever has its turn calls its methods, unless one says otherwise."""
 
     __slots__ = ("shared", "touched", "trusted")
 
     def __init__(self, session_id: str, shared: TurnShared, now: float) -> None:
         super().__init__(session_id)
         self.shared = shared
-        self.trusted = False  # whether the committed bytes have been decoded, or were encoded, here
+        self.trusted = False  # whether the committed bytes were decoded or encoded here before
         self.touched = now  # monotonic seconds of the last event
 
     def __repr__(self) -> str:
@@ -53,7 +53,7 @@ class SessionActor(Flushable):
     def schedule(self) -> None:
         self.shared.home.post(self.run_batch)
 
-    # --- a turn -------------------------------------------------------------------------------------------------------
+    # --- a turn ----------------------------------------------------------------------------------
 
     def adopt(self, record: Record | None) -> None:
         """Take what the store holds."""
@@ -64,16 +64,16 @@ class SessionActor(Flushable):
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
 
     def adopt_entry(self, entry: Entry) -> None:
-        """Take what the journal holds; whether the store has it, or what else, shows when it is flushed."""
+        """Take what the journal holds. What the store has shows when the session is flushed."""
         self.adopt(entry.record)
         self.flushed = entry.record.version - 1
         self.lineages = entry.lineages
         self.shared.dirty.mark(self)
 
     async def take_turn(self, event: Any, event_id: str | None, durable: bool, task: asyncio.Task[Any] | None) -> Any:
-        """Run the handler on one event and return what it returns, or `DUPLICATE`. The turn is left at the end.
+        """Run the handler on one event; return what it returns, or `DUPLICATE`. Leave the mailbox.
 
-        *task* is what runs this, to be cancelled when the handler's time is up; `None` in a threaded home.
+        *task* runs this, and is cancelled when the handler's time is up; `None` in a threaded home.
         """
         shared = self.shared
         context: Context | None = None
@@ -85,7 +85,7 @@ class SessionActor(Flushable):
                     await self.make_ready()
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
-                    if durable and shared.journal is None:  # it may be counted in memory alone
+                    if durable and shared.journal is None:  # the store may not have it yet
                         await shared.home.wait(shared.flusher.flush([self]))
                     return DUPLICATE
                 if shared.on_start is not None and context.is_new:
@@ -110,14 +110,14 @@ class SessionActor(Flushable):
                 self.leave()
 
     async def fail_turn(self, context: Context | None, error: BaseException) -> NoReturn:
-        """Roll a turn back, if it has begun, and raise what its caller gets."""
+        """Roll the turn back, if it has begun, and raise what its caller gets."""
         if context is None:
             self.shared.failed += 1
             raise error
         raise_for(error, await self.undo_turn(context, error))
 
     async def undo_turn(self, context: Context, error: BaseException) -> BaseException:
-        """Roll a turn back, pass it on and report it; return what its caller gets."""
+        """Roll the turn back, leave the mailbox, call `on_error`; return what the caller gets."""
         self.shared.failed += 1
         raised = self._translate(error, context)
         self.roll_back(context)
@@ -133,9 +133,10 @@ class SessionActor(Flushable):
         return raised
 
     async def look_back(self, ids: int) -> None:
-        """See after a conflict whether the write that met it can have been done by a try that had no answer.
+        """After a conflict, find out whether an earlier try of the write, unanswered, was done.
 
-        *ids* is how many bytes of ids a record keeps to tell. Raises: OutcomeUnknownError if others have written more often since.
+        If it was, the record has its id: a record keeps *ids* bytes of ids, 8 for each write.
+        Raises: OutcomeUnknownError if others have written so often since that the id may be gone.
         """
         version, self.unanswered = self.unanswered, 0
         if not version:
@@ -151,7 +152,7 @@ class SessionActor(Flushable):
             )
 
     async def make_ready(self) -> None:
-        """Wait until the session is read and there is room for what its turn will change."""
+        """Wait until the session is read, and until there is room for what the turn will change."""
         shared = self.shared
         if shared.dirty.full:
             await self._wait_for_room()
@@ -161,8 +162,8 @@ class SessionActor(Flushable):
         if behind >= shared.policy.max_events and shared.flusher.outage_since is None:
             await shared.home.wait(shared.flusher.relieve(self))
         elif behind == shared.many_events:
-            shared.dirty.hurry(self)  # half-way there: with luck its turn never waits
-        if self.committed is None:  # last, since what was waited for may have been a conflict
+            shared.dirty.hurry(self)  # half-way to the bound: with luck no turn ever waits
+        if self.committed is None:  # last: a conflict may have come while this waited
             await shared.load(self)
 
     async def _wait_for_room(self) -> None:
@@ -171,7 +172,7 @@ class SessionActor(Flushable):
             try:
                 await self.shared.home.wait(self.shared.dirty.room(), policy.store_deadline)
             except TimeoutError:
-                pass  # what is said below
+                pass  # the error below says so
             else:
                 return
         raise OverloadedError(
@@ -179,15 +180,16 @@ class SessionActor(Flushable):
         )
 
     def begin_turn(self, event: Any, event_id: str | None, task: asyncio.Task[Any] | None) -> Context | None:
-        """Begin a turn on the committed state; `None` if the session has counted *event_id*."""
+        """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
         shared = self.shared
         wall = shared.wall()
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
-            raise self._conflict("written by someone else; try again")
+            raise self._conflict("written by another process; try again")
         state = committed[STATE]
         if state is not None and wall >= (end := committed[ENDS]):
-            # What the session was ends as a whole. Nothing is called before that stands, as in `commit`.
+            # The session has expired as a whole. As in `commit`: until `self.committed` is set,
+            # nothing is called.
             self.committed = committed = (committed[VERSION], None, b"", committed[SEEN], end)
             shared.on_expire(self.session_id, state, end)
             state = None
@@ -198,7 +200,7 @@ class SessionActor(Flushable):
         try:
             decoded = self.decoded
             if decoded is not None:
-                self.decoded = None  # it is this turn's now: if that fails, the bytes are what counts
+                self.decoded = None  # this turn's now: if it fails, the bytes are what counts
             if decoded is not None and decoded[0] is state:
                 session: Any = decoded[1]
             else:
@@ -220,14 +222,14 @@ class SessionActor(Flushable):
         return context
 
     def commit(self, context: Context, durable: bool = False) -> Promise | None:
-        """End the turn well: its changes become the session's. Returns a future if the acknowledgement must wait.
+        """Make the changes of the turn the session's. Return a future if the answer has to wait.
 
-        With write-through or a journal the turn then belongs to the write, and is left when that has ended.
+        With write-through or a journal, the write leaves the mailbox when it has ended.
         """
         shared = self.shared
         wall = shared.wall()
         session = context._session
-        if session is None:  # a borrowed turn whose time was up
+        if session is None:  # a lent turn whose time was up
             raise context._revoked or shared.running.timeout_error(self.session_id)
         usual = shared.shape is None and not context._ends_session
         plain = encode_plain(session, shared.max_session_bytes) if usual else None
@@ -245,17 +247,18 @@ class SessionActor(Flushable):
             version - self.flushed > BUSY
             and plain is not None
             and is_nobody_elses(session)
-            and shared.flusher.outage_since is None  # or what is decoded would pile up
+            and shared.flusher.outage_since is None  # in an outage, too many would stay decoded
         ):
             self.decoded = plain, session
-        # The flusher takes the state away when it meets a conflict. From here to where the new one stands nothing is called, so that
-        # no other thread comes between.
+        # The flusher sets `committed` to None when it meets a conflict. CPython lets another thread
+        # run only at calls and at the ends of loops. So nothing is called between this look and
+        # the line that sets the new state.
         if self.committed is not before:
             raise self._conflict("written by another process since it was read")
         if shared.acknowledge is not None:
             context._passed_on = True
             return shared.acknowledge(self, context, committed)
-        shared.handled += 1  # first: it is at risk from here on
+        shared.handled += 1  # first: from here on the event is at risk
         self.committed = committed
         self.trusted = True
         if not self.dirty or (encoded is not None and len(encoded) > self.charged):
@@ -269,31 +272,34 @@ class SessionActor(Flushable):
         return ConflictError(self.shared.store, reason, session_id=self.session_id)
 
     def _encode(self, context: Context) -> bytes | None:
-        """Encode what the turn leaves behind; `None` if it ends the session."""
+        """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
         shape, session = self.shared.shape, context._session
         return encode_state(session if shape is None else shape.dump(session), self.shared.max_session_bytes)
 
     def check_commit(self, context: Context) -> None:
-        """Raises: what would keep the open turn from being committed: TurnEndedError, NotEncodableError and others like it."""
+        """Raises: what a commit of the turn would raise: TurnEndedError, NotEncodableError, …"""
         if context.session is not None:
             self._encode(context)
 
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
-        """Let the replies of an acknowledged turn go."""
+        """Hand the replies of a committed turn to the outbox. They wait for *gate* to succeed."""
         if context._replies is not None:
             self.shared.outbox.put(context, context._replies, gate)
 
     def regain_turn(self, context: Context) -> bool:
-        """Give a turn whose write met a conflict back to who runs it, to be run again; `False` if it has been rolled back."""
+        """Give a turn whose write met a conflict back to the code that runs it, for another run.
+
+        `False` if that code has gone: the turn was rolled back.
+        """
         if context._rolled_back:
             return False
         context._passed_on = False
         return True
 
     def roll_back(self, context: Context) -> None:
-        """End the turn badly: nothing of it stays."""
+        """End the turn so that nothing of it stays."""
         self.shared.running.deadlines.pop(context, None)
         context._session = context._task = None
         context._rolled_back = True
@@ -301,22 +307,22 @@ class SessionActor(Flushable):
     def _translate(self, error: BaseException, context: Context) -> BaseException:
         if context._revoked is not None:
             if context._task is not None:
-                context._task.uncancel()  # also if the handler has swallowed it: the task belongs to the caller
+                context._task.uncancel()  # also if the handler caught it: the task is the caller's
             return context._revoked
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error
 
-    # --- what is told -------------------------------------------------------------------------------------------------
+    # --- what is told ----------------------------------------------------------------------------
 
     def on_receive(self, message: Any) -> None:
-        """Start the turn of a told event; pykka's loop calls this while the turn is held."""
+        """Start the turn of a told event. Called by pykka's loop, which has the turn."""
         assert isinstance(message, Handle)
         self.shared.home.spawn(lambda: message.run(self), message.variables)
 
 
 def raise_for(error: BaseException, raised: BaseException) -> NoReturn:
-    """Raise what a caller gets for *error*: that itself, or what it has become."""
+    """Raise *raised*, which a caller gets for *error*: the same, or another because of it."""
     if raised is error:
         raise error
     raise raised from error

@@ -1,4 +1,4 @@
-"""What the turns of one manager have in common."""
+"""`TurnShared`: what the turns of one manager have in common."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Bound = Callable[..., Coroutine[Any, Any, Any]]
 
 @dataclass(slots=True, eq=False)
 class TurnShared:
-    """What every turn asks for, without a detour. Any thread."""
+    """What every turn needs, one look away. Any thread."""
 
     home: Home
     clock: Clock
@@ -42,18 +42,21 @@ class TurnShared:
     outbox: Outbox
     handle: Bound
     handle_here: Callable[[Context], Any] | None
-    """The handler itself, where it is plain and may run in whatever thread has the turn: it then costs no coroutine."""
+    """The handler itself, if it is plain and runs in the thread that has the turn.
+
+    This saves a coroutine for each event.
+    """
     on_start: Bound | None
     on_error: Callable[[Context, BaseException], Coroutine[Any, Any, None]]
     on_expire: Callable[[str, bytes, float], None]
     """Told the session's id, its state, and the wall-clock second of its end."""
     running: RunningTurns
     acknowledge: Callable[[Any, Context, Committed], Promise] | None
-    """Commits a turn of an actor whose answer waits for the store or the journal; `None` where memory is enough."""
+    """Commits a turn whose answer waits for the store or the journal; `None` in write-behind."""
     load: Bound = field(init=False)
-    """Reads the record of an actor, whose turn the caller holds; on failure everybody in its line is told."""
+    """Reads the record of an actor, whose turn the caller has. A failure is told to its line."""
     many_events: int = field(init=False)
-    """So many unflushed events of a session are reason to look closer: half of the policy's `max_events`."""
+    """With so many unflushed events a session is flushed early: half of `policy.max_events`."""
     handled: int = 0
     ended: int = 0
     """Versions that `destroy` has made."""
@@ -69,6 +72,9 @@ class TurnShared:
         self.wall, self.monotonic = self.clock.wall, self.clock.monotonic
 
     def at_risk(self) -> int:
-        """Count the events that only this process has, where there is no journal; without a look at each session, of which there may be
-        100,000: a loop that asked ten times a second stood still for 15 ms each time."""
+        """Count the events that only this process has, where there is no journal.
+
+        It does not look at each session: there may be 100,000. A loop that asked ten times a second
+        stood still for 15 ms each time.
+        """
         return max(0, self.handled + self.ended - self.flusher.settled)

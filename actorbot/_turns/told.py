@@ -1,4 +1,4 @@
-"""An event that its sender does not wait for."""
+"""`Handle`: an event that its sender does not wait for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Handle"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Handle:
-    """To a session actor: handle an event whose sender does not stand in line for it."""
+    """Tells a session actor to handle an event. Its sender does not wait in line for the turn."""
 
     event: Any
     event_id: str | None
@@ -23,7 +23,7 @@ class Handle:
     """Those of the sender; the turn runs with them."""
 
     async def run(self, actor: Any) -> None:
-        """Take the turn of *actor*, which has this at the head of its line; `outcome` tells what became of it."""
+        """Run a turn of *actor* on the event; `outcome` gets the result."""
         current.set(None)  # nobody's turn waits for this one
         try:
             value = await actor.take_turn(self.event, self.event_id, False, actor.shared.home.current_task())

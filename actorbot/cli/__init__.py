@@ -1,4 +1,4 @@
-"""The command `actorbot`: for who runs a bot and its store. It needs the extra `cli`."""
+"""The command `actorbot`, for people who run a bot and its store. It needs the extra `cli`."""
 
 from __future__ import annotations
 

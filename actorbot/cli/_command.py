@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 
 class _Command(click.Group):
-    """Says errors of actorbot in one line on stderr (exit status 1), and nothing that was given as a password."""
+    """Says an error of actorbot in one line on stderr (exit status 1), and never a password."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         hide_secrets_of(ctx, args)
@@ -40,8 +40,9 @@ class _Command(click.Group):
 def command() -> None:
     """Look after the sessions of a bot.
 
-    A store is named by its URL, as in file:///var/lib/bot/sessions, redis://localhost/0?key_prefix=bot:,
-    mongodb://localhost/?database=bot; other packages may serve more.
+    A store is named by its URL, as in file:///var/lib/bot/sessions,
+    redis://localhost/0?key_prefix=bot:, mongodb://localhost/?database=bot; other packages may serve
+    more.
     """
 
 

@@ -25,10 +25,11 @@ INTERRUPTED = 130  # as a shell counts it
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def copy(source: str, target: str, as_json: bool) -> None:
-    """Copy all sessions of the store SOURCE into the store TARGET, with the times at which they end.
+    """Copy all sessions of the store SOURCE into the store TARGET.
 
-    Stop the bots that use them first. Running it again goes on where it ended, and writes nothing twice. A session of TARGET that
-    is somebody else's is left alone and reported. The exit status is 1 if one was not copied.
+    They keep the times at which they end. First stop the bots that use the two stores. If you run
+    it again, it goes on where it ended, and writes nothing twice. A session of TARGET that somebody
+    else has written is left alone and reported. The exit status is 1 if one was not copied.
     """
     if source == target:
         raise click.UsageError("SOURCE and TARGET are the same store")
@@ -46,7 +47,7 @@ def copy(source: str, target: str, as_json: bool) -> None:
 
 @contextmanager
 def _bar(source: RecordStore) -> Iterator[Callable[[int], None]]:
-    """Yield what moves a bar on stderr, if that is a terminal."""
+    """Yield a function that moves a bar on stderr, if that is a terminal."""
     columns = TextColumn("sessions"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -36,9 +36,10 @@ COLOURS: Final = {"ok": "green", "warning": "yellow", "failure": "red"}
 @click.argument("url")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(url: str, as_json: bool) -> None:
-    """Look at the store of URL, and say what may cost sessions. A session with a random id is written, read and destroyed.
+    """Look at the store of URL, and say what may cost sessions.
 
-    The exit status is 0 if all is well or there are warnings, and 1 if a bot cannot use the store.
+    A session with a random id is written, read and destroyed. The exit status is 0 if all is well
+    or there are warnings, and 1 if a bot cannot use the store.
     """
     with made(url) as store:
         findings = [replace(each, text=clean(each.text)) for each in _examine(store)]
@@ -62,12 +63,12 @@ def _show(findings: Iterable[Finding]) -> None:
         table.add_row(Text(each.level, COLOURS[each.level]), each.what, Text(each.text))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=1000)  # for grep: a finding stays in its line
+        console = Console(highlight=False, width=1000)  # for grep: one line for each finding
     console.print(table)
 
 
 def _examine(store: RecordStore) -> Iterator[Finding]:
-    """Yield what is found, step by step; behind a failure nothing more is looked at."""
+    """Yield what is found, step by step; end after a step that fails."""
     steps: dict[str, Callable[[], Iterable[Finding]]] = {
         "reach": store.examine,
         "round trip": partial(_round_trips, store),
@@ -108,7 +109,7 @@ def _random_id() -> str:
 
 
 def _probe(store: RecordStore) -> Iterator[Finding]:
-    """Take a session through its life: written, read, kept from a stale write, destroyed."""
+    """Write a session, read it, try to overwrite it with a stale write, destroy it."""
     now = time.time()
     first = Record(_random_id(), 1, encode_state({"probe": True}, 1000), os.urandom(8), b"", now, now + PROBE_AGE)
     try:
@@ -124,7 +125,7 @@ def _probe(store: RecordStore) -> Iterator[Finding]:
 
 
 def _compare(store: RecordStore, stored: Record) -> Finding:
-    """Try to write on what is not there."""
+    """Try a write whose base is not what is stored."""
     error = store.write_many([Write(stored.next_write(), os.urandom(8))])[0]
     if isinstance(error, ConflictError):
         return Finding("compare", "ok", "a write on something else than what is stored is refused")

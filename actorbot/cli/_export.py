@@ -14,7 +14,7 @@ import click
 
 from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
-from actorbot.cli._format import clean
+from actorbot.cli._format import clean, count_of
 from actorbot.cli._store import opened
 from actorbot.errors import ActorbotError, CorruptSessionError
 from actorbot.stores import RecordStore
@@ -31,7 +31,8 @@ __all__ = ["export"]
 def export(url: str, file: Path | None, prefix: str) -> None:
     """Print each session that is alive as a line of JSON: {"session_id": …, "session": {…}}.
 
-    The exit status is 1 if one cannot be read; the others are there all the same. FILE is put in place when it is whole.
+    The exit status is 1 if one cannot be read; the others are exported all the same. FILE appears
+    when it is complete.
     """
     done = unreadable = 0
     with opened(url) as store, _output(file) as write:
@@ -44,7 +45,7 @@ def export(url: str, file: Path | None, prefix: str) -> None:
                 click.echo(f"unreadable: {clean(str(found))}", err=True)
     if file is not None:
         left_out = f", {unreadable} could not be read" if unreadable else ""
-        click.echo(f"{done} session{'s' * (done != 1)} in {file}{left_out}", err=True)
+        click.echo(f"{count_of(done, 'session')} in {file}{left_out}", err=True)
     if unreadable:
         sys.exit(1)
 
@@ -70,7 +71,7 @@ def _line(record: Record) -> bytes:
 
 @contextmanager
 def _output(file: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """Yield what writes to *file*, which is put in place at the end of a body that did not fail."""
+    """Yield a function that writes to *file*; it is put in place if the `with` block succeeds."""
     if file is None:
         yield lambda line: click.echo(line, nl=False)
         return

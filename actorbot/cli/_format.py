@@ -1,4 +1,4 @@
-"""What the command shows: ids, times and errors in words, without control characters and without passwords."""
+"""How the command shows ids, times and errors: no control characters, no passwords."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import click
 
-__all__ = ["clean", "hide_secrets_of", "redact", "show_id", "show_when", "write_json"]
+__all__ = ["clean", "count_of", "hide_secrets_of", "redact", "show_id", "show_when", "write_json"]
 
 SECRETS: Final = "actorbot.secrets"
-"""Where the context keeps what must not be shown."""
+"""The key in the context's `meta` for what must not be shown."""
 
 UNITS: Final = ((365 * 86_400, "year"), (86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 
 def hide_secrets_of(context: click.Context, args: Iterable[str]) -> None:
-    """Have `clean` take out what stands as a password in *args*, as far as they are URLs."""
+    """Let `redact` take out the passwords of all URLs in *args*."""
     secrets = {secret for arg in args if "://" in arg for secret in _secrets_of(arg)}
     context.meta.setdefault(SECRETS, sorted(secrets - {""}, key=len, reverse=True))
 
@@ -50,14 +50,14 @@ def clean(text: str) -> str:
 
 
 def show_id(text: str) -> str:
-    """Return *text* with an escape for what does not print: a session id must not steer the terminal."""
+    """Return *text* with escapes for what does not print: an id must not control the terminal."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def show_when(when: float, *, now: float | None = None) -> str:
-    """Return a wall-clock time as local time, and how far away that is."""
+    """Return a wall-clock time as local time, and how far from now it is."""
     seconds = int(when - (time.time() if now is None else now))
     try:
         local = _local_minute(int(when // 60))
@@ -65,8 +65,13 @@ def show_when(when: float, *, now: float | None = None) -> str:
         return "in the far future" if seconds > 0 else "in the far past"
     size, unit = next((each for each in UNITS if abs(seconds) >= each[0]), UNITS[-1])
     number = abs(seconds) // size
-    distance = f"{number} {unit}{'s' * (number != 1)}"
+    distance = count_of(number, unit)
     return f"{local} ({f'in {distance}' if seconds > 0 else f'{distance} ago'})"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return `1 session` or `2 sessions`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @lru_cache(1024)

@@ -15,7 +15,7 @@ from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
 from actorbot.cli._copy import copy
 from actorbot.cli._export import export
-from actorbot.cli._format import clean, show_id, show_when, write_json
+from actorbot.cli._format import clean, count_of, show_id, show_when, write_json
 from actorbot.cli._store import opened
 from actorbot.errors import ActorbotError, CorruptSessionError
 from actorbot.stores import Record, RecordStore
@@ -27,10 +27,10 @@ LINE = "{:<32} {:>9} {:>8}  {:<36} {}"
 
 @click.group()
 def sessions() -> None:
-    """Look at the sessions of a store, destroy them, take them elsewhere.
+    """List, show, destroy, export and copy the sessions of a store.
 
-    Bots may go on meanwhile, except with a store of files, which one process at a time can open. What a bot has in memory and has not
-    flushed yet is not seen.
+    Bots may go on meanwhile, except with a store of files, which one process at a time can open.
+    What a bot has in memory and has not flushed yet is not seen.
     """
 
 
@@ -38,7 +38,7 @@ sessions.add_command(copy)
 sessions.add_command(export)
 
 
-# --- ls -------------------------------------------------------------------------------------------
+# --- ls -----------------------------------------------------------------------------------------
 
 
 @sessions.command()
@@ -48,7 +48,7 @@ sessions.add_command(export)
 @click.option("--all", "everything", is_flag=True, help="Those too that have expired or were destroyed.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
 def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool) -> None:
-    """List the sessions, in the store's own order. The exit status is 1 if one of them cannot be read."""
+    """List the sessions, in the store's own order. The exit status is 1 if one cannot be read."""
     listed = unreadable = 0
     with opened(url) as store:
         if not as_json:
@@ -61,7 +61,10 @@ def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool
                 unreadable += 1
                 _tell_unreadable(session_id, found, as_json)
             elif found.session_id.startswith(prefix) and (everything or _status(found) == "alive"):
-                (_print_json if as_json else _print_line)(found)
+                if as_json:
+                    _print_json(found)
+                else:
+                    _print_line(found)
             else:
                 continue
             listed += 1
@@ -104,7 +107,7 @@ def _tell_unreadable(session_id: str, error: ActorbotError, as_json: bool) -> No
         click.echo(f"unreadable: {clean(str(error))}", err=True)
 
 
-# --- show -----------------------------------------------------------------------------------------
+# --- show ---------------------------------------------------------------------------------------
 
 
 @sessions.command()
@@ -142,7 +145,7 @@ def _show(record: Record, state: dict[str, Any]) -> None:
     Console(soft_wrap=True).print(Pretty(state, expand_all=True))
 
 
-# --- rm -------------------------------------------------------------------------------------------
+# --- rm -----------------------------------------------------------------------------------------
 
 
 @sessions.command()
@@ -150,7 +153,10 @@ def _show(record: Record, state: dict[str, Any]) -> None:
 @click.argument("session_ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
-    """Destroy sessions, for every bot that uses the store. One that is not there is no error; an unreadable one is destroyed too."""
+    """Destroy sessions, for every bot that uses the store.
+
+    If one is not there, that is no error. One that cannot be read is destroyed too.
+    """
     for session_id in session_ids:
         check_session_id(session_id)
     if not yes:
@@ -166,11 +172,11 @@ def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
 def _ask(number: int) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("nobody is there to ask: add --yes")
-    click.confirm(f"Destroy {number} session{'s' * (number != 1)}?", abort=True)
+    click.confirm(f"Destroy {count_of(number, 'session')}?", abort=True)
 
 
 def _describe(store: RecordStore, session_id: str) -> str | None:
-    """Say what is there, `None`: nothing that could be destroyed."""
+    """Say what is there; `None` if it is nothing that can be destroyed."""
     try:
         record = _read(store, session_id)
     except CorruptSessionError:

@@ -1,4 +1,4 @@
-"""A store by its URL, opened for one command: your own driver too."""
+"""A store by its URL, opened for one command; it may be a driver of your own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from actorbot.stores.driver import as_records
 
 __all__ = ["make_store", "made", "opened"]
 
-PATIENCE: Final = 5.0  # seconds for one call of an `async def` driver, as a manager's `store_deadline`
+PATIENCE: Final = 5.0  # seconds for a call of an `async def` driver: a manager's default `store_deadline`
 
 
 def make_store(url: str) -> Any:
-    """Make the store of *url*, open nothing. Raises: ClickException, ConfigError."""
+    """Make the store of *url*; nothing is opened. Raises: ClickException, ConfigError."""
     try:
         return store_from_url(url)
     except ActorbotError:
@@ -33,7 +33,7 @@ def make_store(url: str) -> Any:
 
 @contextmanager
 def made(url: str) -> Iterator[RecordStore]:
-    """Make the store of *url*, and close it at the end; it is for the body to open it."""
+    """Make the store of *url*, and close it at the end. The `with` block opens it."""
     with as_records(make_store(url), PATIENCE) as store:
         try:
             yield store
@@ -43,7 +43,10 @@ def made(url: str) -> Iterator[RecordStore]:
 
 @contextmanager
 def opened(url: str, *, to_read: bool = True) -> Iterator[RecordStore]:
-    """Open the store of *url*. What is only *to_read* is not made where it is missing. Raises: ClickException, store errors."""
+    """Open the store of *url*.
+
+    If it is only *to_read*, a missing folder is not made. Raises: ClickException; errors of stores.
+    """
     with made(url) as store:
         if to_read and isinstance(store, FileSessionStore) and not os.path.lexists(store.directory):
             raise click.ClickException(f"{store.name}: there is no folder {store.directory}")

@@ -1,4 +1,7 @@
-"""What every platform's webhooks have in common, and those of nobody in particular: signed with a shared secret."""
+"""`Platform`: what the webhooks of all chat platforms have in common.
+
+Also `Signed`: webhooks of no special platform, signed with a shared secret.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,13 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class WebhookEvent(Event):
-    """One event of a platform: `message.text` is what the user wrote or the data of the button pressed, else empty."""
+    """One event of a platform.
+
+    `message.text` is what the user wrote, or the data of a button, or empty.
+    """
 
     raw: Any = None
-    """The event as the platform sent it; of a delivery that brings several, this one's part."""
+    """The event as the platform sent it. If a delivery has several events: the part of this one."""
 
     @classmethod
     def from_text(cls, text: str, raw: Any = None) -> Self:
@@ -47,20 +53,23 @@ class Incoming:
     """One event of a delivery, and where it belongs."""
 
     session_id: str | None
-    """`None`: it is nobody's, and acknowledged without being handled."""
+    """`None`: the event belongs to no session. It is acknowledged and not handled."""
     event_id: str | None
     event: WebhookEvent
 
 
 class Platform(ABC):
-    """What is known of a platform's webhooks. Subclass it for one that is not here: `verify` and `events`.
+    """What is known of a platform's webhooks. For another platform, override `verify` and `events`.
 
-    `session_id(raw)` names the session of each event in place of the platform's own rule, or returns `None` to leave it out.
-    `answer` says when the platform is told 200, `max_body` how many bytes a delivery may have. Raises: ConfigError.
+    `session_id(raw)` gives the session of each event instead of the platform's own rule, or `None`
+    to leave the event out. `max_body` is how many bytes a delivery may have. `answer` says when the
+    platform gets its 200. Raises: ConfigError.
 
-    - `"acknowledged"`: once every event is acknowledged. After a failure the platform is told to deliver again.
-    - `"handled"`: once every handler has ended, well or not. What failed is not delivered again.
-    - `"accepted"`: at once. What failed is a dead letter; what was accepted is lost if the process is killed before it is handled.
+    - `"acknowledged"`: when every event is acknowledged. After a failure, the platform is asked to
+      deliver again.
+    - `"handled"`: when every handler has ended, well or not. What failed is not delivered again.
+    - `"accepted"`: at once. What fails is a dead letter. If the process is killed, accepted events
+      that were not handled yet are lost.
     """
 
     def __init__(
@@ -75,7 +84,10 @@ class Platform(ABC):
         self._session_id = session_id
 
     def admit(self, headers: Headers, now: float) -> None:
-        """Look at the headers before the body is read; *now* is wall-clock seconds. Raises: RefusedError."""
+        """Check the headers before the body is read; *now* is wall-clock seconds.
+
+        Raises: RefusedError.
+        """
         if any(
             value.strip().lower() not in {b"", b"identity"} for name, value in headers if name == b"content-encoding"
         ):
@@ -83,10 +95,10 @@ class Platform(ABC):
 
     @abstractmethod
     def verify(self, headers: Headers, body: bytes) -> None:
-        """Make sure that the platform has sent *body*, byte for byte. Raises: RefusedError."""
+        """Check that the platform has sent *body*, byte for byte. Raises: RefusedError."""
 
     def parse(self, headers: Headers, body: bytes) -> Any:
-        """Read what was verified. Raises: RefusedError."""
+        """Parse a verified body. Raises: RefusedError."""
         if media_type(headers) != b"application/json":
             raise RefusedError(415, "not application/json")
         return read_json(body)
@@ -101,7 +113,7 @@ class Platform(ABC):
 
     @abstractmethod
     def events(self, payload: Any) -> Iterator[Incoming]:
-        """Find the events in a delivery, under the platform's own session ids."""
+        """Find the events in a delivery, with the platform's own session ids."""
 
     def incoming(self, payload: Any) -> list[Incoming]:
         """List the events of a delivery that have a session."""
@@ -112,16 +124,19 @@ class Platform(ABC):
         return [each for each in found if each.session_id is not None]
 
     def reply(self, payload: Any) -> str:
-        """Return the text of the answer to a delivery; most platforms want none."""
+        """Return the text of the answer to a delivery. Most platforms want none."""
         return ""
 
     def subscribe(self, query: Sequence[tuple[str, str]]) -> str:
-        """Return the text of the answer to a GET, by which some platforms check an address. Raises: RefusedError."""
+        """Return the text of the answer to a GET. Some platforms check an address with one.
+
+        Raises: RefusedError.
+        """
         raise RefusedError(405, "nothing but POST")
 
 
 class HmacPlatform(Platform):
-    """A platform that signs the raw body with HMAC-SHA256 and a secret that both sides know."""
+    """A platform that signs the raw body with HMAC-SHA256 and a shared secret."""
 
     _header: bytes
     _prefix = b""
@@ -141,15 +156,17 @@ class HmacPlatform(Platform):
         compare(only(headers, self._header), self._prefix + expected)
 
     def _before(self, headers: Headers) -> bytes:
-        """Return what is signed before the body."""
+        """Return the bytes that are signed before those of the body."""
         return b""
 
 
 class Signed(HmacPlatform):
-    """Anybody's webhooks: JSON, signed with HMAC-SHA256 in a header, `<prefix><digest>`; one event in a delivery.
+    """Webhooks of any sender: JSON, one event in a delivery, with an HMAC-SHA256 in a header.
 
-    `session_id(payload)`, `event_id(payload)` and `text(payload)` say what is what. With a `timestamp_header` (Unix seconds) what is
-    signed is `<timestamp>.<body>`, and a delivery older or younger than 300 s is refused; without one it can be sent again for ever.
+    The header is `<prefix><digest>`. `session_id(payload)`, `event_id(payload)` and `text(payload)`
+    find these in the payload. With a `timestamp_header` (Unix seconds), `<timestamp>.<body>` is
+    signed, and a delivery more than 300 s away from now is refused. Without one, a delivery that
+    somebody has recorded can be sent again for ever.
     """
 
     def __init__(
@@ -187,20 +204,23 @@ class Signed(HmacPlatform):
 
 
 def key(field: str, secret: Any) -> bytes:
-    """Return a secret as bytes. Raises: ConfigError for none, which everybody would know, and for one with the end of its line."""
+    """Return a secret as bytes. Raises: ConfigError if it is empty or has spaces around it."""
     if not isinstance(secret, str) or not secret or secret != secret.strip():
-        # Whatever it is, it is not shown.
+        # The value is not shown: it may be a secret.
         raise ConfigError(field, None, "a text that is not empty, without spaces or line ends around it")
     return secret.encode()
 
 
 def compare(given: bytes, expected: bytes) -> None:
-    """Raises: RefusedError if they differ; how long it takes does not tell where."""
+    """Compare in a time that does not depend on the values. Raises: RefusedError if they differ."""
     if not hmac.compare_digest(given, expected):
         raise RefusedError(401, "a wrong signature or token")
 
 
 def incoming(session_id: str | None, event_id: Any, texts: Iterable[Any], raw: Any) -> Incoming:
-    """Make an event; its text is the first of *texts* that is one, its id none if *event_id* is no text or number."""
+    """Make an event. Its text is the first of *texts* that is a text.
+
+    It has no event id if *event_id* is no text and no number.
+    """
     text = next((text for text in texts if isinstance(text, str)), "")
     return Incoming(session_id, joined(event_id), WebhookEvent.from_text(text, raw))

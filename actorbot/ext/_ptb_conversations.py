@@ -1,7 +1,9 @@
-"""Keeping the states of python-telegram-bot's conversations in sessions: the one place that reaches into what is private to the library.
+"""The states of python-telegram-bot's conversations, kept in sessions.
 
-A `ConversationHandler` asks a mapping, `_conversations`, for the state of a conversation, and stores the next one there. Its persistence
-would load all states of all users at the start. Here the mapping is ours, and looks into the session whose turn is held.
+A `ConversationHandler` reads the state of a conversation from a mapping, `_conversations`, and
+stores the next one there. PTB's own persistence would load the states of all users at the start.
+Here the mapping is ours, and looks into the session whose turn is held. This is the one file that
+uses a private name of PTB.
 """
 
 from __future__ import annotations
@@ -18,20 +20,25 @@ from actorbot.errors import ConfigError
 __all__ = ["Persistence", "keep_states", "persistent"]
 
 Key = tuple[int | str, ...]
-"""Which conversation: the chat, the user and the message, as far as the handler tells them apart."""
+"""Which conversation: its chat, user and message, of these what the handler distinguishes."""
 
 SessionOf = Callable[[int], dict[str, Any]]
 """Gives the held session of a chat or a user. Raises: TurnEndedError."""
 
 
 class _States(MutableMapping[Key, object]):
-    """The states of a ConversationHandler: each in the held session of its user, or of its chat where it is not per user."""
+    """The states of a ConversationHandler.
+
+    Each is in the session of its user, or, where the handler is not `per_user`, of its chat.
+    """
 
     def __init__(self, session_of: SessionOf, conversation: ConversationHandler[Any]) -> None:
         self._session_of = session_of
         self._name = conversation.name
-        self._place = 1 if conversation.per_chat and conversation.per_user else 0  # of the session's number in a key
-        self._pending: dict[Key, object] = {}  # of handlers with block=False, until they are asked for
+        # Where in a key the session's number stands.
+        self._place = 1 if conversation.per_chat and conversation.per_user else 0
+        # Of handlers with block=False: the states that come when their tasks end.
+        self._pending: dict[Key, object] = {}
 
     def _kept(self, key: Key) -> dict[str, object]:
         kept: dict[str, object] = self._session_of(int(key[self._place])).setdefault("conversations", {})
@@ -62,7 +69,7 @@ class _States(MutableMapping[Key, object]):
 
 
 def persistent(handlers: Iterable[object]) -> Iterator[ConversationHandler[Any]]:
-    """Find the conversations that are to last, those inside others included."""
+    """Find the persistent conversations, also those inside others."""
     for handler in handlers:
         if isinstance(handler, ConversationHandler):
             if handler.persistent:
@@ -71,7 +78,7 @@ def persistent(handlers: Iterable[object]) -> Iterator[ConversationHandler[Any]]
 
 
 def keep_states(conversation: ConversationHandler[Any], session_of: SessionOf) -> None:
-    """Put `_States` where the handler looks for its states. It is private to PTB, and the only way. Raises: ConfigError."""
+    """Have the handler keep its states in `_States`. Raises: ConfigError."""
     if not conversation.per_chat and not conversation.per_user:
         raise ConfigError(
             "persistent", True, "per_chat or per_user, or there is no session to keep the conversation in"
@@ -89,7 +96,7 @@ def keep_states(conversation: ConversationHandler[Any], session_of: SessionOf) -
 
 
 class Persistence(DictPersistence):
-    """What lets a ConversationHandler be persistent; it keeps nothing itself."""
+    """A persistence that keeps nothing. PTB wants one before a conversation may be persistent."""
 
     def __init__(self) -> None:
         super().__init__(store_data=PersistenceInput(False, False, False, False))

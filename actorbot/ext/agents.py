@@ -1,4 +1,4 @@
-"""OpenAI Agents SDK: what an agent remembers of a conversation is part of the user's session, and of the turn that a run belongs to."""
+"""OpenAI Agents SDK: an agent keeps its conversation in the user's session, as part of a turn."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ ITEMS: Final = "agents:items"
 
 
 class AgentSession:
-    """A conversation's memory, for `Runner.run(agent, text, session=AgentSession(manager, session_id))`. On the manager's loop.
+    """The memory of a conversation, for `Runner.run(agent, text, session=AgentSession(…))`.
 
-    Inside a turn of that session (a handler, `manager.turn`) it is part of the turn: a run that fails there leaves no trace. Elsewhere
-    reading gives what was committed last, and each change is a short turn of its own: two runs at once would then be mixed.
+    Used on the manager's loop. Inside a turn of the session (a handler, `manager.turn`) it is part
+    of the turn: a run that fails there leaves no trace. Elsewhere a read gives what was committed
+    last, and each change is a short turn of its own: two runs at once would mix their items.
 
-    `max_items` keeps about so many of the newest items: whole exchanges, from a user's message on, and always the last one. Without it
-    a conversation grows until its session is larger than `max_session_bytes` (SessionTooLargeError).
+    With `max_items`, only about so many of the newest items are kept: whole exchanges, each from a
+    user's message on, and always the last one. Without it, a conversation grows until its session
+    exceeds `max_session_bytes` (SessionTooLargeError).
     """
 
     session_settings: SessionSettings | None = None
@@ -74,7 +76,10 @@ class AgentSession:
 
 
 def _surplus(items: list[TResponseInputItem], most: int) -> int:
-    """Count the oldest items to be dropped. What is kept begins with a user's message: no call is torn from its result."""
+    """Count the oldest items to drop.
+
+    What is kept begins with a user's message, so that no tool call is cut from its result.
+    """
     least = len(items) - most
     if least <= 0:
         return 0

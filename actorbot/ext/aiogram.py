@@ -1,4 +1,4 @@
-"""aiogram 3: each update is handled in its session's turn, and what the bot's states and data are is kept inside that session."""
+"""aiogram 3: each update is handled in its session's turn, and the session keeps the FSM's data."""
 
 from __future__ import annotations
 
@@ -34,25 +34,30 @@ Next = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 class AiogramSessions:
     """What an aiogram bot needs of a session manager. On the manager's loop.
 
-    `Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation)`, then `sessions.install(dispatcher)`.
-    The manager is started and closed by who made it: `dispatcher.startup.register(manager.start)`, and `close` likewise.
+    Make `Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation)`, then call
+    `sessions.install(dispatcher)`. You start and close the manager, for example by
+    `dispatcher.startup.register(manager.start)` and `dispatcher.shutdown.register(manager.close)`.
     """
 
     def __init__(self, manager: SessionManager) -> None:
-        """Raises: ConfigError if the manager has a `session_type`: what aiogram keeps needs a key in a dict."""
+        """Raises: ConfigError if the manager has a `session_type`; aiogram needs a dict."""
         check_dict(manager, "aiogram keeps its states")
         self._manager = manager
-        self._holders: dict[Context, Task[Any] | None] = {}  # which task has a turn
+        self._holders: dict[Context, Task[Any] | None] = {}  # the task that has each turn
         self.storage: BaseStorage = _Storage(manager)
-        """FSM states and data: inside the turn that is held; elsewhere, in a background job say, in a short turn of their own."""
+        """FSM states and data, kept inside the turn that is held.
+
+        Elsewhere, in a background job for example, each change is a short turn of its own.
+        """
         self.isolation: BaseEventIsolation = _Isolation(self)
-        """A lock is the session's turn; whoever holds that already has it."""
+        """A lock is the session's turn. Code that has the turn has the lock."""
 
     @staticmethod
     def session_id(key: StorageKey) -> str:
-        """Return the id of the session that a key of aiogram's belongs to: `"telegram:<bot>:<chat>:<user>"`.
+        """Return the id of a key's session: `"telegram:<bot>:<chat>:<user>"`.
 
-        `:topic:<thread>` and `:business:<connection>` follow where the key has them. All destinies of a key share its session.
+        `:topic:<thread>` and `:business:<connection>` follow if the key has them. All destinies of
+        a key share its session.
         """
         session_id = f"telegram:{key.bot_id}:{key.chat_id}:{key.user_id}"
         if key.thread_id is not None:
@@ -62,20 +67,22 @@ class AiogramSessions:
         return session_id
 
     def install(self, dispatcher: Dispatcher) -> None:
-        """Handle each update in its session's turn, from before its state is looked up; an `update_id` seen before is passed over.
+        """Handle each update in its session's turn, which begins before the FSM looks up its state.
 
-        Handlers, filters and your own middlewares may take `session`, the session's values, and `turn`, their `Context`.
-        Call it once, before the bot starts.
+        An `update_id` that was handled before is skipped. Handlers, filters and your own
+        middlewares may take `session`, the session's values, and `turn`, the `Context`. Call this
+        once, before the bot starts.
         """
 
         async def in_turn(handler: Next, event: TelegramObject, data: dict[str, Any]) -> Any:
             context = dispatcher.fsm.resolve_event_context(data["bot"], data)
             if context is None:
-                return await handler(event, data)  # about no user: a poll's new figures, or a channel's post
+                return await handler(event, data)  # of no user: a channel's post, for example
             return await self._handle(handler, event, data, context.key)
 
-        # Where an outer middleware comes by itself the state has been looked up. aiogram's first two stay: errors are answered
-        # outside the turn, and the second finds out whose the update is.
+        # An outer middleware that is just added would run after the state was looked up. So all are
+        # registered again, after ours. aiogram's first two stay in front: the first answers errors,
+        # outside of the turn, and the second finds out whose update it is.
         chain = dispatcher.update.outer_middleware
         rest = [each for each in chain if not isinstance(each, ErrorsMiddleware | UserContextMiddleware)]
         for each in rest:
@@ -91,10 +98,10 @@ class AiogramSessions:
                 return None
             session = turn.session
             data["turn"] = turn
-            data.setdefault("session", session)  # bots with a database often have a `session` already
+            data.setdefault("session", session)  # a database's `session` may be there already
             try:
                 return await handler(event, data)
-            finally:  # whoever answers an error is given the same data, and must not write into what was rolled back
+            finally:  # an error handler gets the same data; what was rolled back is not for it
                 for name, value in (("turn", turn), ("session", session)):
                     if data.get(name) is value:
                         del data[name]
@@ -110,7 +117,10 @@ class AiogramSessions:
 
 
 async def deliver(session_id: str, method: Awaitable[Any]) -> Any:
-    """Call the Telegram method that a turn has queued: `turn.send(message.answer("Hello"))`. For `SessionManager(deliver=deliver)`."""
+    """Call the Telegram method that a turn has sent: `turn.send(message.answer("Hello"))`.
+
+    For `SessionManager(deliver=deliver)`.
+    """
     return await method
 
 
@@ -161,7 +171,7 @@ class _Storage(BaseStorage):
         return kept
 
     async def _put(self, key: StorageKey, part: str, value: Any) -> None:
-        """Keep *value*, or nothing where it is empty: a state that was cleared leaves no trace."""
+        """Keep *value*. If it is empty, remove the key: a cleared state leaves no trace."""
         async with joined(self._manager, AiogramSessions.session_id(key)) as turn:
             destinies = turn.session.setdefault(FSM, {})
             kept = destinies.setdefault(key.destiny, {})

@@ -1,10 +1,14 @@
-"""actorbot behind webhooks: a Starlette application, or routes for yours, that takes deliveries of chat platforms.
+"""actorbot behind webhooks: a Starlette application, or routes for yours.
 
-A delivery is read up to a bound, verified on its raw bytes, parsed strictly, and each of its events is dispatched under the platform's
-own id for it, so that one that is delivered twice counts once. Then the platform is answered:
+A delivery of a chat platform is read up to a bound, verified on its raw bytes, and parsed strictly.
+Each of its events is dispatched with the platform's own id for it, so that an event that is
+delivered twice counts once. Then the platform gets its answer:
 
-200 once all is acknowledged · 400, 401, 408, 413, 415 for what no handler has seen · 429 at a bound, with `Retry-After` · 500 when a
-handler failed · 503 while the store or the manager cannot take it, with `Retry-After`.
+- 200 when all events are acknowledged
+- 400, 401, 408, 413, 415 for what no handler has seen
+- 429 at a bound, with `Retry-After`
+- 500 when a handler failed
+- 503 while the store or the manager cannot take it, with `Retry-After`
 """
 
 from __future__ import annotations
@@ -47,14 +51,18 @@ RETRY_AFTER: Final = 5.0  # seconds, where nobody knows better
 
 
 def webhook_app(manager: SessionManager, platforms: Mapping[str, Platform]) -> Starlette:
-    """Make an application of `webhook_routes` and `probe_routes` that starts and closes *manager*, which must not be started."""
+    """Make an application of `webhook_routes` and `probe_routes`.
+
+    It starts and closes *manager*, which must be new.
+    """
     return Starlette(routes=[*webhook_routes(manager, platforms), *probe_routes(manager)], lifespan=lifespan(manager))
 
 
 def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -> list[BaseRoute]:
-    """Make a route for each platform by its path, for an application of your own: `{"/telegram": Telegram(token)}`.
+    """Make a route for each platform, for an application of your own.
 
-    *manager* is started by then, on the loop that serves. Raises: ConfigError.
+    *platforms* has them by path: `{"/telegram": Telegram(token)}`. Before the first request,
+    *manager* must be started, on the loop that serves. Raises: ConfigError.
     """
     for path, platform in platforms.items():
         if not path.startswith("/") or not isinstance(platform, Platform):
@@ -63,9 +71,11 @@ def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -
 
 
 def probe_routes(manager: SessionManager) -> list[BaseRoute]:
-    """Make `/healthz`, 200 while the event loop answers, and `/readyz`, 503 while the manager is not open or fails.
+    """Make `/healthz` and `/readyz`.
 
-    A degraded manager is ready: it answers from memory. The reason is not told to strangers; `manager.health()` has it.
+    `/healthz` is 200 while the event loop answers. `/readyz` is 503 while the manager is not open,
+    or fails. A degraded manager is ready, since it answers from memory. Strangers are not told the
+    reason; `manager.health()` has it.
     """
 
     async def healthz(_: Request) -> Response:
@@ -79,7 +89,10 @@ def probe_routes(manager: SessionManager) -> list[BaseRoute]:
 
 
 def lifespan(manager: SessionManager) -> Callable[[Any], AbstractAsyncContextManager[None]]:
-    """Make the `lifespan=` of a Starlette or FastAPI application: start *manager* on the loop that serves, and close it at the end."""
+    """Make the `lifespan=` of a Starlette or FastAPI application.
+
+    It starts *manager* on the loop that serves, and closes it at the end.
+    """
 
     @asynccontextmanager
     async def run(_: Any) -> AsyncIterator[None]:
@@ -102,9 +115,9 @@ async def _guarded(path: str, request: Request, answer: Awaitable[Response]) -> 
     try:
         return await answer
     except RefusedError as refusal:
-        # The author's path, since a stranger's may hold lines of his own.
+        # The author's path: that of the request could have line breaks that fake other log lines.
         logger.info("refused a request to %s: %s", path, refusal)
-        # What is left of the body is not waited for; and a stranger is not told what was wrong.
+        # Do not wait for the rest of the body, and do not tell a stranger what was wrong.
         headers = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
         if refusal.status == 405:
             headers["Allow"] = "POST"
@@ -125,7 +138,7 @@ async def _take(manager: SessionManager, path: str, platform: Platform, request:
     except RefusedError:
         raise
     except Exception:  # of the author's functions; nothing was handled, whatever `answer` is
-        logger.exception("a delivery to %s cannot be taken apart", path)
+        logger.exception("the events of a delivery to %s cannot be found", path)
         return PlainTextResponse(HTTPStatus(500).phrase, 500)
     failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
     return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))
@@ -146,16 +159,19 @@ async def _read(request: Request, limit: int) -> bytes:
                     raise RefusedError(413, f"more than {limit} bytes")
                 body += chunk
     except TimeoutError:
-        raise RefusedError(408, f"its body did not arrive within {BODY_SECONDS:g} s") from None
+        raise RefusedError(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
-        raise RefusedError(400, "the client went away in the middle of it") from None
+        raise RefusedError(400, "the client disconnected before the end of the body") from None
     if declared and int(declared[0]) != len(body):
-        raise RefusedError(400, "not as long as its Content-Length")
+        raise RefusedError(400, "the body is not as long as its Content-Length")
     return bytes(body)
 
 
 async def _dispatch(manager: SessionManager, events: list[Incoming]) -> list[BaseException]:
-    """Dispatch all at once: each is accepted in the order given, and none waits for, or fails with, one of another session."""
+    """Dispatch all events at once. They are accepted in the order given.
+
+    No event waits for one of another session, or fails because of it.
+    """
     ends = await asyncio.gather(
         *(manager.dispatch(each.session_id or "", each.event, event_id=each.event_id) for each in events),
         return_exceptions=True,
@@ -179,12 +195,16 @@ async def _submit(manager: SessionManager, events: list[Incoming]) -> list[BaseE
 
 def _log(failed: Incoming, error: BaseException) -> None:
     extra = {"session_id": failed.session_id}
-    trace = error if _status(error) == 500 else None  # of the author's code; what is ours says enough
+    # A trace only of errors in the author's code: ours say enough.
+    trace = error if _status(error) == 500 else None
     logger.error("an event of session %r failed: %r", failed.session_id, error, exc_info=trace, extra=extra)
 
 
 def _failed(platform: Platform, failures: list[BaseException]) -> Response:
-    """Answer a delivery of which something failed so that the platform delivers it again: what is done by then is a duplicate."""
+    """Answer a delivery that failed in part, so that the platform delivers it again.
+
+    The events that did not fail are duplicates then.
+    """
     statuses = {_status(error) for error in failures}
     if platform.answer == "handled":
         statuses.discard(500)

@@ -28,9 +28,9 @@ Handler = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def session_id_of(source: Source) -> str:
-    """Return `discord:{guild}:{channel}:{author}` of a message, an interaction or a command's context; a thread is a channel.
+    """Return `discord:{guild}:{channel}:{author}` of a message, an interaction or a context.
 
-    A direct message has no guild: `discord:{channel}:{author}`.
+    A thread is a channel. A direct message has no guild: `discord:{channel}:{author}`.
     """
     if isinstance(source, Interaction):
         parts = [source.guild_id, source.channel_id, source.user.id]
@@ -42,16 +42,19 @@ def session_id_of(source: Source) -> str:
 def in_turn(
     manager: SessionManager, *, session_id: Callable[[Any], str] = session_id_of
 ) -> Callable[[Handler], Handler]:
-    """Make a handler run inside its session's turn: commit what it changed when it returns, roll back if it raises.
+    """Make a handler run inside its session's turn: commit when it returns, roll back if it raises.
 
-    For `on_message` and other events about one message, for prefix, hybrid and slash commands, buttons, selects and modals; stands below
-    discord.py's own decorators. The handler adds the parameters `session` (its values) and `turn` (the whole context: `turn.send_text`,
-    `turn.is_new`, ...) as it needs them; discord.py does not see them. `session_id` makes the session's id from the handler's first
-    message, interaction or context. Runs on the loop that the manager is at home on.
+    For `on_message` and other events about one message, for prefix, hybrid and slash commands,
+    buttons, selects and modals. It stands below discord.py's own decorators, and runs on the loop
+    that the manager is at home on.
 
-    A message or interaction that Discord delivers again does not run the handler again once it has succeeded.
+    The handler may take the parameters `session` (its values) and `turn` (the whole context:
+    `turn.send_text`, `turn.is_new`, …); discord.py does not see them. `session_id` makes the
+    session's id from the handler's first message, interaction or context.
 
-    What the handler raises, and OverloadedError, ManagerClosedError or a store's error, goes where discord.py takes it.
+    When the handler has succeeded with a message or interaction that Discord then delivers again,
+    it does not run again. What the handler raises, and OverloadedError, ManagerClosedError or an
+    error of the store, goes to discord.py.
     """
 
     def decorate(handler: Handler) -> Handler:
@@ -62,9 +65,9 @@ def in_turn(
 
         @wraps(handler)
         def shown() -> None:
-            """Tell discord.py the signature; it takes away again what stands at `run` itself when it makes a hybrid command."""
+            """Has a signature for discord.py, which deletes that of `run` for a hybrid command."""
 
-        # Of its own kind of parameters, which its commands need.
+        # discord.py's commands need parameters of its own class.
         parameters = [
             Parameter(each.name, each.kind, default=each.default, annotation=each.annotation)
             for each in lent.shown.parameters.values()
@@ -79,7 +82,8 @@ def in_turn(
                     f"{name} was called with no message, interaction or context: borrow manager.turn() inside it"
                 )
             delivery = _delivery(found)
-            event_id = None if delivery is None else f"{delivery}:{name}"  # a message may have several handlers
+            # With the handler's name: a message can have several handlers.
+            event_id = None if delivery is None else f"{delivery}:{name}"
             async with AsyncExitStack() as stack:
                 try:
                     turn = await stack.enter_async_context(manager.turn(session_id(found[0]), event_id=event_id))
@@ -94,7 +98,10 @@ def in_turn(
 
 
 def _delivery(found: Sequence[Source]) -> str | None:
-    """Return what stays the same when Discord delivers it again; `None` for `on_message_edit`, whose messages keep their ids."""
+    """Return what stays the same when Discord delivers the same again.
+
+    `None` for `on_message_edit`: an edited message keeps its id.
+    """
     source = found[0]
     if isinstance(source, Context):
         if source.interaction is not None:
@@ -104,4 +111,5 @@ def _delivery(found: Sequence[Source]) -> str | None:
         return str(source.id)
     elif len(found) > 1:
         return None
-    return f"{source.id}:{source.edited_at or ''}"  # a bot may take up a command again that its user has edited
+    # With the time of the edit: a bot may run a command again that its user has edited.
+    return f"{source.id}:{source.edited_at or ''}"

@@ -1,6 +1,7 @@
-"""actorbot inside bots of line-bot-sdk v3: for who parses with its `WebhookParser`, or listens with its `WebhookHandler`.
+"""actorbot inside bots of line-bot-sdk v3 that use its `WebhookParser` or its `WebhookHandler`.
 
-Who uses neither has `Line(channel_secret)` of `actorbot.ext.webhooks`, which needs no SDK. The session ids are the same.
+A bot that uses neither can take `Line(channel_secret)` of `actorbot.ext.webhooks`, which needs no
+SDK. The session ids are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ __all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id_of"]
 
 
 def session_id_of(event: Event) -> str | None:
-    """Return `line:<group, room or user>`; `None` for an event of nobody, or of a type that the SDK does not know."""
+    """Return `line:<group, room or user>`.
+
+    `None` if an event has no source, or a type that the SDK does not know.
+    """
     for name in ("group_id", "room_id", "user_id"):
         found = getattr(event.source, name, None)
         if found:
@@ -34,17 +38,19 @@ def session_id_of(event: Event) -> str | None:
 
 
 async def dispatch_all(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
-    """Dispatch what `WebhookParser.parse` gave, all at once, each under its `webhookEventId`; return what the handler returned of each.
+    """Dispatch the events of `WebhookParser.parse` at once, each with its `webhookEventId`.
 
-    `None` stands for an event without a session. Raises, when all have ended: ExceptionGroup of what failed; answer LINE anything but
-    200 then, and what did not fail is a duplicate when it delivers again.
+    Return what the handler returned for each; `None` stands for an event without a session.
+
+    Raises, when all have ended: ExceptionGroup of what failed. Answer LINE something other than 200
+    then. When it delivers again, the events that did not fail are duplicates.
     """
     ends = await asyncio.gather(*(_dispatch(manager, event) for event in events), return_exceptions=True)
     return _settled(ends)
 
 
 def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
-    """The same as `dispatch_all`, for threads; one after the other, in the thread that calls."""
+    """The same as `dispatch_all`, for threads: one event after the other, in the calling thread."""
     ends: list[Any] = []
     for event in events:
         whose = session_id_of(event)
@@ -56,10 +62,12 @@ def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[
 
 
 def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]], Callable[[Any], Any]]:
-    """Make a decorator for what is given to `WebhookHandler.add`: `def on_message(event, turn)` runs in the turn of its session.
+    """Make a decorator for what is given to `WebhookHandler.add`.
 
-    `turn` is what `manager.turn_sync` lends: what is changed in `turn.session` is committed at the end, or rolled back if it raises. An
-    event seen before is not handled; `DUPLICATE` is returned. For events that have a source. Any thread but the manager's loop.
+    A `def on_message(event, turn)` then runs in the turn of its session. `turn` is what
+    `manager.turn_sync` lends: what is changed in `turn.session` is committed at the end, or rolled
+    back if the function raises. For an event that was handled before, `DUPLICATE` is returned. For
+    events that have a source. Any thread but that of the manager's loop.
     """
 
     def decorate(function: Callable[[Any, Context], Any]) -> Callable[[Any], Any]:
@@ -68,7 +76,8 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
             with ExitStack() as stack:
                 try:
                     # An event without a source is refused here: InvalidSessionIdError.
-                    turn = stack.enter_context(manager.turn_sync(session_id_of(event), event_id=event.webhook_event_id))  # type: ignore[arg-type]
+                    session_id: Any = session_id_of(event)
+                    turn = stack.enter_context(manager.turn_sync(session_id, event_id=event.webhook_event_id))
                 except DuplicateEventError:
                     return DUPLICATE
                 return function(event, turn)

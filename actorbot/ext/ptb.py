@@ -1,7 +1,10 @@
-"""python-telegram-bot on actorbot: every update is handled in its chat's and its user's turn, and their data live in sessions.
+"""python-telegram-bot: each update is handled in the turns of its chat and its user.
 
-`PTBSessions.install(builder)` makes the builder build a subclass of `Application`. That one, and not an update processor, takes the turns:
-a processor is told neither the application nor of a handler's failure, and is left out where a program calls `process_update` itself.
+Their sessions keep `chat_data`, `user_data` and the states of conversations.
+
+`PTBSessions.install(builder)` makes the builder build a subclass of `Application`, which takes the
+turns. An update processor could not: it knows neither the application nor a handler's failure, and
+is not used by a program that calls `process_update` itself.
 """
 
 from __future__ import annotations
@@ -33,31 +36,38 @@ __all__ = ["PTBSessions"]
 
 logger = logging.getLogger("actorbot")
 
-UPDATES: Final = 10_000  # at once, those that wait for their chat included: PTB has a task for each anyway
+# Updates at once, also those that wait for their chat. PTB has a task for each of them anyway.
+UPDATES: Final = 10_000
 
 Builder = TypeVar("Builder", bound=ApplicationBuilder[Any, Any, Any, Any, Any, Any])
 
 
 class PTBSessions:
-    """The sessions of one Telegram bot: one per user, which is also that of his private chat, and one per group or channel.
+    """The sessions of one Telegram bot.
 
-    Their ids are `telegram:<bot>:<number>`, where Telegram's numbers are positive for users and negative for groups. An update holds the
-    turns of its chat and of its user. A session has the keys `user_data`, `chat_data` and `conversations`, and what you add.
+    Each group or channel has one, and each user, whose private chat has the same. Their ids are
+    `telegram:<bot>:<number>`; Telegram's numbers are positive for users and negative for groups. An
+    update holds the turns of its chat and its user. A session has the keys `user_data`, `chat_data`
+    and `conversations`, and what you add.
 
-    Everything belongs to the event loop that the application runs on.
+    Use it on the event loop that the application runs on.
     """
 
     def __init__(self, manager: SessionManager) -> None:
-        """Use *manager*; the application starts and closes it, unless it is started already. Raises: ConfigError."""
+        """Use *manager*. The application starts and closes it, if nobody has started it.
+
+        Raises: ConfigError.
+        """
         check_dict(manager, "python-telegram-bot keeps user_data and chat_data")
         self._manager = manager
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._application: Application[Any, Any, Any, Any, Any, Any] | None = None
 
     def install(self, builder: Builder) -> Builder:
-        """Make *builder* build an application on these sessions; returns the builder.
+        """Make *builder* build an application on these sessions; return the builder.
 
-        Sets its `application_class`, `persistence` and `concurrent_updates` (to 10,000; it may be set again, to more than 1).
+        This sets its `application_class`, its `persistence`, and its `concurrent_updates` to
+        10,000; you may set those again, to more than 1.
         """
         builder.application_class(_Application, {"sessions": self})
         builder.persistence(Persistence())
@@ -66,7 +76,7 @@ class PTBSessions:
 
     @property
     def bot(self) -> Any:
-        """The application's bot, for `deliver` say."""
+        """The application's bot, for example for `deliver`."""
         if self._application is None:
             raise RuntimeError("no application was built on these sessions: PTBSessions.install(builder) comes first")
         return self._application.bot
@@ -77,44 +87,53 @@ class PTBSessions:
 
     @staticmethod
     def chat_id(session_id: str) -> int:
-        """Return the chat (or user) that a session is of: where `deliver` sends its messages to."""
+        """Return the chat (or user) of a session, to which `deliver` sends its messages."""
         return int(session_id.rpartition(":")[2])
 
     def held(self, update: Update) -> Context:
-        """Return the turn that is held for the update's chat, or for its user if it has no chat. Raises: TurnEndedError."""
+        """Return the turn that is held for the update's chat, or for its user if it has no chat.
+
+        Raises: TurnEndedError.
+        """
         number = _chat_or_user(update)
         if number is None:
             raise ValueError("an update without a chat and without a user, a poll for example, has no session")
         return self._held(number)
 
     def session(self, update: Update) -> Any:
-        """Return the session of the update's chat, to be changed in place: `held(update).session`."""
+        """Return the session of the update's chat, to change in place: `held(update).session`."""
         return self.held(update).session
 
     @asynccontextmanager
     async def turn(self, number: int, *more: int, event_id: str | None = None) -> AsyncIterator[Context]:
-        """Hold the sessions of chats and users: in a job, say, which runs in no turn. Gives the turn of the first.
+        """Hold the turns of chats and users, for example in a job, which runs in no turn.
 
-        Always taken in the order of their numbers, so groups before users: updates never wait for each other in a circle. Each session
-        changes as a whole or not at all; where one's time is up or its values cannot be kept, none does. Inside another turn it does not
-        wait for room in a mailbox. Raises: DuplicateEventError on entry, DeadlockError, OverloadedError, ConflictError at the exit.
+        Gives the turn of *number*. Turns are always taken in the order of their numbers, so groups
+        before users: updates never wait for each other in a circle. Each session changes as a whole
+        or not at all. If the time of one is up, or its values cannot be kept, none changes. Inside
+        another turn, this does not wait for room in a mailbox.
+
+        Raises: DuplicateEventError at the entry, DeadlockError, OverloadedError, ConflictError at
+        the exit.
         """
         ids = [self.session_id(each) for each in sorted({number, *more})]
         async with AsyncExitStack() as stack:
-            # Who holds a turn waits in mailboxes alone, where a circle is seen (DeadlockError); so who waits in a line must hold none.
+            # Code that has a turn may wait in mailboxes only, where a deadlock is found. So code
+            # that waits in a line must have no turn.
             if not is_in_turn():
                 await self._line_up(ids, stack)
             turns = [await stack.enter_async_context(self._manager.turn(each, event_id=event_id)) for each in ids]
             yield self._held(number)
-            for turn in turns[:-1]:  # the last is committed first: if it fails, so do the others
+            for turn in turns[:-1]:  # the last commits first: if it fails, so do the others
                 check_commit(turn)
-            if len(turns) > 1:  # a commit is not interrupted, nor is what lies between two
+            if len(turns) > 1:  # nothing interrupts a commit, or comes between two
                 await asyncio.shield(stack.pop_all().aclose())
 
     async def _line_up(self, ids: list[str], stack: AsyncExitStack) -> None:
-        """Wait until the mailboxes have room: PTB could not be told to try again. The places are given back with *stack*.
+        """Wait until the mailboxes have room, since PTB cannot be asked to try again later.
 
-        A door is held until the last place is found: nobody in a group overtakes one who waits for room in his own mailbox.
+        *stack* gives the places back. A door is held until the last place is found, so that no
+        update of a group overtakes one that waits for room in its user's mailbox.
         """
         async with AsyncExitStack() as doors:
             for session_id in ids:
@@ -129,13 +148,19 @@ class PTBSessions:
         session_id = self.session_id(number)
         context = held(self._manager, session_id)
         if context is None:
-            reason = "its turn is not held here; in a job, or in a handler with block=False, take it: `async with sessions.turn("
-            raise TurnEndedError(session_id, f"{reason}{number}):`")
+            reason = (
+                "its turn is not held here; in a job, or in a handler with block=False, take it:"
+                f" `async with sessions.turn({number}):`"
+            )
+            raise TurnEndedError(session_id, reason)
         return context
 
 
 class _Line:
-    """Where updates wait for room in the mailbox of a session. They have half of it; the rest is for turns inside of turns."""
+    """Where updates wait for room in the mailbox of a session.
+
+    They may fill half of it. The rest is for turns inside of turns.
+    """
 
     def __init__(self, max_mailbox: int) -> None:
         self.door = asyncio.Lock()
@@ -162,7 +187,7 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         self._closes_manager = False
         sessions._application = self
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     async def initialize(self) -> None:
         await super().initialize()
@@ -174,10 +199,10 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
 
     async def shutdown(self) -> None:
         if self._closes_manager and not self.running:
-            await self._sessions._manager.close()  # first: the replies it still has need the bot
+            await self._sessions._manager.close()  # first: its last replies need the bot
         await super().shutdown()
 
-    # --- updates ------------------------------------------------------------------------------------------------------
+    # --- updates ---------------------------------------------------------------------------------
 
     async def process_update(self, update: object) -> None:
         if not isinstance(update, Update) or not (numbers := _numbers(update)):
@@ -191,9 +216,9 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
                 if failures:
                     raise failures[0]
         except DuplicateEventError as error:
-            logger.debug("update %s came again: %s", update.update_id, error)
+            logger.debug("update %s was handled before: %s", update.update_id, error)
         except Exception as error:
-            if error not in failures:  # the handlers ended well, or never began
+            if error not in failures:  # not a handler's: the handlers ended well or never began
                 await super().process_error(update, error)
         finally:
             _failures.reset(before)
@@ -202,11 +227,11 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         stop = await super().process_error(update, error, job, coroutine)
         failures = _failures.get()
         if failures is None or update is None or job is not None or coroutine is not None:
-            return stop  # not of a handler that this turn waits for
+            return stop  # not from a handler that this turn waits for
         failures.append(error)
-        return True  # later groups would say and store what is about to be rolled back
+        return True  # stops later groups: their replies and changes would be rolled back
 
-    # --- data ---------------------------------------------------------------------------------------------------------
+    # --- data ------------------------------------------------------------------------------------
 
     def drop_user_data(self, user_id: int) -> None:
         self.user_data[user_id].clear()
@@ -223,11 +248,12 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         if old_chat_id is None or new_chat_id is None or old_chat_id == new_chat_id:
             raise ValueError("migrate_chat_data needs a message about a migration, or both chat ids")
         old, new = self.chat_data[old_chat_id], self.chat_data[new_chat_id]
-        new.update(old)  # Telegram tells of a migration in both chats: the second time there is nothing left to move
+        # Telegram tells of a migration in both chats. The second time nothing is left to move.
+        new.update(old)
         old.clear()
 
     def _mark_for_persistence_update(self, **_: Any) -> None:
-        """Do not note everybody ever seen for a persistence that asks for nobody. (Private to PTB; without this they pile up.)"""
+        """Note nobody for the persistence, which never asks. Private to PTB: the notes pile up."""
 
 
 _failures: ContextVar[list[Exception] | None] = ContextVar("actorbot_ptb_failures", default=None)
@@ -240,7 +266,7 @@ def _chat_or_user(update: Update) -> int | None:
 
 
 def _numbers(update: Update) -> set[int]:
-    """Return the chats and users that an update touches; a group that becomes a supergroup is two."""
+    """Return the chats and users of an update. A group that becomes a supergroup counts as two."""
     numbers = {found.id for found in (update.effective_chat, update.effective_user) if found is not None}
     if update.message is not None:
         numbers |= {update.message.migrate_to_chat_id or 0, update.message.migrate_from_chat_id or 0} - {0}

@@ -26,8 +26,9 @@ Listener = Callable[..., Any]
 def session_id_of(context: BaseContext) -> str:
     """Return `slack:{team}:{channel}:{user}` without the parts that the request does not have.
 
-    Views, global shortcuts and the home tab have no channel: `slack:{team}:{user}`. The team is the workspace that the app is installed
-    in; where an organisation has installed it and Slack names no workspace, the organisation. Raises: InvalidSessionIdError.
+    Views, global shortcuts and the home tab have no channel: `slack:{team}:{user}`. The team is the
+    workspace that has installed the app. It is the organisation, if that has installed the app and
+    Slack names no workspace. Raises: InvalidSessionIdError.
     """
     parts = [context.team_id or context.enterprise_id, context.channel_id, context.user_id]
     if not any(parts):
@@ -40,16 +41,20 @@ def session_id_of(context: BaseContext) -> str:
 def in_turn(
     manager: SessionManager, *, session_id: Callable[[BaseContext], str] = session_id_of
 ) -> Callable[[Listener], Listener]:
-    """Make a Bolt listener run inside its session's turn: commit what it changed when it returns, roll back if it raises.
+    """Make a Bolt listener run inside its session's turn: commit at its end, or roll back.
 
-    Stands below Bolt's own decorator. The listener names what it wants, as always in Bolt, and besides `session` (its values) and
-    `turn` (the whole context: `turn.send_text`, `turn.is_new`, ...). An `async def` one belongs to an AsyncApp on the manager's loop;
-    a `def` one to an App, whose thread waits with it. `session_id` makes the session's id from Bolt's context.
+    It stands below Bolt's own decorator. The listener names what it wants, as always in Bolt, and
+    may also name `session` (its values) and `turn` (the whole context: `turn.send_text`,
+    `turn.is_new`, …). An `async def` listener belongs to an AsyncApp on the manager's loop; a `def`
+    listener to an App, whose thread waits for it. `session_id` makes the session's id from Bolt's
+    context.
 
-    A delivery that Slack repeats, by its `event_id` or `trigger_id`, does not run the listener again once it has succeeded. A listener
-    that names neither `ack` nor `args` is acknowledged before it waits for its turn; another acknowledges by itself, inside it.
+    When the listener has succeeded, a delivery that Slack repeats (by its `event_id` or
+    `trigger_id`) does not run it again. If it names neither `ack` nor `args`, the request is
+    acknowledged before the wait for the turn; otherwise the listener acknowledges, inside it.
 
-    What the listener raises, and OverloadedError, ManagerClosedError or a store's error, goes to Bolt's error handler.
+    What the listener raises, and OverloadedError, ManagerClosedError or an error of the store, goes
+    to Bolt's error handler.
     """
 
     def decorate(listener: Listener) -> Listener:
@@ -61,7 +66,7 @@ def in_turn(
         def borrowing(request: Any, given: dict[str, Any]) -> tuple[str, str | None]:
             if wants_request:
                 given["request"] = request
-            # Several listeners may be part of one request, lazy ones, each with its own turn.
+            # One request may have several (lazy) listeners, each with a turn of its own.
             delivery = request.body.get("event_id") or request.body.get("trigger_id")
             return session_id(request.context), f"{delivery}:{name}" if delivery else None
 
@@ -95,12 +100,15 @@ def in_turn(
 
 
 def _shown_to_bolt(run: Any, lent: Lent) -> Listener:
-    """Have Bolt, which hands a listener what its signature names, hand over the request as well, and none of what is lent."""
+    """Show Bolt a signature that names the request, and nothing of what is lent.
+
+    Bolt gives a listener what its signature names.
+    """
     parameters = list(lent.shown.parameters.values())
     if "request" not in lent.shown.parameters:
         named = [each for each in parameters if each.kind <= Parameter.POSITIONAL_OR_KEYWORD]
         request = Parameter("request", Parameter.POSITIONAL_OR_KEYWORD, default=None)
         parameters.insert(len(named), request)
     run.__signature__ = lent.shown.replace(parameters=parameters)
-    del run.__wrapped__  # Bolt would look behind it
+    del run.__wrapped__  # or Bolt would look at the listener itself
     return run  # type: ignore[no-any-return]

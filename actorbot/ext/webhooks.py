@@ -1,7 +1,8 @@
-"""Webhooks of chat platforms, without HTTP: is a request really the platform's, and whose events does it bring?
+"""Webhooks of chat platforms, without HTTP: is a request the platform's, and whose are its events?
 
-`actorbot.ext.asgi` serves them with Starlette. Another framework asks a platform the same three things: `admit` the headers, `open` the
-raw body, and `incoming` events, each for one `manager.dispatch(session_id, event, event_id=event_id)`.
+`actorbot.ext.asgi` serves them with Starlette. With another framework, call the same three methods
+of a platform: `admit` with the headers, `open` with the raw body, and `incoming` for the events,
+each for one `manager.dispatch(session_id, event, event_id=event_id)`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ __all__ = ["Incoming", "Line", "Meta", "Platform", "RefusedError", "Signed", "Sl
 
 
 class Telegram(Platform):
-    """Telegram's updates, known by the secret token of `setWebhook`. Sessions `telegram:<chat>`, or `telegram:<user>` where no chat is.
+    """Telegram's updates, with the secret token of `setWebhook`.
 
-    A private chat has the id of its user.
+    Sessions are `telegram:<chat>`, or `telegram:<user>` if there is no chat. A private chat has the
+    id of its user.
     """
 
     def __init__(self, secret_token: str, **options: Unpack[Options]) -> None:
@@ -43,7 +45,7 @@ class Telegram(Platform):
         compare(only(headers, b"x-telegram-bot-api-secret-token"), self._token)
 
     def verify(self, headers: Headers, body: bytes) -> None:
-        """Nothing: Telegram signs no body, and its token was looked at before."""
+        """Do nothing: Telegram signs no body, and `admit` has checked the token."""
 
     def events(self, payload: Any) -> Iterator[Incoming]:
         update = next((value for value in payload.values() if isinstance(value, dict)), {})
@@ -54,9 +56,10 @@ class Telegram(Platform):
 
 
 class Slack(HmacPlatform):
-    """Slack's events, slash commands and interactions (v0 signatures). Sessions `slack:<team>:<channel>:<user>`, of these what there is.
+    """Slack's events, slash commands and interactions (v0 signatures).
 
-    Messages of bots, this one's own among them, have no session.
+    Sessions are `slack:<team>:<channel>:<user>`, without the parts that an event does not have.
+    Messages of bots, also of this one, have no session.
     """
 
     _header = b"x-slack-signature"
@@ -127,17 +130,19 @@ class Line(HmacPlatform):
 
 
 class Meta(HmacPlatform):
-    """Messenger, Instagram and WhatsApp: `messenger:<page>:<sender>`, `instagram:<account>:<sender>`, `whatsapp:<phone id>:<user>`.
+    """Messenger, Instagram and WhatsApp.
 
-    WhatsApp's user is its business-scoped id, which stays when his phone number is hidden; his number where a message has no such id.
-    Echoes of the page's own messages, receipts of deliveries and reading, and WhatsApp's statuses have no session.
+    Sessions are `messenger:<page>:<sender>`, `instagram:<account>:<sender>` and
+    `whatsapp:<phone id>:<user>`. WhatsApp's user is a business-scoped id, which stays the same when
+    the user hides the phone number; if a message has no such id, it is the number. Echoes of the
+    page's own messages, receipts of delivery and reading, and WhatsApp's statuses have no session.
     """
 
     _header = b"x-hub-signature-256"
     _prefix = b"sha256="
 
     def __init__(self, app_secret: str, verify_token: str, **options: Unpack[Options]) -> None:
-        options.setdefault("max_body", 3_145_728)  # as much as WhatsApp may send
+        options.setdefault("max_body", 3_145_728)  # WhatsApp may send so much
         super().__init__("app_secret", app_secret, **options)
         self._verify_token = key("verify_token", verify_token)
 
@@ -155,7 +160,7 @@ class Meta(HmacPlatform):
             if kind == "whatsapp_business_account":
                 for change in _objects(entry.get("changes")):
                     yield from self._whatsapp(change.get("value"))
-            elif kind in ("page", "instagram"):  # it may be anything, also what no set takes
+            elif kind in ("page", "instagram"):  # not a set: it may be unhashable
                 for item in _objects(entry.get("messaging")):
                     yield self._messenger("messenger" if kind == "page" else "instagram", item)
 
@@ -164,7 +169,8 @@ class Meta(HmacPlatform):
         session_id = joined(prefix, at(item, "recipient", "id"), at(item, "sender", "id"))
         event_id = at(item, "message", "mid") or at(item, "postback", "mid")
         if not isinstance(event_id, str) or at(item, "message", "is_deleted"):
-            # A reaction or a referral, say, or a message taken back, under the id it had: the same again is the same delivery.
+            # A reaction or a referral has no id; a message that was taken back has the id it had.
+            # Here the content is the id: the same content is the same event, delivered again.
             event_id = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
         texts = (at(item, "message", "text"), at(item, "postback", "payload"))
         return incoming(None if silent else session_id, event_id, texts, item)

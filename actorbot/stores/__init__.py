@@ -1,4 +1,7 @@
-"""Where sessions are kept. The rest of actorbot knows a store by `base.RecordStore` and your own driver by `SessionStore`."""
+"""Where sessions are kept.
+
+The rest of actorbot knows a store as a `RecordStore`, and a driver of your own as a `SessionStore`.
+"""
 
 from actorbot.stores._copy import CopyReport, copy
 from actorbot.stores._findings import Finding

@@ -1,4 +1,4 @@
-"""Moving house: all sessions of one store, as they are, into another."""
+"""All sessions of one store, as they are, into another."""
 
 from __future__ import annotations
 
@@ -27,26 +27,29 @@ class CopyReport:
     copied: int = 0
     already_there: int = 0
     expired: int = 0
-    """Which were left where they are."""
+    """Expired ones, which were not copied."""
     destroyed: int = 0
-    """Sessions that an earlier run had copied, and that were destroyed in the source since."""
+    """Copied by an earlier run, then destroyed in the source; now destroyed in the target too."""
     failed: tuple[ActorbotError, ...] = ()
     """One error for each session that was not copied; it names the session."""
 
 
 def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None = None) -> CopyReport:
-    """Copy all sessions of *source*, any store or driver that can list them, to *target*, any store or driver.
+    """Copy all sessions of *source* to *target*: stores or drivers, the first one able to list.
 
-    Records come as they are: values, version, event ids, last activity and end; what has expired is left behind. It may be run
-    again, after an interruption or to bring what has changed since: what is there already is not written again, what a run
-    before has copied is brought up to date, and a session that somebody else has written in the target stays as it is and is
-    reported as a ConflictError.
+    Records are copied as they are: values, version, event ids, last activity and end. Expired ones
+    are left out. It may be run again, after an interruption or to bring changes over. Then a
+    session that is there already is not written again, one that was copied before is brought up to
+    date, and one that somebody else has written in the target stays as it is and is reported as a
+    ConflictError.
 
-    Blocks (on an event loop: `await asyncio.to_thread(copy, …)`). Bots that use one of the two should not run meanwhile. Stores of
-    actorbot's are opened if need be and stay open; drivers of four methods are opened and closed, `async def` ones on a loop of
-    the copy's own. *progress* is told after each batch how many records have been looked at.
+    It blocks (on an event loop: `await asyncio.to_thread(copy, …)`). Bots that use one of the two
+    should not run meanwhile. Stores of actorbot's are opened if need be, and stay open. Drivers of
+    four methods are opened and closed; `async def` ones run on a loop of the copy's own. After each
+    batch, *progress* is called with the number of records that were looked at so far.
 
-    Raises: StoreUnavailableError, also OutcomeUnknownError, if a whole batch fails: what came before is in the target; ConfigError.
+    Raises: StoreUnavailableError, also OutcomeUnknownError, if a whole batch fails; what was copied
+    before is in the target. ConfigError.
     """
     if source is target:
         raise ConfigError("target", type(target), "another store than the source")
@@ -100,7 +103,7 @@ def _batches(store: RecordStore) -> Iterator[list[Record | ActorbotError]]:
 
 
 def _copy_batch(records: Sequence[Record], target: RecordStore) -> Iterator[ActorbotError | str]:
-    """Yield what became of each: how it is counted (`""`: not at all), or the error."""
+    """Yield what became of each: the count that it belongs to (`""`: none), or the error."""
     records = [_with_write_id(record) for record in {record.session_id: record for record in records}.values()]
     there = _in_turn(target.read_many, [record.session_id for record in records], target.reads_at_once)
     writes: list[Write] = []
@@ -112,7 +115,10 @@ def _copy_batch(records: Sequence[Record], target: RecordStore) -> Iterator[Acto
             yield decided
     outcomes = _in_turn(target.write_many, writes, target.writes_at_once)
     for write, error in zip(writes, outcomes, strict=True):
-        yield error if error is not None else "copied" if write.record.state is not None else "destroyed"
+        if error is not None:
+            yield error
+        else:
+            yield "destroyed" if write.record.state is None else "copied"
 
 
 def _in_turn(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any], at_once: int) -> list[Any]:
@@ -120,7 +126,7 @@ def _in_turn(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any
 
 
 def _with_write_id(record: Record) -> Record:
-    """Give a record that has none, an adopted document, a write id that a later run will find again."""
+    """Give an adopted document, which has no write id, one that a later run makes again."""
     if record.write_ids:
         return record
     content = record.session_id.encode() + b"\0" + (record.state or b"")
@@ -136,9 +142,8 @@ def _decide(record: Record, stored: Record | ActorbotError | None, target: str) 
         return "already_there"
     if stored.write_id and has_id(record.write_ids, stored.write_id):
         return Write(record, stored.write_id)
-    if (
-        record.state is None and stored.last_activity <= record.last_activity
-    ):  # the end of a session knows no earlier ids
+    # A tombstone has no earlier write ids, so which came first is told by the time.
+    if record.state is None and stored.last_activity <= record.last_activity:
         return "" if stored.state is None else Write(record, stored.write_id)
-    reason = "it was written in the target by someone else; destroy it there if the source's is to take its place"
+    reason = "someone else wrote it in the target; to copy the source's, destroy it in the target first"
     return ConflictError(target, reason, session_id=record.session_id)

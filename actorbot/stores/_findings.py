@@ -1,7 +1,8 @@
 """What somebody who looks at a store has found, and how each kind of store is judged.
 
-A server is judged by what it says of itself, a folder by its mode, its disk and a few syncs. The text
-of each finding goes on from the name of what was looked at: "localhost:6379" "is a replica, …".
+A server is judged by what it says of itself, a folder by its mode, its disk and a few syncs. The
+text of each finding goes on from the name of what was looked at: "localhost:6379" "is a replica,
+…".
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Finding:
 
 
 def judge_clock(ahead: float) -> Finding:
-    """Judge a server's clock, which is *ahead* seconds ahead of this machine's (below 0: behind)."""
+    """Judge a server's clock: it is *ahead* seconds ahead of the clock here (below 0: behind)."""
     off = abs(ahead)
     level: Literal["ok", "warning", "failure"] = "ok"
     if off > CLOCK_WARNS:
@@ -45,7 +46,7 @@ def judge_clock(ahead: float) -> Finding:
     return Finding("clock", level, text)
 
 
-# --- a folder -------------------------------------------------------------------------------------
+# --- a folder -----------------------------------------------------------------------------------
 
 
 SYNCS: Final = 5
@@ -130,7 +131,7 @@ def _sync(folder: int, temporary: str) -> Finding:
     return Finding("sync", "ok", text)
 
 
-# --- a Redis or Valkey server: will it do, and may it lose sessions? ------------------------------
+# --- a Redis or Valkey server: will it do, and may it lose sessions? ----------------------------
 
 
 OLDEST: Final = (6, 2)  # the first with SET … PXAT
@@ -138,7 +139,7 @@ FULL: Final = 0.9  # of its memory limit
 
 
 def judge_redis(facts: Mapping[str, str], *, in_cluster: bool) -> Iterator[Finding]:
-    """Judge the *facts* that `INFO` and `CONFIG GET` gave; those that could not be asked are missing."""
+    """Judge the *facts* of `INFO` and `CONFIG GET`, as far as this user may ask for them."""
     if "redis_version" in facts:
         yield _version(facts)
     if "role" in facts:
@@ -196,7 +197,7 @@ def _memory(limit: int, used: int) -> Finding:
     return Finding("memory", "warning", f"{text}; give it more before it refuses writes")
 
 
-# --- a MongoDB server: may it lose sessions, and does it remove those that have ended? ------------
+# --- a MongoDB server: may it lose sessions, and does it remove those that have ended? ----------
 
 
 def judge_mongo(

@@ -1,4 +1,8 @@
-"""A session as MongoDB keeps it: its values under `state`, natively where BSON gives them back exactly, the rest beside it."""
+"""A session as a document of MongoDB.
+
+Its values are under `state`: as BSON's own types where BSON gives them back exactly, else tagged.
+What actorbot must know again is beside `state`.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +32,13 @@ from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLa
 __all__ = ["FORMAT", "GRACE", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record"]
 
 FORMAT: Final = 1
-GRACE: Final = 120.0  # seconds that the server keeps a record longer: its next write may still be on its way
+GRACE: Final = 120.0  # seconds that the server keeps a record longer: its next write may be on its way
 MAX_BYTES: Final = 16 * 1024**2
-MAX_LEVELS: Final = 90  # of documents and arrays; beyond them a value is kept as text. MongoDB takes 100
-LATEST: Final = 253_402_300_799.0  # the end of the year 9999: what dates can say
+MAX_LEVELS: Final = 90  # of documents and arrays; a deeper value is kept as text. MongoDB takes 100
+LATEST: Final = 253_402_300_799.0  # the end of the year 9999, the last that a date can say
 
-# Read strictly, so that what is damaged is noticed; leniently only to learn whose record it is.
+# Documents are read strictly, to notice damage. The lenient way is only for learning whose record
+# it is.
 OPTIONS: Final = CodecOptions[dict[str, Any]](
     tz_aware=True, tzinfo=UTC, uuid_representation=UuidRepresentation.STANDARD
 )
@@ -44,13 +49,16 @@ RAW: Final = CodecOptions(document_class=RawBSONDocument, uuid_representation=Uu
 
 
 def encode_record(record: Record, *, store: str) -> bytes:
-    """Return the document of *record* as BSON. Raises: CorruptSessionError, NotEncodableError, SessionTooLargeError."""
+    """Return the document of *record* as BSON.
+
+    Raises: CorruptSessionError, NotEncodableError, SessionTooLargeError.
+    """
     document: dict[str, Any] = {"_id": record.session_id}
     try:
         if record.state is None:
             document["deleted"] = True
         else:
-            # Part by part: at the top level of a session nothing is a tag, whatever its only key is called.
+            # Part by part: the session itself is no tagged value, whatever its only key is called.
             parts = to_document(decode_state(record.state)).items()
             document["state"] = {_to_key(key): _to_bson(part, 3) for key, part in parts}
         document |= {
@@ -65,7 +73,7 @@ def encode_record(record: Record, *, store: str) -> bytes:
         raw = bson.encode(document, codec_options=OPTIONS)
     except UndecodableError as error:
         raise CorruptSessionError(store, record.session_id, str(error)) from error
-    except (BSONError, ArithmeticError, ValueError) as error:  # whose texts may quote the session
+    except (BSONError, ArithmeticError, ValueError) as error:  # their texts may quote the session
         raise NotEncodableError("session", f"BSON cannot hold it ({type(error).__name__})") from None
     if len(raw) > MAX_BYTES:
         raise SessionTooLargeError(
@@ -77,7 +85,10 @@ def encode_record(record: Record, *, store: str) -> bytes:
 def decode_record(
     raw: bytes | memoryview, *, store: str, expires_in: float
 ) -> tuple[str, Record | CorruptSessionError]:
-    """Return the session id of a document, and its record; a session that is adopted ends in *expires_in* seconds."""
+    """Return the session id of a document, and its record.
+
+    An adopted session ends in *expires_in* seconds.
+    """
     try:
         document = bson.decode(raw, OPTIONS)
     except (BSONError, ArithmeticError, ValueError) as error:
@@ -98,19 +109,20 @@ def _exact_decimal(text: str) -> Decimal128 | None:
     return value if str(value.to_decimal()) == text else None  # a large exponent would be folded into zeros
 
 
-# The tags of `_document` that BSON has a type for, and how their text becomes it.
+# The tags of `_state/document.py` that BSON has a type for, and how their text becomes it.
 _NATIVE: Final[Mapping[str, Callable[[str], Any]]] = {
     "$bytes": b64decode,
     "$uuid": UUID,
     "$decimal": _exact_decimal,
 }
 _TEXT: Final = "$json"
-_ODD: Final = "$key:"  # in front of a key that BSON or the driver would not give back; behind it `%00` stands for NUL
-_TAKEN: Final = frozenset({_TEXT, "$ref", "$id", "$db"})  # the last three look like a reference to the driver
+# In front of a key that BSON or the driver would not give back; after it, `%00` means NUL.
+_ODD: Final = "$key:"
+_TAKEN: Final = frozenset({_TEXT, "$ref", "$id", "$db"})  # the driver takes the last three for a reference
 
 
 def _to_bson(value: Any, level: int) -> Any:
-    """Return a part of a JSON-safe document as BSON keeps it: natively where it comes back exactly."""
+    """Return a part of a JSON-safe document as BSON keeps it, in BSON's types where exact."""
     kind = type(value)
     if kind is dict:
         if len(value) == 1:
@@ -149,7 +161,10 @@ def _from_key(key: str) -> str:
 
 
 def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> Record:
-    """Return the record of a document without its `_id`. Raises: UndecodableError, NotEncodableError, SessionTooLargeError."""
+    """Return the record of a document without its `_id`.
+
+    Raises: UndecodableError, NotEncodableError, SessionTooLargeError.
+    """
     state = None
     if document.get("deleted") is not True:
         if type(document.get("state")) is not dict:
@@ -158,7 +173,7 @@ def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> 
             values = _from_bson(document["state"])
         except (RecursionError, ValueError) as error:
             raise UndecodableError(f"malformed text: {type(error).__name__}") from None
-        state = encode_state(from_document(values), 2 * MAX_BYTES)  # as bytes it is smaller than as BSON
+        state = encode_state(from_document(values), 2 * MAX_BYTES)  # bytes are smaller than BSON
     elif "state" in document:
         raise UndecodableError("it is deleted and has a state")
     if document.keys() == {"state"}:
@@ -170,7 +185,7 @@ def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> 
 def _read_rest(
     document: Mapping[str, Any], state: bytes | None
 ) -> tuple[int, bytes | None, bytes, bytes, float, float]:
-    """Return all fields behind the session id. Raises: UndecodableError."""
+    """Return all fields after the session id. Raises: UndecodableError."""
     if document.get("format") != FORMAT:
         raise UndecodableError(f"its format version is {document.get('format')!r}, and this release reads {FORMAT}")
     try:

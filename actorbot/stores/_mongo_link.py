@@ -26,7 +26,8 @@ __all__ = ["Call", "Link", "RawCollection", "describe", "describe_refusal", "is_
 # Seconds for a call with all its commands: less than the five of `store_deadline`.
 # `timeoutMS=` in the URL takes its place.
 CALL: Final = 4.0
-# Seconds to wait for a server that takes writes, when none is known. An outage is noticed after that.
+# Seconds to wait for a server that takes writes, when none is known. An outage is noticed after
+# that.
 REACH: Final = 1.0
 CLOSE: Final = 1.0  # seconds
 
@@ -111,9 +112,9 @@ class Link:
 class Call:
     """What is left of the time of one call, for its commands.
 
-    Under `pymongo.timeout` the driver waits for a server as long as the whole time-out, however much
-    of it has passed, and longer than `serverSelectionTimeoutMS`. So each command gets a time-out of
-    its own: what is left.
+    Under `pymongo.timeout` the driver waits for a server as long as the whole time-out, however
+    much of it has passed, and longer than `serverSelectionTimeoutMS`. So each command gets a
+    time-out of its own: what is left.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -135,7 +136,7 @@ class Call:
 
 
 def describe(error: Exception) -> str:
-    """Return the driver's message without the topology and the reply, which say the same at length."""
+    """Return the driver's message, without the topology and the reply that it quotes."""
     text = str(error).partition(", Timeout:")[0].partition(", full error")[0]
     return (text or type(error).__name__)[:300]
 
@@ -153,7 +154,7 @@ def describe_refusal(error: Mapping[str, Any]) -> str:
 
 
 def _check_url(url: str) -> str:
-    """Return the hosts of *url*. Raises: ConfigError, which quotes no URL that may hold a password."""
+    """Return the hosts of *url*. Raises: ConfigError, which quotes no password."""
     given: object = url
     if not isinstance(given, str) or not given.startswith(("mongodb://", "mongodb+srv://")):
         shown = "…" if isinstance(given, str) else type(given)

@@ -1,4 +1,8 @@
-"""Asking Redis: one server, or the nodes of a cluster; each command is sent once, and its answer, refusal or silence told apart."""
+"""Asking Redis: one server, or the nodes of a cluster.
+
+A command is sent once (one that only reads: perhaps twice). Its answer, a refusal and no answer are
+three different things.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +25,25 @@ except ImportError as error:
 
 __all__ = ["Command", "Link", "is_about_script", "is_refused"]
 
-CONNECT_TIMEOUT: Final = 1.5  # seconds; with the next, less than the 5 s of `store_deadline`
+CONNECT_TIMEOUT: Final = 1.5  # seconds; with READ_TIMEOUT less than the 5 s of `store_deadline`
 READ_TIMEOUT: Final = 3.0  # seconds without a byte of the answer
-MAX_CONNECTIONS: Final = 20  # to each server; more than the calls that can be under way, those left behind included
+# To each server. More than the calls that can be under way, those left behind included.
+MAX_CONNECTIONS: Final = 20
 
-# What a server answers when it does not do what it is asked: nothing was written. All else that fails may have been done.
+# A server that answers this has not done what it was asked. After any other failure it may have.
 REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
 
 Command = tuple["str | bytes | int", ...]
 
 
 class Link:
-    """What a URL leads to. All but `open` and `close` may be used from several threads at once."""
+    """What a URL leads to. All but `open` and `close` may run in several threads at once."""
 
     def __init__(self, url: str) -> None:
         self._first = _Server(_make_pool(url))
-        self._lock = threading.Lock()  # guards the two below while they change
+        self._lock = threading.Lock()  # guards changes of `_others` and `_slots`
         self._others: dict[tuple[str, int], _Server] = {}
-        self._slots: list[tuple[int, int, _Server]] | None = None  # first, last, and who has them; None: not a cluster
+        self._slots: list[tuple[int, int, _Server]] | None = None  # first, last, whose; None: no cluster
         self._stale = False  # whether the slots should be learned again
         self._is_open = False
 
@@ -56,7 +61,7 @@ class Link:
         answer = self._first.ask([("CLUSTER", "SLOTS")])[0]
         if isinstance(answer, list):
             self._take(answer)
-        elif not is_refused(answer):  # as it is by a server without slots, and where the user may not ask
+        elif not is_refused(answer):  # a server without slots refuses, and one whose user may not ask
             raise answer if isinstance(answer, StoreUnavailableError) else self.misunderstood(StoreUnavailableError)
 
     def close(self) -> None:
@@ -66,7 +71,7 @@ class Link:
         self._others, self._slots = {}, None
 
     def misunderstood(self, kind: type[StoreUnavailableError]) -> StoreUnavailableError:
-        """Make the error, of that *kind*, of an answer that no Redis gives."""
+        """Make an error of that *kind*, for an answer that no Redis gives."""
         return kind("redis", f"{self.where} answers something else than a Redis would")
 
     def ask(self, *command: str | bytes | int) -> Any:
@@ -77,7 +82,10 @@ class Link:
         return answer
 
     def group(self, keys: Sequence[bytes]) -> list[list[int]]:
-        """Sort *keys*, as numbers, into those that one command may be about: of a cluster, those in one slot."""
+        """Return the numbers of *keys*, grouped: one command may be about one group.
+
+        In a cluster, a group is the keys of one slot.
+        """
         if self._slots is None:
             return [list(range(len(keys)))] if keys else []
         slots: dict[int, list[int]] = {}
@@ -86,9 +94,10 @@ class Link:
         return list(slots.values())
 
     def run(self, calls: Sequence[tuple[bytes, Command]], *, writes: bool = False) -> list[Any]:
-        """Run commands, each with a key that it is about: all for one server in one go.
+        """Run commands, each with a key that it is about; all that are for one server go together.
 
-        Returns for each its answer or a StoreUnavailableError; an OutcomeUnknownError if it *writes* and may have done so.
+        Returns for each its answer or a StoreUnavailableError. For a command that *writes* and may
+        have done so, this is an OutcomeUnknownError.
         """
         if not self._is_open:
             raise StoreUnavailableError("redis", f"{self.where} is not open: init() comes first")
@@ -101,7 +110,10 @@ class Link:
         return answers
 
     def scan(self, pattern: bytes, at_once: int) -> Iterator[list[bytes]]:
-        """Yield the keys that match *pattern*, some at a time, of each server that has slots. Raises: StoreUnavailableError."""
+        """Yield the keys that match *pattern*, some at a time, from each server that has slots.
+
+        Raises: StoreUnavailableError.
+        """
         servers = [self._first]
         if self._slots is not None:
             self._learn()
@@ -135,7 +147,7 @@ class Link:
                 answers[n] = answer
         return answers
 
-    # --- the cluster ------------------------------------------------------------------------------
+    # --- the cluster -----------------------------------------------------------------------------
 
     def _server_of(self, key: bytes) -> _Server:
         if self._slots is not None:
@@ -143,10 +155,10 @@ class Link:
             for first, last, server in self._slots:
                 if first <= slot <= last:
                     return server
-        return self._first  # which, in a cluster, says what is the matter
+        return self._first  # in a cluster, nobody has the slot: this server says what is the matter
 
     def _learn(self) -> None:
-        """Ask who has which slot now; if nobody answers, what was known is used again."""
+        """Ask who has which slot now. If nobody answers, the old answer stays in use."""
         for server in (self._first, *list(self._others.values())):
             try:
                 answer = server.ask([("CLUSTER", "SLOTS")])[0]
@@ -188,10 +200,11 @@ class _Server:
         self.where = str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
 
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
-        """Send *commands* in one go, and return the answer of each: a StoreUnavailableError if it was refused.
+        """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
-        What only reads is sent again if the connection breaks: a read that fails costs its callers their events.
-        Raises: StoreUnavailableError; OutcomeUnknownError if they are *writes* and may have been done.
+        If the connection breaks, commands that only read are sent again: a failed read costs its
+        callers their events. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that
+        may have been done.
         """
         began = time.monotonic()
         try:
@@ -212,7 +225,7 @@ class _Server:
             connection.send_packed_command(connection.pack_commands(commands))
             return [self._receive(connection) for _ in commands]
         except Exception as error:
-            connection.disconnect()  # an answer that comes late must not be taken for that of the next command
+            connection.disconnect()  # a late answer must not be taken for that of the next command
             if writes:
                 raise OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {error}") from error
             failure = self._failure(error)
@@ -230,7 +243,8 @@ class _Server:
             return self._failure(error)
 
     def _failure(self, error: Exception) -> StoreUnavailableError:
-        # A server that does not know a command repeats its arguments, data and passwords among them.
+        # A server that does not know a command repeats its arguments, data and passwords among
+        # them.
         said, separator, _ = str(error).partition(", with args beginning with")
         if separator:
             error = redis.ResponseError(said)
@@ -244,17 +258,17 @@ class _Server:
 
 
 def is_refused(answer: object) -> bool:
-    """Tell whether a server has answered that it does not do what it was asked."""
+    """Tell whether *answer* is a server's refusal to do what it was asked."""
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, REFUSALS)
 
 
 def is_about_script(answer: object) -> bool:
-    """Tell whether a server has answered that it does not know the script."""
+    """Tell whether *answer* is a server's word that it does not know the script."""
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
 
 
 def _make_pool(url: str) -> redis.BlockingConnectionPool:
-    """Make a pool for *url*, and connect nowhere. Raises: ConfigError, which says nothing of a password."""
+    """Make a pool for *url*, and connect nowhere. Raises: ConfigError, which quotes no password."""
     expected = "redis://[[user]:password@]host[:port][/database], rediss://… or unix:///path"
     if not isinstance(url, str):
         raise ConfigError("url", type(url), expected)
@@ -270,14 +284,15 @@ def _make_pool(url: str) -> redis.BlockingConnectionPool:
             socket_timeout=READ_TIMEOUT,
             **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
             retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
-            # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Let it: with TLS 1.3 and no answer read yet,
-            # redis-py takes the session tickets for data that somebody left behind, and gives the connection up.
+            # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Leave it
+            # on: with TLS 1.3, before an answer was read, redis-py takes the session tickets for
+            # data of an earlier command and gives up the connection.
             protocol=2,
         )
         pool.connection_class(**pool.connection_kwargs)
     except TypeError as error:
         raise ConfigError("url", _without_secrets(url), f"{expected}; {str(error).partition(') ')[2]}") from None
-    except (ValueError, redis.RedisError):  # whose text may hold the password
+    except (ValueError, redis.RedisError):  # their texts may quote the password
         raise ConfigError("url", _without_secrets(url), expected) from None
     return pool
 

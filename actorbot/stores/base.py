@@ -1,4 +1,8 @@
-"""What a store is: the seed's four methods for your own driver, and the batched records that the built-in stores speak."""
+"""What a store is.
+
+`SessionStore` has the four methods of a driver of your own. `RecordStore` is what the built-in
+stores are: they keep records, in batches, and compare before they write.
+"""
 
 from __future__ import annotations
 
@@ -26,49 +30,67 @@ __all__ = [
 ]
 
 ONE_YEAR: Final = 365 * 24 * 3600.0
-"""Seconds in a year of 365 days: how long a session is kept after its last event unless a store is told otherwise."""
+"""A year of 365 days, in seconds: a session's life after its last event, by default."""
 
 MAX_EXPIRES_IN: Final = 1000 * ONE_YEAR
 
 
 @runtime_checkable
 class SessionStore(Protocol):
-    """The four methods of a session driver, `def` or `async def`. Subclass it, or just have the methods.
+    """The four methods of a session driver. Subclass it, or just have the methods.
 
-    `data` is a fresh, JSON-safe `dict`: the session's values at the top level (what JSON cannot hold is tagged), and one reserved
-    key, `"$actorbot"`, with what actorbot must know again. Store it whole and give it back equal. A dict without that key
-    is adopted as an existing session.
+    Each may be a `def` or an `async def`.
 
-    Plain methods are called on one thread of actorbot's own, one at a time; `async def` methods run on the manager's event loop (of a
-    threaded manager: on a private one), for different sessions side by side. A call that outlives the policy's `store_deadline` is
-    cancelled if it is `async def`, else left behind, and its callers are told; the next ones are made from another thread, and may
-    overlap with it. So give every call to a server a time-out below that deadline, and do not tie a client to its thread
-    (`sqlite3`: `check_same_thread=False`).
+    `data` is a fresh, JSON-safe `dict`. The session's values are at its top level; those that JSON
+    lacks are tagged. One reserved key, `"$actorbot"`, holds what actorbot must know again. Store
+    the dict whole and give it back equal. A dict without that key is adopted as an existing
+    session.
 
-    Any exception says that the store failed: raise rather than return `None` when you do not know. A driver may have an attribute
-    `expires_in` (seconds; default one year) and these optional methods:
+    Plain methods are called on one thread of actorbot's own, one at a time. `async def` methods run
+    on the manager's event loop (of a threaded manager: on a private one), for different sessions
+    side by side. When a call outlives the policy's `store_deadline`, its callers get an error. An
+    `async def` call is then cancelled. A plain one is left behind: the next calls come from another
+    thread, and may overlap with it. So give every call to a server a time-out below that deadline,
+    and do not tie a client to its thread (`sqlite3`: `check_same_thread=False`).
 
-    * `read_many(session_ids) -> Mapping[str, dict]` and `write_many(Sequence[tuple[str, dict]])`: one call per batch,
-    * `compare_and_write(session_id, data, base) -> bool`: write only if the stored `data["$actorbot"]["write_ids"][0]` equals
-      *base* (`None`: nothing is stored), and say whether it was written. With it, two processes cannot overwrite each other,
-    * `ids()`: all session ids, as an iterable or an async iterable; for `actorbot.stores.copy` and the command `actorbot sessions`,
+    Any exception says that the store failed. When you do not know, raise; do not return `None`. A
+    driver may have an attribute `expires_in` (seconds; default one year) and these optional
+    methods:
+
+    * `read_many(session_ids) -> Mapping[str, dict]` and `write_many(Sequence[tuple[str, dict]])`:
+      one call per batch.
+    * `compare_and_write(session_id, data, base) -> bool`: write only if the stored
+      `data["$actorbot"]["write_ids"][0]` equals *base* (`None`: nothing is stored), and return
+      whether it was written. With it, two processes cannot overwrite each other's sessions.
+    * `ids()`: all session ids, as an iterable or an async iterable. `actorbot.stores.copy` and the
+      command `actorbot sessions` need it.
     * `close()`.
 
-    What was destroyed leaves nothing behind, so a session that another process still has in memory may be written again by it: the
-    same as after a driver has dropped a session of its own accord, which it should do a minute after `expires_at` at the earliest.
+    A driver may drop sessions that have expired, a minute after `expires_at` at the earliest. A
+    session that was destroyed or dropped leaves nothing behind. So another process that still has
+    it in memory may write it again.
     """
 
     @abstractmethod
     def init(self) -> Awaitable[Any] | Any:
-        """Prepare the store; called before anything else, and again when a closed store is used again. What it returns is ignored."""
+        """Prepare the store. Called before anything else, and again after a close.
+
+        What it returns is ignored.
+        """
 
     @abstractmethod
     def read(self, session_id: str) -> Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None:
-        """Return what was last written for *session_id*, as a dict that its caller may change, or `None` if there is nothing."""
+        """Return what was last written for *session_id*, or `None` if there is nothing.
+
+        The caller may change the dict.
+        """
 
     @abstractmethod
     def write(self, session_id: str, data: dict[str, Any]) -> Awaitable[None] | None:
-        """Store *data* for *session_id* in place of what was there; when it returns, the data is as safe as this store makes it."""
+        """Store *data* for *session_id* in place of what was there.
+
+        When it returns, the data is as safe as this store makes it.
+        """
 
     @abstractmethod
     def destroy(self, session_id: str) -> Awaitable[None] | None:
@@ -77,11 +99,14 @@ class SessionStore(Protocol):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Write:
-    """One record to write, and what it may replace. Nobody changes it, as a record."""
+    """One record to write, and what it may replace. Nobody changes it once it is made."""
 
     record: Record
     base: bytes | None
-    """The write id that must be the newest one stored: `b""` if nothing was, `None` if anything may be replaced (a destroy)."""
+    """The write id that must be the newest one stored.
+
+    `b""`: nothing must be stored. `None`: anything may be replaced, as by a destroy.
+    """
 
     def conflict(self, store: str) -> ConflictError:
         """Make the error of a write that met somebody else's."""
@@ -104,9 +129,9 @@ class Verdict(Enum):
 class RecordStore(ABC):
     """A store that keeps records, in batches and by compare-and-set: what the built-in stores are.
 
-    `init`, `read_many`, `write_many`, `sweep` and `close` block; they run on actorbot's own threads: reads on one (but see
-    `may_block`), writes on another. `read`, `write` and `destroy` are the seed's verbs over them, for tools and for drivers that wrap a
-    store.
+    `init`, `read_many`, `write_many`, `sweep` and `close` block. They run on threads of actorbot's
+    own: reads on one (but see `may_block`), writes on another. `read`, `write` and `destroy` do
+    with them what a driver's methods do; they are for tools, and for drivers that wrap a store.
     """
 
     name: ClassVar[str]
@@ -119,55 +144,66 @@ class RecordStore(ABC):
     """Whether what it has confirmed is still there when this process has been killed."""
 
     may_block: bool = True
-    """Whether `read_many` may wait for anything. If not, it is called where the session's turn runs, on the event loop or in any thread,
-    also beside a write."""
+    """Whether `read_many` may wait for anything.
+
+    If not, it is called where the session's turn runs: on the event loop or in any thread, also
+    while another thread writes.
+    """
 
     reads_at_once: int = 10_000
-    """The most records that one `read_many` may be about, where the deadline of a call is meant for fewer than a batch."""
+    """The most records that one `read_many` may be about, so that it ends within a deadline."""
 
     writes_at_once: int = 10_000
-    """The same of `write_many`. Both may change from call to call."""
+    """The same for `write_many`. Both may change from call to call."""
 
     @abstractmethod
     def init(self) -> Self:
-        """Open the store and check that it can be used. Calling it again, or after `close`, opens it again.
+        """Open the store and check that it can be used. It may be opened twice, and after `close`.
 
         Raises: StoreUnavailableError, StoreLockedError, InsecureStorageError.
         """
 
     @abstractmethod
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        """Return, for each id, in their order, its record (expired ones and tombstones too), an error, or `None`.
+        """Return for each id, in their order, its record, an error, or `None`.
 
-        Raises: StoreUnavailableError.
+        Expired records and tombstones are returned too. Raises: StoreUnavailableError.
         """
 
     @abstractmethod
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        """Write each record if `judge` allows it; return for each `None`, or the error that kept it from being written.
+        """Write each record if `judge` allows it; return for each `None`, or the error that it met.
 
-        No id stands twice in one call. Raises: StoreUnavailableError if none of them was written, OutcomeUnknownError
-        if some may have been; all may then be sent again with the same write ids.
+        No id stands twice in one call. Raises: StoreUnavailableError if no record was written,
+        OutcomeUnknownError if some may have been. All may then be sent again with the same write
+        ids.
         """
 
     def sweep(self, now: float) -> Iterable[Record]:
-        """Remove records whose `expires_at` is at or before *now* (wall clock); yield those that were sessions, not tombstones.
+        """Remove records whose `expires_at` is at or before *now*; yield those that were sessions.
 
-        Called now and then by the registry, on the writing thread. A server that expires records by itself keeps this default: nothing.
+        *now* is wall-clock seconds. Tombstones are removed and not yielded. It is called now and
+        then on the writing thread. By default it does nothing: a server may expire records by
+        itself.
         """
         return ()
 
     def scan(self) -> Iterator[Record | ActorbotError]:
-        """Yield every record, expired ones and tombstones too, in no particular order; for what cannot be read, why.
+        """Yield every record, in no particular order, and an error for each that cannot be read.
 
-        What is there all along is yielded at least once (Redis may yield a record twice); what comes and goes meanwhile may be, or not.
-        For tools: it runs on the caller's thread, and reads a page at a time. Raises: StoreUnavailableError; ConfigError if the
-        store cannot list its sessions.
+        Expired records and tombstones are among them. What is stored all the while is yielded at
+        least once (Redis may yield a record twice). What is written or removed meanwhile may be
+        missed. For tools: it runs on the caller's thread, and reads a page at a time.
+
+        Raises: StoreUnavailableError; ConfigError if the store cannot list its sessions.
         """
         raise self._unlisted()
 
     def count(self) -> int:
-        """Return about how many records `scan` will yield, without reading them. Raises: as `scan`."""
+        """Return about how many records `scan` will yield, without reading them.
+
+        Raises what `scan` raises.
+        """
         raise self._unlisted()
 
     def _unlisted(self) -> ConfigError:
@@ -176,9 +212,10 @@ class RecordStore(ABC):
         )
 
     def examine(self) -> Iterable[Finding]:
-        """Look at the place where the sessions are kept, and yield what can be told of it: for `actorbot doctor`.
+        """Look at the place where sessions are kept, for `actorbot doctor`; yield what is found.
 
-        Opens the store where `init` has not; blocks; who called it calls `close`. Raises: what `init` raises.
+        It blocks, and opens the store if `init` has not. The caller calls `close`. Raises what
+        `init` raises.
         """
         self.init()
         return ()
@@ -187,19 +224,22 @@ class RecordStore(ABC):
         """Release what `init` acquired. Calling it twice is no error."""
 
     def read(self, session_id: str) -> dict[str, Any] | None:
-        """Return the session as a JSON-safe dict (see `SessionStore`), or `None`; expired records are returned too."""
+        """Return the session as a JSON-safe dict (see `SessionStore`), or `None`.
+
+        Expired records are returned too.
+        """
         found = self.read_many([session_id])[0]
         if isinstance(found, ActorbotError):
             raise found
         return None if found is None or found.state is None else found.to_document()
 
     def write(self, session_id: str, data: Mapping[str, Any]) -> None:
-        """Store a dict as `read` gives it, or any JSON-like dict, in place of what is there."""
+        """Store a dict as `read` gives it, or another JSON-like dict, in place of what is there."""
         record = Record.from_document(dict(data), session_id=session_id, store=self.name, expires_in=self.expires_in)
         self._write_over(record.next_write())
 
     def destroy(self, session_id: str) -> None:
-        """Replace *session_id* by a tombstone, which reads as absent; nothing to remove is no error."""
+        """Put a tombstone in place of *session_id*: it reads as absent. Twice is no error."""
         self._write_over(Record.tombstone(session_id, now=time.time()))
 
     def _write_over(self, record: Record) -> None:
@@ -211,9 +251,9 @@ class RecordStore(ABC):
 def judge(write: Write, stored: bytes | None) -> Verdict:
     """Decide a compare-and-set.
 
-    *stored* is the `write_ids` of the record in the store, `None` if there is none. They tell a write
-    whose reply was lost from somebody else's. With one id instead of sixteen, 63 of 600 events were
-    counted twice under 20 % lost replies; with sixteen none.
+    *stored* is the `write_ids` of the record in the store, `None` if there is none. They tell a
+    write whose reply was lost from somebody else's. With one id instead of sixteen, 63 of 600
+    events were counted twice under 20 % lost replies; with sixteen none.
     """
     if stored is None or write.base is None:
         return Verdict.WRITE

@@ -9,7 +9,7 @@ from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Self
 
-from actorbot._state.record import Record
+from actorbot._state.record import Record, has_id
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
@@ -23,7 +23,7 @@ from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 __all__ = ["DriverStore", "as_records"]
 
 OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
-AT_ONCE = 32  # calls of an async driver that are under way at the same time
+AT_ONCE = 32  # calls of an `async def` driver that run at the same time
 
 Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
 
@@ -32,7 +32,8 @@ Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
 def as_records(store: Any, deadline: float | None = None) -> Iterator[RecordStore]:
     """See any store or driver as a store of records, without a manager. Opens and closes nothing.
 
-    What an `async def` method of a driver makes runs on a loop of its own, for at most *deadline* seconds.
+    The `async def` methods of a driver run on a loop of its own, each for at most *deadline*
+    seconds.
     """
     if isinstance(store, RecordStore):
         yield store
@@ -51,9 +52,10 @@ def as_records(store: Any, deadline: float | None = None) -> Iterator[RecordStor
 
 
 class DriverStore(RecordStore):
-    """Wraps a driver; *run* runs what an `async def` method makes on the loop where it belongs, and blocks for it.
+    """Wraps a driver of four methods.
 
-    *deadline*, in seconds, is how long a caller waits for one call of this store.
+    *run* takes an `async def` method's coroutine to the loop where it belongs, and blocks until it
+    is done. *deadline* is how long, in seconds, a caller waits for one call of this store.
     """
 
     name: str  # type: ignore[misc]  # the driver's class, so not the same for all
@@ -69,14 +71,16 @@ class DriverStore(RecordStore):
             )
         self.name = type(driver).__name__
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
-        self.compares = callable(getattr(driver, "compare_and_write", None))
         self._driver = driver
+        self.compares = self._optional("compare_and_write") is not None
         self._run = run
-        # An awaitable that hangs is cancelled a little earlier, so that those beside it get their own answers.
+        # An awaitable that hangs is cancelled a little earlier: so those beside it get their
+        # answers.
         self._patience = None if deadline is None else 0.9 * deadline
-        self._writes_many = not self.compares and callable(getattr(driver, "write_many", None))
-        # One by one, each with the whole deadline, until it is seen that the answers can be awaited side by side.
-        if not callable(getattr(driver, "read_many", None)):
+        self._writes_many = not self.compares and self._optional("write_many") is not None
+        # One by one, each with the whole deadline, until the answers turn out to be awaitable:
+        # those are awaited side by side.
+        if self._optional("read_many") is None:
             self.reads_at_once = 1
         if not self._writes_many:
             self.writes_at_once = 1
@@ -87,33 +91,40 @@ class DriverStore(RecordStore):
         except ActorbotError:
             raise
         except BaseException as error:
-            raise StoreUnavailableError(self.name, f"init failed: {type(error).__name__}: {error}") from error
+            raise self._error(StoreUnavailableError, "init", error) from error
         return self
 
     def examine(self) -> Iterator[Finding]:
         self.init()
         yield Finding("reach", "ok", f"{self.name} opens")
-        has = [name for name in OPTIONAL if callable(getattr(self._driver, name, None))]
+        has = [name for name in OPTIONAL if self._optional(name) is not None]
         yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(OPTIONAL)}")
 
     def close(self) -> None:
-        if not callable(close := getattr(self._driver, "close", None)):
+        close = self._optional("close")
+        if close is None:
             return
         try:
             self._call(close)
         except BaseException as error:
-            raise StoreUnavailableError(self.name, f"close failed: {type(error).__name__}: {error}") from error
+            raise self._error(StoreUnavailableError, "close", error) from error
+
+    def _optional(self, name: str) -> Callable[..., Any] | None:
+        """Return the driver's method of that *name*, if it has one."""
+        method = getattr(self._driver, name, None)
+        return method if callable(method) else None
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        if callable(read_many := getattr(self._driver, "read_many", None)):
+        read_many = self._optional("read_many")
+        if read_many is not None:
             try:
                 found = self._call(read_many, list(session_ids))
                 answers = [found.get(session_id) for session_id in session_ids]
             except BaseException as error:
-                raise StoreUnavailableError(self.name, f"read_many failed: {type(error).__name__}: {error}") from error
+                raise self._error(StoreUnavailableError, "read_many", error) from error
         else:
-            calls = [(session_id,) for session_id in session_ids]
-            answers, self.reads_at_once = self._call_each(self._driver.read, calls)
+            calls = [(self._driver.read, session_id) for session_id in session_ids]
+            answers, self.reads_at_once = self._call_each(calls)
         return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     def scan(self) -> Iterator[Record | ActorbotError]:
@@ -126,7 +137,8 @@ class DriverStore(RecordStore):
         return len(self._ids())
 
     def _ids(self) -> list[str]:
-        if not callable(ids := getattr(self._driver, "ids", None)):
+        ids = self._optional("ids")
+        if ids is None:
             raise self._unlisted()
         try:
             found = self._call(ids)
@@ -139,7 +151,7 @@ class DriverStore(RecordStore):
                 found = self._run(collect)
             return list(found)
         except BaseException as error:
-            raise StoreUnavailableError(self.name, f"ids failed: {type(error).__name__}: {error}") from error
+            raise self._error(StoreUnavailableError, "ids", error) from error
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         if not self._writes_many:
@@ -160,39 +172,40 @@ class DriverStore(RecordStore):
         return None
 
     def _write_each(self, writes: Sequence[Write], guarded: bool) -> list[ActorbotError | None]:
-        outcomes: list[ActorbotError | None] = []
-        calls: list[tuple[Any, ...]] = []
-        for write in writes:
-            record = write.record
-            if (
-                guarded and write.base is not None
-            ):  # of the end of a session too: what ends may be somebody else's by now
-                base = write.base.hex() or None
-                calls.append((self._driver.compare_and_write, record.session_id, record.to_document(), base))
-            elif record.state is None:
-                calls.append((self._driver.destroy, record.session_id))
-            else:
-                calls.append((self._driver.write, record.session_id, record.to_document()))
-        answers, at_once = self._call_each(lambda method, *args: method(*args), calls)
+        """Write one by one. If *guarded*, a write with a base goes to `compare_and_write`."""
+        answers, at_once = self._call_each([self._as_call(write, guarded) for write in writes])
         if not self._writes_many:
             self.writes_at_once = at_once
-        for write, call, answer in zip(writes, calls, answers, strict=True):
-            if isinstance(answer, BaseException):
-                verb = "destroying" if write.record.state is None else "writing"
-                outcomes.append(self._failed(verb, answer, write.record.session_id))
-            elif len(call) == 4:
-                outcome = None if answer else self._look_back(write)
-                if outcome is None and write.record.state is None:  # its mark is there; now remove it
-                    outcome = self._write_each([replace(write, base=None)], False)[0]
-                outcomes.append(outcome)
-            else:
-                outcomes.append(None)
-        return outcomes
+        pairs = zip(writes, answers, strict=True)
+        return [self._outcome(write, guarded, answer) for write, answer in pairs]
+
+    def _as_call(self, write: Write, guarded: bool) -> tuple[Any, ...]:
+        """Return the driver's method, and what it is called with."""
+        record = write.record
+        # The end of a session is compared too: the session may be somebody else's by now.
+        if guarded and write.base is not None:
+            return self._driver.compare_and_write, record.session_id, record.to_document(), write.base.hex() or None
+        if record.state is None:
+            return self._driver.destroy, record.session_id
+        return self._driver.write, record.session_id, record.to_document()
+
+    def _outcome(self, write: Write, guarded: bool, answer: Any) -> ActorbotError | None:
+        if isinstance(answer, BaseException):
+            verb = "destroying" if write.record.state is None else "writing"
+            return self._failed(verb, answer, write.record.session_id)
+        if not guarded or write.base is None:
+            return None
+        outcome = None if answer else self._look_back(write)
+        if outcome is None and write.record.state is None:
+            # The record of its end was written by comparing. Now that this was allowed, destroy it.
+            outcome = self._write_each([replace(write, base=None)], False)[0]
+        return outcome
 
     def _look_back(self, write: Write) -> ActorbotError | None:
-        """Tell a conflict from a write that was refused because it had been applied before, or had nothing to be compared with.
+        """Find out why a write was refused: it is a conflict, or applied before, or not comparable.
 
-        A record that is no longer there was dropped by a driver that expires them itself, or destroyed; who holds its base writes it again.
+        If the record is no longer there, it was destroyed, or dropped by a driver that expires
+        records itself. Who holds its base writes it again.
         """
         found = self.read_many([write.record.session_id])[0]
         if isinstance(found, ActorbotError):
@@ -200,9 +213,8 @@ class DriverStore(RecordStore):
         if found is None and write.base:
             return self._write_each([replace(write, base=b"")], True)[0]
         if found is not None and not found.write_ids and not write.base:
-            return self._write_each([write], False)[0]  # an adopted session: there is no id yet that could be compared
-        ids = b"" if found is None else found.write_ids
-        if write.record.write_id in [ids[i : i + 8] for i in range(0, len(ids), 8)]:
+            return self._write_each([write], False)[0]  # an adopted session has no id yet to compare
+        if found is not None and has_id(found.write_ids, write.record.write_id):
             return None
         return write.conflict(self.name)
 
@@ -212,24 +224,26 @@ class DriverStore(RecordStore):
         if isinstance(answer, ActorbotError):
             return answer
         if isinstance(answer, BaseException):
-            failure = StoreUnavailableError(
-                self.name, f"reading failed: {type(answer).__name__}: {answer}", session_id=session_id
-            )
-            failure.__cause__ = answer
-            return failure
+            return self._error(StoreUnavailableError, "reading", answer, session_id)
         if not isinstance(answer, Mapping):
             return CorruptSessionError(self.name, session_id, f"read returned a {type(answer).__name__}, not a dict")
         try:
             return Record.from_document(answer, session_id=session_id, store=self.name, expires_in=self.expires_in)
         except CorruptSessionError as error:
             return error
-        except Exception as error:  # its mapping is of its own making too
+        except Exception as error:  # the mapping is the driver's own code too
             return self._to_record(session_id, error)
 
-    def _failed(self, what: str, error: BaseException | None, session_id: str | None = None) -> ActorbotError | None:
-        if error is None or isinstance(error, ActorbotError):
+    def _failed(self, what: str, error: BaseException, session_id: str | None = None) -> ActorbotError:
+        """Make the error of a write that failed: it may have been done, unless nobody was there."""
+        if isinstance(error, ActorbotError):
             return error
         kind = StoreUnavailableError if isinstance(error, ConnectionRefusedError) else OutcomeUnknownError
+        return self._error(kind, what, error, session_id)
+
+    def _error(
+        self, kind: type[StoreUnavailableError], what: str, error: BaseException, session_id: str | None = None
+    ) -> StoreUnavailableError:
         ours = kind(self.name, f"{what} failed: {type(error).__name__}: {error}", session_id=session_id)
         ours.__cause__ = error
         return ours
@@ -244,13 +258,14 @@ class DriverStore(RecordStore):
 
         return self._run(finish)
 
-    def _call_each(self, method: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> tuple[list[Any], int]:
-        """Call once per tuple of arguments; an error is its answer. What turns out to be awaitable runs side by side.
+    def _call_each(self, calls: Sequence[tuple[Any, ...]]) -> tuple[list[Any], int]:
+        """Make *calls*, each a method with its arguments. If one raises, the error is its answer.
 
-        Also returns how many such calls to make next time.
+        Answers that turn out to be awaitable are awaited side by side. Also returns how many such
+        calls to make at once the next time.
         """
         answers: list[Any] = []
-        for args in calls:
+        for method, *args in calls:
             try:
                 answers.append(method(*args))
             except BaseException as error:

@@ -32,17 +32,20 @@ __all__ = ["FileSessionStore"]
 
 SUFFIX: Final = ".session"
 TEMPORARY: Final = ".tmp"
-LATEST: Final = 2**33  # seconds; the year 2242, which every file system in use can note or clamps
+LATEST: Final = 2**33  # seconds, in the year 2242: file systems can keep such a time, or clamp it
 
 
 class FileSessionStore(RecordStore):
-    """Keeps each session in a file of its own in *directory*, which is made if need be (mode 0700, files 0600). Linux and macOS.
+    """Keeps each session in a file of its own in *directory*. Linux and macOS.
 
-    File names are hashes, the id stands inside. A write goes to a temporary file that is synced and then put in place; the folder
-    is synced before a batch is reported as written, so a confirmed write survives a power loss. One process at a time: a lock
-    is held from `init` to `close`. All work is relative to the open folder, and no symbolic link is followed.
+    The folder is made if it is missing (mode 0700, files 0600). File names are hashes; the id is in
+    the file. A write goes to a temporary file, which is synced and then put in place. The folder is
+    synced before a batch is reported as written: so a confirmed write survives a power loss. One
+    process at a time can have the folder: a lock is held from `init` to `close`. All work is
+    relative to the open folder, and no symbolic link is followed.
 
-    A file's time of modification is its record's `expires_at`: a sweep opens only the files that may have ended.
+    A file's time of modification is its record's `expires_at`: so a sweep opens only files whose
+    session may have ended.
 
     Raises: ConfigError, StoreUnavailableError where the platform has no `flock` (Windows).
     """
@@ -50,7 +53,7 @@ class FileSessionStore(RecordStore):
     name: ClassVar[str] = "file"
 
     def __init__(self, directory: str | os.PathLike[str] = ".sessions", *, expires_in: float = ONE_YEAR) -> None:
-        if not HAS_FLOCK:  # on Windows the package can be imported, and this store cannot be made
+        if not HAS_FLOCK:  # on Windows the package can be imported, but this store cannot be made
             raise StoreUnavailableError(self.name, NO_FLOCK)
         self.expires_in = check_expires_in(expires_in)
         given: object = directory
@@ -64,7 +67,7 @@ class FileSessionStore(RecordStore):
         self._swap = threading.Lock()
         self._folder: int | None = None
 
-    # --- life -------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._folder is not None:
@@ -127,7 +130,7 @@ class FileSessionStore(RecordStore):
         kept_from_children.discard(self)
 
     def _leave_to_parent(self) -> None:
-        self._swap = threading.Lock()  # perhaps held, by a thread that the child does not have
+        self._swap = threading.Lock()  # the old one may be held by a thread that the child lacks
         self.close()
 
     @property
@@ -136,7 +139,7 @@ class FileSessionStore(RecordStore):
             raise StoreUnavailableError(self.name, f"{self.directory} is not open: init() comes first")
         return self._folder
 
-    # --- reading ----------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         return [self._read(session_id) for session_id in session_ids]
@@ -159,7 +162,7 @@ class FileSessionStore(RecordStore):
             return error
 
     def _read_file(self, name: str) -> bytes:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last so that a pipe does not hold us
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last: a pipe must not block
         descriptor = os.open(name, flags, dir_fd=self._dir)
         try:
             return b"".join(iter(lambda: os.read(descriptor, 65_536), b""))
@@ -171,7 +174,7 @@ class FileSessionStore(RecordStore):
             try:
                 data = self._read_file(name)
             except FileNotFoundError:
-                continue  # it has gone meanwhile
+                continue  # it was removed in the meantime
             except OSError as error:
                 yield StoreUnavailableError(self.name, f"{self.directory}/{name} cannot be read: {error}")
                 continue
@@ -195,7 +198,7 @@ class FileSessionStore(RecordStore):
         except OSError as error:
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be listed: {error}") from error
 
-    # --- writing ----------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         folder = self._dir
@@ -244,7 +247,7 @@ class FileSessionStore(RecordStore):
             view = memoryview(record.to_bytes())
             while view:
                 view = view[os.write(descriptor, view) :]
-            ends = floor(min(max(record.expires_at, 0), LATEST))  # never after the record itself
+            ends = floor(min(max(record.expires_at, 0), LATEST))  # rounded down: never after the record's end
             os.utime(descriptor, (ends, ends))
             os.fsync(descriptor)
         finally:
@@ -254,9 +257,11 @@ class FileSessionStore(RecordStore):
         try:
             os.unlink(temporary, dir_fd=self._dir)
         except OSError:
-            pass  # it was not made, or the disk fails, which is being reported; `init` removes what is left
+            # It was not made; or the disk fails, which is being reported. `init` removes what is
+            # left.
+            pass
 
-    # --- cleaning ---------------------------------------------------------------------------------
+    # --- cleaning --------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> Iterator[Record]:
         try:
@@ -273,7 +278,7 @@ class FileSessionStore(RecordStore):
             data = self._read_file(name)
             record = Record.from_bytes(data, session_id=Record.peek_id(data), store=self.name)
         except (OSError, CorruptSessionError):
-            return None  # reported when somebody wants the session; a sweep leaves it as it is
+            return None  # left as it is; it is reported when somebody wants the session
         if not record.is_expired(now):
             return None
         os.unlink(name, dir_fd=self._dir)
@@ -281,7 +286,7 @@ class FileSessionStore(RecordStore):
 
 
 def _open_folder(path: Path) -> int:
-    """Open the folder, and first make what is missing of it, so that it is still there after a power loss."""
+    """Open the folder; make what is missing of it, so that it is there after a power loss too."""
     for folder in reversed([each for each in (path, *path.parents) if not os.path.lexists(each)]):
         folder.mkdir(0o700 if folder == path else 0o777, exist_ok=True)
         sync_folder(folder.parent)
@@ -295,7 +300,10 @@ def _remove_temporary_files(folder: int) -> None:
 
 
 def _ended_files(folder: int, now: float) -> list[str]:
-    """List what may have ended, from the file times alone: 100,000 records that live on cost a fraction of a second."""
+    """List the files whose session may have ended, by the file times alone.
+
+    So 100,000 sessions that live on cost a fraction of a second.
+    """
     with os.scandir(folder) as entries:
         return [
             entry.name
@@ -307,5 +315,5 @@ def _ended_files(folder: int, now: float) -> list[str]:
 
 
 def file_name(session_id: str) -> str:
-    """Return the name of a session's file: fit for every file system, the same for no two ids."""
+    """Return the name of a session's file: another for each id, fit for every file system."""
     return f"s-{sha256(session_id.encode()).hexdigest()}{SUFFIX}"

@@ -1,4 +1,7 @@
-"""Sessions in this process's memory: the default, for trying things out and for sessions that may be lost."""
+"""Sessions in this process's memory: the default.
+
+It is for trying things out, and for sessions that may be lost.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ logger = logging.getLogger("actorbot")
 
 
 class _Lru(LRUCache[str, Record]):
-    """Hands out what it evicts."""
+    """Keeps what it evicts, for its owner to report."""
 
     def __init__(self, maxsize: int) -> None:
         super().__init__(maxsize)
@@ -39,7 +42,8 @@ class _Lru(LRUCache[str, Record]):
 class MemorySessionStore(RecordStore):
     """Keeps the *max_sessions* most recently used sessions; nothing outlives the process.
 
-    A session that is evicted to make room is reported: `on_evict(session_id, state)` on the writing thread, and a warning in the log.
+    A session that is evicted to make room is reported by a warning in the log, and to
+    `on_evict(session_id, state)` on the writing thread.
     """
 
     name: ClassVar[str] = "memory"
@@ -58,16 +62,17 @@ class MemorySessionStore(RecordStore):
             raise ConfigError("on_evict", on_evict, "a function of (session_id, state)")
         self.expires_in = check_expires_in(expires_in)
         self._on_evict = on_evict
-        # Guards changes of the two below. A read changes neither: a turn must not wait for a writer that has lost the interpreter.
+        # Guards changes of `_sessions` and `_tombstones`. A read changes neither and takes no lock:
+        # a turn must not wait for a writer whose thread the interpreter has suspended.
         self._lock = threading.Lock()
         self._sessions = _Lru(max_sessions)
-        self._tombstones = _Lru(max_sessions)  # apart, so that what is destroyed never evicts what is alive
-        self._moves = 0  # from one to the other
-        self._used: deque[str] = deque(maxlen=max_sessions)  # ids that were read, for whoever makes room next
+        self._tombstones = _Lru(max_sessions)  # apart: a tombstone must evict no session
+        self._moves = 0  # how many ids have gone from one of the two to the other
+        self._used: deque[str] = deque(maxlen=max_sessions)  # ids that were read since the last write
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.may_block = vars(cls).get("may_block", True)  # who knows what it does besides
+        cls.may_block = vars(cls).get("may_block", True)  # a subclass may do anything
 
     def init(self) -> Self:
         return self
@@ -95,7 +100,7 @@ class MemorySessionStore(RecordStore):
             moves = self._moves
             found = _look(self._sessions, session_id) or _look(self._tombstones, session_id)
             if found is not None or moves == self._moves:
-                return found  # else it may have gone from the second to the first in between
+                return found  # else it may have moved from the second to the first between the looks
 
     def _note_uses(self) -> None:
         for _ in range(len(self._used)):
@@ -115,7 +120,7 @@ class MemorySessionStore(RecordStore):
                 into, out_of = out_of, into
             into[session_id] = write.record
             if session_id in out_of:
-                self._moves += 1  # between the two, so that a reader who finds it in neither of them notices
+                self._moves += 1  # before the old one goes: a reader who has found neither looks again
                 del out_of[session_id]
         return None
 
@@ -150,11 +155,12 @@ def _remove_ended(records: _Lru, now: float) -> list[Record]:
 
 
 def _look_at(records: _Lru) -> list[Record]:
-    return [Cache.__getitem__(records, session_id) for session_id in records]  # past LRUCache's: a look is no use
+    # Not through LRUCache, for which a look would be a use.
+    return [Cache.__getitem__(records, session_id) for session_id in records]
 
 
 def _look(records: _Lru, session_id: str) -> Record | None:
     try:
         return Cache.__getitem__(records, session_id) if session_id in records else None
-    except KeyError:  # it has just gone
+    except KeyError:  # it was removed after the test
         return None

@@ -1,4 +1,7 @@
-"""Sessions in MongoDB, as documents that can be queried: `db.sessions.find({"state.nickname": "Tim"})`."""
+"""Sessions in MongoDB, as documents.
+
+They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
+"""
 
 from __future__ import annotations
 
@@ -56,18 +59,20 @@ _UNAUTHORIZED: Final = 13
 class MongoSessionStore(RecordStore):
     """Keeps each session in a document of *collection_name*. MongoDB 5.0 or newer.
 
-    The server may be standalone, a replica set or a sharded cluster. `_id` is the session id, `state`
-    holds the session's values, and actorbot's own fields stand beside them. What BSON holds exactly
-    is kept as it is, also bytes, UUIDs, and decimals of 34 digits. Dates, tuples, sets and so on are
-    tagged: `{"$tuple": [1, 2]}`. A document that has an `_id` and a `state` and nothing else is
-    adopted as an existing session.
+    The server may be standalone, a replica set or a sharded cluster. `_id` is the session id,
+    `state` holds the session's values, and actorbot's own fields stand beside them. What BSON holds
+    exactly is kept as it is, also bytes, UUIDs, and decimals of 34 digits. Dates, tuples, sets and
+    so on are tagged: `{"$tuple": [1, 2]}`. A document that has an `_id` and a `state` and nothing
+    else is adopted as an existing session.
 
-    Writes are confirmed by a majority and journaled, whatever the URL says. The driver retries none of
-    them: by the write ids in a record, a write that was applied before is recognised. A call ends
-    after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be longer.
+    Writes are confirmed by a majority and journaled, whatever the URL says. The driver retries none
+    of them: by the write ids in a record, a write that was applied before is recognised. A call
+    ends after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be
+    longer.
 
     The server removes expired records about two minutes later, by an index that `init` makes. One
-    store may be used from several threads. In a forked process, call `init` again: it connects anew.
+    store may be used from several threads. In a forked process, call `init` again: it connects
+    anew.
 
     Raises: ConfigError.
     """
@@ -89,7 +94,7 @@ class MongoSessionStore(RecordStore):
             raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
         self._link = Link(url, database, collection_name)
 
-    # --- life -------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._link.is_open:
@@ -149,7 +154,7 @@ class MongoSessionStore(RecordStore):
         yield from judge_mongo(hello, version, status, _indexes(collection, call))
         yield judge_clock(ahead)
 
-    # --- reading ----------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         collection, call = self._link.collection, self._link.call()
@@ -160,7 +165,8 @@ class MongoSessionStore(RecordStore):
             except NetworkTimeout:
                 raise
             except ConnectionFailure:
-                # Perhaps only this connection was closed in the meantime. Reading again changes nothing.
+                # Perhaps only this connection was closed in the meantime. Reading again changes
+                # nothing.
                 call.reach(collection)
                 return self._find(collection, session_ids, call)
         except PyMongoError as error:
@@ -184,7 +190,7 @@ class MongoSessionStore(RecordStore):
             last = page[-1][0]
 
     def _read_page(self, after: str) -> list[tuple[str, Record | CorruptSessionError]]:
-        """Read the next sessions in the order of their ids. An `_id` that is no text is no session."""
+        """Read the next sessions, in the order of their ids; an `_id` that is no text is none."""
         try:
             with self._link.call().command():
                 page = self._link.collection.find({"_id": {"$gt": after}}, {"expireAt": False}).sort("_id").limit(PAGE)
@@ -201,7 +207,7 @@ class MongoSessionStore(RecordStore):
                 self.name, f"counting in {self._link.hosts} failed: {describe(error)}"
             ) from error
 
-    # --- writing ----------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         collection, call = self._link.collection, self._link.call()
@@ -253,7 +259,7 @@ class MongoSessionStore(RecordStore):
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)
 
     def _send(self, collection: RawCollection, operations: list[Any], call: Call) -> dict[int, Mapping[str, Any]]:
-        """Send the *operations*. Return the errors by the number of the operation; the rest was applied."""
+        """Send *operations*; return the errors, by number. What has none was applied."""
         try:
             with call.command():
                 collection.bulk_write(operations, ordered=False)
@@ -277,8 +283,8 @@ class MongoSessionStore(RecordStore):
         """Look at what is stored in place of the *refused* writes, and note what became of each.
 
         Returns the numbers of those that are to be sent again. A write that turns out to have been
-        applied before is as safe as a confirmed one: before a server says that an `_id` is taken, it
-        waits until a majority has what is there, as it does for every write.
+        applied before is as safe as a confirmed one: before a server says that an `_id` is taken,
+        it waits until a majority has what is there, as it does for every write.
         """
         compared = []
         for n, error in refused.items():

@@ -1,4 +1,7 @@
-"""Sessions in Redis or Valkey, for any number of processes: a batch is one script call that compares before it writes."""
+"""Sessions in Redis or Valkey, for any number of processes.
+
+A batch is one call of a script that compares before it writes.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,17 @@ __all__ = ["RedisSessionStore"]
 
 logger = logging.getLogger("actorbot")
 
-GRACE: Final = 300.0  # seconds that the server keeps a record longer: acknowledged state may be on its way
-LATEST: Final = 10**15  # milliseconds; beyond the year 30,000, and well inside what the server takes
-CALL_BYTES: Final = 16 * 1024**2  # of a batch that stand in one command
+GRACE: Final = 300.0  # seconds that the server keeps a record longer: its next write may be on its way
+LATEST: Final = 10**15  # milliseconds: after the year 30,000, and far from the most that a server takes
+CALL_BYTES: Final = 16 * 1024**2  # the most of a batch that goes into one command
 SCANNED: Final = 1_000  # keys that the server looks at in one go
-PAGE: Final = 250  # records of them that are read at a time
+PAGE: Final = 250  # records that are read at a time, of the keys found
 
-# A value is the number of write ids, these ids (8 bytes each, newest first), and the record's bytes. For each key three
-# arguments: the base ("*": anything may be replaced), the value, and when it goes, in milliseconds. Answers a letter for each:
-# written, done before, conflict, or x: the key holds something else. The rules are those of `base.judge`.
+# A value consists of the number of write ids, those ids (8 bytes each, newest first), and the
+# record's bytes. There are three arguments for each key: the base ("*": anything may be replaced),
+# the value, and when the server drops it, in milliseconds. The answer has a letter for each key: w,
+# written; d, done before; c, a conflict; x, the key holds something else. The rules are those of
+# `base.judge`.
 SCRIPT: Final = b"""
 local answers = {}
 for i, key in ipairs(KEYS) do
@@ -59,22 +64,28 @@ SCRIPT_SHA: Final = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
 
 class RedisSessionStore(RecordStore):
-    """Keeps each session under the key `<key_prefix><session id>` of a Redis (6.2 or newer) or Valkey server.
+    """Keeps each session under the key `<key_prefix><session id>` of a Redis or Valkey server.
 
-    *url* is `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for TLS (`?ssl_ca_certs=/path` and redis-py's other
-    `ssl_` options) or `unix:///path`. `?socket_timeout=` and `?socket_connect_timeout=` (seconds; 3 and 1.5) should together stay
-    below the policy's `store_deadline`. An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +getrange`
-    on `~<key_prefix>*`; with `+info +config|get` too, `init` warns of a server that may lose sessions;
-    with `+scan` its sessions can be listed.
+    Redis 6.2 or newer. *url* is `redis://[[user]:password@]host[:port][/database]`, `unix:///path`,
+    or `rediss://…` for TLS, with `?ssl_ca_certs=/path` and the other `ssl_` options of redis-py.
+    `?socket_timeout=` and `?socket_connect_timeout=` (seconds; 3 and 1.5 by default) should
+    together be less than the policy's `store_deadline`.
 
-    A batch is one script call, which compares and writes: about 140,000 records of 0.8 KB in a second where pipelined SETs, which
-    compare nothing, reach 115,000. In a Redis Cluster (the user may also `+cluster|slots`) it is one call for each slot,
-    those for one node in one go: about 95,000. A hash tag in *key_prefix*, as in `"{mybot}:"`, brings all sessions into one
-    slot, and so to one node and one call. Keys in a slot that is being moved are refused until it has been.
+    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +getrange` on
+    `~<key_prefix>*`. With `+info +config|get` too, `init` warns of a server that may lose sessions.
+    With `+scan` the sessions can be listed. In a Redis Cluster, give it `+cluster|slots`.
 
-    A write is sent once: who calls sends it again, with its write id. At most 20 connections to a server, shared by all threads.
+    A batch is one script call, which compares and writes: about 140,000 records of 0.8 KB a second.
+    Pipelined SETs, which compare nothing, reach 115,000. In a Redis Cluster it is one call for each
+    slot, and the calls for one node go together: about 95,000. A hash tag in *key_prefix*, as in
+    `"{mybot}:"`, brings all sessions into one slot, and so to one node and one call. Keys in a slot
+    that is being moved are refused until it has been moved.
 
-    The server drops a record by itself five minutes after its `expires_at`, or after it was written if that is later.
+    A write is sent once. Its caller sends it again, with the same write id. All threads share at
+    most 20 connections to a server.
+
+    The server drops a record by itself five minutes after its `expires_at`, or five minutes after
+    it was written if that is later.
 
     Raises: ConfigError.
     """
@@ -93,7 +104,7 @@ class RedisSessionStore(RecordStore):
     def __repr__(self) -> str:
         return f"<RedisSessionStore {self._link.where}, key_prefix={self.key_prefix!r}>"
 
-    # --- life -------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._is_open:
@@ -143,8 +154,8 @@ class RedisSessionStore(RecordStore):
             lines = told.decode("utf-8", "replace").splitlines()
             facts.update(line.split(":", 1) for line in lines if ":" in line)  # type: ignore[misc]
             for name in ("appendfsync", "save"):
-                setting = self._link.ask("CONFIG", "GET", name)
-                facts[name] = (setting if type(setting) is list else [b"", b"unknown"])[-1].decode()
+                setting = self._link.ask("CONFIG", "GET", name)  # its name and its value
+                facts[name] = setting[-1].decode() if type(setting) is list and setting else "unknown"
         except StoreUnavailableError as error:
             if not is_refused(error):
                 raise
@@ -158,17 +169,18 @@ class RedisSessionStore(RecordStore):
             if finding.level == "warning":
                 logger.warning("%s: %s %s", self.name, self._link.where, finding.text)
 
-    # --- reading ----------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         keys = [self._key(session_id) for session_id in session_ids]
         values: list[Any] = [None] * len(keys)
         for group, found in self._run_grouped("MGET", keys, range(len(keys))):
-            fits = type(found) is list and len(found) == len(group)  # else it tells of no session that it is absent
+            fits = type(found) is list and len(found) == len(group)  # else it calls no session absent
             each = found if fits else self._spread(found, len(group), StoreUnavailableError)
             for n, value in zip(group, each, strict=True):
                 values[n] = value
-        # MGET answers nil too where a key holds something else than a string, and that is not an absent session.
+        # MGET also answers nil where a key holds something else than a string: that is no absent
+        # session.
         absent = [n for n, value in enumerate(values) if value is None]
         odd = [n for group, count in self._run_grouped("EXISTS", keys, absent) if count for n in group]
         for n, value in zip(odd, self._link.run([(keys[n], ("GET", keys[n])) for n in odd]), strict=True):
@@ -177,7 +189,10 @@ class RedisSessionStore(RecordStore):
         return [self._to_record(*each) for each in zip(session_ids, values, strict=True)]
 
     def _run_grouped(self, command: str, keys: Sequence[bytes], numbers: Sequence[int]) -> list[tuple[list[int], Any]]:
-        """Run *command* over the *keys* of these *numbers*, as few times as possible; return which it was about, and the answer."""
+        """Run *command* over the *keys* of these *numbers*, in as few calls as possible.
+
+        Returns for each call the numbers that it was about, and its answer.
+        """
         groups = [[numbers[n] for n in group] for group in self._link.group([keys[n] for n in numbers])]
         calls: list[tuple[bytes, Command]] = [
             (keys[group[0]], (command, *(keys[n] for n in group))) for group in groups
@@ -220,7 +235,7 @@ class RedisSessionStore(RecordStore):
     def _pattern(self) -> bytes:
         return re.sub(rb"[][*?\\]", rb"\\\g<0>", self._prefix) + b"*"
 
-    # --- writing ----------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         keys = [self._key(write.record.session_id) for write in writes]
@@ -239,7 +254,10 @@ class RedisSessionStore(RecordStore):
         return outcomes
 
     def _arguments(self, writes: Sequence[Write], group: list[int]) -> Iterator[tuple[list[int], list[bytes | int]]]:
-        """Yield the script's arguments for the writes of *group*, and which these are: in one part, unless that is very large."""
+        """Yield the script's arguments for the writes of *group*, with the numbers of those writes.
+
+        They come in one part, unless that would be larger than CALL_BYTES.
+        """
         soonest = time.time()
         part: list[int] = []
         arguments: list[bytes | int] = []
@@ -258,7 +276,7 @@ class RedisSessionStore(RecordStore):
 
     def _run_script(self, calls: Sequence[tuple[bytes, Command]]) -> list[Any]:
         answers = self._link.run([(key, ("EVALSHA", SCRIPT_SHA, *rest)) for key, rest in calls], writes=True)
-        # A server that has restarted, failed over or been flushed does not know it any more.
+        # A server that restarted, failed over or was flushed does not know the script any more.
         unknown = [n for n, answer in enumerate(answers) if is_about_script(answer)]
         whole = [(key, ("EVAL", SCRIPT, *rest)) for key, rest in (calls[n] for n in unknown)]
         for n, answer in zip(unknown, self._link.run(whole, writes=True), strict=True):
@@ -272,13 +290,16 @@ class RedisSessionStore(RecordStore):
             return write.conflict(self.name)
         return self._foreign(write.record.session_id) if answer == "x" else None
 
-    # --- both -------------------------------------------------------------------------------------
+    # --- both ------------------------------------------------------------------------------------
 
     def _key(self, session_id: str) -> bytes:
         return self._prefix + session_id.encode()
 
     def _spread(self, answer: Any, size: int, kind: type[StoreUnavailableError]) -> list[ActorbotError]:
-        """Make an error for each of *size* sessions of the one answer that there was; of that *kind* if it makes no sense."""
+        """Make the errors of *size* sessions from the one *answer* there was.
+
+        If the answer makes no sense, the error is of that *kind*.
+        """
         error = answer if isinstance(answer, ActorbotError) else self._link.misunderstood(kind)
         return [error] * size
 
@@ -287,7 +308,7 @@ class RedisSessionStore(RecordStore):
 
 
 def _raise_if_all_failed(answers: Sequence[object]) -> None:
-    """Raise what failed if nothing was answered, which tells the caller that the server is down, and not one session unwell."""
+    """Raise an error if all failed: then the server is down, rather than some sessions damaged."""
     failed = [answer for answer in answers if isinstance(answer, StoreUnavailableError)]
     if failed and len(failed) == len(answers):
         raise next((error for error in failed if isinstance(error, OutcomeUnknownError)), failed[0])

@@ -1,4 +1,4 @@
-"""A store by its URL, as it stands in a configuration file, an environment variable or a command."""
+"""A store by its URL, as in a configuration file, an environment variable or a command."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from actorbot.errors import ConfigError
 __all__ = ["store_from_url"]
 
 ENTRY_POINTS: Final = "actorbot.stores"
-"""The group of entry points that serve other schemes: each is named by one, and is a function of the URL."""
+"""The group of entry points for other schemes: each has a scheme's name, and takes the URL."""
 
 
 class _Kind(NamedTuple):
-    module: str  # imported when wanted: it may need a driver
+    module: str  # imported when it is wanted: it may need a driver
     name: str
     options: Mapping[str, Callable[[str], Any]]
     takes_url: bool
@@ -40,11 +40,13 @@ _KINDS: Final = {
 def store_from_url(url: str) -> Any:
     """Make the store that *url* names; nothing is connected yet.
 
-    `memory://`, `file:///a/folder` (or `file://folder`, relative), `redis://…`, `rediss://…`, `unix://…`, `mongodb://…` or `mongodb+srv://…`.
-    The options of the store's constructor stand in its query, as in `redis://localhost/0?key_prefix=mybot:&expires_in=3600`; what is
-    left of the query is the driver's. Other schemes are served by entry points of the group `actorbot.stores`.
+    It is `memory://`, `file:///a/folder` (or `file://folder`, relative), `redis://…`, `rediss://…`,
+    `unix://…`, `mongodb://…` or `mongodb+srv://…`. Options of the store's constructor go into its
+    query: `redis://localhost/0?key_prefix=mybot:&expires_in=3600`. The rest of the query is the
+    driver's. For other schemes there are entry points of the group `actorbot.stores`.
 
-    Raises: ConfigError, which never quotes more of the URL than its scheme; ImportError if the store's driver is not installed.
+    Raises: ConfigError, which quotes no more of the URL than its scheme; ImportError if the store's
+    driver is not installed.
     """
     given: object = url
     scheme, colon, _ = given.partition(":") if isinstance(given, str) else ("", "", "")
@@ -65,12 +67,12 @@ def store_from_url(url: str) -> Any:
     if kind is _FILE:
         return store(*[place] if place else [], **options)
     if place:
-        raise ConfigError("url", scheme, "nothing behind memory:// but options")
+        raise ConfigError("url", scheme, "nothing after memory:// but options")
     return store(**options)
 
 
 def _take_options(url: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[str, dict[str, Any]]:
-    """Return *url* without the options that are ours, and these; what is the driver's is left as it was written."""
+    """Return *url* without the *known* options, and those. The driver's stay as they are."""
     front, question, query = url.partition("?")
     options: dict[str, Any] = {}
     left = []

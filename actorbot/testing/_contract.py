@@ -61,7 +61,7 @@ class StoreContract(ValueRules, OptionalRules):
         """
         raise SkipTest("break_store is not overridden")
 
-    # --- reading and writing --------------------------------------------------------------------------
+    # --- reading and writing ---------------------------------------------------------------------
 
     def test_an_absent_session_reads_as_none(self) -> None:
         with opened(self.make_store()) as store:
@@ -171,10 +171,11 @@ class StoreContract(ValueRules, OptionalRules):
         with opened(self.make_store()) as store:
             record = make_record("ann", {"n": 1}, expires_at=time.time() - 1.0)
             write_all(store, [Write(record, b"")])
-            # The record's own stamp decides; a server that expires records by itself waits a minute longer.
+            # The record's own stamp decides; a server that expires records by itself waits a minute
+            # longer.
             expect_records(store, read(store, ["ann"]), [record])
 
-    # --- destroying -----------------------------------------------------------------------------------
+    # --- destroying ------------------------------------------------------------------------------
 
     def test_a_destroyed_session_reads_as_absent(self) -> None:
         with opened(self.make_store()) as store:
@@ -228,7 +229,7 @@ class StoreContract(ValueRules, OptionalRules):
 
             expect(store, "ann", None)
 
-    # --- closing and opening --------------------------------------------------------------------------
+    # --- closing and opening ---------------------------------------------------------------------
 
     def test_a_closed_store_may_be_opened_again(self) -> None:
         given = self.make_store()

@@ -1,4 +1,4 @@
-"""A store that is asked: what the rules of the contract say to it, and how they say what it did instead."""
+"""What the rules of the contract ask of a store, and how they say what it did instead."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def skip_unless_it_lists(store: RecordStore) -> None:
 
 
 def expect_scan(store: RecordStore, expected: Mapping[str, Record]) -> list[Record]:
-    """Expect a scan to yield these, perhaps more than once, and return what else it does."""
+    """Expect a scan to yield these, perhaps more than once; return what else it yields."""
     missing, others = dict(expected), []
     for found in store.scan():
         if isinstance(found, ActorbotError):
@@ -164,7 +164,7 @@ def expect_scan(store: RecordStore, expected: Mapping[str, Record]) -> list[Reco
 
 
 def spelled(value: Any) -> str:
-    """Spell *value* out with the type of each part, so that 1, 1.0 and True differ, and 1.1 and 1.10 too."""
+    """Spell *value* out with the type of each part: 1, 1.0 and True differ, and 1.1 and 1.10."""
     if isinstance(value, dict):
         parts = [f"{key!r}: {spelled(part)}" for key, part in sorted(value.items())]
     elif isinstance(value, list | tuple):
@@ -178,7 +178,7 @@ def spelled(value: Any) -> str:
 
 @contextmanager
 def opened(given: Any, *, breaks: bool = False) -> Iterator[RecordStore]:
-    """Have a store from `init` to `close`. One that *breaks* in the meantime need not close well."""
+    """Have a store from `init` to `close`. If it *breaks* meanwhile, its close may fail."""
     with as_records(given) as store:
         store.init()
         try:

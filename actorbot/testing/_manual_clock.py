@@ -13,17 +13,19 @@ from actorbot._runtime.clock import Action, Clock, Timer
 
 __all__ = ["ManualClock"]
 
-ROUNDING = 1e-9  # seconds; two steps of half a second are not always one of a second in floats
-PATIENCE = 3.0  # real seconds; work that takes longer is taken for held up, as by `FaultyStore.hold`, and left to go on
+ROUNDING = 1e-9  # seconds; as floats, ten steps of a tenth of a second are not quite one second
+# Real seconds. Work that takes longer is taken for held up, as by `FaultyStore.hold`, and goes on
+# by itself.
+PATIENCE = 3.0
 
 
 class ManualClock(Clock):
-    """Time moves by `advance` alone. Both clocks move together; `jump_wall` moves the wall clock only. Any thread."""
+    """Time moves by `advance` alone; `jump_wall` moves the wall clock alone. For any thread."""
 
     def __init__(self, start_wall: float = 1_700_000_000.0) -> None:
         self._now = 1_000.0
         self._wall_offset = start_wall - self._now
-        self._lock = threading.Lock()  # guards all of these
+        self._lock = threading.Lock()  # guards all these attributes
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
 
@@ -49,10 +51,11 @@ class ManualClock(Clock):
             self._wall_offset += seconds
 
     async def advance(self, seconds: float) -> None:
-        """Let *seconds* pass; return when the work that became due has finished, or is held up. The event loop runs meanwhile.
+        """Let *seconds* pass; return when the work that became due has finished, or is held up.
 
-        Timers run in the order of time, each at its own instant, one after the other; what they set off for instants within
-        *seconds* runs too. Raises: what the work raised.
+        The event loop runs meanwhile. Timers run in the order of time, each at its own instant, one
+        after the other. New timers that they set within *seconds* run too. Raises what the work
+        raised.
         """
         for work in self._pass(seconds):
             done, _ = await asyncio.wait([asyncio.wrap_future(work)], timeout=PATIENCE)
@@ -67,7 +70,7 @@ class ManualClock(Clock):
                 each.result()
 
     def _pass(self, seconds: float) -> Iterator[Future[None]]:
-        """Run what is due, and yield what there is to wait for before the next."""
+        """Run what is due, and yield the work to wait for before the next timer."""
         if not seconds >= 0:
             raise ValueError(f"time does not go back: {seconds!r} seconds")
         until = self._now + seconds
@@ -78,7 +81,10 @@ class ManualClock(Clock):
                 yield work
 
     def _next(self, until: float) -> Timer | None:
-        """Go to the instant of the next timer that is due and return it; `None` when there is none up to *until*, which it is then."""
+        """Go to the instant of the next timer that is due, and return it.
+
+        If there is none up to *until*, go there and return `None`.
+        """
         with self._lock:
             due = bool(self._heap) and self._heap[0][0] <= until + ROUNDING
             timer = heapq.heappop(self._heap)[2] if due else None

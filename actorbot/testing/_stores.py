@@ -1,4 +1,7 @@
-"""Stores for tests, each around another store: one that writes down what it is asked, one that fails when told to."""
+"""Stores for tests, each around another store.
+
+One writes down what it is asked; one fails when it is told to.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from actorbot.stores.memory import MemorySessionStore
 
 __all__ = ["FaultyStore", "RecordingStore"]
 
-PATIENCE = 60.0  # real seconds after which a held call goes on, so that no test hangs
+PATIENCE = 60.0  # real seconds; after them a held call goes on, so that no test hangs
 
 
 class _Around(RecordStore):
@@ -62,7 +65,10 @@ class _Around(RecordStore):
 
 
 class RecordingStore(_Around):
-    """Writes down what it is asked: `reads` (ids) and `writes` (records), each in order, and the same in batches."""
+    """Writes down what it is asked, in order: `reads` (ids) and `writes` (records).
+
+    `read_batches` and `write_batches` are the same in batches.
+    """
 
     def __init__(self, inner: RecordStore | None = None) -> None:
         super().__init__(inner)
@@ -87,7 +93,10 @@ class RecordingStore(_Around):
 
 
 class FaultyStore(_Around):
-    """Fails when told to; may be told from any thread. `read_calls` and `write_calls` count the calls, refused ones too."""
+    """Fails when it is told to, from any thread.
+
+    `read_calls` and `write_calls` count the calls, also refused ones.
+    """
 
     def __init__(self, inner: RecordStore | None = None) -> None:
         super().__init__(inner)
@@ -115,11 +124,14 @@ class FaultyStore(_Around):
         self._failing_writes = calls
 
     def lose_replies(self, calls: int) -> None:
-        """Apply the next *calls* writes, and say that the outcome is unknown."""
+        """Apply the next *calls* writes, and raise OutcomeUnknownError."""
         self._lost_replies = calls
 
     def corrupt(self, session_id: str) -> None:
-        """Give out the record of *session_id* as damaged, and let no event overwrite it, until `mend` or a destroy."""
+        """Let the record of *session_id* be damaged, until `mend` or a destroy.
+
+        No event overwrites it.
+        """
         self._corrupt.add(session_id)
 
     def mend(self, session_id: str) -> None:

@@ -26,19 +26,24 @@ from actorbot.testing._expect import (
 __all__ = ["IDS", "VALUES", "ValueRules"]
 
 VALUES: dict[str, Any] = {
-    "nothing": None, "truth": True, "one": 1, "text": "héllo \N{ROCKET}\n\x00", "empty": "", "least": -(2**63), "most": 2**63 - 1,
-    "half": 0.5, "whole float": 1.0, "minus zero": -0.0, "third": 1 / 3, "tiny": 5e-324, "huge": 1.7976931348623157e308,
-    "raw": b"\x00\xff", "no bytes": b"", "pair": (1, "two", (3,)), "bag": {1, 2}, "ice": frozenset({"a"}), "no bag": set(),
+    "nothing": None, "truth": True, "one": 1, "least": -(2**63), "most": 2**63 - 1,
+    "text": "héllo \N{ROCKET}\n\x00", "empty": "", "half": 0.5, "whole float": 1.0, "minus zero": -0.0,
+    "third": 1 / 3, "tiny": 5e-324, "huge": 1.7976931348623157e308, "raw": b"\x00\xff", "no bytes": b"",
+    "pair": (1, "two", (3,)), "bag": {1, 2}, "ice": frozenset({"a"}), "no bag": set(),
     "amount": Decimal("1.10"), "exponent": Decimal("1E+2"), "id": UUID(int=7), "day": date(2024, 2, 29),
-    "span": timedelta(days=-1, microseconds=1), "naive": datetime(2024, 1, 1, 1, 2, 3, 4),  # noqa: DTZ001  # naive on purpose
-    "aware": datetime(2024, 1, 1, tzinfo=UTC), "away": datetime(2024, 1, 1, 1, 2, 3, 456, timezone(timedelta(hours=5, minutes=30))),
+    "span": timedelta(days=-1, microseconds=1),
+    "naive": datetime(2024, 1, 1, 1, 2, 3, 4),  # noqa: DTZ001  # naive on purpose
+    "aware": datetime(2024, 1, 1, tzinfo=UTC),
+    "away": datetime(2024, 1, 1, 1, 2, 3, 456, timezone(timedelta(hours=5, minutes=30))),
     "deep": {"a.b": {"$c": [{"d": ()}]}}, "list": [1, [2, [3]], None], "keys": {"": 1, " ": 2, "ключ": 3},
-    "$x": {"$set": [1]}, "like ours": {"$date": "2024-02-29"}, "$actorbot": {"mine": True}, "a.b": 1, "_id": 1, "": 1,
+    "$x": {"$set": [1]}, "like ours": {"$date": "2024-02-29"}, "$actorbot": {"mine": True}, "a.b": 1,
+    "_id": 1, "": 1,
 }  # fmt: skip
 IDS = [
-    "console:1", "CONSOLE:1", "console:11", "console:1 ", "../../etc/passwd", "CON", "con.", "a/b", "a\\b", "a_b", "a%b", "axb", "a?b",
-    "a*b", "%", "_", "{}", "*", ":", "$where", " ", "-rf", "'; drop table sessions; --", '"', "null", "None", "0", "00", "\u00e9",
-    "e\u0301", "x" * 511 + "y", "x" * 512, "\N{ROCKET}" * 128, "\N{ROCKET}",
+    "console:1", "CONSOLE:1", "console:11", "console:1 ", "../../etc/passwd", "CON", "con.", "a/b", "a\\b",
+    "a_b", "a%b", "axb", "a?b", "a*b", "%", "_", "{}", "*", ":", "$where", " ", "-rf",
+    "'; drop table sessions; --", '"', "null", "None", "0", "00", "\u00e9", "e\u0301", "x" * 511 + "y",
+    "x" * 512, "\N{ROCKET}" * 128, "\N{ROCKET}",
 ]  # fmt: skip
 
 

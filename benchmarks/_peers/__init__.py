@@ -1,1 +1,4 @@
-"""One program for each peer: what a bot author would write with it, driven by `_drive.py` or `_drive.js`."""
+"""One program for each peer: what a bot author would write with it.
+
+`_drive.py` or `_drive.js` drives it.
+"""

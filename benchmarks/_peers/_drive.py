@@ -1,6 +1,7 @@
-"""What every program in Python has in common: it reads its job, is driven by 64 callers, and prints what came of it.
+"""What all programs in Python share: reading the job, the 64 callers, and printing the result.
 
-It runs in the peer's environment, so it imports nothing but the standard library and the workload. `_drive.js` is its twin.
+This file runs in the environment of the peer, so it imports only the standard library and the
+workload. `_drive.js` is its twin.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Job:
     variant: str
     in_flight: int
     seconds: float
-    """After which nobody takes another event."""
+    """Seconds after which nobody takes another event."""
     users: tuple[str, ...]
     events: tuple[tuple[str, str], ...]
     """(user, text): taken in this order, again and again."""
@@ -64,7 +65,7 @@ def read_job() -> Job:
 
 
 def number_of(user: str) -> int:
-    """Return the number by which Telegram would know the user; none is 0."""
+    """Return the number by which Telegram would know the user; no number is 0."""
     return int(user.rpartition(":")[2]) + 1
 
 
@@ -85,18 +86,21 @@ def update_of(user: str, text: str, update_id: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """How it went."""
+    """How a run went."""
 
     seconds: float
     """From the first event to the end of the flush, if there is one."""
     flush_seconds: float
     cpu_seconds: float
-    """That the process, all its threads, was given meanwhile."""
+    """The processor time of all threads of the process meanwhile."""
     durations: array[float]
     """Seconds that each event took its caller."""
 
     def print(self, counters: Mapping[str, int]) -> None:
-        """Print the one line that the benchmark reads; *counters* are each user's, read back from the store."""
+        """Print the one line that the benchmark reads.
+
+        *counters* are those of the users, read back from the store.
+        """
         ordered = sorted(self.durations)
         line = {
             "events": len(ordered),

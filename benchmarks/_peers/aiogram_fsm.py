@@ -1,4 +1,7 @@
-"""aiogram 3: a `Dispatcher` that is fed updates; the session is the data of the FSM context. Nothing is faked: no reply is sent."""
+"""aiogram 3: a `Dispatcher` gets the updates; the session is the data of the FSM context.
+
+Nothing is faked: no reply is sent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By hand: an `asyncio.Lock` per user around a read from the store, the change, and a write to it."""
+"""By hand: an `asyncio.Lock` per user around a read from the store, the change, and a write."""
 
 from __future__ import annotations
 

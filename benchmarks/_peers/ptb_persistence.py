@@ -1,7 +1,9 @@
-"""python-telegram-bot: updates go through the queue of a started `Application`; the session is `context.user_data`, which is pickled.
+"""python-telegram-bot: updates go through the queue of a started `Application`.
 
-Faked is the transport: it answers `getMe`, and nothing else is asked. As it comes `PicklePersistence` writes once a minute and when the
-application stops: the flush that is told is the stop, behind the clock. The counters are read from the file by another persistence.
+The session is `context.user_data`, which is pickled. The transport is faked: it answers `getMe`,
+and nothing else is asked. By default `PicklePersistence` writes once a minute and when the
+application stops. So the flush that is reported is the stop, after the clock. The counters are read
+from the file by another persistence.
 """
 
 from __future__ import annotations

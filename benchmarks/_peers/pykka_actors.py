@@ -1,4 +1,7 @@
-"""pykka as it comes: a `ThreadingActor` per user, asked by 64 threads; it reads its session from the store and writes it back."""
+"""pykka with its defaults: a `ThreadingActor` per user, asked by 64 threads.
+
+Each actor reads its session from the store and writes it back.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An aiogram bot on actorbot: aiogram's own dispatcher, only its connection to Telegram is made up."""
+"""An aiogram bot on actorbot: aiogram's own dispatcher; only the connection to Telegram is ours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ async def steps(count: int = 20) -> None:
 
 
 async def counted(bot_program: str) -> int:
-    """Drive a program of the page with 100 messages to 10 chats at once; return how many it has counted, by its replies."""
+    """Drive a program of the page with 100 messages to 10 chats at once; return how many it has
+    counted, by its replies.
+    """
     names: dict[str, Any] = {}
     exec(compile(bot_program, "page", "exec"), names)
     dispatcher: Dispatcher = names["dispatcher"]
@@ -171,7 +173,7 @@ async def test_a_duplicate_met_inside_a_handler_is_its_own_failure() -> None:
 
     async with manager:
         await dispatcher.feed_update(bot, message(1, "a"))
-        with pytest.raises(Exception, match="counted before"):
+        with pytest.raises(Exception, match="handled before"):
             await dispatcher.feed_update(bot, message(2, "a"))
         assert await manager.peek(sid(2)) is None
 

@@ -16,7 +16,7 @@ from actorbot import (
     errors,
 )
 from actorbot._journal.file import JournalFile
-from actorbot._journal.journal import REMOVED
+from actorbot._journal.removals import REMOVED
 from actorbot.testing import ManualClock
 from tests import inside
 from tests.journals import Server, idle, kill, make_manager

@@ -1,4 +1,6 @@
-"""The parts of the journal by themselves: its file, its log, its entries, and what is decided about what the store has."""
+"""The parts of the journal by themselves: its file, its log, its entries, and what is decided about
+what the store has.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def copy_as_a_kill_would_leave_it(path: Path, to: Path) -> JournalFile:
     return JournalFile(str(to / path.name), "full")
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -----------------------------------------------------------------------------------
 
 
 class TheFile(RuleBasedStateMachine):
@@ -109,11 +111,13 @@ def test_the_newest_conflicts_are_kept(tmp_path: Path) -> None:
     file.close()
 
 
-# --- a disk that turns bits -------------------------------------------------------------------------------------------
+# --- a disk that turns bits ---------------------------------------------------------------------
 
 
 def write_a_journal(path: Path) -> tuple[dict[str, bytes], list[dict[str, int]]]:
-    """Return its files as a kill would leave them, and the version of each session after each commit."""
+    """Return its files as a kill would leave them, and the version of each session after each
+    commit.
+    """
     chance = random.Random(2017)
     file = JournalFile(str(path), "full")
     file.open()
@@ -204,7 +208,7 @@ def test_a_log_that_is_cut_off_anywhere_is_no_flaw(tmp_path: Path) -> None:
         assert find_flaw(tmp_path / "cut-wal") is None
 
 
-# --- entries ----------------------------------------------------------------------------------------------------------
+# --- entries ------------------------------------------------------------------------------------
 
 committed_states = some.tuples(
     some.integers(1, 2**62),
@@ -236,7 +240,7 @@ def test_an_entry_that_was_changed_is_not_read(committed: Committed, data: some.
         Entry.from_bytes(bytes(packed))
 
 
-# --- what is decided about what the store has -------------------------------------------------------------------------
+# --- what is decided about what the store has ---------------------------------------------------
 
 
 def make_record(version: int, *write_ids: bytes, state: bytes | None = b"x") -> Record:
