@@ -196,7 +196,11 @@ _collections: dict[Path, str] = {}
 def shared_store(folder: Path, replica_set: bool = False) -> MongoSessionStore:
     """Make a store on a shared server, with a collection of its own for each *folder*."""
     name = _collections.setdefault(folder, f"test_{os.getpid()}_{next(_number)}")
-    return MongoSessionStore(shared(replica_set).url, database="actorbot_tests", collection_name=name)
+    server = shared(replica_set)
+    url = (
+        f"{server.url}{'&' if '?' in server.url else '?'}timeoutMS=20000"  # a machine with neighbours is slow at times
+    )
+    return MongoSessionStore(url, database="actorbot_tests", collection_name=name)
 
 
 def is_update(request: bytes) -> bool:
