@@ -1,4 +1,7 @@
-"""Makes the README's links absolute for a package index, which has none of the pages. All else of the build: setup.cfg."""
+"""Makes the README's links absolute for a package index, which has none of the pages.
+
+All else of the build: setup.cfg.
+"""
 
 import re
 import tomllib

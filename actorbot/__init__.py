@@ -1,9 +1,12 @@
-"""Conversation sessions for bots: one actor per user, events in order, turns atomic, state flushed behind the conversation.
+"""Conversation sessions for bots: one actor per user, events in order, turns atomic, state flushed
+behind the conversation.
 
-How an event flows: `SessionManager.dispatch` finds the session's actor in memory, or makes it and reads its record. It takes
-the actor's turn, or waits for it in the actor's mailbox. The turn decodes the committed state and calls the handler with a
-`Context`. Then it encodes what the handler left and commits it; the replies go out. Later the flusher takes what was committed
-to the `SessionStore`, in batches. A session that is idle and flushed leaves memory. CONTRIBUTING.md has the rooms of the code.
+How an event flows: `SessionManager.dispatch` finds the session's actor in memory, or makes it and
+reads its record. It takes the actor's turn, or waits for it in the actor's mailbox. The turn
+decodes the committed state and calls the handler with a `Context`. Then it encodes what the handler
+left and commits it; the replies go out. Later the flusher takes what was committed to the
+`SessionStore`, in batches. A session that is idle and flushed leaves memory. CONTRIBUTING.md has
+the rooms of the code.
 """
 
 import logging
@@ -51,7 +54,8 @@ __all__ = [
 
 logging.getLogger("actorbot").addHandler(logging.NullHandler())
 
-# Each needs a driver, which an extra installs: imported when first asked for, and not by `import *`, which works without.
+# Each needs a driver, which an extra installs. Imported when first asked for, and not by
+# `import *`, which works without.
 _ON_DEMAND = {"MongoSessionStore": "actorbot.stores.mongo", "RedisSessionStore": "actorbot.stores.redis"}
 
 

@@ -51,7 +51,7 @@ class Bot:
             raise ConfigError("bot", self, "a started bot: await start(), or run() it")
         return self._manager
 
-    # --- what the author sets -----------------------------------------------------------------------------------------
+    # --- what the author sets --------------------------------------------------------------------
 
     def on_event(self, handler: F) -> F:
         """Let *handler(context)* handle every event."""
@@ -77,7 +77,7 @@ class Bot:
         self._options[name] = hook
         return hook
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Receive until nothing more comes, or until SIGINT or SIGTERM.

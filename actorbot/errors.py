@@ -54,7 +54,7 @@ class InvalidSessionIdError(ActorbotError, ValueError):
         self.reason = reason
 
 
-# --- the session's data ---------------------------------------------------------------------------
+# --- the session's data -------------------------------------------------------------------------
 
 
 class NotEncodableError(ActorbotError, TypeError):
@@ -98,7 +98,7 @@ class CorruptSessionError(ActorbotError):
         self.reason = reason
 
 
-# --- the store ------------------------------------------------------------------------------------
+# --- the store ----------------------------------------------------------------------------------
 
 
 class StoreError(ActorbotError):
@@ -137,7 +137,7 @@ class InsecureStorageError(StoreError):
     """The storage folder is a symlink, or belongs to another user, or others may write to it."""
 
 
-# --- the turn -------------------------------------------------------------------------------------
+# --- the turn -----------------------------------------------------------------------------------
 
 
 class TurnError(ActorbotError):
@@ -175,7 +175,7 @@ class TurnTimeoutError(TurnError, TimeoutError):
     """The `timeout=` of a call ran out. An event that still waited for its turn was withdrawn."""
 
 
-# --- the manager ----------------------------------------------------------------------------------
+# --- the manager --------------------------------------------------------------------------------
 
 
 class OverloadedError(ActorbotError):

@@ -86,7 +86,7 @@ class Series:
     """Nanoseconds of each `dispatch` of the latency pass, shortest first."""
 
 
-# --- asyncio --------------------------------------------------------------------------------------
+# --- asyncio ------------------------------------------------------------------------------------
 
 
 async def run_on_loop(contender: LoopContender, workload: Workload, seconds: float) -> Run:
@@ -150,7 +150,7 @@ async def _loop_timer(events: Events, dispatch: Callable[[str, str], Awaitable[A
             await asyncio.sleep(0)
 
 
-# --- threads --------------------------------------------------------------------------------------
+# --- threads ------------------------------------------------------------------------------------
 
 
 def run_in_threads(contender: ThreadContender, workload: Workload, seconds: float) -> Run:
@@ -206,7 +206,7 @@ def _thread_timer(events: Events, dispatch: Callable[[str, str], Any], durations
         durations.append(perf_counter_ns() - started)
 
 
-# --- both -----------------------------------------------------------------------------------------
+# --- both ---------------------------------------------------------------------------------------
 
 
 class Stopwatch:

@@ -72,8 +72,11 @@ class ComparingStore(DictStore):
 
 
 def redis_store(kind: str, folder: Path) -> RedisSessionStore:
-    """Make a store on the shared server of *kind*; the same sessions for the same *folder*, which is one test's."""
-    return RedisSessionStore(redis_servers.shared(kind).url, key_prefix=f"{sha256(bytes(folder)).hexdigest()[:16]}:")
+    """Make a store on the shared server of *kind*; the same sessions for the same *folder*, which
+    is one test's.
+    """
+    url = f"{redis_servers.shared(kind).url}?socket_timeout=20"  # a machine with neighbours is slow
+    return RedisSessionStore(url, key_prefix=f"{sha256(bytes(folder)).hexdigest()[:16]}:")
 
 
 STORES: dict[str, Callable[[Path], Any]] = {

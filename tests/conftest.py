@@ -1,4 +1,6 @@
-"""What every test gets: its own event loop where it is `async def`, and a look at the threads it leaves behind."""
+"""What every test gets: its own event loop where it is `async def`, and a look at the threads it
+leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import asyncio
 import functools
 import inspect
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +19,14 @@ from hypothesis import settings
 from tests.servers import mongo_servers, redis_servers
 from tests.waiting import HANGS
 
-# In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the one that fails.
+# In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the
+# one that fails.
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# A program that a shell starts in the background ignores Ctrl-C, and so do all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,7 +79,9 @@ def redis_server(
 
 @pytest.fixture(autouse=True)
 def no_thread_stays_behind() -> Iterator[None]:
-    """Fail a test that leaves one of our threads running, or any thread that would keep the process from ending."""
+    """Fail a test that leaves one of our threads running, or any thread that would keep the process
+    from ending.
+    """
     before = set(threading.enumerate())
 
     def left() -> list[threading.Thread]:

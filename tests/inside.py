@@ -21,7 +21,9 @@ def home(manager: SessionManager) -> Any:
 
 
 def private_loop(manager: SessionManager) -> Any:
-    """Return the loop on which a manager on threads runs what is `async`, or None as long as nothing was."""
+    """Return the loop on which a manager on threads runs what is `async`, or None as long as
+    nothing was.
+    """
     return home(manager)._loop
 
 
@@ -92,7 +94,9 @@ def asked(manager: SessionManager) -> int:
 
 
 def events_at_risk(manager: SessionManager) -> tuple[int, int]:
-    """Return how many events are at risk as the manager counts them, and as the sessions' own counts add up."""
+    """Return how many events are at risk as the manager counts them, and as the sessions' own
+    counts add up.
+    """
     turns, actors = shared(manager), table(manager).actors.values()
     return turns.handled + turns.ended - turns.flusher.settled, sum(each.behind() for each in actors)
 

@@ -56,7 +56,9 @@ async def advancing(clock: ManualClock, call: Awaitable[object]) -> None:
 
 
 async def idle(manager: SessionManager) -> None:
-    """Return when the journal's thread has done what it has to do, and what it gives itself to do after that."""
+    """Return when the journal's thread has done what it has to do, and what it gives itself to do
+    after that.
+    """
     journal = inside.journal(manager)
     for _ in range(5):
         await asyncio.wrap_future(journal.conflicts())

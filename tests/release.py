@@ -1,4 +1,5 @@
-"""Build what a release uploads, into dist/, and check it: `make release-check`. Arguments go to pytest in the source's tests.
+"""Build what a release uploads, into dist/, and check it: `make release-check`. Arguments go to
+pytest in the source's tests.
 
 What is left to do by hand before an upload is said at the end, and fails nothing.
 """
@@ -28,7 +29,8 @@ LEFT_OUT = re.compile(r"\.(ci|github)/|\.gitignore|\.pre-commit-config\.yaml|.*\
 # What the build makes.
 MADE = re.compile(r"PKG-INFO|actorbot\.egg-info/.*|setup\.cfg")
 
-# Build with the setuptools of constraints.txt. Newer pips read the second variable, older ones the first.
+# Build with the setuptools of constraints.txt. Newer pips read the second variable, older ones the
+# first.
 PINS = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
 
 DIALOGUE = "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > "
@@ -51,7 +53,9 @@ def main(arguments: list[str]) -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """The package and what describes it, nothing else, and no link that leads nowhere on a package index."""
+    """The package and what describes it, nothing else, and no link that leads nowhere on a package
+    index.
+    """
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
         about = email.message_from_bytes(archive.read(f"{NAME}.dist-info/METADATA"))
@@ -80,7 +84,9 @@ def check_source(source: Path, folder: Path) -> Path:
 
 
 def check_dialogue(wheel: Path, folder: Path) -> None:
-    """Install the wheel as a user does, with the newest of what it needs, and talk to the bot of the README."""
+    """Install the wheel as a user does, with the newest of what it needs, and talk to the bot of
+    the README.
+    """
     run("A fresh environment", sys.executable, "-m", "venv", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     run("Install the wheel", python, "-m", "pip", "install", "--quiet", wheel)

@@ -9,7 +9,10 @@ import pytest
 
 
 def tiers(cases: Iterable[Any], *quick: Any) -> list[Any]:
-    """Make the parameters of a test: *quick* are its cases in `make test`, by default the first; the others are `long`."""
+    """Make the parameters of a test:
+
+    *quick* are its cases in `make test`, by default the first; the others are `long`.
+    """
     cases = list(cases)
     quick = quick or (cases[0],)
     return [

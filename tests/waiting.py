@@ -1,4 +1,7 @@
-"""How tests wait: for a condition or for an answer, never for a time. The bound is there to end a test that hangs."""
+"""How tests wait: for a condition or for an answer, never for a time.
+
+The bound is there to end a test that hangs.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ async def soon(awaitable: Awaitable[Any]) -> Any:
 
 
 async def breathe() -> None:
-    """Let whatever can go on go on, also on other threads: to show that something does not happen."""
+    """Let all that can go on do so, also on other threads: to show what does not happen."""
     for _ in range(20):
         await asyncio.sleep(0.001)
 

@@ -134,7 +134,7 @@ class DirtySessions:
         since = min(list(self._since.values()), default=None)  # the list is made in one step
         return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
 
-    # --- on the flusher's thread --------------------------------------------------------------------------------------
+    # --- on the flusher's thread -----------------------------------------------------------------
 
     def take_due(self) -> Iterator[Flushable]:
         """Take out the sessions whose time is up, and set a timer for the next one."""

@@ -80,7 +80,7 @@ class Flusher(Mailbox):
         self._young = 0  # sessions flushed since the garbage collector was called
         self._quiet: list[Future[None]] = []  # done when nothing can be written
 
-    # --- how it is doing ----------------------------------------------------------------------------------------------
+    # --- how it is doing -------------------------------------------------------------------------
 
     @property
     def writes(self) -> int:
@@ -112,7 +112,7 @@ class Flusher(Mailbox):
         """Whether the store answers, and does not take the writes of some sessions."""
         return self._retries.refusing
 
-    # --- from any thread ----------------------------------------------------------------------------------------------
+    # --- from any thread -------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Let the first message in."""
@@ -193,7 +193,7 @@ class Flusher(Mailbox):
         due = RetryDue(jobs)
         return due.done if self.notify(due) else None
 
-    # --- on the store's thread: messages ------------------------------------------------------------------------------
+    # --- on the store's thread: messages ---------------------------------------------------------
 
     def schedule(self) -> None:
         self._thread.submit(self._work)
@@ -245,7 +245,7 @@ class Flusher(Mailbox):
                 done.set_exception(_ended())
         self._thread.close()
 
-    # --- on the store's thread: batches -------------------------------------------------------------------------------
+    # --- on the store's thread: batches ----------------------------------------------------------
 
     def _go_on(self) -> None:
         """Write a batch; then let in who waits for the thread, and messages.

@@ -51,7 +51,7 @@ class WriteQueue:
         # call has come back.
         self._out: dict[str, set[Flushable]] = {}
 
-    # --- what is to be written ----------------------------------------------------------------------------------------
+    # --- what is to be written -------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._wanted)
@@ -88,7 +88,7 @@ class WriteQueue:
                 tell(self._has_spilled(session))
             elif goal.is_lost():
                 tell(ConflictError(self._store.name, "lost to a write of someone else", session_id=session.session_id))
-            elif goal.is_stored():
+            elif len(session.losses) > goal.losses or goal.version <= session.flushed:
                 tell(None)
             else:
                 self._waiters.add(session, goal.version, tell)
@@ -145,7 +145,7 @@ class WriteQueue:
         """List the writes that somebody waits for."""
         return [through for through in self._wanted.values() if through is not None]
 
-    # --- a call that was left behind ----------------------------------------------------------------------------------
+    # --- a call that was left behind -------------------------------------------------------------
 
     def leave_behind(self, jobs: Iterable[PendingWrite]) -> None:
         """Write none of the sessions of *jobs* until `come_back`: their writes may still arrive."""
@@ -174,7 +174,7 @@ class WriteQueue:
         self._waiters.reached(session, error)
         return True
 
-    # --- the next batch -----------------------------------------------------------------------------------------------
+    # --- the next batch --------------------------------------------------------------------------
 
     def at_once(self) -> int:
         """Return how many writes go into one batch at most."""
@@ -207,7 +207,7 @@ class WriteQueue:
         if self._is_overtaken(session, committed):
             return None  # when the destroy has ended, the session comes here again
         if committed is None or committed[VERSION] <= session.flushed:
-            self._retries.settle(session)
+            self._retries.settle([session])
             self._dirty.uncharge([(session, None)])
             self._waiters.reached(session, ALL)
             return None

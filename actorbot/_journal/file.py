@@ -48,7 +48,7 @@ class JournalFile:
         self._lock = FileLock(f"{self.path}.lock")
         self._connection: sqlite3.Connection | None = None
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the file, or make it with mode 0600.
@@ -188,7 +188,7 @@ class JournalFile:
             raise StoreUnavailableError(NAME, f"{self.path} is not open")
         return self._connection
 
-    # --- rows ---------------------------------------------------------------------------------------------------------
+    # --- rows ------------------------------------------------------------------------------------
 
     def rows(self) -> Iterator[tuple[int, bytes]]:
         """Yield all rows that are not empty."""
@@ -237,7 +237,7 @@ class JournalFile:
         """Remove the empty rows."""
         self._open.execute("DELETE FROM entries WHERE data = x''")
 
-    # --- a new file in its place --------------------------------------------------------------------------------------
+    # --- a new file in its place -----------------------------------------------------------------
 
     def renew(self) -> None:
         """Copy what was committed to a new file, and go on with that.

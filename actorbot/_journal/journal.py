@@ -80,7 +80,7 @@ class Journal:
         self.broken: str | None = None
         """Why it takes nothing now."""
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def open(self) -> Future[None]:
         """Open the file and read what is in it.
@@ -131,7 +131,7 @@ class Journal:
             if not self._away:
                 self._file.close()
 
-    # --- what it holds ------------------------------------------------------------------------------------------------
+    # --- what it holds ---------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -173,7 +173,7 @@ class Journal:
                 "journal", f"{self._file.path} cannot be read: {error}", session_id=session_id
             ) from error
 
-    # --- committing ---------------------------------------------------------------------------------------------------
+    # --- committing ------------------------------------------------------------------------------
 
     def put(self, ahead: Ahead) -> None:
         """Commit *ahead* in place of the entry that its session has, then settle it."""

@@ -86,7 +86,7 @@ class SessionManager(Access):
         self._closing = Close()
         self._report: ShutdownReport | None = None
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> Self:
         """Open the store, and be at home on the running loop. Raises: store errors, ConfigError."""
@@ -191,7 +191,7 @@ class SessionManager(Access):
         self._parts.end()
         return report
 
-    # --- verbs --------------------------------------------------------------------------------------------------------
+    # --- verbs -----------------------------------------------------------------------------------
 
     async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False) -> Any:
         """Handle *event* in its session's turn; return what the handler returns.

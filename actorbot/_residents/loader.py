@@ -96,7 +96,7 @@ class Loader:
             self._asked.clear()
         self._tell([(ask.answer, _closed()) for ask in waiting])
 
-    # --- the store --------------------------------------------------------------------------------
+    # --- the store -------------------------------------------------------------------------------
 
     async def _read_store(self, session_id: str) -> Record | None:
         if self._store.may_block:

@@ -64,7 +64,7 @@ class Sweeper(ServiceActor):
         self._sweep_later()
         self._sweep_store_later()
 
-    # --- memory -----------------------------------------------------------------------------------
+    # --- memory ----------------------------------------------------------------------------------
 
     def _sweep_later(self) -> None:
         if self._table.closing:
@@ -144,7 +144,7 @@ class Sweeper(ServiceActor):
         for actor in unflushed:
             self._idle.add(actor, now)  # the store does not take it now: the next sweep tries again
 
-    # --- the store --------------------------------------------------------------------------------
+    # --- the store -------------------------------------------------------------------------------
 
     def _sweep_store_later(self) -> None:
         """Have the store remove what has expired in it, again and again."""

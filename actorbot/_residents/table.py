@@ -42,7 +42,7 @@ class Table:
         # this lock until the actor is out.
         self._lock = threading.Lock()
 
-    # --- coming -----------------------------------------------------------------------------------
+    # --- coming ----------------------------------------------------------------------------------
 
     def add(self, actor: SessionActor) -> bool:
         """Put in a new actor, whose turn the caller holds; `False` if its id has one already.
@@ -66,7 +66,7 @@ class Table:
         with self._lock:
             pass
 
-    # --- leaving ----------------------------------------------------------------------------------
+    # --- leaving ---------------------------------------------------------------------------------
 
     def discard(self, actor: SessionActor) -> None:
         """Take out *actor*, whose turn the caller holds; nothing is flushed.
@@ -131,7 +131,7 @@ class Table:
         actor.leave()
         return False
 
-    # --- a close ----------------------------------------------------------------------------------
+    # --- a close ---------------------------------------------------------------------------------
 
     def close_intake(self) -> None:
         """Let no session come any more. The sweeps end with this, too."""
@@ -157,7 +157,7 @@ class Table:
             self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
         return busy
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- looking ---------------------------------------------------------------------------------
 
     def resident(self) -> Iterator[SessionActor]:
         """Iterate over the actors that are in memory now."""

@@ -28,7 +28,8 @@ def check_pykka() -> None:
     missing = [name for name in RELIED_ON if not hasattr(pykka.Actor, name)]
     if missing:
         raise ImportError(
-            f"actorbot needs pykka>=4.5,<5; the installed pykka {version('pykka')} has no Actor.{', Actor.'.join(missing)}"
+            f"actorbot needs pykka>=4.5,<5; the installed pykka {version('pykka')} has no"
+            f" Actor.{', Actor.'.join(missing)}"
         )
 
 

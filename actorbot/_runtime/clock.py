@@ -15,8 +15,8 @@ __all__ = ["Clock", "SystemClock", "Timer"]
 
 logger = logging.getLogger("actorbot")
 
-# What a timer runs: quick, non-blocking, on any thread. A future it returns is done when all it set off is done;
-# only a virtual clock waits for it.
+# What a timer runs: quick, non-blocking, on any thread. A future it returns is done when all it set
+# off is done; only a virtual clock waits for it.
 Action = Callable[[], "Future[None] | None"]
 
 
@@ -36,7 +36,8 @@ class Timer:
 class Clock(ABC):
     """Where a manager takes the time from.
 
-    `monotonic()` measures idleness and delays, `wall()` stamps expiry; both are seconds as `float`, callable from any thread.
+    `monotonic()` measures idleness and delays, `wall()` stamps expiry; both are seconds as `float`,
+    callable from any thread.
     """
 
     @abstractmethod
@@ -47,7 +48,7 @@ class Clock(ABC):
 
     @abstractmethod
     def call_at(self, when: float, action: Action) -> Timer:
-        """Call *action* once `monotonic()` has reached *when*, on a thread of the clock's choosing."""
+        """Call *action* when `monotonic()` has reached *when*; the clock chooses the thread."""
 
     def close(self) -> None:  # noqa: B027  # most clocks have nothing to stop
         """Stop calling; pending actions are forgotten."""

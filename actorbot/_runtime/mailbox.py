@@ -129,7 +129,7 @@ class Mailbox(PooledActor):
                 break  # it has just withdrawn
         return items
 
-    # --- what pykka asks of an inbox ----------------------------------------------------------------------------------
+    # --- what pykka asks of an inbox -------------------------------------------------------------
 
     @property
     def actor_inbox(self) -> Inbox:  # type: ignore[override]  # an attribute in pykka

@@ -178,7 +178,7 @@ def _count_references() -> tuple[int, int]:
 _OF_STATE, _OF_LIST = _count_references()
 
 
-# --- the check ------------------------------------------------------------------------------------
+# --- the check ----------------------------------------------------------------------------------
 
 
 def _is_plain(state: dict[str, Any], budget: int) -> bool:

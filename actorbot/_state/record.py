@@ -88,7 +88,7 @@ class Record:
         """Make the record of a destroyed session."""
         return cls(session_id, 0, None, os.urandom(8), b"", now, now + TOMBSTONE_AGE)
 
-    # --- bytes ------------------------------------------------------------------------------------
+    # --- bytes -----------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
         """Return the magic with the format version, a CRC-32 of the rest, and the fields.
@@ -133,7 +133,7 @@ class Record:
             return ""
         return fields[0] if type(fields) is list and fields and type(fields[0]) is str else ""
 
-    # --- document ---------------------------------------------------------------------------------
+    # --- document --------------------------------------------------------------------------------
 
     def to_document(self) -> dict[str, Any]:
         """Return a fresh JSON-safe dict: the state at the top level, the rest under `"$actorbot"`.

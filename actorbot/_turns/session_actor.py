@@ -53,7 +53,7 @@ class SessionActor(Flushable):
     def schedule(self) -> None:
         self.shared.home.post(self.run_batch)
 
-    # --- a turn -------------------------------------------------------------------------------------------------------
+    # --- a turn ----------------------------------------------------------------------------------
 
     def adopt(self, record: Record | None) -> None:
         """Take what the store holds."""
@@ -313,7 +313,7 @@ class SessionActor(Flushable):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error
 
-    # --- what is told -------------------------------------------------------------------------------------------------
+    # --- what is told ----------------------------------------------------------------------------
 
     def on_receive(self, message: Any) -> None:
         """Start the turn of a told event. Called by pykka's loop, which has the turn."""

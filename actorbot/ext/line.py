@@ -76,7 +76,8 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
             with ExitStack() as stack:
                 try:
                     # An event without a source is refused here: InvalidSessionIdError.
-                    turn = stack.enter_context(manager.turn_sync(session_id_of(event), event_id=event.webhook_event_id))  # type: ignore[arg-type]
+                    session_id: Any = session_id_of(event)
+                    turn = stack.enter_context(manager.turn_sync(session_id, event_id=event.webhook_event_id))
                 except DuplicateEventError:
                     return DUPLICATE
                 return function(event, turn)

@@ -148,8 +148,11 @@ class PTBSessions:
         session_id = self.session_id(number)
         context = held(self._manager, session_id)
         if context is None:
-            reason = "its turn is not held here; in a job, or in a handler with block=False, take it: `async with sessions.turn("
-            raise TurnEndedError(session_id, f"{reason}{number}):`")
+            reason = (
+                "its turn is not held here; in a job, or in a handler with block=False, take it:"
+                f" `async with sessions.turn({number}):`"
+            )
+            raise TurnEndedError(session_id, reason)
         return context
 
 
@@ -184,7 +187,7 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         self._closes_manager = False
         sessions._application = self
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     async def initialize(self) -> None:
         await super().initialize()
@@ -199,7 +202,7 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
             await self._sessions._manager.close()  # first: its last replies need the bot
         await super().shutdown()
 
-    # --- updates ------------------------------------------------------------------------------------------------------
+    # --- updates ---------------------------------------------------------------------------------
 
     async def process_update(self, update: object) -> None:
         if not isinstance(update, Update) or not (numbers := _numbers(update)):
@@ -228,7 +231,7 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         failures.append(error)
         return True  # stops later groups: their replies and changes would be rolled back
 
-    # --- data ---------------------------------------------------------------------------------------------------------
+    # --- data ------------------------------------------------------------------------------------
 
     def drop_user_data(self, user_id: int) -> None:
         self.user_data[user_id].clear()

@@ -46,7 +46,7 @@ def judge_clock(ahead: float) -> Finding:
     return Finding("clock", level, text)
 
 
-# --- a folder -------------------------------------------------------------------------------------
+# --- a folder -----------------------------------------------------------------------------------
 
 
 SYNCS: Final = 5
@@ -131,7 +131,7 @@ def _sync(folder: int, temporary: str) -> Finding:
     return Finding("sync", "ok", text)
 
 
-# --- a Redis or Valkey server: will it do, and may it lose sessions? ------------------------------
+# --- a Redis or Valkey server: will it do, and may it lose sessions? ----------------------------
 
 
 OLDEST: Final = (6, 2)  # the first with SET … PXAT
@@ -197,7 +197,7 @@ def _memory(limit: int, used: int) -> Finding:
     return Finding("memory", "warning", f"{text}; give it more before it refuses writes")
 
 
-# --- a MongoDB server: may it lose sessions, and does it remove those that have ended? ------------
+# --- a MongoDB server: may it lose sessions, and does it remove those that have ended? ----------
 
 
 def judge_mongo(

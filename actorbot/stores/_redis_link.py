@@ -147,7 +147,7 @@ class Link:
                 answers[n] = answer
         return answers
 
-    # --- the cluster ------------------------------------------------------------------------------
+    # --- the cluster -----------------------------------------------------------------------------
 
     def _server_of(self, key: bytes) -> _Server:
         if self._slots is not None:

@@ -67,7 +67,7 @@ class FileSessionStore(RecordStore):
         self._swap = threading.Lock()
         self._folder: int | None = None
 
-    # --- life -------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._folder is not None:
@@ -139,7 +139,7 @@ class FileSessionStore(RecordStore):
             raise StoreUnavailableError(self.name, f"{self.directory} is not open: init() comes first")
         return self._folder
 
-    # --- reading ----------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         return [self._read(session_id) for session_id in session_ids]
@@ -198,7 +198,7 @@ class FileSessionStore(RecordStore):
         except OSError as error:
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be listed: {error}") from error
 
-    # --- writing ----------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         folder = self._dir
@@ -261,7 +261,7 @@ class FileSessionStore(RecordStore):
             # left.
             pass
 
-    # --- cleaning ---------------------------------------------------------------------------------
+    # --- cleaning --------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> Iterator[Record]:
         try:

@@ -94,7 +94,7 @@ class MongoSessionStore(RecordStore):
             raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
         self._link = Link(url, database, collection_name)
 
-    # --- life -------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._link.is_open:
@@ -154,7 +154,7 @@ class MongoSessionStore(RecordStore):
         yield from judge_mongo(hello, version, status, _indexes(collection, call))
         yield judge_clock(ahead)
 
-    # --- reading ----------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         collection, call = self._link.collection, self._link.call()
@@ -207,7 +207,7 @@ class MongoSessionStore(RecordStore):
                 self.name, f"counting in {self._link.hosts} failed: {describe(error)}"
             ) from error
 
-    # --- writing ----------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         collection, call = self._link.collection, self._link.call()

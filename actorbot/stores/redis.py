@@ -104,7 +104,7 @@ class RedisSessionStore(RecordStore):
     def __repr__(self) -> str:
         return f"<RedisSessionStore {self._link.where}, key_prefix={self.key_prefix!r}>"
 
-    # --- life -------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if self._is_open:
@@ -169,7 +169,7 @@ class RedisSessionStore(RecordStore):
             if finding.level == "warning":
                 logger.warning("%s: %s %s", self.name, self._link.where, finding.text)
 
-    # --- reading ----------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         keys = [self._key(session_id) for session_id in session_ids]
@@ -235,7 +235,7 @@ class RedisSessionStore(RecordStore):
     def _pattern(self) -> bytes:
         return re.sub(rb"[][*?\\]", rb"\\\g<0>", self._prefix) + b"*"
 
-    # --- writing ----------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         keys = [self._key(write.record.session_id) for write in writes]
@@ -290,7 +290,7 @@ class RedisSessionStore(RecordStore):
             return write.conflict(self.name)
         return self._foreign(write.record.session_id) if answer == "x" else None
 
-    # --- both -------------------------------------------------------------------------------------
+    # --- both ------------------------------------------------------------------------------------
 
     def _key(self, session_id: str) -> bytes:
         return self._prefix + session_id.encode()

@@ -61,7 +61,7 @@ class StoreContract(ValueRules, OptionalRules):
         """
         raise SkipTest("break_store is not overridden")
 
-    # --- reading and writing ----------------------------------------------------------------------
+    # --- reading and writing ---------------------------------------------------------------------
 
     def test_an_absent_session_reads_as_none(self) -> None:
         with opened(self.make_store()) as store:
@@ -175,7 +175,7 @@ class StoreContract(ValueRules, OptionalRules):
             # longer.
             expect_records(store, read(store, ["ann"]), [record])
 
-    # --- destroying -------------------------------------------------------------------------------
+    # --- destroying ------------------------------------------------------------------------------
 
     def test_a_destroyed_session_reads_as_absent(self) -> None:
         with opened(self.make_store()) as store:
@@ -229,7 +229,7 @@ class StoreContract(ValueRules, OptionalRules):
 
             expect(store, "ann", None)
 
-    # --- closing and opening ----------------------------------------------------------------------
+    # --- closing and opening ---------------------------------------------------------------------
 
     def test_a_closed_store_may_be_opened_again(self) -> None:
         given = self.make_store()

@@ -26,7 +26,7 @@ __all__ = ["OptionalRules"]
 class OptionalRules(Rules):
     """Rules that are skipped for a driver without `compare_and_write` or without `ids`."""
 
-    # --- comparing --------------------------------------------------------------------------------
+    # --- comparing -------------------------------------------------------------------------------
 
     def test_a_write_on_a_stale_base_is_a_conflict_and_changes_nothing(self) -> None:
         with opened(self.make_store()) as store:
@@ -62,7 +62,7 @@ class OptionalRules(Rules):
 
             expect(store, "ann", {"n": 2})
 
-    # --- listing and sweeping ---------------------------------------------------------------------
+    # --- listing and sweeping --------------------------------------------------------------------
 
     def test_a_scan_yields_what_is_stored_and_nothing_else(self) -> None:
         with opened(self.make_store()) as store:

@@ -1,1 +1,3 @@
-"""actorbot inside bot libraries: the libraries are real, and only what they would send over the network is made up."""
+"""actorbot inside bot libraries: the libraries are real, and only what they would send over the
+network is made up.
+"""

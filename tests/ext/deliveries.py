@@ -1,4 +1,7 @@
-"""Deliveries as the platforms make them: bodies, and headers with a true signature. Posted in the process, or by hand as ASGI messages."""
+"""Deliveries as the platforms make them: bodies, and headers with a true signature.
+
+Posted in the process, or by hand as ASGI messages.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +140,9 @@ def raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 def messages(*chunks: bytes, gone: bool = False) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """What a server says while a body arrives: its chunks, and, with *gone*, that the client has left in the middle of it."""
+    """What a server says while a body arrives: its chunks, and, with *gone*, that the client has
+    left in the middle of it.
+    """
     said = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     said.append({"type": "http.disconnect"} if gone else {"type": "http.request", "body": b"", "more_body": False})
 

@@ -1,4 +1,6 @@
-"""Discord's side of the network: its HTTP API, on a local port, and the payloads that its gateway sends."""
+"""Discord's side of the network: its HTTP API, on a local port, and the payloads that its gateway
+sends.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from openai.types.responses import (
 class CountingModel(Model):
     """Answers with the number of the user's messages that it was shown: `"3"` to a third one.
 
-    Before it answers the message "hold" it waits for `go_on`; "break" it answers with an error, "tool" by calling its tool.
+    Before it answers the message "hold" it waits for `go_on`; "break" it answers with an error,
+    "tool" by calling its tool.
     """
 
     def __init__(self, tool: str = "look", arguments: str = "{}") -> None:

@@ -1,4 +1,6 @@
-"""Slack's side of the network: the web API that Bolt's clients call, on a local port, and the signed requests that Slack sends."""
+"""Slack's side of the network: the web API that Bolt's clients call, on a local port, and the
+signed requests that Slack sends.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,7 @@ def slack_api() -> Iterator[SlackApi]:
 
 
 def signed(body: str, content_type: str = "application/json", **headers: str) -> dict[str, Any]:
-    """Return *body* with the headers that Slack would send it with, as a Bolt request takes them."""
+    """Return *body* with the headers that Slack sends with it, as a Bolt request takes them."""
     stamp = str(int(time.time()))
     signature = SignatureVerifier(SECRET).generate_signature(timestamp=stamp, body=body)
     return {
@@ -105,7 +107,7 @@ def message(text: str, *, user: str = "U1", channel: str = "C1", event_id: str |
 
 
 def again(request: Any) -> Any:
-    """The same event delivered once more, as Slack does it when it has not seen an answer in time."""
+    """The same event once more, as Slack delivers it when it has not seen an answer in time."""
     return signed(request["body"], **{"X-Slack-Retry-Num": "1", "X-Slack-Retry-Reason": "http_timeout"})
 
 

@@ -1,4 +1,6 @@
-"""What Telegram would send, and a connection to it that answers by itself: the one thing about aiogram's bots that is made up."""
+"""What Telegram would send, and a connection to it that answers by itself: the one thing about
+aiogram's bots that is made up.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ _update_ids = itertools.count(1)
 
 
 def message(user: int, text: str, *, update_id: int | None = None, chat: int | None = None, **more: Any) -> Update:
-    """A user's message, as Telegram sends it; in the user's private chat unless another is named."""
+    """A user's message, as Telegram sends it; in the private chat unless another is named."""
     update_id = next(_update_ids) if update_id is None else update_id
     where = Chat(id=user, type="private") if chat is None else Chat(id=chat, type="supergroup")
     return Update(

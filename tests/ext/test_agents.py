@@ -1,4 +1,6 @@
-"""Agents whose memory is in actorbot's sessions: the SDK's own runner, only the model behind it is made up."""
+"""Agents whose memory is in actorbot's sessions: the SDK's own runner, only the model behind it is
+made up.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def nothing_is_traced() -> Iterator[None]:
 
 
 class Bot:
-    """A manager whose handler runs an agent on what was said, and counts in the session's own values."""
+    """A manager whose handler runs an agent on what was said, and counts in the session's own
+    values.
+    """
 
     def __init__(self, store: Any = None, *, max_items: int | None = None, **options: Any) -> None:
         self.model = CountingModel()

@@ -1,4 +1,4 @@
-"""An aiogram bot on actorbot: aiogram's own dispatcher, only its connection to Telegram is made up."""
+"""An aiogram bot on actorbot: aiogram's own dispatcher; only the connection to Telegram is ours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ async def steps(count: int = 20) -> None:
 
 
 async def counted(bot_program: str) -> int:
-    """Drive a program of the page with 100 messages to 10 chats at once; return how many it has counted, by its replies."""
+    """Drive a program of the page with 100 messages to 10 chats at once; return how many it has
+    counted, by its replies.
+    """
     names: dict[str, Any] = {}
     exec(compile(bot_program, "page", "exec"), names)
     dispatcher: Dispatcher = names["dispatcher"]

@@ -1,4 +1,6 @@
-"""aiogram's states on actorbot: where they live, what they are atomic with, and how replies wait for them."""
+"""aiogram's states on actorbot: where they live, what they are atomic with, and how replies wait
+for them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Webhooks over ASGI: what the platform is answered, what the user's session becomes, and what strangers can do."""
+"""Webhooks over ASGI: what the platform is answered, what the user's session becomes, and what
+strangers can do.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ async def turns(number: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-# --- what is promised -------------------------------------------------------------------------------------------------
+# --- what is promised ---------------------------------------------------------------------------
 
 
 async def crowd(client: Any, platform: str, path: str = "") -> Counter[int]:
@@ -171,7 +173,7 @@ async def test_a_restart_forgets_nothing_of_what_was_answered(tmp_path: Path) ->
     assert (await stored(tmp_path, SESSION["slack"], ManualClock()))["n"] == 2
 
 
-# --- when something fails ---------------------------------------------------------------------------------------------
+# --- when something fails -----------------------------------------------------------------------
 
 
 def failing_once(*texts: str) -> Callable[[Context], Awaitable[None]]:
@@ -335,7 +337,7 @@ async def test_a_stranger_writes_no_line_of_his_own_into_the_log(caplog: pytest.
     assert "/bots/{name}" in line
 
 
-# --- the client goes away ---------------------------------------------------------------------------------------------
+# --- the client goes away -----------------------------------------------------------------------
 
 
 async def test_a_cancelled_request_is_rolled_back_or_withdrawn_and_holds_no_session() -> None:
@@ -388,7 +390,7 @@ async def test_a_body_that_breaks_off_reaches_nobody(platform: str) -> None:
         assert await post_by_hand(app, f"/{platform}", raw(sign(platform, body)), messages(body[:9], gone=True)) == 400
 
 
-# --- what strangers do ------------------------------------------------------------------------------------------------
+# --- what strangers do --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -478,7 +480,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
         assert await post_by_hand(app, "/telegram", raw(sign("telegram", b"")), lambda: never) == 408
 
 
-# --- addresses are checked, probes, other applications ----------------------------------------------------------------
+# --- addresses are checked, probes, other applications ------------------------------------------
 
 
 async def test_slack_and_meta_may_check_the_address() -> None:

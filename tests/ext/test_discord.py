@@ -63,7 +63,7 @@ async def stored(store: Any, channels: list[str] = CHANNELS, user: str = "7") ->
     return {channel: state["n"] for channel, state in states.items() if state is not None}
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------
 
 
 async def say_ten_times_in_ten_channels(heading: str) -> DiscordApi:
@@ -119,7 +119,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     )
 
 
-# --- ordered, atomic, durable -----------------------------------------------------------------------------------------
+# --- ordered, atomic, durable -------------------------------------------------------------------
 
 
 async def test_no_update_is_lost_chats_are_parallel_and_each_stays_in_order(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ async def test_a_command_that_raises_leaves_no_trace_and_on_command_error_is_tol
         assert await manager.peek(f"discord:{GUILD}:{CHANNELS[0]}:7") == {"n": 7}
 
 
-# --- deliveries that are repeated -------------------------------------------------------------------------------------
+# --- deliveries that are repeated ---------------------------------------------------------------
 
 
 async def test_a_message_that_is_delivered_again_counts_once_for_each_of_its_handlers() -> None:
@@ -287,7 +287,7 @@ async def test_every_edit_of_a_message_counts_though_its_id_stays_the_same() -> 
         assert await manager.peek(f"discord:{GUILD}:{CHANNELS[0]}:7") == {"edits": 4, "n": 3}
 
 
-# --- commands of every kind -------------------------------------------------------------------------------------------
+# --- commands of every kind ---------------------------------------------------------------------
 
 
 async def test_commands_parse_their_arguments_as_before_and_share_the_session_of_their_user() -> None:
@@ -453,7 +453,7 @@ async def on_ready_of(ctx: commands.Context[Any]) -> None:
     pass
 
 
-# --- time, cancellation, restarts -------------------------------------------------------------------------------------
+# --- time, cancellation, restarts ---------------------------------------------------------------
 
 
 async def test_a_handler_that_takes_thirty_seconds_delays_nobody_else() -> None:

@@ -200,7 +200,7 @@ async def test_a_slow_user_delays_nobody_else_and_cancelling_the_request_holds_n
         assert (await manager.peek("line:A") or {})["n"] == (await manager.peek("line:B") or {})["n"] == 1
 
 
-# --- on threads -------------------------------------------------------------------------------------------------------
+# --- on threads ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_the_program_of_the_page_for_threads_counts(tmp_path: Path, monkeypatch:
         page["manager"].close_sync()
 
 
-# --- the example ------------------------------------------------------------------------------------------------------
+# --- the example --------------------------------------------------------------------------------
 
 
 async def test_the_example_asks_for_a_name_and_remembers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

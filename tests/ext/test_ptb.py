@@ -1,4 +1,7 @@
-"""python-telegram-bot 22 on actorbot. Everything is real but Telegram itself: a request object that answers from memory."""
+"""python-telegram-bot 22 on actorbot.
+
+Everything is real but Telegram itself: a request object that answers from memory.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def message(application: Any, number: int, chat: int, user: int | None = None, t
 def build(
     manager: SessionManager | None, telegram: Telegram | None = None, *handlers: Any, **types: Any
 ) -> tuple[Any, Any]:
-    """Return an application on actorbot and its sessions; the stock one where there is no manager."""
+    """Return an application on actorbot, or the stock one where there is no manager."""
     telegram = telegram or Telegram()
     builder = Application.builder().token(f"{BOT}:x").request(telegram).get_updates_request(telegram)
     sessions = None
@@ -166,7 +169,7 @@ def gather_errors(application: Any) -> list[BaseException]:
     return gathered
 
 
-# --- the workload -----------------------------------------------------------------------------------------------------
+# --- the workload -------------------------------------------------------------------------------
 
 
 async def test_no_update_of_a_user_is_lost_as_the_library_alone_loses_them() -> None:
@@ -247,7 +250,7 @@ async def test_a_handler_that_takes_half_a_minute_delays_no_other_chat() -> None
     assert after == {"user_data": {"n": 150}}  # and nothing of the 150 was refused
 
 
-# --- the turn ---------------------------------------------------------------------------------------------------------
+# --- the turn -----------------------------------------------------------------------------------
 
 
 async def test_a_failing_handler_leaves_no_trace_and_the_next_goes_on() -> None:
@@ -412,7 +415,7 @@ async def test_gated_replies_of_a_shutdown_leave_before_the_bot_does() -> None:
     assert telegram.sent == [(7, "done")]
 
 
-# --- groups -----------------------------------------------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------
 
 
 async def test_a_user_is_one_across_his_chats_and_a_group_is_one_for_its_users() -> None:
@@ -609,7 +612,7 @@ async def test_a_group_that_becomes_a_supergroup_takes_its_data_along() -> None:
     assert store.read(sid(-1005))["chat_data"] == {"title": "ours"}
 
 
-# --- memory and restarts ----------------------------------------------------------------------------------------------
+# --- memory and restarts ------------------------------------------------------------------------
 
 
 async def test_a_quiet_user_leaves_memory_and_comes_back_with_his_data() -> None:
@@ -674,7 +677,7 @@ def test_run_polling_starts_and_closes_the_manager(tmp_path: Path) -> None:
     assert manager.health().reason == "the manager is closed"
 
 
-# --- conversations ----------------------------------------------------------------------------------------------------
+# --- conversations ------------------------------------------------------------------------------
 
 
 def conversation(**options: Any) -> ConversationHandler[Any]:
@@ -787,7 +790,7 @@ async def test_a_conversation_inside_another_is_kept_too() -> None:
         assert (await manager.peek(sid(7)))["conversations"] == {}
 
 
-# --- outside of a turn ------------------------------------------------------------------------------------------------
+# --- outside of a turn --------------------------------------------------------------------------
 
 
 async def test_a_job_has_no_turn_and_takes_one() -> None:
@@ -932,7 +935,7 @@ async def test_it_is_refused_at_once_also_while_more_updates_wait_than_a_mailbox
     assert [type(error) for error in told] == [errors.DeadlockError]
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------
 
 
 async def test_what_cannot_work_is_refused_at_the_start() -> None:
@@ -983,7 +986,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     )
 
 
-# --- the page and the example -----------------------------------------------------------------------------------------
+# --- the page and the example -------------------------------------------------------------------
 
 
 async def test_the_bots_of_the_page_count_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Slack's Bolt, asynchronous and threaded, with the listeners in turns: only Slack's own side of the network is made up."""
+"""Slack's Bolt, asynchronous and threaded, with the listeners in turns: only Slack's own side of
+the network is made up.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +67,13 @@ async def stored(store: Any, channels: list[str] = CHANNELS, user: str = "U1") -
     return {channel: state["n"] for channel, state in states.items() if state is not None}
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------
 
 
 async def say_ten_times_in_ten_channels(heading: str, slack: SlackApi) -> None:
-    """Run a program of the page and post to its web server what Slack would: a hundred messages, all at once."""
+    """Run a program of the page and post to its web server what Slack would: a hundred messages,
+    all at once.
+    """
     names: dict[str, Any] = {"__name__": "bot"}
     exec(compile(program("slack-bolt", heading), heading, "exec"), names)
     names["app"].client.base_url = slack.url
@@ -128,7 +132,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
     )
 
 
-# --- ordered, atomic, durable -----------------------------------------------------------------------------------------
+# --- ordered, atomic, durable -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["acknowledged before", "processed before the response"])
@@ -273,7 +277,7 @@ async def test_what_a_bot_says_by_itself_is_out_before_the_turn_fails(slack: Sla
         assert slack.posted == [("C1", "at once")]
 
 
-# --- deliveries that are repeated -------------------------------------------------------------------------------------
+# --- deliveries that are repeated ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["acknowledged before", "processed before the response"])
@@ -380,7 +384,7 @@ async def test_a_forged_request_never_reaches_a_listener(slack: SlackApi) -> Non
         assert not list(manager.resident())
 
 
-# --- acknowledging in time --------------------------------------------------------------------------------------------
+# --- acknowledging in time ----------------------------------------------------------------------
 
 
 async def test_a_command_that_names_no_ack_is_acknowledged_while_it_waits_for_its_turn(slack: SlackApi) -> None:
@@ -466,7 +470,7 @@ def test_listeners_of_one_user_that_wait_hold_the_threads_of_a_threaded_app(slac
     assert is_anybody_else_heard(threads=6)
 
 
-# --- time, cancellation, restarts -------------------------------------------------------------------------------------
+# --- time, cancellation, restarts ---------------------------------------------------------------
 
 
 async def test_a_listener_that_takes_thirty_seconds_delays_nobody_else(slack: SlackApi) -> None:
@@ -561,7 +565,7 @@ async def test_sessions_and_repeated_deliveries_are_remembered_over_a_restart(sl
     assert await stored(FileSessionStore(tmp_path), ["C1"]) == {"C1": 3}
 
 
-# --- what a listener may look like, and whose session it gets ---------------------------------------------------------
+# --- what a listener may look like, and whose session it gets -----------------------------------
 
 
 async def test_a_listener_gets_what_it_names_and_bolt_complains_of_nothing(

@@ -1,4 +1,6 @@
-"""The webhook example as a process: uvicorn, real HTTP on loopback, and what comes over a socket without any manners."""
+"""The webhook example as a process: uvicorn, real HTTP on loopback, and what comes over a socket
+without any manners.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whose delivery is it, and whose events? Nothing but a true, fresh and readable one ever reaches a handler."""
+"""Whose delivery is it, and whose events? Nothing but a true, fresh and readable one ever reaches a
+handler.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +224,7 @@ def test_options_out_of_range_are_told_at_once() -> None:
         Signed(SECRET, session_id=str, encoding="hex64")  # type: ignore[arg-type]
 
 
-# --- whose events -----------------------------------------------------------------------------------------------------
+# --- whose events -------------------------------------------------------------------------------
 
 CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("telegram", {"update_id": 1, "message": {"chat": {"id": -5}, "from": {"id": 7}, "text": "a"}}, [("telegram:-5", "1", "a")]),

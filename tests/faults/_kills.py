@@ -1,4 +1,6 @@
-"""Kills bots and keeps account: what was acknowledged, what is there after a restart, and what must not differ."""
+"""Kills bots and keeps account: what was acknowledged, what is there after a restart, and what must
+not differ.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ WORK, START, CLOSE = 0.060, 0.015, 0.010  # seconds within which a kill comes, f
 
 
 class ForkServer:
-    """A process that has imported actorbot and forks a worker on request: a kill then costs 50 ms, and 300 with a new Python."""
+    """A process that has imported actorbot and forks a worker on request: a kill then costs 50 ms,
+    and 300 with a new Python.
+    """
 
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -43,7 +47,9 @@ class ForkServer:
         return Life(self, int(self._connection.recv(64)), ours)
 
     def reap(self, pid: int) -> int:
-        """Return the exit status of *pid*, a negative signal if it was killed; only then may its pid be another process's."""
+        """Return the exit status of *pid*, a negative signal if it was killed; only then may its
+        pid be another process's.
+        """
         self._connection.send(str(pid).encode())
         return int(self._connection.recv(64))
 
@@ -67,7 +73,9 @@ class Life:
         self.status: int | None = None
 
     def lines(self, until: float) -> Iterator[list[str]]:
-        """Yield what it says, until the monotonic second *until*, or its end (then `status` is set)."""
+        """Yield what it says, until the monotonic second *until*, or its end (then `status` is
+        set).
+        """
         while True:
             while self._said:
                 yield self._said.popleft()
@@ -183,7 +191,9 @@ class Ledger:
             account.next += 1
 
     def _begin_anew(self, account: Account, number: int) -> None:
-        """Expect nothing from before a destroy: not even the event after it, if that had been counted, unacknowledged, before a kill."""
+        """Expect nothing from before a destroy: not even the event after it, if that had been
+        counted, unacknowledged, before a kill.
+        """
         account.since, account.destroying = number, None
         account.counted = min(account.counted, number)
         account.replied = min(account.replied, number - 1)
@@ -260,14 +270,18 @@ class Campaign:
         self.chance = random.Random(orders.seed)
 
     def live(self, **changes: Any) -> Life:
-        """Begin a life that goes on where the last one ended; with a journal, how soon that goes to the store is a matter of chance."""
+        """Begin a life that goes on where the last one ended; with a journal, how soon that goes to
+        the store is a matter of chance.
+        """
         changes = {"start": self.ledger.positions()} | changes
         if self._policy.mode == "journaled":
             changes["policy"] = str(replace(self._policy, max_delay=self.chance.choice(DELAYS)))
         return self._server.fork(replace(self._orders, **changes))
 
     def follow(self, life: Life, word: str, seconds: float = PATIENCE, count: int = 1) -> bool:
-        """Account for what *life* says until it has said *word* so many times; `False` if it ends or falls silent before."""
+        """Account for what *life* says until it has said *word* so many times; `False` if it ends
+        or falls silent before.
+        """
         for words in life.lines(monotonic() + seconds):
             self.ledger.take(words)
             if words[0] == word:
@@ -283,7 +297,7 @@ class Campaign:
         self.tally.kills += life.status == -signal.SIGKILL
 
     def kill_at_random(self) -> None:
-        """Begin a life and kill it: mostly at work, but also while it starts, and while it closes."""
+        """Begin a life and kill it: mostly at work, also while it starts or closes."""
         kind = self.chance.choices(("done", "begin", "closing"), (70, 20, 10))[0]
         life = self.live(close_after=self.chance.randint(1, 300) if kind == "closing" else 0)
         within = {"done": WORK, "begin": START, "closing": CLOSE}[kind]

@@ -1,8 +1,9 @@
-"""A disk that forgets what was not synced: what a program wrote, as `strace` saw it, and every state that a power loss may leave of it.
+"""A disk that forgets what was not synced: what a program wrote, as `strace` saw it, and every
+state that a power loss may leave of it.
 
-The rules are those that file systems give: a write counts once its file was synced; until then any of a file's writes may be there or
-not, each as a whole or torn at a sector. Names (of new, renamed and removed files) count once their folder was synced, or, in their
-order, earlier.
+The rules are those that file systems give: a write counts once its file was synced; until then any
+of a file's writes may be there or not, each as a whole or torn at a sector. Names (of new, renamed
+and removed files) count once their folder was synced, or, in their order, earlier.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def find_strace() -> str:
 
 
 def record(program: str, folder: Path) -> list[Step]:
-    """Run *program* in *folder* until it kills itself; return its calls, and what it printed as calls "said"."""
+    """Run *program* in *folder* until it kills itself; return its calls, and what it printed as
+    calls "said".
+    """
     strace = find_strace()
     log = folder.with_name(f"{folder.name}.log")
     subprocess.run(
@@ -181,7 +184,9 @@ def _survive(file: File, lucky: float, random: Random) -> bytes:
 
 
 def states(steps: list[Step], number: int, seed: int) -> Iterator[tuple[dict[str, bytes], bytes]]:
-    """Yield *number* states that a power loss may leave, at instants all over the run, each with what had been said by then."""
+    """Yield *number* states that a power loss may leave, at instants all over the run, each with
+    what had been said by then.
+    """
     random = Random(seed)
     instants = sorted(random.randrange(len(steps) + 1) for _ in range(number))
     disk, at = Disk(), 0

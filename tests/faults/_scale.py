@@ -1,4 +1,6 @@
-"""How often the fault suite does a thing: some minutes' worth in CI, hours' worth with `make torture`."""
+"""How often the fault suite does a thing: some minutes' worth in CI, hours' worth with `make
+torture`.
+"""
 
 from __future__ import annotations
 

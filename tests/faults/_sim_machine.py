@@ -1,8 +1,10 @@
-"""One thread in the place of many: the loop, the lanes and the clock take their steps in an order that is drawn from a seed.
+"""One thread in the place of many: the loop, the lanes and the clock take their steps in an order
+that is drawn from a seed.
 
-A `Machine` is a process: it has an event loop, and the lanes that the library makes for its stores. Time is virtual. A call of the
-store or of the disk lasts by having the others take steps until its time is over (`pause`), one inside the other; so what calls at the
-same time must come back in the reverse order, which is the one thing that real threads can do and these cannot.
+A `Machine` is a process: it has an event loop, and the lanes that the library makes for its stores.
+Time is virtual. A call of the store or of the disk lasts by having the others take steps until its
+time is over (`pause`), one inside the other; so what calls at the same time must come back in the
+reverse order, which is the one thing that real threads can do and these cannot.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class StuckError(AssertionError):
 
 
 class Lane:
-    """Stands in for `actorbot._runtime.threads.Lane`: tasks in their order, one at a time, by steps of the machine that is running."""
+    """Stands in for `actorbot._runtime.threads.Lane`: tasks in their order, one at a time, by steps
+    of the machine that is running.
+    """
 
     def __init__(self, name: str, number: int = 0, tasks: Iterable[Task] = ()) -> None:
         self.name = name
@@ -123,7 +127,9 @@ class _Clock(Clock):
 
 
 class _Loop(asyncio.AbstractEventLoop):
-    """An event loop without a selector: what is called soon is called in order, and time is the machine's."""
+    """An event loop without a selector: what is called soon is called in order, and time is the
+    machine's.
+    """
 
     name = "loop"
 
@@ -225,10 +231,13 @@ class Machine:
         self._crash_after = crash_after  # steps
         self._liked = {name: random.choice((0.1, 1.0, 1.0, 1.0, 5.0)) for name in ("loop", "clock")}
 
-    # --- steps --------------------------------------------------------------------------------------------------------
+    # --- steps -----------------------------------------------------------------------------------
 
     def run(self, main: Coroutine[Any, Any, Any], until: float) -> Any:
-        """Run *main* to its end and return its value. Raises: Crash, and StuckError where it does not end before the instant *until*."""
+        """Run *main* to its end and return its value.
+
+        Raises: Crash, and StuckError where it does not end before the instant *until*.
+        """
         with _threads_replaced(self):
             try:
                 task = self.loop.create_task(main)
@@ -246,7 +255,9 @@ class Machine:
         self.here = me
 
     def die_if_dead(self) -> None:
-        """Keep what is left of a process that was killed, and comes to its end only in Python, from touching the world."""
+        """Keep what is left of a process that was killed, and comes to its end only in Python, from
+        touching the world.
+        """
         if self.dead:
             raise Crash
 
@@ -313,7 +324,7 @@ class Machine:
         return get_ident() if self.here is None else id(self.here)
 
 
-# --- what is put in the place of threads ------------------------------------------------------------------------------
+# --- what is put in the place of threads --------------------------------------------------------
 
 
 def _begin(actor: Any) -> None:
@@ -334,7 +345,9 @@ def _end(actor: Any) -> None:
 
 @contextmanager
 def _threads_replaced(machine: Machine) -> Iterator[None]:
-    """Have the library make its lanes and service actors on *machine*, and draw its random bytes from the seed."""
+    """Have the library make its lanes and service actors on *machine*, and draw its random bytes
+    from the seed.
+    """
     Machine.running = machine
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(finalizer=lambda generator: None)  # what a crash leaves behind is not brought to its end
@@ -348,7 +361,8 @@ def _threads_replaced(machine: Machine) -> Iterator[None]:
         patch.setattr(_closing, "monotonic", machine.clock.monotonic)
         patch.setattr(_journal, "perf_counter", machine.clock.monotonic)
         patch.setattr(_loop_home, "threading", types.SimpleNamespace(get_ident=machine.ident))
-        # Threads that starve are not simulated, and how busy a thread is would be the machine's, not the seed's.
+        # Threads that starve are not simulated, and how busy a thread is would be the machine's,
+        # not the seed's.
         patch.setattr(_loop_home.LoopHome, "_look_in", lambda home, seconds: None)
         patch.setattr(os, "urandom", machine.random.randbytes)
         try:

@@ -1,4 +1,6 @@
-"""What a simulated process works with and what outlives it: a store at the other end of a network, and the journal's disk."""
+"""What a simulated process works with and what outlives it: a store at the other end of a network,
+and the journal's disk.
+"""
 
 from __future__ import annotations
 

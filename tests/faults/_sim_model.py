@@ -1,7 +1,9 @@
-"""What a user of the library may rely on, as a model beside the simulation: which states a session may be seen in, and when.
+"""What a user of the library may rely on, as a model beside the simulation: which states a session
+may be seen in, and when.
 
-A session is a list of the events that it has counted. Each run of a handler appends a token of its own, made of the event and the
-number of the run, and the model keeps which state that run saw: so a state is whole if its last token was appended to the rest of it.
+A session is a list of the events that it has counted. Each run of a handler appends a token of its
+own, made of the event and the number of the run, and the model keeps which state that run saw: so a
+state is whole if its last token was appended to the rest of it.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Branch:
     required: set[str] = field(default_factory=set)
     banned: set[str] = field(default_factory=set)
     pending: bool = False
-    """Whether it is that of a destroy which has not returned: what is counted meanwhile may have come before it."""
+    """Whether it is that of a destroy which has not returned: what is counted meanwhile may have
+    come before it.
+    """
 
 
 class Story:
@@ -101,7 +105,7 @@ class Model:
             self.stories[session_id] = Story(session_id)
         return self.stories[session_id]
 
-    # --- states -------------------------------------------------------------------------------------------------------
+    # --- states ----------------------------------------------------------------------------------
 
     def observe(self, session_id: str, log: Log, where: str) -> list[Branch]:
         """Check that the session may be seen in this state, and return what it then may be."""
@@ -109,7 +113,8 @@ class Model:
         self.check_whole(story, log, where)
         seen = set(log)
         admitting = [branch for branch in story.branches if branch.required <= seen and not branch.banned & seen]
-        # Where the clock was set back, what has ended may even be followed by what was there before.
+        # Where the clock was set back, what has ended may even be followed by what was there
+        # before.
         if (not log or self.latest) and any(self._may_have_ended(story, branch) for branch in story.branches):
             story.strangers.clear()
             if not admitting:
@@ -162,7 +167,7 @@ class Model:
         last = min((run.wall for run in runs), default=0.0)
         return max(self._wall(), self.latest) >= last + self._expires_in
 
-    # --- runs ---------------------------------------------------------------------------------------------------------
+    # --- runs ------------------------------------------------------------------------------------
 
     def begin(self, session_id: str, event: str, order: int, log: Log, *, borrowed: bool) -> Run:
         story = self.story(session_id)
@@ -261,7 +266,7 @@ class Model:
             self._complain(f"{session_id}: reply {number} of {token} came twice or after a later one")
         story.last_reply = (run.order, number)
 
-    # --- the ends of sessions -----------------------------------------------------------------------------------------
+    # --- the ends of sessions --------------------------------------------------------------------
 
     def begin_destroy(self, session_id: str) -> Branch:
         story = self.story(session_id)
@@ -297,19 +302,21 @@ class Model:
         run = Run(f"stranger-{number}", f"stranger-{number}", log, number, [], returned=True, wall=self._wall())
         story.runs[run.token] = run
         story.branches.append(Branch({*log, run.token}))
-        # A destroy that is in the journal replaces anything, until the store has confirmed what came after it.
+        # A destroy that is in the journal replaces anything, until the store has confirmed what
+        # came after it.
         if not story.end_in_doubt and not (self.mode == "journaled" and story.ends):
             story.strangers.add(run.token)
         story.doubtful = True
         story.gone -= story.ended - story.destroyed  # which may be lost to a conflict now
         return run.token
 
-    # --- media --------------------------------------------------------------------------------------------------------
+    # --- media -----------------------------------------------------------------------------------
 
     def note(self, session_id: str, log: Log, *, stored: bool) -> None:
         """The store (or else the journal) has this state now."""
         story = self.story(session_id)
-        # What was destroyed may still be in the store, or come there late, while the journal knows better.
+        # What was destroyed may still be in the store, or come there late, while the journal knows
+        # better.
         late = stored and self.mode == "journaled"
         self.check_whole(story, log, "the store" if stored else "the journal", set() if late else None)
         (story.stored if stored else story.kept).update(log)
@@ -326,11 +333,15 @@ class Model:
                 branch.pending = False
 
     def lose(self, session_id: str) -> None:
-        """Something was lost, and told: to a conflict, or by a close whose last write may come late."""
+        """Something was lost, and told: to a conflict, or by a close whose last write may come
+        late.
+        """
         self.story(session_id).branches.append(Branch())
 
     def restart_from(self, session_id: str, logs: Iterable[Log]) -> None:
-        """What the session is now is one of these states: all else was lost, as the policy says it may be."""
+        """What the session is now is one of these states: all else was lost, as the policy says it
+        may be.
+        """
         story = self.story(session_id)
         logs = list(logs)
         for log in logs:

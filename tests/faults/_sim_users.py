@@ -1,4 +1,6 @@
-"""The users of a simulated bot, and its author's functions: what is sent, what handlers do, and what each is told."""
+"""The users of a simulated bot, and its author's functions: what is sent, what handlers do, and
+what each is told.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,7 @@ class Users:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._over = False
 
-    # --- lives --------------------------------------------------------------------------------------------------------
+    # --- lives -----------------------------------------------------------------------------------
 
     def begin(self) -> asyncio.Future[Any]:
         """Let the users in; the future is done when all have gone."""
@@ -119,7 +121,7 @@ class Users:
             if late or len(quiet) > plan.max_events:
                 world.complain(f"{story.session_id}: a crash has cost {sorted(quiet)}, too late: {sorted(late)}")
 
-    # --- what users do ------------------------------------------------------------------------------------------------
+    # --- what users do ---------------------------------------------------------------------------
 
     def _start(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(call)
@@ -306,7 +308,7 @@ class Users:
         if counted != summed:
             world.complain(f"{counted} events are said to be at risk, and it is {summed}")
 
-    # --- what users are told ------------------------------------------------------------------------------------------
+    # --- what users are told ---------------------------------------------------------------------
 
     def _answered(self, session_id: str, sending: Sending, value: Any, *, durable: bool) -> None:
         world = self._world
@@ -346,7 +348,7 @@ class Users:
         if self._world.plan.mode == "write-through":
             self._world.model.story(session_id).doubtful = True
 
-    # --- what the author of the bot has written -----------------------------------------------------------------------
+    # --- what the author of the bot has written --------------------------------------------------
 
     async def handle(self, context: Context) -> str:
         return await self._work(context, context.event, borrowed=False)

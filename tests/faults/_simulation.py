@@ -1,8 +1,10 @@
-"""The whole library in one thread and virtual time, under everything that may go wrong, checked against a model; all from one seed.
+"""The whole library in one thread and virtual time, under everything that may go wrong, checked
+against a model; all from one seed.
 
-A simulation is a few lives of a process that keeps the same sessions: each life is a manager with its users, in weather (outages, bad
-disks, other processes, clocks that jump), and ends with a close or with a crash at some step. The last life has fine weather: at its end
-everything must be in the store. What any of this prints depends on the seed alone.
+A simulation is a few lives of a process that keeps the same sessions: each life is a manager with
+its users, in weather (outages, bad disks, other processes, clocks that jump), and ends with a close
+or with a crash at some step. The last life has fine weather: at its end everything must be in the
+store. What any of this prints depends on the seed alone.
 """
 
 from __future__ import annotations
@@ -144,7 +146,7 @@ class Simulation:
         self.users = Users(self)
         self.wrong: str | None = None
 
-    # --- what is said -------------------------------------------------------------------------------------------------
+    # --- what is said ----------------------------------------------------------------------------
 
     def say(self, *words: object) -> None:
         self.trace.append(f"{self.monotonic():11.5f} {' '.join(map(str, words))}")
@@ -172,7 +174,7 @@ class Simulation:
     def _kept(self, record: Record) -> None:
         self.model.note(record.session_id, log_of(record.state), stored=False)
 
-    # --- lives --------------------------------------------------------------------------------------------------------
+    # --- lives -----------------------------------------------------------------------------------
 
     def run(self) -> Report:
         for number in range(self.plan.lives):
@@ -283,7 +285,7 @@ class Simulation:
         record = self.network.records.get(session_id)
         return () if record is None or self.wall() >= record.expires_at else log_of(record.state)
 
-    # --- what goes wrong ----------------------------------------------------------------------------------------------
+    # --- what goes wrong -------------------------------------------------------------------------
 
     def _crash(self) -> None:
         power = self.random.random() < self.plan.power
@@ -305,8 +307,9 @@ class Simulation:
                     logs = [self._in_store(session_id)]
                     if session_id in entries:
                         logs.append(log_of(entries[session_id].state))
-                    # The power takes destroys of the last moments too; and the store may be ahead of the journal then, and what
-                    # comes on top of what that has, before it is compared with the store, is lost as to another process.
+                    # The power takes destroys of the last moments too; and the store may be ahead
+                    # of the journal then, and what comes on top of what that has, before it is
+                    # compared with the store, is lost as to another process.
                     story.gone -= story.destroyed | story.ended
                     story.destroyed.clear()
                     story.doubtful = True
@@ -361,7 +364,7 @@ class Simulation:
 
 
 class Wrong(BaseException):
-    """Something happened that must not: to the end at once, whatever catches exceptions on the way."""
+    """Something happened that must not. Nothing on the way to the end catches it."""
 
 
 class _Told(logging.Handler):
@@ -392,7 +395,10 @@ def _listening() -> Iterator[list[str]]:
 
 
 def simulate(seed: int, **fixed: Any) -> Report:
-    """Run the simulation of *seed*, with a plan drawn from it but for what is *fixed*. Raises: SimulationError."""
+    """Run the simulation of *seed*, with a plan drawn from it but for what is *fixed*.
+
+    Raises: SimulationError.
+    """
     simulation = Simulation(Plan.draw(seed, **fixed))
     problem: object = None
     report = None

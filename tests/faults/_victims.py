@@ -30,7 +30,10 @@ def journaled(folder: Path, sync: Literal["full", "normal"] = "full", **knobs: A
 
 
 def orders(kind: str, folder: Path, policy: FlushPolicy, **others: Any) -> Orders:
-    """Make the orders for a store of *kind*, of the test whose *folder* it is. The seed is ACTORBOT_SEED, or a new one each time."""
+    """Make the orders for a store of *kind*, of the test whose *folder* it is.
+
+    The seed is ACTORBOT_SEED, or a new one each time.
+    """
     return orders_for(URLS[kind](folder), policy, **others)
 
 

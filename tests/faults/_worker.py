@@ -1,11 +1,13 @@
-"""The bot that is killed: a server forks it, it sends itself events as platforms would, and writes to a pipe what was acknowledged.
+"""The bot that is killed: a server forks it, it sends itself events as platforms would, and writes
+to a pipe what was acknowledged.
 
-Each line is one write, short enough for a pipe to take it whole or not at all (PIPE_BUF), of words between spaces:
+Each line is one write, short enough for a pipe to take it whole or not at all (PIPE_BUF), of words
+between spaces:
 
     begin                       the manager is about to start
-    found SESSION FIRST LAST    what the session holds after the recovery: gapless numbers, from FIRST to LAST; -1 -1 if it is absent
+    found SESSION FIRST LAST    numbers without a gap after the recovery; -1 -1: absent
     ready                       all sessions were looked at, and the first events go out
-    done SESSION POSITION       the delivery at POSITION was acknowledged (or recognised as a duplicate)
+    done SESSION POSITION       the delivery was acknowledged, or known as a duplicate
     reply SESSION NUMBER        `deliver` was handed the reply to event NUMBER
     destroying SESSION NUMBER   the session is about to be destroyed; its next event would be NUMBER
     destroyed SESSION NUMBER    `destroy` returned
@@ -47,7 +49,8 @@ class Orders:
     start: dict[str, int]
     """The sessions, and the position of the delivery that each goes on from."""
     until: int | None = None
-    """The position that each session stops before; `None`: it goes on until the worker is killed."""
+    """The position that each session stops before; `None`: it goes on until the worker is killed.
+    """
     in_flight: int = 4
     """How many deliveries of a session are on their way at once, at most."""
     clients: int = 6
@@ -57,7 +60,9 @@ class Orders:
     close_after: int = 0
     """After so many acknowledgements the manager is closed; 0: only at the end."""
     events: int = 0
-    """How many events a session has, each delivered 1 to 3 times; 0: no end of events, each delivered once."""
+    """How many events a session has, each delivered 1 to 3 times; 0: no end of events, each
+    delivered once.
+    """
     threads: bool = False
     """Whether the manager lives on threads."""
     destroys: bool = False
@@ -70,7 +75,9 @@ class Orders:
 
 
 def deliveries(orders: Orders, session: str) -> list[int]:
-    """List the number of the event at each position: first deliveries in order, duplicates while the session must know them."""
+    """List the number of the event at each position: first deliveries in order, duplicates while
+    the session must know them.
+    """
     chance = random.Random(f"{orders.seed} {session}")
     most = REMEMBERED - orders.in_flight  # what a kill has cut off is sent again, behind what was counted beside it
     due: dict[int, list[int]] = {}
@@ -160,7 +167,7 @@ class Worker:
         self.say("closed", int(report.clean))
 
     async def _serve(self, manager: Any) -> None:
-        """Take a session that nobody serves, send it some events, and let it be; again and again."""
+        """Again and again: take a session that nobody serves, and send it some events."""
         while self._free and not self._closing:
             session = self._free.pop(self._chance.randrange(len(self._free)))
             try:
@@ -215,7 +222,9 @@ class Worker:
 
 
 def ends_of(state: dict[str, Any] | None) -> tuple[object, object]:
-    """Return the first and the last of the numbers that a session holds, which must follow each other without a gap."""
+    """Return the first and the last of the numbers that a session holds, which must follow each
+    other without a gap.
+    """
     if state is None:
         return -1, -1
     numbers = state["numbers"]
@@ -225,7 +234,7 @@ def ends_of(state: dict[str, Any] | None) -> tuple[object, object]:
     return numbers[0], numbers[-1]
 
 
-# --- the faults that are built in to see that they are found ---------------------------------------------------------
+# --- the faults that are built in to see that they are found ------------------------------------
 
 
 def acknowledge_early() -> None:
@@ -267,7 +276,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
 }
 
 
-# --- the server that forks workers ------------------------------------------------------------------------------------
+# --- the server that forks workers --------------------------------------------------------------
 
 
 def be_worker(request: bytes, pipe: int) -> None:
@@ -282,7 +291,9 @@ def be_worker(request: bytes, pipe: int) -> None:
 
 
 def serve(connection: socket.socket) -> None:
-    """Fork a worker for each request, which comes with the pipe to write to; reap the one whose pid is sent back."""
+    """Fork a worker for each request, which comes with the pipe to write to; reap the one whose pid
+    is sent back.
+    """
     gc.freeze()  # what is imported need not be looked at by every child
     while True:
         request, pipes, _, _ = socket.recv_fds(connection, 65536, 1)

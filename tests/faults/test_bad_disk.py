@@ -1,6 +1,8 @@
-"""A disk that fails, fills up, or sees the bot killed, at any one of the calls that change it: nothing acknowledged is lost.
+"""A disk that fails, fills up, or sees the bot killed, at any one of the calls that change it:
+nothing acknowledged is lost.
 
-`strace` does it to the real calls of the real process. Its counters are each thread's own, so the nth call of several threads may fail.
+`strace` does it to the real calls of the real process. Its counters are each thread's own, so the
+nth call of several threads may fail.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ BOT = f"""
     asyncio.run(live())
 """
 
-# As the journal uses its file: after an error it goes on with a new one, as soon as one can be made.
+# As the journal uses its file: after an error it goes on with a new one, as soon as one can be
+# made.
 JOURNAL = """
     import os, sqlite3
     from actorbot._journal.file import JournalFile
@@ -130,7 +133,9 @@ def go_wrong(program: str, folder: Path, fault: str, n: int) -> Run:
 
 
 def each_call(program: str, before: Path, fault: str, tmp_path: Path) -> Iterator[Run]:
-    """Run *program* in copies of the folder *before*, with a fault at its first call, its second, … until there are no more."""
+    """Run *program* in copies of the folder *before*, with a fault at its first call, its second, …
+    until there are no more.
+    """
     first = 1 + list(FAULTS).index(fault) % STRIDE
 
     def attempt(n: int) -> Run:
@@ -147,7 +152,9 @@ def each_call(program: str, before: Path, fault: str, tmp_path: Path) -> Iterato
 
 
 def what_is_there(folder: Path, policy: str) -> dict[str, list[int]]:
-    """Start a bot on what is left, on a disk that works, and return the numbers that each session holds."""
+    """Start a bot on what is left, on a disk that works, and return the numbers that each session
+    holds.
+    """
     here = Path.cwd()
     os.chdir(folder)
     try:

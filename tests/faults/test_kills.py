@@ -1,4 +1,6 @@
-"""SIGKILL at any moment: with a journal or write-through it costs nothing, with write-behind no more than the policy says."""
+"""SIGKILL at any moment: with a journal or write-through it costs nothing, with write-behind no
+more than the policy says.
+"""
 
 from __future__ import annotations
 
@@ -86,11 +88,12 @@ def test_a_kill_costs_write_behind_at_most_max_delay_and_store_deadline(
 
     print(campaign.tally)
     assert campaign.tally.faults == []
-    # All but the last moments had long been in the store. How many seconds those were is printed: `pytest -rP`.
+    # All but the last moments had long been in the store. How many seconds those were is printed:
+    # `pytest -rP`.
     assert 0 < campaign.tally.lost < campaign.tally.acknowledged / 2
 
 
-# --- whether the harness would notice --------------------------------------------------------------------------------
+# --- whether the harness would notice -----------------------------------------------------------
 
 
 def find(server: ForkServer, mutant: Orders, found: Callable[[Tally], object]) -> None:

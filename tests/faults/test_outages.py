@@ -1,4 +1,6 @@
-"""The store goes away while the bot works, and the bot is killed meanwhile: with the journal nothing is lost."""
+"""The store goes away while the bot works, and the bot is killed meanwhile: with the journal
+nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,7 @@ def test_a_write_of_a_killed_bot_that_comes_late_costs_nothing(kind: str, server
 
 
 class Slow(Server):
-    """Keeps writes back when told to, and carries them out before the next that comes after that."""
+    """Keeps writes back when told to, and carries them out before the next one."""
 
     def __init__(self) -> None:
         super().__init__()

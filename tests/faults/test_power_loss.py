@@ -1,4 +1,6 @@
-"""A power loss at any instant costs nothing that was acknowledged: of the journal (`full`) and of sessions in files."""
+"""A power loss at any instant costs nothing that was acknowledged: of the journal (`full`) and of
+sessions in files.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def after(commits: int) -> dict[int, bytes]:
 
 
 def losses_of_journal(steps: list[Step], folder: Path, number: int, sync: Sync = "full") -> list[int]:
-    """Lay out what power losses leave, and open it; return of each how many acknowledged commits are missing."""
+    """Lay out what power losses leave, and open it; return of each how many acknowledged commits
+    are missing.
+    """
     lost = []
     for files, said in states(steps, number, seed=2017):
         file = JournalFile(str(lay_out(files, folder) / "journal"), sync)

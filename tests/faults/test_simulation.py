@@ -1,4 +1,5 @@
-"""Every promise at once, in a simulated world where everything goes wrong that may: crashes, outages, bad disks, other processes.
+"""Every promise at once, in a simulated world where everything goes wrong that may: crashes,
+outages, bad disks, other processes.
 
 A failure prints its seed, and `simulate(seed, …)` repeats it step by step.
 """
@@ -66,7 +67,7 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     assert simulate(seed).trace == simulate(seed).trace != simulate(seed + 1).trace
 
 
-# --- faults seeded on purpose: a simulation that does not find them proves nothing ------------------------------------
+# --- faults seeded on purpose: a simulation that does not find them proves nothing --------------
 
 Patch = pytest.MonkeyPatch
 
@@ -213,7 +214,9 @@ UNSURE = DESTROYING | {
 def test_a_fault_that_is_seeded_is_found(
     break_it: Callable[[Patch], None], plan: dict[str, Any], first: int, monkeypatch: Patch
 ) -> None:
-    """The rarest show in one seed of 400, and of 3,000: each is looked for from a *first* where one is near."""
+    """The rarest show in one seed of 400, and of 3,000: each is looked for from a *first* where one
+    is near.
+    """
     break_it(monkeypatch)
     with pytest.raises(SimulationError, match=r"seed \d+"):
         for seed in range(first, first + 600):

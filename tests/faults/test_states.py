@@ -1,4 +1,6 @@
-"""A manager over a store that fails, on a clock that a machine moves, against a plain dict: whatever the order, nothing is lost."""
+"""A manager over a store that fails, on a clock that a machine moves, against a plain dict:
+whatever the order, nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ async def handle(context: Context) -> int:
 
 
 class Sessions(RuleBasedStateMachine):
-    """`model` is what each user must find; `seen` the event ids that counted since the session began."""
+    """`model` is what each user must find; `seen` the event ids that counted since the session
+    began.
+    """
 
     def __init__(self) -> None:
         super().__init__()

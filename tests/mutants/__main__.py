@@ -1,4 +1,7 @@
-"""Apply each mutant to a copy of the tree and run its test, which must fail. `python -m tests.mutants [part of a name]`."""
+"""Apply each mutant to a copy of the tree and run its test, which must fail.
+
+`python -m tests.mutants [part of a name]`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def main(wanted: str) -> int:
 
 
 def is_caught(mutant: Mutant, folder: Path) -> bool:
-    """Tell whether the tests fail with the fault. Raises: ValueError if it is not to be found, or they fail without it."""
+    """Tell whether the tests fail with the fault.
+
+    Raises: ValueError if it is not to be found, or they fail without it.
+    """
     for name in ("actorbot", "tests", "benchmarks", "examples", "pyproject.toml", "setup.cfg", "README.md", "docs"):
         source, copy = ROOT / name, folder / name
         if copy.is_dir():

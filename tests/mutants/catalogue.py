@@ -1,4 +1,7 @@
-"""The faults, each with the test that catches it. What they are modelled on: bugs of other bot libraries, stores and journals."""
+"""The faults, each with the test that catches it.
+
+What they are modelled on: bugs of other bot libraries, stores and journals.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ __all__ = ["MUTANTS", "Mutant"]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A fault: in *file*, *right* becomes *wrong*; *test* (a node id, or part of one with -k after a space) must then fail."""
+    """A fault: in *file*, *right* becomes *wrong*; *test* (a node id, or part of one with -k after
+    a space) must then fail.
+    """
 
     name: str
     file: str
@@ -19,7 +24,7 @@ class Mutant:
 
 
 MUTANTS = (
-    # --- the loop ---
+    # --- the loop ---------------------------------------------------------------------------------
     Mutant(
         "a loop that is never idle keeps the threads from their work",
         "_runtime/loop_home.py",
@@ -27,7 +32,7 @@ MUTANTS = (
         "            pass",
         "tests/unit/runtime/test_loop_home.py",
     ),
-    # --- the turn ---
+    # --- the turn ---------------------------------------------------------------------------------
     Mutant(
         "an event id is not recorded",
         "_turns/session_actor.py",
@@ -77,7 +82,7 @@ MUTANTS = (
         "return [] or DeadlockError",
         "tests/promises/test_never_hang.py -k test_every_way_of_waiting",
     ),
-    # --- replies ---
+    # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",
         "_turns/acknowledge.py",
@@ -107,7 +112,7 @@ MUTANTS = (
         "                pass",
         "tests/unit/turns/test_busy_sessions.py",
     ),
-    # --- leaving memory ---
+    # --- leaving memory ---------------------------------------------------------------------------
     Mutant(
         "a session leaves memory while it is dirty",
         "_residents/table.py",
@@ -122,7 +127,7 @@ MUTANTS = (
         "",
         "tests/unit/runtime/test_mailbox.py",
     ),
-    # --- the flusher ---
+    # --- the flusher ------------------------------------------------------------------------------
     Mutant(
         "a write that failed is forgotten",
         "_flushing/retries.py",
@@ -172,7 +177,7 @@ MUTANTS = (
         "            pass\n",
         "tests/unit/flushing/test_flusher.py -k test_callers_give_way",
     ),
-    # --- stores ---
+    # --- stores -----------------------------------------------------------------------------------
     Mutant(
         "a write whose reply was lost is taken for somebody else's",
         "stores/base.py",
@@ -238,7 +243,7 @@ MUTANTS = (
         "        if False:\n",
         "tests/unit/stores/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
     ),
-    # --- the journal ---
+    # --- the journal ------------------------------------------------------------------------------
     Mutant(
         "an event is acknowledged before its commit",
         "_turns/acknowledge.py",
@@ -354,7 +359,7 @@ MUTANTS = (
         "        if False:",
         "tests/unit/journal/test_journaled.py -k comes_back_into_memory",
     ),
-    # --- bot libraries ---
+    # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
         "a forged delivery is taken",
         "ext/_platform.py",

@@ -1,4 +1,6 @@
-"""G4: a turn that ends badly leaves no trace, and what a handler keeps of a session changes nothing later."""
+"""G4: a turn that ends badly leaves no trace, and what a handler keeps of a session changes nothing
+later.
+"""
 
 from __future__ import annotations
 
@@ -399,7 +401,8 @@ def test_ctrl_c_in_a_thread_that_waits_withdraws_its_event(home: Any) -> None:
 
         def interrupt() -> None:
             until_sync(lambda: next(manager.resident())[1].waiting == 1)
-            # To the thread that waits: sent to another one, it is heard when the wait is over, in whatever line comes next.
+            # To the thread that waits: sent to another one, it is heard when the wait is over, in
+            # whatever line comes next.
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
         interrupting = Call(interrupt)

@@ -1,4 +1,6 @@
-"""G12: a close finishes what was accepted, flushes it, and says what it could not do, within its time."""
+"""G12: a close finishes what was accepted, flushes it, and says what it could not do, within its
+time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""G12, for whole processes: however a program ends, it ends in bounded time, and what it handled is in the store."""
+"""G12, for whole processes: however a program ends, it ends in bounded time, and what it handled is
+in the store.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""G2: every accepted event ends in exactly one of: acknowledged, an error for its caller, a dead letter."""
+"""G2: every accepted event ends in exactly one of: acknowledged, an error for its caller, a dead
+letter.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""G11: while its store is gone the bot answers from memory; when the store is back, everything arrives."""
+"""G11: while its store is gone the bot answers from memory; when the store is back, everything
+arrives.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ from tests.servers.loop_watch import LoopWatch
 from tests.tiers import tiers
 from tests.waiting import HANGS, breathe, soon
 
-# --- a store that fails when told to ----------------------------------------------------------------------------------
+# --- a store that fails when told to -------------------------------------------------------------
 
 
 class Switch:
@@ -90,7 +92,7 @@ async def test_the_bot_goes_on_through_an_outage_and_everything_arrives(
         assert next(manager.resident())[1].flushed == 299
 
 
-# --- a server that is killed, or does not answer ----------------------------------------------------------------------
+# --- a server that is killed, or does not answer ------------------------------------------------
 
 USERS = [f"telegram:{n}" for n in range(50)]
 SERVERS = [
@@ -178,7 +180,7 @@ async def everything_arrives(manager: SessionManager) -> None:
             return
 
 
-# --- what is said of a write ------------------------------------------------------------------------------------------
+# --- what is said of a write --------------------------------------------------------------------
 
 
 async def test_write_through_acknowledges_only_what_is_stored() -> None:

@@ -1,4 +1,6 @@
-"""G3: after any crash a session is what some first part of its events made; none is torn, and none lost beyond what the policy says."""
+"""G3: after any crash a session is what some first part of its events made; none is torn, and none
+lost beyond what the policy says.
+"""
 
 from __future__ import annotations
 

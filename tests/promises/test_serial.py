@@ -1,4 +1,6 @@
-"""G1: the turns of one session never overlap, and run in the order in which their events were accepted; no update is lost."""
+"""G1: the turns of one session never overlap, and run in the order in which their events were
+accepted; no update is lost.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,9 @@ each_crowd = pytest.mark.parametrize(
 
 
 class Watch:
-    """Handlers that add one, and note a turn that overlaps another or an event of a caller that overtakes an earlier one."""
+    """Handlers that add one, and note a turn that overlaps another or an event of a caller that
+    overtakes an earlier one.
+    """
 
     def __init__(self) -> None:
         self.inside: set[str] = set()

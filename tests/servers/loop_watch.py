@@ -1,4 +1,6 @@
-"""Whether an event loop is kept from its work: by a call that waits for the network, or sleeps, in the loop's own thread."""
+"""Whether an event loop is kept from its work: by a call that waits for the network, or sleeps, in
+the loop's own thread.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ WAITING = ("connect", "connect_ex", "recv", "recv_into", "recvmsg", "send", "sen
 
 
 class LoopWatch:
-    """Notes such calls in the thread of the running loop, while its block lasts. It counts calls, not seconds: those are the machine's."""
+    """Notes such calls in the thread of the running loop, while its block lasts.
+
+    It counts calls, not seconds: those are the machine's.
+    """
 
     def __init__(self) -> None:
         self.blocked: list[str] = []
@@ -35,7 +40,8 @@ class LoopWatch:
     def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             ours = args[0] if args and isinstance(args[0], socket.socket) else None
-            # The loop's own pair of sockets, with which other threads wake it, is of another family.
+            # The loop's own pair of sockets, with which other threads wake it, is of another
+            # family.
             if threading.get_ident() == self._thread and (ours is None or ours.family != socket.AF_UNIX):
                 self.blocked.append("".join(traceback.format_stack(limit=8)))
             return function(*args, **options)

@@ -1,4 +1,6 @@
-"""Real MongoDB servers for the tests: started on free ports of the loopback in temporary folders, frozen, killed, started again."""
+"""Real MongoDB servers for the tests: started on free ports of the loopback in temporary folders,
+frozen, killed, started again.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def free_port() -> int:
 
 
 class MongoServer:
-    """One mongod, standalone or a replica set of one. With *password* it asks for user `bot` and that password."""
+    """One mongod, standalone or a replica set of one.
+
+    With *password* it asks for user `bot` and that password.
+    """
 
     def __init__(self, *options: str, replica_set: bool = False, password: str = "") -> None:
         mongod = find_mongod()
@@ -168,7 +173,7 @@ def server(*options: str, replica_set: bool = False, password: str = "") -> Iter
         one.stop()
 
 
-# --- those that all tests share ---------------------------------------------------------------------------------------
+# --- those that all tests share -----------------------------------------------------------------
 
 _shared: dict[bool, MongoServer] = {}
 _number = count(1)
@@ -191,7 +196,11 @@ _collections: dict[Path, str] = {}
 def shared_store(folder: Path, replica_set: bool = False) -> MongoSessionStore:
     """Make a store on a shared server, with a collection of its own for each *folder*."""
     name = _collections.setdefault(folder, f"test_{os.getpid()}_{next(_number)}")
-    return MongoSessionStore(shared(replica_set).url, database="actorbot_tests", collection_name=name)
+    server = shared(replica_set)
+    url = (
+        f"{server.url}{'&' if '?' in server.url else '?'}timeoutMS=20000"  # a machine with neighbours is slow at times
+    )
+    return MongoSessionStore(url, database="actorbot_tests", collection_name=name)
 
 
 def is_update(request: bytes) -> bool:

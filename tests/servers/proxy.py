@@ -1,4 +1,6 @@
-"""A TCP proxy that misbehaves as networks do: slow, sliced, silent, cut, and with the reply lost after the request was carried out."""
+"""A TCP proxy that misbehaves as networks do: slow, sliced, silent, cut, and with the reply lost
+after the request was carried out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ TICK = 0.02  # seconds after which a thread notices that the proxy is closed
 
 
 class Proxy:
-    """Passes on what comes to `port` to *upstream*, a port of the loopback, with TLS on its own side if *tls* is given.
+    """Passes on what comes to `port` to *upstream*, a port of the loopback, with TLS on its own
+    side if *tls* is given.
 
     Its attributes may be changed at any time, from any thread.
     """
@@ -32,8 +35,8 @@ class Proxy:
         self.garbage = b""
         """What each piece of a request is answered with, in place of the upstream's reply."""
         self.loses: Callable[[bytes], bool] = lambda request: False
-        """Asked with each piece of a request. When it says yes, the request is passed on, and when the upstream has replied, the
-        reply is dropped and the connection cut."""
+        """Asked with each piece of a request. When it says yes, the request is passed on, and when
+        the upstream has replied, the reply is dropped and the connection cut."""
         self.lost = 0
         """How many replies were lost."""
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,6 @@
-"""Real Redis and Valkey servers from wheels or the PATH: on free ports of the loopback, in temporary folders, without root."""
+"""Real Redis and Valkey servers from wheels or the PATH: on free ports of the loopback, in
+temporary folders, without root.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def require(kind: str) -> Path:
 
 
 class Server:
-    """One server process; `start` starts it on a port of its own, and again on the same one and in the same folder."""
+    """One server process; `start` starts it on a port of its own, and again on the same one and in
+    the same folder.
+    """
 
     def __init__(self, kind: str, folder: Path, *options: str) -> None:
         self.kind = kind
@@ -187,7 +191,9 @@ def cluster(kind: str, folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
 
 
 def shared(kind: str = QUICK) -> Server:
-    """Return the server of *kind* that all tests share which only store in it; it ends with the run."""
+    """Return the server of *kind* that all tests share which only store in it; it ends with the
+    run.
+    """
     if kind not in _shared:
         require(kind)
         _shared[kind] = Server(kind, Path(tempfile.mkdtemp(prefix="actorbot-"))).start()

@@ -1,4 +1,6 @@
-"""The MongoDB store: what stands in the collection, what comes back from it, and what becomes of failures."""
+"""The MongoDB store: what stands in the collection, what comes back from it, and what becomes of
+failures.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,7 @@ class TestMongoThatGoesAway(StoreContract):
         self.proxy.close()
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["$bytes", "$uuid", "$decimal", "$json", "$tuple", "$ref"])
@@ -171,7 +173,7 @@ def test_ten_thousand_odd_ids_stay_apart_and_exact(store: MongoSessionStore, col
     assert collection.count_documents({}) == len(ids)
 
 
-# --- records that fail alone ------------------------------------------------------------------------------------------
+# --- records that fail alone --------------------------------------------------------------------
 
 
 @pytest.mark.timeout(120)
@@ -247,7 +249,7 @@ def test_a_damaged_document_is_reported_and_stays_as_it_is(
     assert read(store, "ann") is None
 
 
-# --- comparing --------------------------------------------------------------------------------------------------------
+# --- comparing ----------------------------------------------------------------------------------
 
 
 def test_a_batch_of_all_kinds_of_outcome_is_answered_in_order(store: MongoSessionStore) -> None:
@@ -301,7 +303,7 @@ def test_a_write_whose_reply_was_lost_is_recognised_when_it_is_sent_again(tmp_pa
         assert read(store, "ann") == {"n": 1}
 
 
-# --- expiry -----------------------------------------------------------------------------------------------------------
+# --- expiry -------------------------------------------------------------------------------------
 
 
 def test_the_server_removes_what_has_expired_but_not_before_its_grace() -> None:
@@ -341,7 +343,7 @@ def test_an_index_of_somebody_else_is_kept_and_told_of_if_it_expires_nothing(
         assert caplog.text == ""
 
 
-# --- servers that fail ------------------------------------------------------------------------------------------------
+# --- servers that fail --------------------------------------------------------------------------
 
 
 def fails_to_open(url: str, *says: str) -> None:
@@ -402,7 +404,7 @@ def test_a_frozen_server_holds_a_call_no_longer_than_its_deadline() -> None:
         Call(store.close).result()
 
 
-# --- life -------------------------------------------------------------------------------------------------------------
+# --- life ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

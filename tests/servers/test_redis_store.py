@@ -1,4 +1,6 @@
-"""Sessions in Redis and Valkey: what goes wrong between a bot and its server, and what becomes of the sessions then."""
+"""Sessions in Redis and Valkey: what goes wrong between a bot and its server, and what becomes of
+the sessions then.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ class TestARedisThatIsKilled(StoreContract):
         self.server.kill()
 
 
-# --- keys -------------------------------------------------------------------------------------------------------------
+# --- keys ---------------------------------------------------------------------------------------
 
 
 def hostile_ids(count: int) -> list[str]:
@@ -153,7 +155,7 @@ def test_a_damaged_record_is_reported_and_not_absent(damage: str, redis_server: 
         assert client.get("actorbot:ann") == bytes(value)
 
 
-# --- expiry -----------------------------------------------------------------------------------------------------------
+# --- expiry -------------------------------------------------------------------------------------
 
 
 def test_the_server_drops_a_record_some_minutes_after_it_ends(redis_server: Server, store: RedisSessionStore) -> None:
@@ -176,7 +178,7 @@ def test_the_server_drops_a_record_some_minutes_after_it_ends(redis_server: Serv
     assert get(store, "long") == {}
 
 
-# --- start ------------------------------------------------------------------------------------------------------------
+# --- start --------------------------------------------------------------------------------------
 
 
 def test_a_wrong_port_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -281,7 +283,7 @@ def test_a_server_that_may_lose_sessions_is_warned_of(
     assert warning in caplog.text
 
 
-# --- a server that refuses --------------------------------------------------------------------------------------------
+# --- a server that refuses ----------------------------------------------------------------------
 
 
 def test_a_full_server_refuses_writes_and_goes_on_reading(redis_server: Server, store: RedisSessionStore) -> None:
@@ -339,7 +341,7 @@ def test_a_command_that_the_server_does_not_know_is_not_repeated_with_its_argume
         assert says_nothing_of(SECRET, caught.value)
 
 
-# --- the network ------------------------------------------------------------------------------------------------------
+# --- the network --------------------------------------------------------------------------------
 
 
 def test_a_lost_reply_leaves_the_outcome_open_until_the_write_is_sent_again(
@@ -485,7 +487,7 @@ def test_tls_is_used_and_the_server_s_certificate_checked(redis_server: Server, 
             store.close()
 
 
-# --- a cluster --------------------------------------------------------------------------------------------------------
+# --- a cluster ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -563,7 +565,7 @@ def test_one_node_that_is_down_costs_its_own_sessions_only(tmp_path: Path) -> No
     assert [isinstance(each, errors.StoreUnavailableError) for each in outcomes] == lost
 
 
-# --- without the extra ------------------------------------------------------------------------------------------------
+# --- without the extra --------------------------------------------------------------------------
 
 
 def test_without_redis_py_the_store_says_what_to_install_and_all_else_works() -> None:

@@ -1,4 +1,6 @@
-"""Several processes on the same sessions: what they count together is exact, though replies are lost, and nobody overwrites another."""
+"""Several processes on the same sessions: what they count together is exact, though replies are
+lost, and nobody overwrites another.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ TRIES = 100  # times that a platform would deliver an event
 PATIENCE = 100.0  # seconds for a process to do its work
 
 
-# --- the processes ----------------------------------------------------------------------------------------------------
+# --- the processes ------------------------------------------------------------------------------
 
 
 class _KeepsOneId:
@@ -125,7 +127,9 @@ def increment(task: Task) -> None:
 
 
 def run_all(function: Callable[..., None], arguments: Sequence[Any]) -> list[Any]:
-    """Run *function* in as many processes as there are *arguments*, all at once; return what they printed."""
+    """Run *function* in as many processes as there are *arguments*, all at once; return what they
+    printed.
+    """
     call = f"{function.__name__}(eval(sys.argv[1]))"
     code = f"import sys; from tests.servers.test_two_owners import *; print('ready', flush=True); input(); {call}"
     with ExitStack() as stack:
@@ -147,7 +151,7 @@ def run_all(function: Callable[..., None], arguments: Sequence[Any]) -> list[Any
     return [json.loads(each) for each in said]
 
 
-# --- the servers ------------------------------------------------------------------------------------------------------
+# --- the servers --------------------------------------------------------------------------------
 
 
 class Losses:
@@ -229,7 +233,8 @@ def count_in_processes(place: Place, **options: Any) -> Counter[str]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("events", tiers([500, 2_500]))  # of each process
 def test_what_four_processes_count_is_exact_though_replies_are_lost(place: Place, events: int) -> None:
-    # Not hotter: on a busy machine a process stood still while others counted 64 events of one session, which forgets an id then.
+    # Not hotter: on a busy machine a process stood still while others counted 64 events of one
+    # session, which forgets an id then.
     said = count_in_processes(
         place, driver=type(place.store).__name__, events=events, hot=0.03, in_flight=64, redelivers=True
     )
@@ -261,11 +266,13 @@ def test_of_the_test_without_the_ring_of_write_ids_events_count_twice(place: Pla
     assert place.count() > said["acknowledged"] + said["OutcomeUnknownError"]
 
 
-# --- write-behind -----------------------------------------------------------------------------------------------------
+# --- write-behind -------------------------------------------------------------------------------
 
 
 def append(task: Task) -> None:
-    """Append to the lists in the sessions, and print which tags were acknowledged, made durable, and handed over in conflicts."""
+    """Append to the lists in the sessions, and print which tags were acknowledged, made durable,
+    and handed over in conflicts.
+    """
     said: dict[str, list[str]] = {"acknowledged": [], "durable": [], "refused": [], "handed over": []}
 
     async def add(context: Context) -> None:
@@ -310,7 +317,7 @@ def test_behind_the_conversation_nothing_is_overwritten_and_what_is_lost_was_han
     assert any(each["handed over"] for each in said)
 
 
-# --- answers that are lost, one by one --------------------------------------------------------------------------------
+# --- answers that are lost, one by one ----------------------------------------------------------
 
 IMPATIENT = FlushPolicy.write_through(
     retry=Retry(base=600.0, cap=600.0)
@@ -318,7 +325,9 @@ IMPATIENT = FlushPolicy.write_through(
 
 
 class Crowded(MemorySessionStore):
-    """Loses the answer to its first write, done or not, and lets *others* write the session before it can be sent again."""
+    """Loses the answer to its first write, done or not, and lets *others* write the session before
+    it can be sent again.
+    """
 
     def __init__(self, others: int, done: bool) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Servers that are not what the URL promises: an error with a name, in time, without the password, and the loop is never blocked."""
+"""Servers that are not what the URL promises: an error with a name, in time, without the password,
+and the loop is never blocked.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def proxy(guarded: Guarded) -> Iterator[Proxy]:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[object]]:
-    """Where a test puts what was shown to somebody: at its end no password may be in it, nor in the log at its most talkative."""
+    """Where a test puts what was shown to somebody: at its end no password may be in it, nor in the
+    log at its most talkative.
+    """
     shown: list[object] = []
     with caplog.at_level(logging.DEBUG):
         yield shown
@@ -87,7 +91,9 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[object]]:
 
 
 async def fails(what: Awaitable[Any]) -> errors.StoreUnavailableError:
-    """Return the error of what must not hang: the deadlines are far below the bound, and what servers and drivers wait for is above."""
+    """Return the error of what must not hang: the deadlines are far below the bound, and what
+    servers and drivers wait for is above.
+    """
     with pytest.raises(errors.StoreUnavailableError) as caught:
         await asyncio.wait_for(what, HANGS)
     return caught.value
@@ -100,7 +106,7 @@ async def off_the_loop(what: Callable[[], Awaitable[None]]) -> None:
     assert watch.blocked == []
 
 
-# --- at the start -----------------------------------------------------------------------------------------------------
+# --- at the start -------------------------------------------------------------------------------
 
 AT_START: dict[str, Callable[[Proxy], object]] = {
     "a wrong password": lambda _: None,
@@ -127,7 +133,7 @@ async def test_a_bot_does_not_start_and_says_which_server_is_to_blame(
     await off_the_loop(start)
 
 
-# --- later ------------------------------------------------------------------------------------------------------------
+# --- later --------------------------------------------------------------------------------------
 
 
 def begin(fault: str, guarded: Guarded, proxy: Proxy) -> None:
@@ -205,7 +211,7 @@ async def insist(send: Callable[[], Awaitable[Any]]) -> None:
                 return
 
 
-# --- servers that take no writes --------------------------------------------------------------------------------------
+# --- servers that take no writes ----------------------------------------------------------------
 
 
 async def test_a_full_redis_refuses_events_until_it_has_space_and_sessions_can_be_read(
@@ -365,7 +371,7 @@ def wait_for_primary(client: pymongo.MongoClient[Any]) -> None:
         time.sleep(0.02)
 
 
-# --- a session that MongoDB does not take -----------------------------------------------------------------------------
+# --- a session that MongoDB does not take -------------------------------------------------------
 
 
 @pytest.mark.timeout(180)

@@ -1,4 +1,6 @@
-"""A bot that reads, waits and writes without a lock: run as a peer by tests/tools/test_benchmarks_peers.py."""
+"""A bot that reads, waits and writes without a lock: run as a peer by
+tests/tools/test_benchmarks_peers.py.
+"""
 
 from __future__ import annotations
 

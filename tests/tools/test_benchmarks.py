@@ -1,4 +1,6 @@
-"""The benchmarks at a tiny size: they run, they check every counter, and they would notice a lost update. No figure is judged."""
+"""The benchmarks at a tiny size: they run, they check every counter, and they would notice a lost
+update. No figure is judged.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The questions about one manager under a load of some kind, at a tiny size: they run and check every counter. No figure is judged."""
+"""The questions about one manager under a load of some kind, at a tiny size: they run and check
+every counter. No figure is judged.
+"""
 
 from __future__ import annotations
 

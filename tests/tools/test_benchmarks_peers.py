@@ -1,4 +1,6 @@
-"""The comparison with other libraries at a tiny size, without their environments and without a network. No figure is judged."""
+"""The comparison with other libraries at a tiny size, without their environments and without a
+network. No figure is judged.
+"""
 
 from __future__ import annotations
 

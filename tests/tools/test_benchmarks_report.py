@@ -1,4 +1,7 @@
-"""What is done with the benchmarks' figures: compared, reported, measured all at one go. No figure is judged."""
+"""What is done with the benchmarks' figures: compared, reported, measured all at one go.
+
+No figure is judged.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def rate(*values: float, name: str = "events/s", better: Better = "higher") -> F
     return Figure(name, values, "actorbot", "", better)
 
 
-# --- compare ----------------------------------------------------------------------------------------------------------
+# --- compare ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_an_empty_folder_has_no_result(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no result" in capsys.readouterr().err
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- report -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -276,7 +279,7 @@ def test_neither_a_password_nor_a_folder_of_mine_gets_into_a_result() -> None:
     assert without_password("a@b redis://host/0") == "a@b redis://host/0"
 
 
-# --- goals ------------------------------------------------------------------------------------------------------------
+# --- goals --------------------------------------------------------------------------------------
 
 
 def decided(figure: str, results: Sequence[Result]) -> list[tuple[str, str]]:
@@ -342,7 +345,7 @@ def test_every_goal_of_a_question_in_the_plan_is_measured_by_it() -> None:
         ], goal.text
 
 
-# --- all --------------------------------------------------------------------------------------------------------------
+# --- all ----------------------------------------------------------------------------------------
 
 
 def options(setting: Setting, quick: bool = False) -> dict[str, Any]:
@@ -462,7 +465,7 @@ def test_interrupted_it_reports_what_is_there(number: signal.Signals, tmp_path: 
     assert "interrupted" in (tmp_path / report.PAGE).read_text()
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------
 
 
 def test_a_server_that_is_not_there_is_named_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def levels_of(findings: dict[str, tuple[str, str]]) -> dict[str, str]:
     return {what: level for what, (level, _) in findings.items()}
 
 
-# --- the frame --------------------------------------------------------------------------------------------------------
+# --- the frame ----------------------------------------------------------------------------------
 
 
 def test_it_says_its_version() -> None:
@@ -161,7 +161,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     monkeypatch.setattr("actorbot.stores.url.entry_points", EntryPoints([point]).select)
 
 
-# --- chat -------------------------------------------------------------------------------------------------------------
+# --- chat ---------------------------------------------------------------------------------------
 
 
 def test_the_first_page_s_dialogue_can_be_tried_on_any_store(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_the_first_page_s_dialogue_can_be_tried_on_any_store(tmp_path: Path) -> 
     assert again.stdout == "You > Bot > That was message 3, Tim\nYou > \n"
 
 
-# --- doctor -----------------------------------------------------------------------------------------------------------
+# --- doctor -------------------------------------------------------------------------------------
 
 LIFE = {"round trip": "ok", "write and read": "ok", "compare": "ok", "destroy": "ok"}
 

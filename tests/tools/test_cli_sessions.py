@@ -182,7 +182,7 @@ def test_a_session_id_steers_no_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in run("sessions", "ls", url).stdout
 
 
-# --- what interrupts --------------------------------------------------------------------------------------------------
+# --- what interrupts ----------------------------------------------------------------------------
 
 
 def fill(url: str, number: int) -> None:
@@ -192,7 +192,9 @@ def fill(url: str, number: int) -> None:
 
 
 class Interrupting(MemorySessionStore):
-    """Stays what it is from run to run, and is interrupted as if by Ctrl-C at its *at*-th call for what *verb* says."""
+    """Stays what it is from run to run, and is interrupted as if by Ctrl-C at its *at*-th call for
+    what *verb* says.
+    """
 
     def __init__(self, verb: str, at: int) -> None:
         super().__init__()
@@ -272,7 +274,7 @@ def test_rm_does_at_a_terminal_what_it_is_answered(answer: str, status: int, lef
     assert len(run("sessions", "ls", url, "--json").stdout.splitlines()) == left
 
 
-# --- what fails -------------------------------------------------------------------------------------------------------
+# --- what fails ---------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_read_has_its_error_in_json_and_may_be_destroyed(tmp_path: Path) -> None:
@@ -322,7 +324,7 @@ def test_the_reader_of_a_list_may_leave_early(tmp_path: Path) -> None:
     assert "Exception ignored" not in done.stderr
 
 
-# --- somebody else's driver -------------------------------------------------------------------------------------------
+# --- somebody else's driver ---------------------------------------------------------------------
 
 
 class Listed(DictStore):

@@ -1,4 +1,6 @@
-"""The house rules that no tool checks: pyproject.toml and setup.cfg do not say the same thing twice."""
+"""The house rules that no tool checks: pyproject.toml and setup.cfg do not say the same thing
+twice.
+"""
 
 from __future__ import annotations
 

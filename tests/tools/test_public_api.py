@@ -1,4 +1,6 @@
-"""What may be imported, and that it is documented: the names that a minor version does not take away."""
+"""What may be imported, and that it is documented: the names that a minor version does not take
+away.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The console bot as a process: what it prints, how it ends, and what is in the store afterwards."""
+"""The console bot as a process: what it prints, how it ends, what is in the store then."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_bot_without_a_handler_says_what_to_do() -> None:
         await ConsoleBot().start()
 
 
-# --- the console ------------------------------------------------------------------------------------------------------
+# --- the console --------------------------------------------------------------------------------
 
 
 Talk = Callable[[Bot, str], tuple[str, str]]
@@ -266,7 +266,7 @@ def test_a_store_that_fails_is_told_of_and_the_talk_goes_on(talk: Talk) -> None:
     assert complaints.count("(StoreUnavailableError: ") == 2
 
 
-# --- a bot's life -----------------------------------------------------------------------------------------------------
+# --- a bot's life -------------------------------------------------------------------------------
 
 
 def test_wrong_options_are_told_of_when_the_bot_is_made() -> None:
@@ -333,7 +333,7 @@ async def test_sessions_say_when_they_start_and_when_they_expire() -> None:
     assert sorted(said, key=str) == [("ann", True), ("ann", True), ("ann", {"n": 2})]
 
 
-# --- a platform of one's own ------------------------------------------------------------------------------------------
+# --- a platform of one's own --------------------------------------------------------------------
 
 
 class ListBot(Bot):

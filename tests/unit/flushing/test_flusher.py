@@ -246,7 +246,9 @@ async def test_what_turns_leave_behind_is_looked_at_before_it_piles_up_unless_th
 def test_no_thread_can_lose_the_interpreter_with_the_lock_of_the_books_in_its_hands(
     function: Callable[..., Any],
 ) -> None:
-    """CPython takes it at calls and at the ends of loops: there are none under that lock where every event comes by."""
+    """CPython takes it at calls and at the ends of loops: there are none under that lock where
+    every event comes by.
+    """
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
     each_event, *once_a_batch = sorted(blocks, key=lambda block: "_look_for_room" in ast.unparse(block))

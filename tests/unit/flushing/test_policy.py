@@ -39,7 +39,7 @@ POLICIES = (
 )
 
 
-# --- choosing one -----------------------------------------------------------------------------------------------------
+# --- choosing one -------------------------------------------------------------------------------
 
 
 def test_write_behind_loses_at_most_a_second_or_a_hundred_events_unless_told_otherwise():
@@ -105,7 +105,7 @@ def test_a_mode_that_does_not_exist_is_refused():
         FlushPolicy(mode="write-around")
 
 
-# --- retrying ---------------------------------------------------------------------------------------------------------
+# --- retrying -----------------------------------------------------------------------------------
 
 
 def test_pauses_double_from_the_base_to_the_cap_and_stay_there():
@@ -141,7 +141,7 @@ def test_a_retry_out_of_range_is_refused_and_named(field, knobs):
     assert caught.value.field == field
 
 
-# --- as text ----------------------------------------------------------------------------------------------------------
+# --- as text ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What a bot author gets from `FlushPolicy.journaled`: durable events at the speed of a local disk, whatever becomes of the store."""
+"""What a bot author gets from `FlushPolicy.journaled`: durable events at the speed of a local disk,
+whatever becomes of the store.
+"""
 
 from __future__ import annotations
 

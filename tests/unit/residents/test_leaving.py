@@ -27,7 +27,8 @@ def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -
         ) as manager:
 
             def caller() -> None:
-                # The more the callers get of the interpreter, the less do the threads that flush and sweep.
+                # The more the callers get of the interpreter, the less do the threads that flush
+                # and sweep.
                 while (n := next(rounds)) < 50 or (n < 1_000 and manager.stats().passivations < wanted):
                     for number in range(users):
                         user = (125 * n + number) % users

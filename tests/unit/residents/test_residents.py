@@ -20,7 +20,7 @@ from tests.tiers import tiers
 
 
 class Nowhere:
-    """A driver that takes everything and keeps nothing, so that what is measured is the manager's."""
+    """A driver that keeps nothing, so that what is measured is the manager's."""
 
     def init(self) -> None:
         pass

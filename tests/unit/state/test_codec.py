@@ -1,4 +1,6 @@
-"""What a session may hold comes back equal and of the same type; what it may not hold is refused, by name and place."""
+"""What a session may hold comes back equal and of the same type; what it may not hold is refused,
+by name and place.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,7 @@ def nested(depth: int, wrap: Any = lambda inner: [inner]) -> dict[str, Any]:
     return {"a": value}
 
 
-# --- what comes back --------------------------------------------------------------------------------------------------
+# --- what comes back ----------------------------------------------------------------------------
 
 
 @few
@@ -207,7 +209,7 @@ def test_decoding_gives_fresh_objects():
     assert decode_state(encoded) == {"cart": []}
 
 
-# --- what is refused, and where ---------------------------------------------------------------------------------------
+# --- what is refused, and where -----------------------------------------------------------------
 
 
 class Color(enum.IntEnum):
@@ -288,7 +290,7 @@ def test_every_thread_packs_with_a_packer_of_its_own():
     assert len({id(pack.__self__) for pack in [*packers, _packers.pack]}) == 4
 
 
-# --- what is too large ------------------------------------------------------------------------------------------------
+# --- what is too large --------------------------------------------------------------------------
 
 WRAPS = {
     "list": lambda inner: [inner],
@@ -424,7 +426,7 @@ def test_the_check_never_refuses_what_would_fit(state, limit):
             encode_state(state, limit)
 
 
-# --- hostile bytes ----------------------------------------------------------------------------------------------------
+# --- hostile bytes ------------------------------------------------------------------------------
 
 
 def array_of(*parts: bytes) -> bytes:
@@ -511,7 +513,7 @@ def test_damaged_bytes_are_decoded_or_refused(state, chance: random.Random):
     json.dumps(to_document(found), allow_nan=False)
 
 
-# --- documents --------------------------------------------------------------------------------------------------------
+# --- documents ----------------------------------------------------------------------------------
 
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,

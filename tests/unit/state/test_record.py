@@ -50,7 +50,7 @@ def framed(fields: Any) -> bytes:
     return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
 
 
-# --- writes -----------------------------------------------------------------------------------------------------------
+# --- writes -------------------------------------------------------------------------------------
 
 
 def test_every_write_has_an_id_of_its_own_and_remembers_the_last_sixteen():
@@ -75,7 +75,7 @@ def test_a_tombstone_is_remembered_for_an_hour():
     assert TOMBSTONE.is_expired(1_700_003_600.0)
 
 
-# --- bytes ------------------------------------------------------------------------------------------------------------
+# --- bytes --------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,7 +153,7 @@ def test_any_bytes_are_a_record_or_corrupt(data, kind):
     assert isinstance(Record.peek_id(data), str)
 
 
-# --- documents --------------------------------------------------------------------------------------------------------
+# --- documents ----------------------------------------------------------------------------------
 
 
 def test_a_document_has_the_state_on_top_and_the_rest_under_one_key():

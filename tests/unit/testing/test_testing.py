@@ -1,4 +1,6 @@
-"""The testing kit: time that stands still, stores that record and fail, and that they can be put into each other."""
+"""The testing kit: time that stands still, stores that record and fail, and that they can be put
+into each other.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def record(session_id: str) -> Record:
     return Record(session_id, 1, encode_state({"n": 1}, 1000), b"", b"", 1.5e9, 4e9).next_write()
 
 
-# --- the clock --------------------------------------------------------------------------------------------------------
+# --- the clock ----------------------------------------------------------------------------------
 
 
 def test_both_clocks_stand_still_until_they_are_told_to_go_on():
@@ -156,7 +158,7 @@ async def test_work_that_is_held_up_does_not_hold_up_time(monkeypatch: pytest.Mo
     assert clock.monotonic() == before + 2.0
 
 
-# --- the stores -------------------------------------------------------------------------------------------------------
+# --- the stores ---------------------------------------------------------------------------------
 
 
 def test_a_recording_store_writes_down_what_it_is_asked():

@@ -1,4 +1,6 @@
-"""A session that is busy keeps its values decoded between its turns, and nobody can tell: what a turn leaves behind cannot be changed."""
+"""A session that is busy keeps its values decoded between its turns, and nobody can tell: what a
+turn leaves behind cannot be changed.
+"""
 
 from __future__ import annotations
 
