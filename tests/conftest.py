@@ -8,6 +8,7 @@ import asyncio
 import functools
 import inspect
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,9 @@ from tests.waiting import HANGS
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# A program that a shell starts in the background ignores Ctrl-C, and so do all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -66,9 +66,7 @@ class Outcome:
         judged = any(result is None or isinstance(result, ConflictError) for result in results)
         answered = judged and not self._retries.is_well
         if answered:  # noted before its callers are told: they may look
-            for job, result in zip(jobs, results, strict=True):
-                if result is None:
-                    self._retries.settle(job.session)
+            self._retries.settle(job.session for job, result in zip(jobs, results, strict=True) if result is None)
             self._retries.note_answer()
             if self._on_answer is not None:
                 self._on_answer()
@@ -111,13 +109,13 @@ class Outcome:
                 if not is_outdated(job):
                     session.lineages = ()
                 journal.forget(session.session_id, record.version)
-            self._retries.settle(session)
             # The store may have got an older state, sent again after a failure. Then the newest one
             # is still to be written; if the session is marked, the mark sees to that.
             settled.append(
                 (session, job.made if committed is not None and committed[VERSION] > record.version else None)
             )
         self.writes += len(jobs)
+        self._retries.settle(session for session, _ in settled)
         self._dirty.uncharge(settled)
         for job, (session, behind) in zip(jobs, settled, strict=True):
             if job.through is not None:
@@ -135,7 +133,7 @@ class Outcome:
             session.unanswered = job.write.record.version if job.unknown else 0
             self._queue.fail(job.through, error)
             return
-        self._retries.settle(session)
+        self._retries.settle([session])
         session.losses += (session.flushed,)
         # In one step, with no call in between: what a turn commits before it is handed over too,
         # and a turn that commits after it fails. The session is read again before its next turn.

@@ -88,7 +88,7 @@ class WriteQueue:
                 tell(self._has_spilled(session))
             elif goal.is_lost():
                 tell(ConflictError(self._store.name, "lost to a write of someone else", session_id=session.session_id))
-            elif goal.is_stored():
+            elif len(session.losses) > goal.losses or goal.version <= session.flushed:
                 tell(None)
             else:
                 self._waiters.add(session, goal.version, tell)
@@ -207,7 +207,7 @@ class WriteQueue:
         if self._is_overtaken(session, committed):
             return None  # when the destroy has ended, the session comes here again
         if committed is None or committed[VERSION] <= session.flushed:
-            self._retries.settle(session)
+            self._retries.settle([session])
             self._dirty.uncharge([(session, None)])
             self._waiters.reached(session, ALL)
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from actorbot._flushing.write import Flushable, PendingWrite, WriteThrough
@@ -42,6 +42,11 @@ class Retries:
         self._again: dict[Flushable, PendingWrite] = {}
         self._resting: set[PendingWrite] = set()  # until the pause of each is over
         self._waited_for: dict[Flushable, PendingWrite] = {}  # resting, and somebody waits
+        # These two are asked about each session of a batch, so they are the dicts' own methods.
+        self.failed: Callable[[Flushable], PendingWrite | None] = self._again.get
+        """Returns the flush of a session that failed and is to be sent again."""
+        self.is_waited_for: Callable[[Flushable], bool] = self._waited_for.__contains__
+        """Tells whether a write of a session rests that somebody waits for."""
         self._timer: Timer | None = None  # ends the pause
         self._failures = 0  # calls in a row that failed as a whole
 
@@ -86,18 +91,15 @@ class Retries:
             self._again[job.session] = job
         return job.tries >= self._retry.attempts
 
-    def failed(self, session: Flushable) -> PendingWrite | None:
-        """Return the flush of *session* that failed and is to be sent again."""
-        return self._again.get(session)
-
     def is_failed(self, job: PendingWrite) -> bool:
         """Tell whether *job* is the flush that `failed` returns: nothing has taken its place."""
         return self._again.get(job.session) is job
 
-    def settle(self, session: Flushable) -> None:
-        """Note that no failed flush of *session* need be sent again."""
+    def settle(self, sessions: Iterable[Flushable]) -> None:
+        """Note that no failed flush of *sessions* need be sent again."""
         if self._again:
-            self._again.pop(session, None)
+            for session in sessions:
+                self._again.pop(session, None)
 
     def drop(self, session: Flushable) -> None:
         """Forget *session*: nothing of it is sent any more."""
@@ -145,10 +147,6 @@ class Retries:
         for job in jobs:
             if self._waited_for.get(job.session) is job:
                 del self._waited_for[job.session]
-
-    def is_waited_for(self, session: Flushable) -> bool:
-        """Tell whether a write of *session* rests that somebody waits for."""
-        return session in self._waited_for
 
     def resting(self) -> list[WriteThrough]:
         """List the writes that rest and that somebody waits for."""

@@ -37,10 +37,6 @@ class Goal(NamedTuple):
             return version > session.losses[losses]
         return session.committed is None and version > session.flushed
 
-    def is_stored(self) -> bool:
-        """Tell whether the store has the version, if it is not lost. Any thread."""
-        return len(self.session.losses) > self.losses or self.version <= self.session.flushed
-
 
 class Waiters:
     """Those who wait, by session. Touched on the flusher's thread only."""

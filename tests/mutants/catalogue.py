@@ -125,7 +125,7 @@ MUTANTS = (
         "_runtime/mailbox.py",
         "        if self.line:\n            self.closed = False\n            return False\n",
         "",
-        "tests/unit/residents/test_leaving.py tests/promises/test_serial.py",
+        "tests/unit/runtime/test_mailbox.py",
     ),
     # --- the flusher ------------------------------------------------------------------------------
     Mutant(
