@@ -33,6 +33,7 @@ from functools import partial
 from typing import Any
 
 from actorbot import Context, FlushPolicy, SessionManager, errors, store_from_url
+from actorbot._journal.ahead import Ahead
 from actorbot._journal.journal import Journal
 
 AGAIN = 0.01  # seconds before an event that got an error is sent again, as a platform would
@@ -239,12 +240,15 @@ def ends_of(state: dict[str, Any] | None) -> tuple[object, object]:
 
 def acknowledge_early() -> None:
     """Tell everybody that an entry is committed when it has only been asked for."""
-    put: Callable[..., None] = Journal.put
+    put = Journal.put
 
-    def put_early(self: Journal, *entry: Any) -> None:
-        *rest, settle = entry
-        self._post(settle, None)
-        put(self, *rest, lambda error: None)
+    class Told(Ahead):
+        def settle(self, error: errors.ActorbotError | None) -> None:
+            pass
+
+    def put_early(self: Journal, ahead: Ahead) -> None:
+        self._post(ahead.settle, None)
+        put(self, Told(ahead.session_id, ahead.committed, ahead.write_ids, ahead.lineages))
 
     Journal.put = put_early  # type: ignore[method-assign]
 
