@@ -249,9 +249,8 @@ class SessionActor(Flushable):
             and shared.flusher.retries.outage_since is None  # in an outage, too many would stay decoded
         ):
             self.decoded = plain, session
-        # The flusher sets `committed` to None when it meets a conflict. CPython lets another thread
-        # run only at calls and at the ends of loops. So nothing is called between this look and
-        # the line that sets the new state.
+        # The flusher sets `committed` to None when it meets a conflict. CPython changes threads
+        # only at calls and at the ends of loops: nothing is called until the new state is set.
         if self.committed is not before:
             raise self._conflict("written by another process since it was read")
         if shared.acknowledge is not None:
