@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
+import pytest
+
 from actorbot import SessionManager
 from actorbot._manager import exits
 from actorbot._manager.access import Life
@@ -109,6 +111,11 @@ def outcome(receipt: Any) -> Future[Any]:
 def set_outcome(receipt: Any, future: Future[Any]) -> None:
     """Have a receipt wait for *future*."""
     receipt._outcome = future
+
+
+def replace_wait(patch: pytest.MonkeyPatch, manager: SessionManager, function: Any) -> None:
+    """Have a thread that waits for a verb of the manager call *function* instead."""
+    patch.setattr(manager, "_run_sync", function)
 
 
 def lose_sessions(manager: SessionManager) -> None:

@@ -66,6 +66,14 @@ def test_hints_to_install_an_extra_name_one_that_exists_and_not_the_package_inde
             assert extra in extras, page
 
 
+def test_tests_look_into_a_manager_in_one_place() -> None:
+    reach = re.compile(r"\b(?:manager|ours|theirs|heir|other)\._[a-z]|setattr\((?:manager|ours|heir), [\"']_")
+
+    for page in (ROOT / "tests").rglob("*.py"):
+        if page.name != "inside.py":
+            assert reach.search(page.read_text("utf-8")) is None, page
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_seeded_fault_names_tests_that_exist(mutant: Mutant) -> None:
     places, _, part = mutant.test.partition(" -k ")

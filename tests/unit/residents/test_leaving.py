@@ -12,7 +12,7 @@ from actorbot import FlushPolicy, SessionManager
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests.handlers import count, count_plainly
 from tests.homes import tiny_switch_interval
-from tests.waiting import Call, until, until_sync
+from tests.waiting import HANGS, Call, until, until_sync
 
 
 def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -> None:
@@ -32,7 +32,8 @@ def test_everybody_is_served_while_sessions_leave_memory_as_fast_as_they_can() -
                 while (n := next(rounds)) < 50 or (n < 1_000 and manager.stats().passivations < wanted):
                     for number in range(users):
                         user = (125 * n + number) % users
-                        acknowledged.append((user, manager.dispatch_sync(f"user:{user}", number)))
+                        counted = manager.dispatch_sync(f"user:{user}", number, timeout=HANGS)
+                        acknowledged.append((user, counted))
 
             threads = [threading.Thread(target=caller) for _ in range(8)]
             for thread in threads:

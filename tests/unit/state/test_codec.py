@@ -646,3 +646,9 @@ def test_any_json_document_is_read_or_refused(document):
 
 def test_the_frame_of_a_record_is_plain_msgpack():
     assert msgpack.unpackb(pack_fields(["ann", 1, None, b"x", 1.5])) == ["ann", 1, None, b"x", 1.5]
+
+
+@pytest.mark.parametrize("value", [2**63, [2**64 - 1], -(2**63) - 1])
+def test_an_integer_beyond_64_bits_is_refused_by_every_way_through_the_check(value: Any) -> None:
+    with pytest.raises(NotEncodableError):
+        encode_state({"n": value}, 1_000)

@@ -98,7 +98,7 @@ def test_a_receipt_that_is_answered_while_the_manager_closes_says_so(monkeypatch
             raise errors.ManagerClosedError("closed")
 
         with monkeypatch.context() as patch:
-            patch.setattr(manager, "_run_sync", close_meanwhile)
+            inside.replace_wait(patch, manager, close_meanwhile)
             assert receipt.result_sync() == 1
 
 
