@@ -19,11 +19,11 @@ from hypothesis import settings
 from tests.servers import mongo_servers, redis_servers
 from tests.waiting import HANGS
 
-# In place of Hypothesis's own profile of this name: new examples in each run, and how to repeat the
-# one that fails.
+# No test judges by the clock, so an example may take its time. In CI, in place of Hypothesis's own
+# profile of this name: new examples in each run, and how to repeat the one that fails.
+settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 # A program that a shell starts in the background ignores Ctrl-C, and so do all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -100,7 +100,7 @@ def events_at_risk(manager: SessionManager) -> tuple[int, int]:
     counts add up.
     """
     turns, actors = shared(manager), table(manager).actors.values()
-    return turns.handled + turns.ended - turns.flusher.settled, sum(each.behind() for each in actors)
+    return turns.handled + turns.ended - turns.flusher.outcome.settled, sum(each.behind() for each in actors)
 
 
 def outcome(receipt: Any) -> Future[Any]:

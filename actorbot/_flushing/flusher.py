@@ -41,7 +41,8 @@ class Flusher(Mailbox):
     An actor on the store's own thread. There a batch is made, written and accounted for without a
     change of threads: each change costs up to 5 ms while another thread computes. When a call does
     not come back in time, another thread goes on (`_overdue`). What begins with an underscore is
-    touched on that thread only; all else may be used from any thread.
+    touched on that thread only. All else may be used from any thread; of `retries` and `outcome`,
+    that is to look at what they count.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class Flusher(Mailbox):
         self._clock = clock
         self.dirty = dirty = DirtySessions(policy, clock, lambda done: self.notify(FlushDue(done)))
         self._waiters = waiters = Waiters()
-        self._retries = retries = Retries(store.name, policy.retry, clock, self._announce_retry)
+        self.retries = retries = Retries(store.name, policy.retry, clock, self._announce_retry)
         lineage = None if journal is None else journal.lineage
         self._queue = queue = WriteQueue(store, policy, clock, lineage, dirty=dirty, retries=retries, waiters=waiters)
-        self._outcome = Outcome(
+        self.outcome = Outcome(
             store.name,
             queue=queue,
             dirty=dirty,
@@ -79,38 +80,6 @@ class Flusher(Mailbox):
         self._began = 0.0  # the monotonic second at which the last call began
         self._young = 0  # sessions flushed since the garbage collector was called
         self._quiet: list[Future[None]] = []  # done when nothing can be written
-
-    # --- how it is doing -------------------------------------------------------------------------
-
-    @property
-    def writes(self) -> int:
-        """How many writes the store has confirmed."""
-        return self._outcome.writes
-
-    @property
-    def conflicts(self) -> int:
-        """How many writes met somebody else's."""
-        return self._outcome.conflicts
-
-    @property
-    def settled(self) -> int:
-        """How many versions, of all sessions, are no longer at risk; without a journal."""
-        return self._outcome.settled
-
-    @property
-    def retries(self) -> int:
-        """How many writes were to be tried again."""
-        return self._retries.count
-
-    @property
-    def outage_since(self) -> float | None:
-        """The monotonic second since which no call has succeeded; `None` if the store answers."""
-        return self._retries.outage_since
-
-    @property
-    def refusing(self) -> bool:
-        """Whether the store answers, and does not take the writes of some sessions."""
-        return self._retries.refusing
 
     # --- from any thread -------------------------------------------------------------------------
 
@@ -220,14 +189,14 @@ class Flusher(Mailbox):
                 self._queue.relieve(session, done)
             case WriteThrough():
                 self._queue.add_through(message)
-                if self._retries.is_down:
-                    self._retries.break_off_pause()  # who waits learns at once how the store is
+                if self.retries.is_down:
+                    self.retries.break_off_pause()  # who waits learns at once how the store is
             case Spill(session):
                 self._queue.let_go(session)
             case Returned(jobs):
                 self._queue.come_back(jobs)
             case RetryDue(jobs, done):
-                self._retries.wake(jobs)
+                self.retries.wake(jobs)
                 self._queue.add_again(jobs)
                 self._quiet.append(done)
             case End():
@@ -237,7 +206,7 @@ class Flusher(Mailbox):
         """Tell whoever still waits that nothing is written any more."""
         self.closed = True
         told = [getattr(item.message, "done", None) for item in self.drain() if isinstance(item, Envelope)]
-        waiting = [through.done for through in (*self._queue.throughs(), *self._retries.resting())]
+        waiting = [through.done for through in (*self._queue.throughs(), *self.retries.resting())]
         self._waiters.reached_everywhere(_ended())
         self.dirty.end(_ended())
         for done in (*told, *waiting, *self._quiet):
@@ -274,7 +243,7 @@ class Flusher(Mailbox):
         An empty one if nothing can be written now, or if messages that wait may fill it first.
         """
         queue = self._queue
-        while queue and not (self._stopped or self._retries.paused or (self.line and len(queue) < queue.at_once())):
+        while queue and not (self._stopped or self.retries.paused or (self.line and len(queue) < queue.at_once())):
             if jobs := queue.take_batch():
                 return jobs
         self.dirty.note_delay(None)
@@ -289,13 +258,13 @@ class Flusher(Mailbox):
         if error is None and len(results) != len(jobs):
             error = OutcomeUnknownError(self._store.name, f"{len(results)} results for {len(jobs)} writes")
         if error is None:
-            self._outcome.note_answer(jobs, results)
+            self.outcome.note_answer(jobs, results)
         else:
             self._note_outage(jobs, error)
 
     def _note_outage(self, jobs: list[PendingWrite], error: ActorbotError) -> None:
         took = self._clock.monotonic() - self._began
-        self._outcome.note_outage(jobs, error, slow=took >= self._policy.store_deadline / 2)
+        self.outcome.note_outage(jobs, error, slow=took >= self._policy.store_deadline / 2)
 
     def _overdue(self, jobs: list[PendingWrite], error: ActorbotError) -> None:
         """Go on in the place of a call that has not come back; tell who waits for its sessions."""
@@ -304,7 +273,7 @@ class Flusher(Mailbox):
             if job.through is not None:
                 self._queue.fail(job.through, error)
         if len(jobs) == self._store.writes_at_once == 1:  # this tells nothing about others
-            self._outcome.note_answer(jobs, [error])
+            self.outcome.note_answer(jobs, [error])
         else:
             self._note_outage(jobs, error)
         for job in jobs:

@@ -40,7 +40,10 @@ class Outcome:
         self._journal = journal
         self._on_conflict = on_conflict  # told a session, and its unflushed state that is lost
         self._on_answer = on_answer  # called when the store takes writes again
-        self.writes = self.conflicts = 0
+        self.writes = 0
+        """Writes that the store has confirmed."""
+        self.conflicts = 0
+        """Writes that met somebody else's."""
         self.settled = 0
         """Versions, of all sessions, that the store has confirmed or a conflict has taken.
 

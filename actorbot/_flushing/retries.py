@@ -32,6 +32,7 @@ class Retries:
         self._clock = clock
         self._announce = announce  # has `wake` called on the flusher's thread
         self.count = 0
+        """Writes that were to be tried again."""
         self.outage_since: float | None = None
         """The monotonic second since which no call has succeeded; `None` if the store answers."""
         self.refusing = False

@@ -28,9 +28,9 @@ def stats_of(parts: Parts) -> Stats:
         bytes_at_risk=0 if parts.journal is not None else dirty.bytes,
         journal_bytes=dirty.journal_bytes,
         store_reads=parts.loader.reads,
-        store_writes=flusher.writes,
-        store_retries=flusher.retries,
-        conflicts=flusher.conflicts,
+        store_writes=flusher.outcome.writes,
+        store_retries=flusher.retries.count,
+        conflicts=flusher.outcome.conflicts,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
         replies_waiting=len(shared.outbox),
@@ -46,12 +46,12 @@ def health_of(parts: Parts) -> Health:
         return Health("failing", f"journal: {parts.journal.broken}; no event is acknowledged")
     if dirty.full:
         return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
-    if flusher.outage_since is not None:
-        seconds = parts.clock.monotonic() - flusher.outage_since
+    if flusher.retries.outage_since is not None:
+        seconds = parts.clock.monotonic() - flusher.retries.outage_since
         return Health("degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s")
     if (reason := parts.loader.unreadable()) is not None:
         return Health("degraded", f"the last read failed: {reason}")
-    if flusher.refusing:
+    if flusher.retries.refusing:
         return Health("degraded", f"{parts.store.name} does not take the writes of some sessions")
     return Health("ready", "")
 

@@ -72,7 +72,7 @@ class Loader:
             record = await self._read_store(session_id)
         except ActorbotError as error:
             down = isinstance(error, StoreUnavailableError)
-            self._failed = _FailedRead(str(error), self._shared.flusher.writes) if down else None
+            self._failed = _FailedRead(str(error), self._shared.flusher.outcome.writes) if down else None
             raise
         self._failed = None
         return record
@@ -85,7 +85,7 @@ class Loader:
     def unreadable(self) -> str | None:
         """Say why the last read failed, unless the store has answered since. Any thread."""
         failed = self._failed
-        return None if failed is None or self._shared.flusher.writes != failed.writes else failed.reason
+        return None if failed is None or self._shared.flusher.outcome.writes != failed.writes else failed.reason
 
     def close(self) -> None:
         """Tell everybody who waits for a record that it will not come."""

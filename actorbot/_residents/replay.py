@@ -54,7 +54,7 @@ class Replay:
                 except ActorbotError as error:
                     logger.warning("what the journal holds could not be brought to the store yet: %s", error)
                     whole = False
-                if self._shared.flusher.outage_since is not None:
+                if self._shared.flusher.retries.outage_since is not None:
                     return
         finally:
             self._running = False
@@ -76,7 +76,7 @@ class Replay:
         ids = [each for each in session_ids if journal.holds(each) and self._find_read(each) is None]
         while ids:
             # In an outage only one, to see whether it is over: more would take up room for nothing.
-            at_once = AT_ONCE if self._shared.flusher.outage_since is None else 1
+            at_once = AT_ONCE if self._shared.flusher.retries.outage_since is None else 1
             await self._bring(ids[:at_once])
             ids = ids[at_once:]
 

@@ -97,7 +97,7 @@ class Table:
             if not actor.enter():
                 return False
             clean = not actor.behind() and not actor.dirty
-            spills = shared.journal is not None and shared.flusher.outage_since is not None
+            spills = shared.journal is not None and shared.flusher.retries.outage_since is not None
             if (clean or spills) and actor.close_if_nobody_waits():
                 del self.actors[actor.session_id]
                 self.passivations += 1

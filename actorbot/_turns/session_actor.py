@@ -159,7 +159,7 @@ class SessionActor(Flushable):
         elif shared.dirty.late:
             shared.home.give_way()
         behind = self.behind()
-        if behind >= shared.policy.max_events and shared.flusher.outage_since is None:
+        if behind >= shared.policy.max_events and shared.flusher.retries.outage_since is None:
             await shared.home.wait(shared.flusher.relieve(self))
         elif behind == shared.many_events:
             shared.dirty.hurry(self)  # half-way to the bound: with luck no turn ever waits
@@ -228,8 +228,7 @@ class SessionActor(Flushable):
         """
         shared = self.shared
         wall = shared.wall()
-        session = context._session
-        if session is None:  # a lent turn whose time was up
+        if (session := context._session) is None:  # a lent turn whose time was up
             raise context._revoked or shared.running.timeout_error(self.session_id)
         usual = shared.shape is None and not context._ends_session
         plain = encode_plain(session, shared.max_session_bytes) if usual else None
@@ -247,12 +246,11 @@ class SessionActor(Flushable):
             version - self.flushed > BUSY
             and plain is not None
             and is_nobody_elses(session)
-            and shared.flusher.outage_since is None  # in an outage, too many would stay decoded
+            and shared.flusher.retries.outage_since is None  # in an outage, too many would stay decoded
         ):
             self.decoded = plain, session
-        # The flusher sets `committed` to None when it meets a conflict. CPython lets another thread
-        # run only at calls and at the ends of loops. So nothing is called between this look and
-        # the line that sets the new state.
+        # The flusher sets `committed` to None when it meets a conflict. CPython changes threads
+        # only at calls and at the ends of loops: nothing is called until the new state is set.
         if self.committed is not before:
             raise self._conflict("written by another process since it was read")
         if shared.acknowledge is not None:

@@ -77,4 +77,4 @@ class TurnShared:
         It does not look at each session: there may be 100,000. A loop that asked ten times a second
         stood still for 15 ms each time.
         """
-        return max(0, self.handled + self.ended - self.flusher.settled)
+        return max(0, self.handled + self.ended - self.flusher.outcome.settled)
