@@ -479,7 +479,7 @@ async def test_a_hung_store_releases_a_write_through_dispatch_within_the_deadlin
 
 
 class Overtaken(FaultyStore):
-    """Answers no write once, when it is told to. Another process then writes, and reads are held."""
+    """Answers no write once, when it is told to; then another process writes. Reads are held."""
 
     overtaking: Write | None = None
 
