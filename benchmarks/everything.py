@@ -38,9 +38,7 @@ class Stop:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--quick", action="store_true", help="take minutes instead of most of an hour; for a first look"
-    )
+    parser.add_argument("--quick", action="store_true", help="take minutes instead of some 35; for a first look")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("benchmarks-report"), help="where all is written (%(default)s)"
     )
