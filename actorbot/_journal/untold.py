@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -21,16 +22,20 @@ class _Group(NamedTuple):
 
 
 class Untold:
-    """Tells callers, at home, what became of their entries. On the journal's thread only."""
+    """Tells callers, at home, what became of their entries. On the journal's thread.
+
+    A transaction that was left behind may come back on an older thread meanwhile, and have callers
+    told from there. So each group is taken out in one step, and told by who has it.
+    """
 
     def __init__(self, post: Callable[..., object]) -> None:
         self._post = post
-        self._groups: list[_Group] = []
+        self._groups: deque[_Group] = deque()
         self._teller = Lane("actorbot-journal-tells")
 
     def __len__(self) -> int:
         """Count the entries."""
-        return sum(len(group.batch) for group in self._groups)
+        return sum(len(group.batch) for group in list(self._groups))  # the list is made in one step
 
     def add(self, batch: Sequence[Ahead], error: ActorbotError | None) -> None:
         """Note that *batch* is committed, or why it is not."""
@@ -38,9 +43,8 @@ class Untold:
 
     def tell(self) -> None:
         """Tell all of them."""
-        for group in self._groups:
+        while (group := self._take()) is not None:
             self._tell(group)
-        self._groups.clear()
 
     def tell_while_writing(self) -> None:
         """Have all of them told by another thread.
@@ -49,9 +53,14 @@ class Untold:
         they would take the interpreter at once, and the disk would wait until their next events
         are made.
         """
-        for group in self._groups:
+        while (group := self._take()) is not None:
             self._teller.submit(partial(self._tell, group))
-        self._groups.clear()
+
+    def _take(self) -> _Group | None:
+        try:
+            return self._groups.popleft()
+        except IndexError:
+            return None
 
     def _tell(self, group: _Group) -> None:
         self._post(_settle, group)

@@ -23,7 +23,7 @@ from actorbot._runtime.thread_home import run_inline
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import ActorbotError, ManagerClosedError
 
-__all__ = ["Close", "shut", "shut_without_loop"]
+__all__ = ["Close", "recover_or_end", "shut", "shut_without_loop"]
 
 logger = logging.getLogger("actorbot")
 
@@ -101,6 +101,16 @@ async def shut(parts: Parts, seconds: float) -> ShutdownReport:
             len(unflushed), unfinished, report.undelivered, ", ".join(map(repr, unflushed)) or "-",
         )  # fmt: skip
     return report
+
+
+async def recover_or_end(parts: Parts) -> None:
+    """Have started parts recover what the journal has. If that fails, or is cancelled, end them."""
+    try:
+        await parts.recover()
+    except BaseException:
+        await shut(parts, 0.0)
+        parts.end()
+        raise
 
 
 def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from actorbot._checks import check_seconds
 from actorbot._manager.access import Access, Life
-from actorbot._manager.closing import Close, shut, shut_without_loop
+from actorbot._manager.closing import Close, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
 from actorbot._manager.figures import health_of, sessions_of, stats_of
 from actorbot._manager.options import Options
@@ -152,6 +152,7 @@ class SessionManager(Access):
         parts = self._parts = Parts(self._options, home)
         try:
             await parts.start()
+            await recover_or_end(parts)
         except BaseException:
             self._live(Life.CLOSED)
             raise

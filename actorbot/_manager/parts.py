@@ -90,8 +90,6 @@ class Parts:
         self._make_residents()
         for actor in (flusher, self.sweeper):
             actor.begin()
-        if journal is not None:
-            await self._recover(journal, flusher)
 
     def _make_residents(self) -> None:
         options, shared = self._options, self.shared
@@ -124,15 +122,18 @@ class Parts:
     def _replay(self) -> None:
         self.home.spawn(self.replay.run)
 
-    async def _recover(self, journal: Journal, flusher: Flusher) -> None:
-        """Bring to the store what the journal has of an earlier process.
+    async def recover(self) -> None:
+        """Bring to the store what the journal, if there is one, has of an earlier process.
 
         The start waits for that only as long as for one call to the store.
         """
+        journal = self.journal
+        if journal is None:
+            return
         for entry in await self.home.wait(journal.conflicts()):
             self.hooks.keep(entry.record.session_id, entry.record.committed)
         if self.store.outlives_process:
-            flusher.dirty.note_journal(journal.size)
+            self.shared.dirty.note_journal(journal.size)
         found = len(journal.ids())
         if found:
             logger.info("the journal has %d sessions that the store may not have yet", found)

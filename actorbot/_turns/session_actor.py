@@ -233,7 +233,7 @@ class SessionActor(Flushable):
             raise context._revoked or shared.running.timeout_error(self.session_id)
         usual = shared.shape is None and not context._ends_session
         plain = encode_plain(session, shared.max_session_bytes) if usual else None
-        encoded = self._encode(context) if plain is None else plain
+        encoded = self._encode(context, session) if plain is None else plain
         ends = wall + (TOMBSTONE_AGE if encoded is None else shared.expires_in)
         before = context._before
         version, event_ids = before[VERSION] + 1, before[EVENT_IDS]
@@ -270,17 +270,16 @@ class SessionActor(Flushable):
     def _conflict(self, reason: str) -> ConflictError:
         return ConflictError(self.shared.store, reason, session_id=self.session_id)
 
-    def _encode(self, context: Context) -> bytes | None:
+    def _encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
-        shape, session = self.shared.shape, context._session
+        shape = self.shared.shape
         return encode_state(session if shape is None else shape.dump(session), self.shared.max_session_bytes)
 
     def check_commit(self, context: Context) -> None:
         """Raises: what a commit of the turn would raise: TurnEndedError, NotEncodableError, …"""
-        if context.session is not None:
-            self._encode(context)
+        self._encode(context, context.session)
 
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Hand the replies of a committed turn to the outbox. They wait for *gate* to succeed."""

@@ -333,6 +333,24 @@ async def test_a_start_that_fails_lets_go_of_the_journal(tmp_path: Path) -> None
         assert await manager.dispatch("ann", "hi") == 1
 
 
+async def test_a_start_that_is_cancelled_while_it_recovers_lets_go_of_the_journal(tmp_path: Path) -> None:
+    store, path = Server(), tmp_path / "journal"
+    async with make_manager(store, path, policy={"max_delay": 60}) as manager:
+        await manager.dispatch("ann", "hi")
+        left = kill(path)
+    calls = store.write_calls + store.read_calls
+    store.hold()
+    starting = asyncio.create_task(make_manager(store, left).start())
+    await until(lambda: store.write_calls + store.read_calls > calls)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    store.release()
+
+    async with make_manager(store, left) as heir:
+        assert await heir.peek("ann") == {"n": 1}
+
+
 async def test_sessions_in_files_have_a_journal_too(tmp_path: Path) -> None:
     async with make_manager(FileSessionStore(tmp_path / "sessions"), tmp_path / "journal") as manager:
         for n in range(1, 4):
