@@ -28,7 +28,7 @@ class Bot:
     `dispatch` what comes in, and `close()` it. Raises: ConfigError.
     """
 
-    deliver: Callable[..., Any] | None = None  # `...`: pyright lets no method take the place of a narrower one
+    deliver: Callable[..., Any] | None = None  # `...`: with narrower types, pyright would let no method override it
     """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user.
 
     The option `deliver=` replaces it.

@@ -29,8 +29,8 @@ class Retry:
     attempts: int = 5
     """How many tries a write has, the first one included, before its caller gets the error.
 
-    1 to 1,000. After that many failed calls in a row, a write has one try. A session that nobody
-    waits for stays dirty, and is tried again every `cap` seconds.
+    1 to 1,000. After that many failed calls in a row the store counts as down, and a write has one
+    try. A session that nobody waits for stays dirty, and is tried again every `cap` seconds.
     """
     base: float = 0.1
     """Seconds between the first two tries; each further pause is twice as long (0.001 to a day)."""
@@ -170,8 +170,8 @@ class FlushPolicy:
     def parse(cls, text: str) -> Self:
         """Read a policy from text, such as `write-behind:max_delay=0.5,retry.attempts=3`.
 
-        The knobs are those of the constructor of that name, in any order. Each may be left out;
-        without any, the colon too. Spaces around a word do not matter; its case does.
+        The knobs are those of the constructor of that name, in any order. Each may be left out; if
+        all are, so may the colon. Spaces around a word do not matter; its case does.
 
         Raises: ConfigError, which names the knob and what it takes, or the knobs that there are.
         """

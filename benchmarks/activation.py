@@ -101,7 +101,7 @@ class Run:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=("memory", "file", "redis", "mongo"), default="redis", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--sessions", type=count, default=50_000, metavar="N", help="(%(default)s)")
     add("--in-flight", type=count, nargs="+", default=[64, 512], metavar="N", help="tasks; each is measured (64 512)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")

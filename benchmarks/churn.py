@@ -46,9 +46,9 @@ class Churned:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=get_args(StoreName), default="redis", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--policy", type=policy, default="write-behind:max_delay=0.5", help="the flush policy (%(default)s)")
-    add("--users", type=count, default=20_000, metavar="N", help="all of whom the store knows (%(default)s)")
+    add("--users", type=count, default=20_000, metavar="N", help="users, all of them in the store (%(default)s)")
     add("--resident", type=count, default=2_000, metavar="N", help="max_resident (%(default)s)")
     add("--events", type=count, default=20_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
     add("--in-flight", type=count, default=64, metavar="N", help="tasks (%(default)s)")

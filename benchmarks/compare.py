@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=5.0,
         metavar="X",
-        help="that medians may differ by, whatever the ranges (%(default)s)",
+        help="percent that medians may differ by, whatever the ranges (%(default)s)",
     )
     parser.add_argument("--fail", action="store_true", help="end with exit status 1 if B is worse anywhere, or void")
 

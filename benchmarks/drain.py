@@ -49,7 +49,7 @@ class Drained:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=get_args(StoreName), default="redis", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--sessions", type=count, nargs="+", default=[1_000, 10_000, 50_000], metavar="N", help="(%(default)s)")
     add("--close-timeout", type=float, default=10.0, metavar="SECONDS", help="(%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each size (%(default)s)")

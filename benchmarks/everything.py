@@ -38,9 +38,7 @@ class Stop:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--quick", action="store_true", help="in minutes rather than in most of an hour; for a first look"
-    )
+    parser.add_argument("--quick", action="store_true", help="take minutes instead of some 35; for a first look")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("benchmarks-report"), help="where all is written (%(default)s)"
     )
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for store in ("redis", "mongo"):
         parser.add_argument(
-            f"--{store}", metavar="URL", help="of a server to measure with, instead of one started for it"
+            f"--{store}", metavar="URL", help="a server to measure with, instead of one that is started for it"
         )
 
 

@@ -48,9 +48,15 @@ class Hot:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=get_args(StoreName), default="memory", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--policy", type=policy, default="write-behind:max_delay=0.5", help="the flush policy (%(default)s)")
-    add("--sessions", type=count, default=64, metavar="N", help="that have the events for contrast (%(default)s)")
+    add(
+        "--sessions",
+        type=count,
+        default=64,
+        metavar="N",
+        help="how many sessions have the events, to compare (%(default)s)",
+    )
     add("--events", type=count, default=50_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
     add("--in-flight", type=count, default=64, metavar="N", help="tasks (%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")

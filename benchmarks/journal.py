@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--in-flight", type=count, default=256, metavar="N", help="tasks (%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each (%(default)s)")
     add("--seconds", type=float, default=5.0, help="the least that a measured run lasts (%(default)s)")
-    add("--folder", help="where the journals are: the disk to be measured (the system's temporary folder)")
+    add("--folder", help="where the journals are, on the disk to be measured (the system's temporary folder)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -95,10 +95,10 @@ class Watcher:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=("memory", "file", "redis", "mongo"), default="redis", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--rate", type=count, default=20_000, metavar="N", help="events a second (%(default)s)")
     add("--resident", type=count, default=100_000, metavar="N", help="sessions in memory (%(default)s)")
-    add("--seconds", type=float, default=10.0, help="that events are offered for (%(default)s)")
+    add("--seconds", type=float, default=10.0, help="how long events are offered (%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs, one after the other (%(default)s)")
     add("--freeze", action="store_true", help="call gc.freeze() once the sessions are in memory, as a large bot should")
 

@@ -66,14 +66,22 @@ class Outage:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
-    add("--store", choices=get_args(StoreName), default="redis", help="which is told to be down (%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add(
+        "--store", choices=get_args(StoreName), default="redis", help="the store that is down for a while (%(default)s)"
+    )
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--policies", nargs="+", type=policy_without_path, default=POLICIES, metavar="POLICY", help="(%(default)s)")
     add("--users", type=count, default=1_000, metavar="N", help="all of them resident (%(default)s)")
     add("--rate", type=count, default=2_000, metavar="N", help="events a second (%(default)s)")
-    add("--down", type=float, default=10.0, metavar="SECONDS", help="that the store is (%(default)s)")
-    add("--hangs", action="store_true", help="it takes what it is asked and does not answer, instead of refusing it")
-    add("--around", type=float, default=10.0, metavar="SECONDS", help="before, and as many after (%(default)s)")
+    add("--down", type=float, default=10.0, metavar="SECONDS", help="how long the store is down (%(default)s)")
+    add("--hangs", action="store_true", help="while down, the store does not answer, instead of refusing")
+    add(
+        "--around",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="measured before the outage, and as long after it (%(default)s)",
+    )
     add("--repeats", type=count, default=1, metavar="N", help="measured runs of each policy (%(default)s)")
     add("--folder", help="where the journals are (the system's temporary folder)")
 

@@ -112,14 +112,25 @@ class Run:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=ALL, default="memory", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
-    add("--handler", choices=("async", "awaits"), default="async", help="awaits: does so between read and write")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
+    add(
+        "--handler",
+        choices=("async", "awaits"),
+        default="async",
+        help="awaits: it awaits between its read and its write",
+    )
     add("--users", type=count, default=1_000, metavar="N", help="(%(default)s)")
     add("--events", type=count, default=50_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
     add("--distribution", choices=("uniform", "zipf"), default="uniform", help="of events over users (%(default)s)")
     add("--repeats", type=count, default=3, metavar="N", help="measured runs of each, by turns (%(default)s)")
-    add("--seconds", type=float, default=5.0, help="after which nobody takes another event (%(default)s)")
-    add("--only", nargs="+", metavar="NAME", choices=[peer.name for peer in PEERS], help="one of %(choices)s")
+    add("--seconds", type=float, default=5.0, help="how long events are taken (%(default)s)")
+    add(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=[peer.name for peer in PEERS],
+        help="measure only these, of %(choices)s",
+    )
     add("--environments", type=Path, metavar="DIR", help=f"where environments are kept ({default_folder()})")
 
 

@@ -68,7 +68,7 @@ class Kept:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=get_args(StoreName), default="redis", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--policies", nargs="+", type=policy_without_path, default=POLICIES, metavar="POLICY", help="(%(default)s)")
     add("--users", type=count, default=1_000, metavar="N", help="(%(default)s)")
     add("--events", type=count, default=20_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--distribution", choices=get_args(Distribution), default="uniform", help="of events over users (%(default)s)")
     add("--repeats", type=count, default=2, metavar="N", help="measured runs of each (%(default)s)")
     add("--seconds", type=float, default=6.0, help="the least that a measured run lasts (%(default)s)")
-    add("--folder", help="where the journals are: the disk to be measured (the system's temporary folder)")
+    add("--folder", help="where the journals are, on the disk to be measured (the system's temporary folder)")
 
 
 def policy_without_path(text: str) -> str:

@@ -20,14 +20,14 @@ class NoPlotsError(Exception):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", type=Path, help="with what --json or `all` have written")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder with what --json or `all` have written")
     parser.add_argument(
         "--earlier",
         metavar="DIR",
         type=Path,
         nargs="+",
         default=[],
-        help="folders of earlier runs, whose goals stand beside",
+        help="folders of earlier runs, whose figures stand beside the goals",
     )
 
 

@@ -43,10 +43,14 @@ class Setting:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, _report.positive
     add("--store", choices=("memory", "file", "redis", "mongo"), default="memory", help="(%(default)s)")
-    add("--url", help="of the server for --store redis or mongo (on this machine, at its usual port)")
+    add("--url", help="the server's URL, for --store redis or mongo (this machine, the usual port)")
     add("--policy", type=policy, default="write-behind:max_delay=0.5", help="actorbot's flush policy (%(default)s)")
     add("--home", choices=("loop", "threads"), default="loop", help="who calls: tasks, or threads (%(default)s)")
-    add("--handler", choices=("async", "awaits", "sync"), help="(async in the loop, sync in threads; awaits: does so)")
+    add(
+        "--handler",
+        choices=("async", "awaits", "sync"),
+        help="awaits: async, and awaits (async on a loop, sync on threads)",
+    )
     add("--users", type=count, default=1_000, metavar="N", help="(%(default)s)")
     add("--events", type=count, default=100_000, metavar="N", help="repeated until --seconds are over (%(default)s)")
     add("--in-flight", type=count, default=64, metavar="N", help="tasks or threads (%(default)s)")

@@ -70,7 +70,7 @@ class Access:
         raise ManagerClosedError(
             "the manager was not started: use `async with`, `with`, start() or start_sync()"
             if life is Life.NEW
-            else f"the manager is {life.value}"
+            else f"the manager is {life.value}{'; make a new one' if life is Life.CLOSED else ''}"
         )
 
     def _check_here(self, closing: bool = False, closed: bool = False) -> None:

@@ -39,7 +39,7 @@ def held(manager: SessionManager, session_id: str) -> Context | None:
     Raises: TurnEndedError if the turn was taken from the code, by `handler_timeout` for example.
     What the code stored now would be half of an event.
     """
-    return find_held(manager._parts.shared, session_id)
+    return find_held(manager._shared, session_id)
 
 
 def is_in_turn() -> bool:

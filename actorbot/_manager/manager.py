@@ -1,7 +1,4 @@
-"""`SessionManager`: what a bot embeds. Its options, its life, and each verb for both homes.
-
-What a verb does stands in `verbs`.
-"""
+"""`SessionManager`: its options, its life, and each verb for both homes (done in `verbs`)."""
 
 from __future__ import annotations
 
@@ -32,6 +29,7 @@ from actorbot._turns.context import Context, shield
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import take_back, undo
 from actorbot._turns.session_actor import raise_for
+from actorbot._turns.shared import TurnShared
 from actorbot.errors import ManagerClosedError
 
 __all__ = ["SessionManager"]
@@ -77,14 +75,15 @@ class SessionManager(Access):
     ) -> None:
         super().__init__()
         self._options = Options.checked(
-            store=store, flush=flush, session_type=session_type, clock=clock,
-            idle_timeout=idle_timeout, handler_timeout=handler_timeout, close_timeout=close_timeout,
-            max_resident=max_resident, max_mailbox=max_mailbox, max_session_bytes=max_session_bytes,
-            handler=handler, deliver=deliver, on_error=on_error, on_session_start=on_session_start,
-            on_session_expire=on_session_expire, on_dead_letter=on_dead_letter, on_conflict=on_conflict,
+            store=store, flush=flush, session_type=session_type, clock=clock, idle_timeout=idle_timeout,
+            handler_timeout=handler_timeout, close_timeout=close_timeout, max_resident=max_resident,
+            max_mailbox=max_mailbox, max_session_bytes=max_session_bytes, handler=handler, deliver=deliver,
+            on_error=on_error, on_session_start=on_session_start, on_session_expire=on_session_expire,
+            on_dead_letter=on_dead_letter, on_conflict=on_conflict,
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
+        self._shared: TurnShared | None = None  # what its turns have in common, from the start on
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -124,9 +123,9 @@ class SessionManager(Access):
             self._check_away(closing=True)
             return self._run_sync(self._close, seconds)  # type: ignore[no-any-return]
         except ManagerClosedError:
-            if (report := self._last_report()) is None:
-                raise  # else another thread's close has ended since the look above
-            return report
+            if self._report is None:
+                raise
+            return self._report  # of another thread's close, which has ended since the look above
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -157,7 +156,7 @@ class SessionManager(Access):
             self._live(Life.CLOSED)
             raise
         self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
-        self._actors = parts.table.actors
+        self._shared, self._actors = parts.shared, parts.table.actors
         remember(self)
         self._live(Life.OPEN)
         if isinstance(home, LoopHome):

@@ -22,9 +22,7 @@ from actorbot._turns.lend import lend
 from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
-from actorbot.errors import (
-    CorruptSessionError,
-)
+from actorbot.errors import CorruptSessionError
 
 __all__ = ["Verbs"]
 
@@ -70,7 +68,8 @@ class Verbs:
         if session_id is None:
             actors = list(self._table.resident())
         else:
-            actor = self._table.actors.get(check_session_id(session_id))
+            session_id = check_session_id(session_id)
+            actor = self._table.actors.get(session_id)
             actors = [] if actor is None else [actor]
         actors = [actor for actor in actors if actor.committed is not None]
         # Listed before the wait: meanwhile any of them may come into memory.

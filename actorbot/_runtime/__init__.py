@@ -7,5 +7,6 @@ pool for user code, `deadline_thread` the thread on which a store is called, `cl
 its timers. Small tools: `once` (one of several takes it), `file_lock` (one process has the file)
 and `forks` (what a forked child leaves to its parent).
 
-Every room above may import this one; stores and the journal take only threads, clock and locks.
+Every room above may import this one; stores and the journal take only threads, the clock,
+file locks and `forks`.
 """

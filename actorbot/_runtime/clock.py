@@ -61,7 +61,8 @@ class SystemClock(Clock):
     wall = staticmethod(time.time)
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the three below; held only for a heap operation
+        # Guards _heap, _thread and _closed; held only for an operation of the heap.
+        self._changed = threading.Condition()
         self._heap: list[tuple[float, int, Timer]] = []
         self._thread: threading.Thread | None = None
         self._closed = False

@@ -13,11 +13,14 @@ class KeptFromChildren(Protocol):
     """Something that belongs to the process that made it."""
 
     def _leave_to_parent(self) -> None:
-        """Let go of it, in a child. What only the parent's threads could release is still held."""
+        """Let go of it, in a forked child. Called where the parent's threads are gone.
+
+        A lock that one of them held when the process was forked stays held for ever.
+        """
 
 
 kept_from_children: Final[weakref.WeakSet[KeptFromChildren]] = weakref.WeakSet()
-"""Who has such a thing now. Each adds and discards itself."""
+"""Who has something of that kind now. Each adds and discards itself."""
 
 
 def _after_fork() -> None:

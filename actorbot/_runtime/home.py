@@ -1,6 +1,6 @@
 """`Home`: where turns run, on an event loop or on threads.
 
-What stands above is written once, as coroutines, for both homes.
+The rooms above this one are written once, as coroutines, and run in both homes.
 """
 
 from __future__ import annotations

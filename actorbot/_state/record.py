@@ -67,12 +67,12 @@ class Record:
 
     @property
     def committed(self) -> Committed:
-        """What the turn left behind that made it."""
+        """What the turn that made this record left behind."""
         return self.version, self.state, self.event_ids, self.last_activity, self.expires_at
 
     @property
     def write_id(self) -> bytes:
-        """The id of the write that stored it, `b""` if it has none."""
+        """The id of the write that stored the record; `b""` if there is none."""
         return self.write_ids[:8]
 
     def is_expired(self, now: float) -> bool:
@@ -93,8 +93,8 @@ class Record:
     def to_bytes(self) -> bytes:
         """Return the magic with the format version, a CRC-32 of the rest, and the fields.
 
-        The checksum is against accidents: torn writes and flipped bits. For those, 32 bits at 1
-        GB/s are enough. It is no signature: who may write to the store may write sessions.
+        The checksum finds accidents: torn writes and flipped bits. For those, 32 bits are enough,
+        computed at 1 GB/s. It is no signature: who may write to the store may write sessions.
         """
         seen, ends = float(self.last_activity), float(self.expires_at)  # a clock may count in int
         body = pack_fields(

@@ -122,7 +122,7 @@ class _Converter:
                     return option(value, depth)
                 except _MismatchError as error:
                     if error.path and len(options) == 1:
-                        raise  # the one type that the value can have says more precisely where
+                        raise  # there is one type only, and its error says more precisely where
             raise _MismatchError(f"expected {hint}, found {type(value).__name__}")
 
         return convert

@@ -188,7 +188,8 @@ def chain() -> Iterator[Context]:
 def find_held(shared: Any, session_id: str) -> Context | None:
     """Find the open turn of a session that the running code is part of.
 
-    *shared* says of which manager. Raises: TurnEndedError if the turn was taken from the code.
+    *shared* says of which manager: of one that has not started, there is no turn. Raises:
+    TurnEndedError if the turn was taken from the code.
     """
     context = innermost()
     while context is not None:

@@ -50,7 +50,8 @@ def _refuse_circle(target: SessionActor, mine: set[SessionActor]) -> None:
         if actor in mine:
             raise DeadlockError(
                 target.session_id,
-                "waiting for its turn would wait for the turn that asks; dispatch after the handler, or use submit()",
+                "its turn cannot come before the turn that asks for it has ended;"
+                " dispatch after the handler, or use submit()",
             )
         if actor not in seen:
             seen.add(actor)

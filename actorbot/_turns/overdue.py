@@ -64,7 +64,7 @@ class RunningTurns:
         """Make the error of a turn whose time is up."""
         return HandlerTimeoutError(
             session_id,
-            f"it ran longer than {self.handler_timeout:g} s (handler_timeout); its changes were discarded",
+            f"the turn took longer than {self.handler_timeout:g} s (handler_timeout); its changes were discarded",
         )
 
     def end_all(self) -> None:

@@ -125,9 +125,10 @@ class SessionActor(Flushable):
             await self.look_back(RING_BYTES)
         except OutcomeUnknownError as unknown:
             raised = unknown
-        if not context._passed_on:
-            context._passed_on = True
-            self.leave()
+        finally:
+            if not context._passed_on:
+                context._passed_on = True
+                self.leave()
         if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
             await self.shared.on_error(context, raised)
         return raised

@@ -41,8 +41,8 @@ def command() -> None:
     """Look after the sessions of a bot.
 
     A store is named by its URL, as in file:///var/lib/bot/sessions,
-    redis://localhost/0?key_prefix=bot:, mongodb://localhost/?database=bot; other packages may serve
-    more.
+    redis://localhost/0?key_prefix=bot:, mongodb://localhost/?database=bot; other packages may add
+    schemes of their own.
     """
 
 

@@ -36,7 +36,7 @@ COLOURS: Final = {"ok": "green", "warning": "yellow", "failure": "red"}
 @click.argument("url")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(url: str, as_json: bool) -> None:
-    """Look at the store of URL, and say what may cost sessions.
+    """Look at the store of URL, and say what may lose sessions.
 
     A session with a random id is written, read and destroyed. The exit status is 0 if all is well
     or there are warnings, and 1 if a bot cannot use the store.

@@ -45,7 +45,7 @@ sessions.add_command(export)
 @click.argument("url")
 @click.option("--prefix", default="", metavar="TEXT", help="Only ids that begin with TEXT.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="No more than N.")
-@click.option("--all", "everything", is_flag=True, help="Those too that have expired or were destroyed.")
+@click.option("--all", "everything", is_flag=True, help="Also those that have expired or were destroyed.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
 def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool) -> None:
     """List the sessions, in the store's own order. The exit status is 1 if one cannot be read."""

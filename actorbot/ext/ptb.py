@@ -118,8 +118,8 @@ class PTBSessions:
         """
         ids = [self.session_id(each) for each in sorted({number, *more})]
         async with AsyncExitStack() as stack:
-            # Code that has a turn may wait in mailboxes only, where a deadlock is found. So code
-            # that waits in a line must have no turn.
+            # A deadlock is found in mailboxes, but not in these lines. So code that has a turn must
+            # not wait in a line.
             if not is_in_turn():
                 await self._line_up(ids, stack)
             turns = [await stack.enter_async_context(self._manager.turn(each, event_id=event_id)) for each in ids]
@@ -132,13 +132,13 @@ class PTBSessions:
     async def _line_up(self, ids: list[str], stack: AsyncExitStack) -> None:
         """Wait until the mailboxes have room, since PTB cannot be asked to try again later.
 
-        *stack* gives the places back. A door is held until the last place is found, so that no
-        update of a group overtakes one that waits for room in its user's mailbox.
+        *stack* gives the places back. Each line lets in nobody else until the last place is found:
+        so no update of a group overtakes one that waits for room in its user's mailbox.
         """
-        async with AsyncExitStack() as doors:
+        async with AsyncExitStack() as entering:
             for session_id in ids:
                 line = self._lines.setdefault(session_id, _Line(max_mailbox(self._manager)))
-                await doors.enter_async_context(line.door)
+                await entering.enter_async_context(line.entering)
                 await stack.enter_async_context(line.place())
 
     def _session_of(self, number: int) -> Any:
@@ -163,7 +163,7 @@ class _Line:
     """
 
     def __init__(self, max_mailbox: int) -> None:
-        self.door = asyncio.Lock()
+        self.entering = asyncio.Lock()  # held by the update that looks for its places
         self._places = asyncio.Semaphore(max(1, max_mailbox // 2))
 
     @asynccontextmanager

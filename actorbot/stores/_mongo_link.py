@@ -87,7 +87,7 @@ class Link:
 
     def close(self) -> None:
         if self._client is not None and self.is_open:
-            with pymongo.timeout(CLOSE):  # it says good-bye to the server
+            with pymongo.timeout(CLOSE):  # it tells the server that the connections end
                 self._client.close()
         self._client = self._collection = None
 

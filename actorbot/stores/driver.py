@@ -67,7 +67,7 @@ class DriverStore(RecordStore):
                 "store",
                 driver if isinstance(driver, type) else type(driver),  # not the value: it may be a URL with a password
                 "a store, or an object with the methods init, read, write, destroy"
-                + (f": no {', '.join(missing)}" if missing else ": this is the class itself"),
+                + (f"; it lacks {', '.join(missing)}" if missing else "; it is the class itself, not an object of it"),
             )
         self.name = type(driver).__name__
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))

@@ -89,7 +89,8 @@ class FileSessionStore(RecordStore):
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise InsecureStorageError(
                     self.name,
-                    f"{self.directory} is no folder, or it or its .lock is a symbolic link; name the folder itself",
+                    f"{self.directory} is not a folder, or it or its file .lock is a symbolic link;"
+                    " name the folder itself",
                 ) from error
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be opened: {error}") from error
         self._folder = folder

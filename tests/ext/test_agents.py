@@ -20,10 +20,17 @@ from aiogram.fsm.context import FSMContext
 from aiogram.types import Message
 
 from actorbot import DUPLICATE, Context, Event, FileSessionStore, SessionManager
-from actorbot.errors import ConfigError, HandlerTimeoutError, SessionTooLargeError, TurnEndedError
+from actorbot.errors import (
+    ConfigError,
+    HandlerTimeoutError,
+    ManagerClosedError,
+    SessionTooLargeError,
+    StoreUnavailableError,
+    TurnEndedError,
+)
 from actorbot.ext.agents import ITEMS, AgentSession
 from actorbot.ext.aiogram import FSM
-from actorbot.testing import ManualClock
+from actorbot.testing import FaultyStore, ManualClock
 from examples.with_openai_agents import agent, make_bot
 from tests.ext.model import CountingModel, plain
 from tests.ext.pages import program
@@ -262,6 +269,22 @@ async def test_outside_a_turn_each_change_is_a_turn_of_its_own() -> None:
         await memory.clear_session()
         assert await bot.manager.peek("ann") == {"n": 1}
         assert await memory.pop_item() is None
+
+
+async def test_before_the_manager_is_started_and_after_a_start_that_failed_it_says_so() -> None:
+    async def refuse() -> None:
+        for call in (memory.get_items(), memory.add_items([{"role": "user", "content": "hi"}])):
+            with pytest.raises(ManagerClosedError):
+                await call
+
+    store = FaultyStore()
+    store.outage()
+    manager = SessionManager(store)
+    memory = AgentSession(manager, "ann")
+    await refuse()
+    with pytest.raises(StoreUnavailableError):
+        await manager.start()
+    await refuse()
 
 
 async def test_what_is_handed_in_and_out_is_a_copy() -> None:

@@ -82,6 +82,13 @@ MUTANTS = (
         "return [] or DeadlockError",
         "tests/promises/test_never_hang.py -k test_every_way_of_waiting",
     ),
+    Mutant(
+        "a cancelled borrower keeps the turn",
+        "_turns/session_actor.py",
+        "        finally:\n            if not context._passed_on:\n                context._passed_on = True\n",
+        "        else:\n            if not context._passed_on:\n                context._passed_on = True\n",
+        "tests/promises/test_never_hang.py -k test_a_borrower_cancelled",
+    ),
     # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",

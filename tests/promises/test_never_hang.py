@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context as Variables
 from typing import Any
 
@@ -17,6 +17,7 @@ from actorbot import (
     SessionManager,
     errors,
 )
+from actorbot.stores.base import Record, Write
 from actorbot.testing import FaultyStore, ManualClock
 from tests import inside
 from tests.backends import DictStore
@@ -475,6 +476,46 @@ async def test_a_hung_store_releases_a_write_through_dispatch_within_the_deadlin
                 await soon(manager.dispatch("ann", "hi"))
         finally:
             store.release()
+
+
+class Overtaken(FaultyStore):
+    """Answers no write once, when it is told to; then another process writes. Reads are held."""
+
+    overtaking: Write | None = None
+
+    def write_many(self, writes: Sequence[Write]) -> Sequence[errors.ActorbotError | None]:
+        if self.overtaking is None:
+            return super().write_many(writes)
+        self.inner.write_many([self.overtaking])
+        self.overtaking = None
+        raise errors.OutcomeUnknownError(self.name, "told to give no answer")
+
+    def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | errors.ActorbotError | None]:
+        if self.write_calls > 1:
+            self.hold()
+        return super().read_many(session_ids)
+
+
+async def test_a_borrower_cancelled_while_it_looks_what_became_of_its_write_leaves_the_turn() -> None:
+    store = Overtaken()
+
+    async def borrow() -> None:
+        async with manager.turn("ann") as turn:
+            turn.session["n"] = 10
+
+    async with SessionManager(store, handler=count, flush=FlushPolicy.write_through()) as manager:
+        await manager.dispatch("ann", "hi")
+        (stored,) = store.inner.read_many(["ann"])
+        assert isinstance(stored, Record)
+        store.overtaking = Write(stored.next_write(), stored.write_id)
+        borrowing = asyncio.create_task(borrow())
+        await until(lambda: not store._open.is_set())
+        borrowing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await borrowing
+        store.write_calls = 0
+        store.release()
+        assert await soon(manager.dispatch("ann", "hi")) == 2
 
 
 @pytest.mark.parametrize("verb", ["flush", "destroy", "durable"])

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from actorbot import (
 from actorbot._flushing.waiters import Goal
 from actorbot._journal.file import JournalFile
 from actorbot._residents.replay import Replay
-from actorbot.testing import ManualClock
+from actorbot.testing import ManualClock, RecordingStore
 from tests import inside
 from tests.journals import Server, advancing, kill, make_manager
 from tests.waiting import until
@@ -154,6 +155,23 @@ async def test_a_flush_brings_to_the_store_also_what_left_memory_in_an_outage(tm
         store.restore()
         await advancing(clock, manager.flush())
         assert [(store.read(user) or {}).get("n") for user in ("ann", "bob", "cleo")] == [1, 1, 1]
+
+
+async def test_a_flush_by_an_id_of_a_type_derived_from_str_writes_that_string(tmp_path: Path) -> None:
+    class User(StrEnum):
+        ANN = "ann"
+
+    clock, store = ManualClock(), Server()
+    store.inner = written = RecordingStore(store.inner)
+    async with make_manager(store, tmp_path / "journal", clock=clock, idle_timeout=60.0) as manager:
+        await manager.dispatch("ann", "hi")
+        store.outage()
+        await clock.advance(200.0)
+        assert manager.stats().resident == 0
+
+        store.restore()
+        await advancing(clock, manager.flush(User.ANN))
+        assert [type(record.session_id) for record in written.writes] == [str]  # msgpack takes no other
 
 
 async def test_a_conflict_hides_no_session_that_found_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,7 +344,7 @@ def test_errors_call_the_store_by_the_drivers_class(open_store: Opener):
 
 
 def test_what_a_driver_lacks_is_named(open_store: Opener):
-    with pytest.raises(errors.ConfigError, match="no write, destroy"):
+    with pytest.raises(errors.ConfigError, match="lacks write, destroy"):
         open_store(SimpleNamespace(init=print, read=print))
 
 
