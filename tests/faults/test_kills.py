@@ -22,7 +22,7 @@ patient = pytest.mark.timeout(scaled(180, 600))
 def assert_nothing_is_lost(tally: Tally) -> None:
     assert tally.faults == []
     assert (tally.lost, tally.most_lost) == (0, 0)
-    assert tally.acknowledged > 10 * tally.kills  # it was at work
+    assert tally.acknowledged > tally.kills  # it was at work
 
 
 @patient

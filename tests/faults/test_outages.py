@@ -77,7 +77,10 @@ def test_an_outage_costs_nothing_though_the_bot_is_killed_in_it(
         one.goes()
         until = monotonic() + outage
         before = campaign.tally.acknowledged
-        campaign.follow(life, "", outage / 3)
+        if idle_timeout > outage:  # those in memory are answered
+            assert campaign.follow(life, "done", count=300)
+        else:
+            campaign.follow(life, "", outage / 3)
         during = campaign.tally.acknowledged - before
         campaign.kill(life)
         assert campaign.follow(campaign.live(), "refused")  # as section 6 of the design says; it is started again
@@ -95,7 +98,6 @@ def test_an_outage_costs_nothing_though_the_bot_is_killed_in_it(
     print(f"acknowledged during the outage: {during}; {campaign.tally}")
     assert campaign.tally.faults == []
     assert campaign.tally.lost == 0
-    assert during > (300 if idle_timeout > outage else 0)  # those in memory were answered
     assert campaign.tally.kills >= 2  # and a third, unless the start was refused first
 
 
