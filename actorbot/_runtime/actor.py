@@ -119,11 +119,11 @@ class PooledActor(pykka.Actor):
 
 
 class ServiceActor(pykka.ThreadingActor):
-    """An actor with a thread of its own: the sweeper and the flusher, one of each per manager.
+    """An actor with a thread of its own: the sweeper, one for each manager.
 
     The thread is a daemon, since a process that forgets to close its manager must be able to end.
     The actor is not in pykka's global registry, since a `stop_all()` of the embedding program must
-    not stop the flusher.
+    not stop the sweeper.
     """
 
     use_daemon_thread: ClassVar[bool] = True

@@ -21,7 +21,7 @@ Action = Callable[[], "Future[None] | None"]
 
 
 class Timer:
-    """A pending action; `cancel()` may be called from any thread and more than once."""
+    """An action that will be called. `cancel` may be called from any thread, also twice."""
 
     __slots__ = ("action", "when")
 
@@ -61,7 +61,8 @@ class SystemClock(Clock):
     wall = staticmethod(time.time)
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the three below; held only for a heap operation
+        # Guards _heap, _thread and _closed. Held only for an operation on the heap.
+        self._changed = threading.Condition()
         self._heap: list[tuple[float, int, Timer]] = []
         self._thread: threading.Thread | None = None
         self._closed = False
