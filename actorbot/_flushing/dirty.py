@@ -23,7 +23,7 @@ SLACK: Final = 0.05
 
 
 class DirtySessions:
-    """The flusher's books: sessions are entered from any thread, and taken out on the flusher's."""
+    """The sessions to be flushed: put in from any thread, and taken out on the flusher's."""
 
     def __init__(self, policy: FlushPolicy, clock: Clock, announce: Callable[[Future[None] | None], bool]) -> None:
         self._policy = policy
@@ -45,9 +45,9 @@ class DirtySessions:
         self.pressed = False
         """Whether it is full or late: a turn looks here before it begins."""
         # Guards each session's dirty and charged, and bytes, journal_bytes, full, late, pressed,
-        # _since and _room. Where every event comes by, nothing is called while the lock is held.
-        # CPython takes the interpreter from a thread at calls and at the ends of loops only. A
-        # thread that loses it here stops all the others, one after the other (docs/decisions/0014).
+        # _since and _room. In `mark`, nothing is called while it is held. CPython takes the
+        # interpreter from a thread only at calls and at the ends of loops. A thread that loses it
+        # with this lock held stops all other threads, one after the other (docs/decisions/0014).
         self._lock = threading.Lock()
         # By session, when the first event came that the store does not have.
         self._since: dict[Flushable, float] = {}
@@ -68,7 +68,7 @@ class DirtySessions:
         Needed only if the session is not dirty yet, or has more bytes than its charge.
         """
         size = 0 if session.committed is None or session.committed[STATE] is None else len(session.committed[STATE])
-        charge = (size | 511) + 1  # in steps of 512: who grows by a few bytes seldom comes here
+        charge = (size | 511) + 1  # in steps of 512: a session that grows slowly seldom comes here
         now = self._clock.monotonic()
         due = now + self._policy.max_delay
         with self._lock:
@@ -82,7 +82,7 @@ class DirtySessions:
                 self._since[session] = now
         if not marked:
             self._marked.append(session)
-            self._due.append(due)  # second: for each time here there is a session there
+            self._due.append(due)  # after the session: each time in `_due` has a session
         if not marked and self._wakes_at == inf:
             self._wake_at(due)
         if self.full:
@@ -112,8 +112,7 @@ class DirtySessions:
             future.set_result(None)
 
     def _look_for_room(self) -> list[Future[None]]:
-        # The caller holds the lock. It ends the futures that this returns after it has left the
-        # lock.
+        # The caller holds the lock. It ends the returned futures when it has released the lock.
         self.full = self.bytes >= self._bound or self.journal_bytes >= self._bound
         self.pressed = self.full or self.late
         room, self._room = ([], self._room) if self.full else (self._room, [])
@@ -141,14 +140,14 @@ class DirtySessions:
         self._hurrying = False  # first: a hurry from here on tells the flusher again
         while self._hurried:
             yield self._hurried.popleft()
-        # What is due soon comes along. One by one, at their own times, sessions would change
-        # threads a thousand times a second.
+        # Also what is due soon. If each session came at its own time, the threads would change a
+        # thousand times a second.
         soon = self._clock.monotonic() + self._policy.max_delay / 8
         while self._due and self._due[0] <= soon:
             self._due.popleft()
             yield self._marked.popleft()
-        # Only now: a session that is marked while this runs would set the timer for its own time,
-        # which is too late for those before it.
+        # Only now. If `_wakes_at` were inf before, a session that is marked meanwhile would set the
+        # timer for its own time, which is too late for the sessions before it.
         if self._wakes_at <= soon:
             self._wakes_at = inf
         if self._due and self._due[0] < self._wakes_at:

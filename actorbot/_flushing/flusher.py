@@ -38,11 +38,11 @@ YOUNG: Final = 1_000  # sessions that are flushed between two collections of you
 class Flusher(Mailbox):
     """Takes committed sessions to the store, in batches.
 
-    An actor on the store's own thread. There a batch is made, written and accounted for without a
-    change of threads: each change costs up to 5 ms while another thread computes. When a call does
-    not come back in time, another thread goes on (`_overdue`). What begins with an underscore is
-    touched on that thread only. All else may be used from any thread; of `retries` and `outcome`,
-    that is to look at what they count.
+    An actor on the store's own thread. There a batch is made and written, and its outcome is noted,
+    without a change of threads: each change costs up to 5 ms while another thread computes. If a
+    call does not come back in time, another thread goes on (`_overdue`). What begins with an
+    underscore is used on the store's thread only, and all else on any thread; of `retries` and
+    `outcome`, that is what they count.
     """
 
     def __init__(

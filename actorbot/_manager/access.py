@@ -21,7 +21,7 @@ __all__ = ["Access", "Life"]
 
 
 class Life(Enum):
-    """The life of a manager, in this order. In a forked child, FORKED follows any of them."""
+    """The life of a manager, in this order. In a forked child, FORKED follows OPEN or CLOSING."""
 
     NEW = "new"
     STARTING = "starting"

@@ -27,7 +27,7 @@ from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
 from actorbot._turns.context import Context, shield
 from actorbot._turns.hooks import Hook
-from actorbot._turns.lend import take_back, undo
+from actorbot._turns.lend import Loan, take_back, undo
 from actorbot._turns.session_actor import raise_for
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ManagerClosedError
@@ -268,7 +268,8 @@ class SessionManager(Access):
     ) -> Iterator[Context]:
         """The same as `turn`, for threads."""
         self._check_away()
-        context = self._run_sync(self._verbs.borrow, session_id, event_id, timeout, timeout=timeout)
+        with Loan(self._verbs.borrow) as loan:
+            context = self._run_sync(loan.begin, session_id, event_id, timeout, timeout=timeout)
         current.set(context)
         try:
             yield context

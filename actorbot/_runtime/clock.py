@@ -21,7 +21,7 @@ Action = Callable[[], "Future[None] | None"]
 
 
 class Timer:
-    """A pending action; `cancel()` may be called from any thread and more than once."""
+    """An action that will be called. `cancel` may be called from any thread, also twice."""
 
     __slots__ = ("action", "when")
 
@@ -61,7 +61,7 @@ class SystemClock(Clock):
     wall = staticmethod(time.time)
 
     def __init__(self) -> None:
-        # Guards _heap, _thread and _closed; held only for an operation of the heap.
+        # Guards _heap, _thread and _closed. Held only for an operation on the heap.
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, Timer]] = []
         self._thread: threading.Thread | None = None

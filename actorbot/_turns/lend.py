@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+
+from actorbot._runtime.once import Once
 from actorbot._turns.context import Context
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import DuplicateEventError
 
-__all__ = ["lend", "take_back", "undo"]
+__all__ = ["Loan", "lend", "take_back", "undo"]
 
 
 async def lend(actor: SessionActor, event_id: str | None) -> Context:
@@ -51,3 +56,35 @@ async def undo(context: Context, error: BaseException) -> BaseException:
     raised = await actor.undo_turn(context, error)
     # Here no handler asks to exit, but the program itself: it gets its own error.
     return error if isinstance(error, SystemExit | KeyboardInterrupt) else raised
+
+
+class Loan:
+    """Borrows a turn for another thread, which may give up when the turn comes.
+
+    To cancel *borrow* then is not enough: it may have ended, or end before it learns of that. So
+    both sides take `_first`, and the second of them undoes the turn.
+    """
+
+    def __init__(self, borrow: Callable[..., Coroutine[Any, Any, Context]]) -> None:
+        self._borrow = borrow
+        self._first = Once()
+        self._context: Context | None = None
+
+    async def begin(self, *args: Any) -> Context:
+        """Borrow the turn. At home."""
+        context = self._context = await self._borrow(*args)
+        if not self._first.take():
+            await self._undo()
+        return context
+
+    def __enter__(self) -> Self:
+        """Wait for `begin` in this block, on the other thread. If the block raises, it gives up."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not self._first.take() and self._context is not None:
+            self._context._actor.shared.home.spawn(self._undo)
+
+    async def _undo(self) -> None:
+        assert self._context is not None
+        await undo(self._context, asyncio.CancelledError())  # which is not told to `on_error`

@@ -89,6 +89,13 @@ MUTANTS = (
         "        else:\n            if not context._passed_on:\n                context._passed_on = True\n",
         "tests/promises/test_never_hang.py -k test_a_borrower_cancelled",
     ),
+    Mutant(
+        "a turn stays lent to a thread that has given up",
+        "_turns/lend.py",
+        "        if not self._first.take():\n            await self._undo()\n",
+        "        self._first.take()\n",
+        "tests/promises/test_never_hang_on_threads.py -k test_a_thread_that_has_given_up",
+    ),
     # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",

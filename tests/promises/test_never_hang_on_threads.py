@@ -12,7 +12,7 @@ import pytest
 from actorbot import Context, SessionManager, errors
 from actorbot.testing import FaultyStore, ManualClock
 from tests.handlers import count, count_plainly
-from tests.homes import both_homes
+from tests.homes import both_homes, on_a_loop
 from tests.waiting import HANGS, Call, until_sync
 
 
@@ -50,6 +50,25 @@ def test_a_circle_of_threads_that_close_it_at_the_same_moment_is_refused(home: A
         assert any(isinstance(error, errors.DeadlockError) for error in ended)
         assert all(error is None or isinstance(error, errors.DeadlockError) for error in ended)
         assert [manager.dispatch_sync(str(number), "next") for number in range(sessions)] == ["served"] * sessions
+
+
+def test_a_thread_that_has_given_up_gets_no_turn_from_a_loop_that_was_busy_meanwhile() -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def handle(context: Context) -> None:
+        if context.event == "block":
+            busy.set()
+            go_on.wait(HANGS)
+
+    with on_a_loop(handler=handle, clock=ManualClock()) as manager:  # no `handler_timeout` ends a turn
+        manager.dispatch_sync("ann", "hi")
+        blocked = Call(manager.dispatch_sync, "bob", "block")
+        busy.wait(HANGS)
+        with pytest.raises(errors.TurnTimeoutError), manager.turn_sync("ann", timeout=0.05):
+            pass
+        go_on.set()
+        blocked.result()
+        Call(manager.dispatch_sync, "ann", "hi").result()
 
 
 @both_homes
