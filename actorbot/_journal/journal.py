@@ -312,7 +312,7 @@ class Journal:
 
     def _check_here(self) -> None:
         if self._away:
-            raise StoreUnavailableError("journal", f"{self.broken}; nothing was read or written")
+            raise StoreUnavailableError("journal", f"{self._file.path} does not answer; nothing was read or written")
 
     def _renew(self, cause: Exception) -> None:
         """Go on with a new file. Raises: OutcomeUnknownError if that is not possible now."""
