@@ -108,8 +108,10 @@ async def recover_or_end(parts: Parts) -> None:
     try:
         await parts.recover()
     except BaseException:
-        await shut(parts, 0.0)
-        parts.end()
+        try:
+            await shut(parts, 0.0)
+        finally:
+            parts.end()
         raise
 
 

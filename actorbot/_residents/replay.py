@@ -43,7 +43,7 @@ class Replay:
         self._running = True
         try:
             ids = [session_id for session_id in journal.ids() if session_id not in self._table.actors]
-            whole = True
+            whole, outage = True, False
             for at in range(0, len(ids), AT_ONCE):
                 if self._table.closing:
                     return
@@ -54,11 +54,15 @@ class Replay:
                 except ActorbotError as error:
                     logger.warning("what the journal holds could not be brought to the store yet: %s", error)
                     whole = False
-                if self._shared.flusher.retries.outage_since is not None:
-                    return
+                if outage := self._shared.flusher.retries.outage_since is not None:
+                    break
         finally:
             self._running = False
-        if not whole:
+        if outage:
+            if self._shared.flusher.retries.outage_since is None:
+                # The outage has ended between the two looks. Who came then found this running.
+                await self.run()
+        elif not whole:
             clock, home = self._shared.clock, self._shared.home
             clock.call_at(clock.monotonic() + self._shared.policy.retry.cap, lambda: home.spawn(self.run))
 

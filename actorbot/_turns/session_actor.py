@@ -111,10 +111,13 @@ class SessionActor(Flushable):
 
     async def fail_turn(self, context: Context | None, error: BaseException) -> NoReturn:
         """Roll the turn back, if it has begun, and raise what its caller gets."""
-        if context is None:
-            self.shared.failed += 1
-            raise error
-        raise_for(error, await self.undo_turn(context, error))
+        try:
+            if context is None:
+                self.shared.failed += 1
+                raise error
+            raise_for(error, await self.undo_turn(context, error))
+        finally:
+            del error  # it holds this frame by its traceback: only the collector would free both
 
     async def undo_turn(self, context: Context, error: BaseException) -> BaseException:
         """Roll the turn back, leave the mailbox, call `on_error`; return what the caller gets."""
@@ -321,9 +324,12 @@ class SessionActor(Flushable):
 
 def raise_for(error: BaseException, raised: BaseException) -> NoReturn:
     """Raise *raised*, which a caller gets for *error*: the same, or another because of it."""
-    if raised is error:
-        raise error
-    raise raised from error
+    try:
+        if raised is error:
+            raise error
+        raise raised from error
+    finally:
+        del error, raised  # as in `fail_turn`
 
 
 def _digest_of(event_id: str) -> bytes:

@@ -30,7 +30,7 @@ from tests.tiers import tiers
 
 MINE, THEIRS = b"mine....", b"theirs.."
 
-pytestmark = pytest.mark.timeout(scaled(60, 3_600))
+pytestmark = pytest.mark.timeout(scaled(180, 3_600))
 
 
 def copy_as_a_kill_would_leave_it(path: Path, to: Path) -> JournalFile:

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -56,6 +57,26 @@ async def test_a_task_keeps_no_more_than_the_last_of_its_turns() -> None:
         gc.collect()
 
         assert sum(turn() is not None for turn in turns) <= 1
+
+
+async def test_an_event_that_fails_leaves_nothing_to_the_garbage_collector() -> None:
+    async def fail(context: Context) -> None:
+        raise ValueError(context.event)
+
+    async def say() -> None:
+        with suppress(ValueError):
+            await manager.dispatch("ann", "hi")
+
+    async with SessionManager(handler=fail) as manager:
+        await say()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(100):
+                await say()
+            assert gc.collect() < 100
+        finally:
+            gc.enable()
 
 
 def test_a_time_out_while_a_session_is_read_is_its_callers_alone() -> None:
