@@ -312,9 +312,9 @@ MUTANTS = (
     ),
     Mutant(
         "a commit that failed is tried again on the same file",
-        "_journal/journal.py",
-        "            self._file.renew()\n            self._index()",
-        "            self._index()",
+        "_journal/commits.py",
+        "            self._file.renew()\n            self.index()",
+        "            self.index()",
         "tests/unit/journal/test_disk.py -k test_a_disk",
     ),
     Mutant(
@@ -348,9 +348,30 @@ MUTANTS = (
     Mutant(
         "a journal on a full disk forgets what was to be removed and set aside",
         "_journal/journal.py",
-        "                self._removals.put_back(removals)\n",
-        "                pass\n",
+        "            self._removals.put_back(removals)\n",
+        "            pass\n",
         "tests/unit/journal/test_disk.py -k test_what_the_store_has_leaves",
+    ),
+    Mutant(
+        "an entry that the journal cannot hold fails the events beside it",
+        "_journal/commits.py",
+        "        if len(batch) == 1:\n",
+        "        if batch:\n",
+        "tests/unit/journal/test_disk.py -k fails_its_own_event_alone",
+    ),
+    Mutant(
+        "what cannot be set aside holds up every event",
+        "_journal/commits.py",
+        "            return self.commit(batch, Removals())\n",
+        "            raise error\n",
+        "tests/unit/journal/test_disk.py -k set_aside_holds_up_no_event",
+    ),
+    Mutant(
+        "an error that is not the disk's leaves a transaction open",
+        "_journal/file.py",
+        '                connection.execute("ROLLBACK")  # else',
+        "                pass  # else",
+        "tests/unit/journal/test_disk.py -k set_aside_holds_up_no_event",
     ),
     Mutant(
         "two bots share a journal",

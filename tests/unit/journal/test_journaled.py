@@ -47,7 +47,7 @@ async def test_a_quick_disk_gets_half_of_what_is_in_flight_and_a_slow_one_all_th
         commit(file, rows, conflicts)
 
     monkeypatch.setattr(JournalFile, "commit", commit_when_told)
-    monkeypatch.setattr("actorbot._journal.journal.perf_counter", lambda: now[0])
+    monkeypatch.setattr("actorbot._journal.commits.perf_counter", lambda: now[0])
     policy = {"max_delay": 60}
     async with make_manager(Server(), tmp_path / "journal", policy=policy) as manager:
         talking = [asyncio.create_task(manager.dispatch("user:0", "hi"))]
