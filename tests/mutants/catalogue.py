@@ -258,6 +258,27 @@ MUTANTS = (
         "tests/unit/stores/test_file_store.py",
     ),
     Mutant(
+        "a folder that was removed is written to under no name",
+        "stores/_folder.py",
+        "            if self.is_here():\n",
+        "            if self.path:\n",
+        "tests/unit/stores/test_lost_folder.py",
+    ),
+    Mutant(
+        "a folder that was moved away is taken for one that was removed",
+        "stores/_folder.py",
+        "            if is_gone and os.fstat(self.number).st_nlink > 0:\n",
+        "            if False:\n",
+        "tests/unit/stores/test_lost_folder.py -k moved_away",
+    ),
+    Mutant(
+        "who removes a lock may have what it has locked",
+        "_runtime/file_lock.py",
+        "        if _held.setdefault(self._name, self) is not self:\n",
+        "        if _held.setdefault(self._name, self) is None:\n",
+        "tests/unit/stores/test_lost_folder.py -k refused",
+    ),
+    Mutant(
         "a damaged record reads as whole",
         "_state/record.py",
         '    if zlib.crc32(data[8:]).to_bytes(4, "big") != data[4:8]:',
