@@ -253,8 +253,8 @@ MUTANTS = (
     Mutant(
         "the folder is not synced",
         "stores/file.py",
-        "            os.fsync(folder)\n        except OSError as error:\n            raise OutcomeUnknownError",
-        "            pass\n        except OSError as error:\n            raise OutcomeUnknownError",
+        "            os.fsync(folder)\n            is_here",
+        "            is_here",
         "tests/unit/stores/test_file_store.py",
     ),
     Mutant(
