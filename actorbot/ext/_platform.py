@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
-from actorbot._checks import check_count
+from actorbot._checks import check_count, check_plain
 from actorbot._event import Event, Message
 from actorbot.errors import ConfigError
 from actorbot.ext._requests import Headers, RefusedError, check_fresh, joined, media_type, only, read_json
@@ -75,8 +75,11 @@ class Platform(ABC):
     def __init__(
         self, *, session_id: SessionOf | None = None, answer: Answer = "acknowledged", max_body: int = 1_048_576
     ) -> None:
-        if session_id is not None and not callable(session_id):
-            raise ConfigError("session_id", session_id, "a function of the event as the platform sent it")
+        if session_id is not None:
+            check_plain("session_id", session_id, "a function of the event as the platform sent it")
+        for name in ("admit", "verify", "parse", "open", "reply", "subscribe"):
+            # A `verify` that does not run would let everybody in.
+            check_plain(f"{type(self).__name__}.{name}", getattr(type(self), name), "a method")
         if answer not in get_args(Answer):
             raise ConfigError("answer", answer, f"one of {', '.join(get_args(Answer))}")
         self.answer: Answer = answer
@@ -184,6 +187,9 @@ class Signed(HmacPlatform):
         max_body: int = 1_048_576,
     ) -> None:
         super().__init__("secret", secret, session_id=session_id, answer=answer, max_body=max_body)
+        for name, function in (("event_id", event_id), ("text", text)):
+            if function is not None:
+                check_plain(name, function, "a function of the payload")
         if encoding not in {"hex", "base64"}:
             raise ConfigError("encoding", encoding, "hex or base64")
         self._event_id, self._text = event_id, text

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
+from actorbot._checks import check_plain
 from actorbot._event import DUPLICATE
 from actorbot._manager.embedding import SessionManager
 from actorbot._turns.context import Context
@@ -67,10 +68,12 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
     A `def on_message(event, turn)` then runs in the turn of its session. `turn` is what
     `manager.turn_sync` lends: what is changed in `turn.session` is committed at the end, or rolled
     back if the function raises. For an event that was handled before, `DUPLICATE` is returned. For
-    events that have a source. Any thread but that of the manager's loop.
+    events that have a source. Any thread but that of the manager's loop. Raises: ConfigError.
     """
 
     def decorate(function: Callable[[Any, Context], Any]) -> Callable[[Any], Any]:
+        check_plain("listener", function, "a function of (event, turn)")
+
         @functools.wraps(function)
         def listen(event: Any) -> Any:
             with ExitStack() as stack:

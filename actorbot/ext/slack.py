@@ -9,6 +9,7 @@ from functools import wraps
 from inspect import Parameter
 from typing import Any
 
+from actorbot._checks import check_function, check_plain
 from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
 from actorbot.ext._signature import Lent
@@ -54,10 +55,13 @@ def in_turn(
     acknowledged before the wait for the turn; otherwise the listener acknowledges, inside it.
 
     What the listener raises, and OverloadedError, ManagerClosedError or an error of the store, goes
-    to Bolt's error handler.
+    to Bolt's error handler. Raises: ConfigError.
     """
 
+    check_plain("session_id", session_id, "a function of Bolt's context")
+
     def decorate(listener: Listener) -> Listener:
+        check_function("listener", listener)
         lent = Lent(listener)
         acknowledges = not lent.shown.parameters.keys().isdisjoint(("ack", "args"))
         wants_request = "request" in lent.shown.parameters

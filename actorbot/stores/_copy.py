@@ -9,6 +9,7 @@ from hashlib import blake2b
 from time import time
 from typing import Any, Final
 
+from actorbot._checks import check_plain
 from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
 from actorbot.stores.base import RecordStore, Write
@@ -53,6 +54,8 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
     """
     if source is target:
         raise ConfigError("target", type(target), "another store than the source")
+    if progress is not None:
+        check_plain("progress", progress, "a function of a number")
     with ExitStack() as stack:
         out_of, into = (stack.enter_context(_opened(store)) for store in (source, target))
         totals: dict[str, int] = dict.fromkeys(("copied", "already_there", "expired", "destroyed"), 0)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Self
 
+from actorbot._checks import check_function
 from actorbot._state.record import Record, has_id
 from actorbot.errors import (
     ActorbotError,
@@ -22,6 +23,7 @@ from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
 __all__ = ["DriverStore", "as_records"]
 
+VERBS = ("init", "read", "write", "destroy")
 OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
 AT_ONCE = 32  # calls of an `async def` driver that run at the same time
 
@@ -61,7 +63,7 @@ class DriverStore(RecordStore):
     name: str  # type: ignore[misc]  # the driver's class, so not the same for all
 
     def __init__(self, driver: Any, run: Runner, deadline: float | None = None) -> None:
-        missing = [verb for verb in ("init", "read", "write", "destroy") if not callable(getattr(driver, verb, None))]
+        missing = [verb for verb in VERBS if not callable(getattr(driver, verb, None))]
         if missing or isinstance(driver, type):
             raise ConfigError(
                 "store",
@@ -70,6 +72,10 @@ class DriverStore(RecordStore):
                 + (f"; it lacks {', '.join(missing)}" if missing else "; it is the class itself, not an object of it"),
             )
         self.name = type(driver).__name__
+        for verb in (*VERBS, *OPTIONAL):
+            if verb != "ids" and (method := getattr(driver, verb, None)) is not None:
+                # Without the driver, whose `repr` may have a password.
+                check_function(f"{self.name}.{verb}", getattr(method, "__func__", method), "a method, def or async def")
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self._driver = driver
         self.compares = self._optional("compare_and_write") is not None

@@ -373,6 +373,14 @@ MUTANTS = (
         "        if False:",
         "tests/unit/journal/test_journaled.py -k comes_back_into_memory",
     ),
+    # --- what the author gives --------------------------------------------------------------------
+    Mutant(
+        "a handler with a yield is acknowledged and never runs",
+        "_checks.py",
+        "    if _yields(value):",
+        "    if False:",
+        "tests/unit/manager/test_functions_with_yield.py -k refuses_it_as_handler",
+    ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
         "a forged delivery is taken",
@@ -380,6 +388,13 @@ MUTANTS = (
         "    if not hmac.compare_digest(given, expected):",
         "    if False:",
         "tests/ext/test_webhooks.py",
+    ),
+    Mutant(
+        "a check of signatures that does not run lets every delivery in",
+        "ext/_platform.py",
+        'for name in ("admit", "verify", "parse", "open", "reply", "subscribe"):',
+        "for name in ():",
+        "tests/ext/test_functions_with_yield.py -k would_not_run",
     ),
     Mutant(
         "a failing handler of python-telegram-bot leaves its changes",
