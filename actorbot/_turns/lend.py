@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
 from actorbot._runtime.once import Once
-from actorbot._turns.context import Context
+from actorbot._turns.context import Context, never_begun
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import DuplicateEventError
 
@@ -23,7 +23,10 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
         await actor.make_ready()
         # Without a task: a time-out takes the session from the borrower, but cancels nothing.
         context = actor.begin_turn(None, event_id, None)
-    except BaseException:
+    except BaseException as error:
+        refused = never_begun(actor, None, error)
+        if refused is not None:
+            await actor.fail_turn(refused, error)
         actor.leave()
         raise
     if context is None:

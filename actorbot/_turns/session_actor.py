@@ -16,16 +16,19 @@ from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
 from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
+from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
-from actorbot._turns.context import Context, find_parent
+from actorbot._turns.context import Context, find_parent, never_begun
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
     ConflictError,
     CorruptSessionError,
     HandlerExitError,
+    NotEncodableError,
     OutcomeUnknownError,
     OverloadedError,
+    SessionTooLargeError,
     StoreUnavailableError,
 )
 
@@ -104,6 +107,7 @@ class SessionActor(Flushable):
                 else:
                     return value
         except BaseException as error:
+            context = context or never_begun(self, event, error)
             await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
@@ -212,7 +216,7 @@ class SessionActor(Flushable):
             if shared.shape is not None:
                 session = shared.shape.load(session)
         except UndecodableError as error:
-            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error
+            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
         context = Context(self, session, event, committed, find_parent(), task)
         if digest is not None:
@@ -277,8 +281,12 @@ class SessionActor(Flushable):
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
-        shape = self.shared.shape
-        return encode_state(session if shape is None else shape.dump(session), self.shared.max_session_bytes)
+        shape, most = self.shared.shape, self.shared.max_session_bytes
+        try:
+            return encode_state(session, most) if shape is None else shape.encode(session, most)
+        except (NotEncodableError, SessionTooLargeError) as error:
+            name_session(error, self.session_id)
+            raise
 
     def check_commit(self, context: Context) -> None:
         """Raises: what a commit of the turn would raise: TurnEndedError, NotEncodableError, …"""

@@ -126,6 +126,43 @@ MUTANTS = (
         "                pass",
         "tests/unit/turns/test_busy_sessions.py",
     ),
+    # --- errors -----------------------------------------------------------------------------------
+    Mutant(
+        "an error loses its cause on its way to another process",
+        "errors.py",
+        '    return facts if error.__cause__ is None else {"__cause__": error.__cause__, **facts}',
+        "    return facts",
+        "tests/unit/test_errors.py -k test_the_cause_and_the_notes",
+    ),
+    # --- a session of the author's own type -------------------------------------------------------
+    Mutant(
+        "one of several dataclasses is stored without its name",
+        "_state/annotations.py",
+        "            return lambda value, depth: {TAG: name, **convert(value, depth)}\n",
+        "            return convert\n",
+        "tests/unit/state/test_session.py -k test_one_of_several_types",
+    ),
+    Mutant(
+        "a turn commits what its session's own type refuses to load",
+        "_state/typed.py",
+        "        if self._loader.has_own_code:\n",
+        "        if self._loader is None:\n",
+        "tests/promises/test_typed_sessions.py -k test_what_a_sessions_own_type_refuses_is_never_committed",
+    ),
+    Mutant(
+        "on_error hears nothing of a record that its type refuses",
+        "_turns/session_actor.py",
+        "            context = context or never_begun(self, event, error)\n",
+        "",
+        "tests/promises/test_typed_sessions.py -k test_a_record_that_its_type_refuses",
+    ),
+    Mutant(
+        "a misspelt attribute is dropped in silence",
+        "_state/fields.py",
+        "            if strangers:\n                reason",
+        "            if strangers == 0:\n                reason",
+        "tests/promises/test_typed_sessions.py -k test_a_misspelt_attribute",
+    ),
     # --- leaving memory ---------------------------------------------------------------------------
     Mutant(
         "a session leaves memory while it is dirty",

@@ -193,8 +193,9 @@ async def test_hostile_depth_and_size_are_refused() -> None:
 
     async with SessionManager(handler=handle) as manager:
         for event in ("deep", "large"):
-            with pytest.raises(errors.SessionTooLargeError):
+            with pytest.raises(errors.SessionTooLargeError) as caught:
                 await soon(manager.dispatch("ann", event))
+            assert caught.value.session_id == "ann"
         assert await manager.peek("ann") is None
 
 
