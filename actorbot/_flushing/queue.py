@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 from actorbot._flushing.dirty import DirtySessions
+from actorbot._flushing.division import Division
 from actorbot._flushing.recovery import is_outdated
 from actorbot._flushing.retries import Retries
 from actorbot._flushing.waiters import ALL, ANY_NEWS, Goal, Waiters, tell_first_error, tell_news
@@ -44,6 +45,7 @@ class WriteQueue:
         self._lineage = lineage  # of this manager's journal; None: there is no journal
         self._dirty = dirty
         self._retries = retries
+        self.division = Division()
         self._waiters = waiters
         self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
         # Sessions of a call that was left behind: their writes may still arrive. By id, since a
@@ -183,7 +185,7 @@ class WriteQueue:
     def take_batch(self) -> list[PendingWrite]:
         """Take out as many sessions as go into a batch; return the writes that they need."""
         now = self._clock.monotonic()
-        size = 8 * min(len(self._wanted), self.at_once())
+        size = 8 * self.division.size(self._wanted, min(len(self._wanted), self.at_once()))
         write_ids = os.urandom(size)
         taken = [self._wanted.popitem(False) for _ in range(0, size, 8)]
         if self._out:
@@ -213,9 +215,9 @@ class WriteQueue:
             return None
         failed = self._retries.failed(session)
         if failed is not None and not is_outdated(failed):
-            if not failed.unknown:
-                # For sure nothing of it was done, and the store may refuse just this state: send
-                # the newest one.
+            if not failed.unknown or not self._store.compares:
+                # For sure nothing of it was done, or it does not matter. The store may refuse just
+                # this state: send the newest one.
                 failed.renew(committed, self._write_id(session, committed, write_id), now)
             return failed
         return PendingWrite.make(session, committed, self._write_id(session, committed, write_id), now)

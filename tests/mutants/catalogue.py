@@ -201,6 +201,27 @@ MUTANTS = (
         "tests/unit/flushing tests/promises/test_never_hang.py tests/unit/stores/test_driver_deadlines.py",
     ),
     Mutant(
+        "a batch with a session that cannot be stored is sent again whole",
+        "_flushing/division.py",
+        "            job.session.company = (size + 1) // 2\n",
+        "            job.session.company = size\n",
+        "tests/unit/flushing/test_division.py -k holds_up_no_other",
+    ),
+    Mutant(
+        "a store that is down is asked for each of its sessions",
+        "stores/_batches.py",
+        "    return isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, Exception)",
+        "    return not isinstance(error, Exception)",
+        "tests/unit/flushing/test_division.py -k outage",
+    ),
+    Mutant(
+        "a session that cannot be stored is sent as it was, though it has changed",
+        "_flushing/recovery.py",
+        "    job.unknown = False\n",
+        "",
+        "tests/unit/flushing/test_division.py -k stored_again",
+    ),
+    Mutant(
         "what is committed while a write is out is not flushed",
         "_flushing/outcome.py",
         "job.made if committed is not None and committed[VERSION] > record.version else None",
