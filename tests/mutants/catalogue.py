@@ -373,6 +373,21 @@ MUTANTS = (
         "        if False:",
         "tests/unit/journal/test_journaled.py -k comes_back_into_memory",
     ),
+    # --- URLs and the command ---------------------------------------------------------------------
+    Mutant(
+        "a part of a password is taken for a host",
+        "stores/_secrets.py",
+        '    if authority and "@" in rest[len(authority) :]:',
+        "    if False:",
+        "tests/unit/stores/test_secrets.py",
+    ),
+    Mutant(
+        "a driver's error shows the password in its URL",
+        "stores/driver.py",
+        "        said, cause = GIVEN.tell(error)",
+        "        said, cause = GIVEN.tell(error)[0], error",
+        "tests/unit/stores/test_secrets.py",
+    ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
         "a forged delivery is taken",
