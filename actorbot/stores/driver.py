@@ -20,6 +20,7 @@ from actorbot.errors import (
 )
 from actorbot.stores._batches import ask_in_parts, is_outage
 from actorbot.stores._findings import Finding
+from actorbot.stores._secrets import GIVEN
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
 __all__ = ["DriverStore", "as_records"]
@@ -95,11 +96,12 @@ class DriverStore(RecordStore):
     def init(self) -> Self:
         try:
             self._call(self._driver.init)
+            return self
         except ActorbotError:
             raise
         except BaseException as error:
-            raise self._error(StoreUnavailableError, "init", error) from error
-        return self
+            failure = self._error(StoreUnavailableError, "init", error)
+        raise failure  # not while the driver's error is handled: as a `__context__` it may show a password
 
     def examine(self) -> Iterator[Finding]:
         self.init()
@@ -113,8 +115,10 @@ class DriverStore(RecordStore):
             return
         try:
             self._call(close)
+            return
         except BaseException as error:
-            raise self._error(StoreUnavailableError, "close", error) from error
+            failure = self._error(StoreUnavailableError, "close", error)
+        raise failure
 
     def _optional(self, name: str) -> Callable[..., Any] | None:
         """Return the driver's method of that *name*, if it has one."""
@@ -124,15 +128,19 @@ class DriverStore(RecordStore):
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         read_many = self._optional("read_many")
         if read_many is not None:
+            outage = None
             try:
                 found = self._call(read_many, list(session_ids))
                 answers = [found.get(session_id) for session_id in session_ids]
             except BaseException as error:
                 if is_outage(error):
-                    raise self._error(StoreUnavailableError, "read_many", error) from error
-                if len(session_ids) > 1:
+                    outage = self._error(StoreUnavailableError, "read_many", error)
+                elif len(session_ids) > 1:
                     raise  # who asks divides the batch
-                answers = [self._error(StoreUnavailableError, "read_many", error, session_ids[0])]
+                else:
+                    answers = [self._error(StoreUnavailableError, "read_many", error, session_ids[0])]
+            if outage is not None:
+                raise outage
         else:
             calls = [(self._driver.read, session_id) for session_id in session_ids]
             answers, self.reads_at_once = self._call_each(calls)
@@ -163,7 +171,8 @@ class DriverStore(RecordStore):
                 found = self._run(collect)
             return list(found)
         except BaseException as error:
-            raise self._error(StoreUnavailableError, "ids", error) from error
+            failure = self._error(StoreUnavailableError, "ids", error)
+        raise failure
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         if not self._writes_many:
@@ -290,8 +299,9 @@ class DriverStore(RecordStore):
     def _error(
         self, kind: type[StoreUnavailableError], what: str, error: BaseException, session_id: str | None = None
     ) -> StoreUnavailableError:
-        ours = kind(self.name, f"{what} failed: {type(error).__name__}: {error}", session_id=session_id)
-        ours.__cause__ = error
+        said, cause = GIVEN.tell(error)
+        ours = kind(self.name, f"{what} failed: {said}", session_id=session_id)
+        ours.__cause__ = cause
         return ours
 
     def _call(self, method: Callable[..., Any], *args: Any) -> Any:

@@ -453,6 +453,21 @@ MUTANTS = (
         "    if False:",
         "tests/unit/manager/test_functions_with_yield.py -k refuses_it_as_handler",
     ),
+    # --- URLs and the command ---------------------------------------------------------------------
+    Mutant(
+        "a part of a password is taken for a host",
+        "stores/_secrets.py",
+        '    if authority and "@" in rest[len(authority) :]:',
+        "    if False:",
+        "tests/unit/stores/test_secrets.py",
+    ),
+    Mutant(
+        "a driver's error shows the password in its URL",
+        "stores/driver.py",
+        "        said, cause = GIVEN.tell(error)",
+        "        said, cause = GIVEN.tell(error)[0], error",
+        "tests/unit/stores/test_secrets.py",
+    ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
         "a forged delivery is taken",
