@@ -62,8 +62,9 @@ class SessionStore(Protocol):
     * `compare_and_write(session_id, data, base) -> bool`: write only if the stored
       `data["$actorbot"]["write_ids"][0]` equals *base* (`None`: nothing is stored), and return
       whether it was written. With it, two processes cannot overwrite each other's sessions.
-    * `ids()`: all session ids, as an iterable or an async iterable. `actorbot.stores.copy` and the
-      command `actorbot sessions` need it.
+    * `ids()`: all session ids, as an iterable or an async iterable of texts. Bytes are read as
+      UTF-8, and rows of one column, as cursors give them, as what they hold. `actorbot.stores.copy`
+      and the command `actorbot sessions` need it.
     * `close()`.
 
     A driver may drop sessions that have expired, a minute after `expires_at` at the earliest. A

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,14 +17,18 @@ from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
     OutcomeUnknownError,
+    StoreError,
     StoreUnavailableError,
 )
 from actorbot.stores._batches import ask_in_parts, is_outage
 from actorbot.stores._findings import Finding
+from actorbot.stores._ids import sort_ids
 from actorbot.stores._secrets import GIVEN
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
 __all__ = ["DriverStore", "as_records"]
+
+logger = logging.getLogger("actorbot")
 
 VERBS = ("init", "read", "write", "destroy")
 OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
@@ -147,16 +152,19 @@ class DriverStore(RecordStore):
         return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     def scan(self) -> Iterator[Record | ActorbotError]:
-        ids = self._ids()
+        ids, errors = sort_ids(self._ids(), self.name)
+        yield from errors
+        absent, listed = 0, len(ids)
         while ids:
             page, ids = ids[: self.reads_at_once], ids[self.reads_at_once :]
-            answers = ask_in_parts(StoreUnavailableError, self.name, self.read_many, page)
-            yield from (found for found in answers if found is not None)
+            found = ask_in_parts(StoreUnavailableError, self.name, self.read_many, page)
+            absent += found.count(None)
+            yield from (each for each in found if each is not None)
 
     def count(self) -> int:
         return len(self._ids())
 
-    def _ids(self) -> list[str]:
+    def _ids(self) -> list[object]:
         ids = self._optional("ids")
         if ids is None:
             raise self._unlisted()
@@ -165,11 +173,11 @@ class DriverStore(RecordStore):
             if isinstance(found, AsyncIterable):
                 listed = found
 
-                async def collect() -> list[str]:
-                    return [session_id async for session_id in listed]
+                async def collect() -> list[object]:
+                    return [each async for each in listed]
 
                 found = self._run(collect)
-            return list(found)
+            return [found] if isinstance(found, str | bytes) else list(found)
         except BaseException as error:
             failure = self._error(StoreUnavailableError, "ids", error)
         raise failure

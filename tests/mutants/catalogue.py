@@ -468,6 +468,20 @@ MUTANTS = (
         "        said, cause = GIVEN.tell(error)[0], error",
         "tests/unit/stores/test_secrets.py",
     ),
+    Mutant(
+        "a session of a longer key prefix is called damaged",
+        "stores/redis.py",
+        "            if inner and inner != session_id and session_id.endswith(inner):",
+        "            if False:",
+        "tests/tools/test_cli_sessions.py -k longer_key_prefix",
+    ),
+    Mutant(
+        "what a driver lists as an id and is none is skipped in silence",
+        "stores/driver.py",
+        "        yield from errors\n",
+        "",
+        "tests/unit/stores/test_driver_store.py -k what_is_no_id",
+    ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
         "a forged delivery is taken",
