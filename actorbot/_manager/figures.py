@@ -34,6 +34,7 @@ def stats_of(parts: Parts) -> Stats:
         store_writes=flusher.outcome.writes,
         store_retries=flusher.retries.count,
         conflicts=flusher.outcome.conflicts,
+        set_back=flusher.set_backs.count,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
         replies_waiting=len(shared.outbox),

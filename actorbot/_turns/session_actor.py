@@ -14,7 +14,7 @@ from actorbot._journal.entry import Entry
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION
+from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
 from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
@@ -22,6 +22,7 @@ from actorbot._turns.context import Context, find_parent, never_begun
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
+    ActorbotError,
     ConflictError,
     CorruptSessionError,
     HandlerExitError,
@@ -59,12 +60,32 @@ class SessionActor(Flushable):
     # --- a turn ----------------------------------------------------------------------------------
 
     def adopt(self, record: Record | None) -> None:
-        """Take what the store holds."""
+        """Take what the store holds; but not what is older than the state before a doubt."""
         self.trusted = False
+        if self.doubted is not None and self.keep_doubted(record):
+            return
         if record is None:
             self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
+
+    def doubt(self) -> None:
+        """Have the session read before its next turn: nobody knows whether a write was done."""
+        self.doubted, self.committed = self.committed, None
+
+    def keep_doubted(self, record: Record | ActorbotError | None) -> bool:
+        """End the doubt; tell whether the state before it stays and is to be written."""
+        self.committed, self.doubted = self.outdates(record), None
+        return self.committed is not None
+
+    def outdates(self, record: Record | ActorbotError | None) -> Committed | None:
+        """Return the state before a doubt, if the store has an older one, none, or a damaged one.
+
+        Any thread.
+        """
+        if isinstance(record, Record) and not self.shared.flusher.set_backs.is_older(record, self):
+            return None
+        return self.doubted
 
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds. What the store has shows when the session is flushed."""

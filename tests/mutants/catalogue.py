@@ -385,15 +385,15 @@ MUTANTS = (
     Mutant(
         "what came on top of a journal that was set back is dropped without a word",
         "_flushing/recovery.py",
-        "job.set_back = job.write.record.version == job.session.lineages[0].last",
-        "job.set_back = True",
+        "job.journal_behind = job.write.record.version == job.session.lineages[0].last",
+        "job.journal_behind = True",
         "tests/unit/journal/test_set_back.py -k set_back",
     ),
     Mutant(
         "a journal that was set back is taken for another process's conflict",
         "_flushing/outcome.py",
-        "        if job.set_back and self._catch_up(job):",
-        "        if job.set_back and self._catch_up(job) is None:",
+        "        if job.journal_behind and self._catch_up(job):",
+        "        if job.journal_behind and self._catch_up(job) is None:",
         "tests/unit/journal/test_set_back.py -k set_back",
     ),
     Mutant(
@@ -481,6 +481,35 @@ MUTANTS = (
         "        yield from errors\n",
         "",
         "tests/unit/stores/test_driver_store.py -k what_is_no_id",
+    ),
+    # --- a store that has gone back in time -------------------------------------------------------
+    Mutant(
+        "a bot takes its own older writes for another process's",
+        "_flushing/set_back.py",
+        "        if owner in self._own:\n            return True\n",
+        "",
+        "tests/promises/test_store_set_back.py -k so_it_is_in_both_homes",
+    ),
+    Mutant(
+        "what went on from an older state is overwritten",
+        "_flushing/set_back.py",
+        "return owner != BY_HAND and stored.version < session.flushed and stored.last_activity < self._began",
+        "return True",
+        "tests/promises/test_store_set_back.py -k another_process",
+    ),
+    Mutant(
+        "an older state that is read after a lost reply replaces what was acknowledged",
+        "_turns/session_actor.py",
+        "        self.doubted, self.committed = self.committed, None",
+        "        self.committed = None",
+        "tests/promises/test_store_set_back.py -k lost_reply",
+    ),
+    Mutant(
+        "what was acknowledged before a lost reply is forgotten when the store is down then",
+        "_residents/activation.py",
+        "            if actor.doubted is None:\n                self._table.discard(actor)",
+        "            self._table.discard(actor)",
+        "tests/promises/test_store_set_back.py -k lost_reply",
     ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
