@@ -55,6 +55,27 @@ MUTANTS = (
         "tests/promises/test_never_hang_on_threads.py",
     ),
     Mutant(
+        "a handler that catches its cancellation is committed",
+        "_turns/session_actor.py",
+        "if task is not None and task.cancelling() > context._cancels:",
+        "if task is not None and task.cancelling() < context._cancels:",
+        "tests/promises/test_cancellation.py -k test_a_cancelled_event_is_rolled_back",
+    ),
+    Mutant(
+        "a time-out hides from its caller that he was cancelled",
+        "_turns/session_actor.py",
+        "            task.uncancel()  # ours",
+        "            while task.uncancel():\n                pass  # ours",
+        "tests/promises/test_cancellation.py -k test_a_caller_is_cancelled_even",
+    ),
+    Mutant(
+        "a call that has given up runs when the loop comes to it",
+        "_manager/access.py",
+        "            if not waits:\n",
+        "            if False:\n",
+        "tests/promises/test_cancellation.py -k before_the_loop_took_it",
+    ),
+    Mutant(
         "a turn commits over a conflict that came meanwhile",
         "_turns/session_actor.py",
         "if self.committed is not before:",
