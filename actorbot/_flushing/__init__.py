@@ -4,7 +4,7 @@ In reading order: `write` (what the flusher has of a session, and the states tha
 through), `dirty` (which sessions are to be written, and when), `flusher` with its `messages` (the
 actor on the store's thread), `queue` (what is written next), `recovery` (a write after a crash
 looks at the store first), `outcome` (what became of a batch), `retries` (what failed), `waiters`
-(who waits for a version).
+(who waits for a version), `fullness` (which sessions come near to `max_session_bytes`).
 
 Turns, residents and the manager call `Flusher` and its `DirtySessions`, and read what `Flushable`
 has. Nobody else comes here.
