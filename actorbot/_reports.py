@@ -44,6 +44,11 @@ class Stats:
     dead_letters: int
     replies_waiting: int
     """Sessions with replies on their way."""
+    nearly_full: int
+    """Sessions in memory that take more than 80 % of `max_session_bytes`.
+
+    The log names each once; `resident()` has the bytes of all.
+    """
 
 
 @dataclass(frozen=True, slots=True)

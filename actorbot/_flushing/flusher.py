@@ -56,13 +56,14 @@ class Flusher(Mailbox):
         journal: Journal | None = None,
         on_conflict: Callable[[Flushable, Committed], None],
         on_answer: Callable[[], None] | None = None,
+        max_session_bytes: int = 1 << 40,
     ) -> None:
         super().__init__()
         self._store = store
         self._thread = thread
         self._policy = policy
         self._clock = clock
-        self.dirty = dirty = DirtySessions(policy, clock, lambda done: self.notify(FlushDue(done)))
+        self.dirty = dirty = DirtySessions(policy, clock, lambda done: self.notify(FlushDue(done)), max_session_bytes)
         self._waiters = waiters = Waiters()
         self.retries = retries = Retries(store.name, policy.retry, clock, self._announce_retry)
         lineage = None if journal is None else journal.lineage

@@ -38,6 +38,7 @@ def stats_of(parts: Parts) -> Stats:
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
         replies_waiting=len(shared.outbox),
+        nearly_full=dirty.fullness.count(),
     )
 
 

@@ -85,6 +85,7 @@ class Parts:
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
+            max_session_bytes=options.max_session_bytes,
         )
         self.shared = self._make_shared(flusher, journal)
         self._make_residents()

@@ -160,6 +160,12 @@ class DriverStore(RecordStore):
             found = ask_in_parts(StoreUnavailableError, self.name, self.read_many, page)
             absent += found.count(None)
             yield from (each for each in found if each is not None)
+        if absent:
+            said = f"read() has nothing for {absent} of the {listed} ids that ids() gives"
+            if absent == listed:
+                yield StoreError(self.name, f"{said}; do both mean the same ids?")
+            else:
+                logger.warning("%s: %s: they are left out", self.name, said)
 
     def count(self) -> int:
         return len(self._ids())

@@ -147,6 +147,28 @@ MUTANTS = (
         "                pass",
         "tests/unit/turns/test_busy_sessions.py",
     ),
+    # --- sessions that grow -----------------------------------------------------------------------
+    Mutant(
+        "nobody is told of a session that is nearly full",
+        "_flushing/dirty.py",
+        "        if size > self._near:\n",
+        "        if size < 0:\n",
+        "tests/promises/test_bounded.py -k test_a_session_that_is_nearly_full",
+    ),
+    Mutant(
+        "an agent's memory tears a call from its result",
+        "ext/_conversation.py",
+        "            torn.update(range(calls.setdefault(call, place) + 1, place + 1))",
+        "            calls.setdefault(call, place)",
+        "tests/ext/test_agents.py -k test_one_run_that_is_too_long",
+    ),
+    Mutant(
+        "an agent's memory outgrows its session",
+        "ext/agents.py",
+        "        del kept[:begin]\n",
+        "",
+        "tests/ext/test_agents.py -k test_a_long_conversation_never_outgrows",
+    ),
     # --- errors -----------------------------------------------------------------------------------
     Mutant(
         "an error loses its cause on its way to another process",
