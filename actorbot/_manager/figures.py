@@ -53,6 +53,8 @@ def health_of(parts: Parts) -> Health:
         return Health("degraded", f"the last read failed: {reason}")
     if flusher.retries.refusing:
         return Health("degraded", f"{parts.store.name} does not take the writes of some sessions")
+    if complaint := parts.store.complaint:
+        return Health("degraded", complaint)
     return Health("ready", "")
 
 

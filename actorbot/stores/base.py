@@ -184,10 +184,15 @@ class RecordStore(ABC):
         """Remove records whose `expires_at` is at or before *now*; yield those that were sessions.
 
         *now* is wall-clock seconds. Tombstones are removed and not yielded. It is called now and
-        then on the writing thread. By default it does nothing: a server may expire records by
-        itself.
+        then on the writing thread, at least every ten minutes. By default it does nothing: a server
+        may expire records by itself. (The stores with a server look at its clock then.)
         """
         return ()
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with the place at the moment, for `health()`; `""`: nothing. Any thread."""
+        return ""
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         """Yield every record, in no particular order, and an error for each that cannot be read.

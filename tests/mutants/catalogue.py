@@ -257,6 +257,20 @@ MUTANTS = (
         "        if False:\n",
         "tests/unit/stores/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
     ),
+    Mutant(
+        "sessions end by the clock of whichever bot wrote them",
+        "stores/_server_clock.py",
+        "        self._ahead = round(difference) if abs(difference) > CLOCK_WARNS else 0",
+        "        self._ahead = 0",
+        "tests/servers/test_server_clock.py",
+    ),
+    Mutant(
+        "the server's clock is looked at only at the start",
+        "stores/redis.py",
+        "        self._clock.keep()\n",
+        "",
+        "tests/servers/test_server_clock.py -k every_ten_minutes",
+    ),
     # --- the journal ------------------------------------------------------------------------------
     Mutant(
         "an event is acknowledged before its commit",
