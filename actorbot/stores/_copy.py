@@ -10,7 +10,7 @@ from time import time
 from typing import Any, Final
 
 from actorbot._state.record import Record, has_id
-from actorbot.errors import ActorbotError, ConfigError, ConflictError
+from actorbot.errors import ActorbotError, ConfigError, ConflictError, StoreError
 from actorbot.stores.base import RecordStore, Write
 from actorbot.stores.driver import as_records
 
@@ -49,12 +49,13 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
     batch, *progress* is called with the number of records that were looked at so far.
 
     Raises: StoreUnavailableError, also OutcomeUnknownError, if a whole batch fails; what was copied
-    before is in the target. ConfigError.
+    before is in the target. StoreError if the source's folder or collection is not there: it is not
+    made. ConfigError.
     """
     if source is target:
         raise ConfigError("target", type(target), "another store than the source")
     with ExitStack() as stack:
-        out_of, into = (stack.enter_context(_opened(store)) for store in (source, target))
+        out_of, into = (stack.enter_context(_opened(store, look)) for store, look in ((source, True), (target, False)))
         totals: dict[str, int] = dict.fromkeys(("copied", "already_there", "expired", "destroyed"), 0)
         failed: list[ActorbotError] = []
         seen = 0
@@ -79,9 +80,13 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
 
 
 @contextmanager
-def _opened(store: Any) -> Iterator[RecordStore]:
+def _opened(store: Any, look: bool) -> Iterator[RecordStore]:
     with as_records(store) as records:
-        records.init()
+        missing = records.look() if look else None
+        if missing is not None:
+            raise StoreError(records.name, missing)
+        if not look:
+            records.init()
         try:
             yield records
         finally:
