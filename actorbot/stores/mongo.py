@@ -5,7 +5,7 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
 from actorbot._state.record import Record
@@ -36,7 +36,7 @@ try:
 
     from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record
     from actorbot.stores._mongo_link import Call, Link, RawCollection, describe, describe_refusal, is_duplicate
-    from actorbot.stores._mongo_server import examine, prepare, time_of
+    from actorbot.stores._mongo_server import check_version, examine, make_index, time_of, what_is_missing
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
@@ -86,14 +86,30 @@ class MongoSessionStore(RecordStore):
             raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
         self._link = Link(url, database, collection_name)
         self._clock = ServerClock(self.name, self._ask_time)
+        self._only_looked = False
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        if self._link.is_open:
-            return self
-        self._link.open()
+        if not self._link.is_open or self._only_looked:
+            self._open(make_index)
+            self._only_looked = False
+        return self
+
+    def look(self) -> str | None:
+        if not self._link.is_open:
+            self._open()
+            self._only_looked = True
         try:
+            return what_is_missing(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
+
+    def _open(self, prepare: Callable[[Link], object] = lambda link: None) -> None:
+        try:
+            if not self._link.is_open:
+                self._link.open()
+            check_version(self._link)
             prepare(self._link)
             self._clock.measure()
         except PyMongoError as error:
@@ -102,19 +118,21 @@ class MongoSessionStore(RecordStore):
         except BaseException:
             self._link.close()
             raise
-        return self
 
     def close(self) -> None:
         self._link.close()
 
     def examine(self) -> Iterator[Finding]:
-        self.init()
+        missing = self.look()
         yield Finding("reach", "ok", f"{self._link.hosts} answers")
         try:
             yield from examine(self._link)
         except PyMongoError as error:
             raise self._link.unusable(error) from error
         yield self._clock.measure()
+        if missing is not None:
+            text = f"{missing}; a bot makes it when it starts; look at the URL if you expected it"
+            yield Finding("collection", "warning", text)
 
     def sweep(self, now: float) -> Sequence[Record]:
         self._clock.keep()

@@ -127,6 +127,17 @@ class RedisSessionStore(RecordStore):
         self._is_open = True
         return self
 
+    def look(self) -> str | None:
+        if self._is_open:
+            return None
+        try:
+            self._link.open()
+            self._clock.measure()
+        except BaseException:
+            self._link.close()
+            raise
+        return None
+
     def close(self) -> None:
         self._is_open = False
         self._link.close()

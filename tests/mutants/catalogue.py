@@ -512,6 +512,13 @@ MUTANTS = (
         "tests/unit/stores/test_secrets.py",
     ),
     Mutant(
+        "looking at a mistyped place makes it",
+        "cli/_store.py",
+        "        missing = store.look() if to_read else None\n",
+        "        missing = store.init() and None\n",
+        "tests/tools/test_cli_sessions.py -k mistyped",
+    ),
+    Mutant(
         "a session of a longer key prefix is called damaged",
         "stores/redis.py",
         "            if inner and inner != session_id and session_id.endswith(inner):",
