@@ -359,6 +359,20 @@ MUTANTS = (
         "tests/unit/stores/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
     ),
     Mutant(
+        "a connection that a firewall has forgotten is waited for",
+        "stores/_redis_silence.py",
+        "    if _answers(pool, silence):",
+        "    if False:",
+        "tests/servers/test_idle_connections.py -k 'read_on and valkey'",
+    ),
+    Mutant(
+        "of several dead connections each costs its caller a wait",
+        "stores/_mongo_link.py",
+        "                    self._renew(collection)",
+        "                    pass",
+        "tests/servers/test_idle_connections.py -k 'several and mongo'",
+    ),
+    Mutant(
         "sessions end by the clock of whichever bot wrote them",
         "stores/_server_clock.py",
         "        self._ahead = round(difference) if abs(difference) > CLOCK_WARNS else 0",
