@@ -13,6 +13,7 @@ from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
 from actorbot._runtime.current import current
 from actorbot._turns.context import Context, chain, find_held
+from actorbot._turns.lend import check_return
 from actorbot.errors import ConfigError
 
 __all__ = [
@@ -86,7 +87,7 @@ def check_commit(turn: Context) -> None:
 
     From here on, a cancellation of the task comes too late.
     """
-    turn._actor.check_commit(turn)
+    check_return(turn)
 
 
 def check_dict(manager: SessionManager, what: str) -> None:

@@ -26,6 +26,7 @@ from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
 from actorbot._turns.overdue import RunningTurns
+from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
 from actorbot.stores.base import RecordStore
@@ -156,6 +157,7 @@ class Parts:
         handler = options.functions["handler"]
         plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
         writes_through = options.policy.mode == "write-through"
+        room = ReplyRoom(options.max_replies, options.policy.max_dirty_bytes)
         return TurnShared(
             home=home,
             clock=options.clock,
@@ -168,7 +170,7 @@ class Parts:
             dirty=flusher.dirty,
             flusher=flusher,
             journal=journal,
-            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
+            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room),
             handle=hooks.bound("handler") or _no_handler,
             handle_here=handler if plain else None,
             on_start=hooks.bound("on_session_start"),
