@@ -6,7 +6,7 @@ beside the usual turn: `overdue` (its time is up), `cancelled` (by its caller), 
 answer waits for the store or the journal), `lend` (code outside of handlers borrows it), `told`
 (nobody waits for it), `destroy` (the session ends) and `deadlock` (turns that wait for each other).
 `shared` is what all turns of a manager need: among it `hooks`, the author's functions, and
-`outbox`, the replies on their way.
+`outbox`, the replies on their way, with `reply_room`, their bound.
 
 `_residents` and `_manager` import this room. `actorbot.ext` may import `Context`, no more.
 """

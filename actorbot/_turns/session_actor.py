@@ -264,7 +264,7 @@ class SessionActor(Flushable):
             raise context._revoked or shared.running.timeout_error(self.session_id)
         usual = shared.shape is None and not context._ends_session
         plain = encode_plain(session, shared.max_session_bytes) if usual else None
-        encoded = self._encode(context, session) if plain is None else plain
+        encoded = self.encode(context, session) if plain is None else plain
         ends = wall + (TOMBSTONE_AGE if encoded is None else shared.expires_in)
         before = context._before
         version, event_ids = before[VERSION] + 1, before[EVENT_IDS]
@@ -277,6 +277,8 @@ class SessionActor(Flushable):
         if shared.running.deadlines.pop(context, None) is None:
             raise context._revoked or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
+        if context._replies is not None:
+            shared.outbox.reserve(context)
         if (
             version - self.flushed > BUSY
             and plain is not None
@@ -304,7 +306,7 @@ class SessionActor(Flushable):
     def _conflict(self, reason: str) -> ConflictError:
         return ConflictError(self.shared.store, reason, session_id=self.session_id)
 
-    def _encode(self, context: Context, session: Any) -> bytes | None:
+    def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
@@ -315,17 +317,10 @@ class SessionActor(Flushable):
             name_session(error, self.session_id)
             raise
 
-    def check_commit(self, context: Context) -> None:
-        """Raises: what a commit would raise. From here on, a cancellation comes too late."""
-        if is_cancelled(context, context._task):
-            raise swallowed()
-        self._encode(context, context.session)
-        context._task = None
-
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Hand the replies of a committed turn to the outbox. They wait for *gate* to succeed."""
         if context._replies is not None:
-            self.shared.outbox.put(context, context._replies, gate)
+            self.shared.outbox.put(context, gate)
 
     def regain_turn(self, context: Context) -> bool:
         """Give a turn whose write met a conflict back to the code that runs it, for another run.
@@ -342,6 +337,8 @@ class SessionActor(Flushable):
         self.shared.running.deadlines.pop(context, None)
         context._session = context._task = None
         context._rolled_back = True
+        if context._reserved:
+            self.shared.outbox.release(context)
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:
         revoked, task = context._revoked, context._task

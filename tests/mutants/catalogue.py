@@ -134,6 +134,20 @@ MUTANTS = (
         "tests/promises/test_atomic_turn.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
+        "replies that nobody takes pile up",
+        "_turns/session_actor.py",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "",
+        "tests/promises/test_bounded_replies.py",
+    ),
+    Mutant(
+        "a turn that failed keeps the room of its replies",
+        "_turns/session_actor.py",
+        "        if context._reserved:\n",
+        "        if False:\n",
+        "tests/promises/test_bounded_replies.py -k gives_its_room_back",
+    ),
+    Mutant(
         "what a handler keeps of a busy session stays the session's",
         "_state/codec.py",
         "        if type(value) is list and getrefcount(value) > _OF_LIST:",
