@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
 
-from actorbot._checks import check_seconds
+from actorbot._checks import check_timeout
 from actorbot._manager.access import Access, Life
 from actorbot._manager.closing import Close, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
@@ -89,13 +89,13 @@ class SessionManager(Access):
 
     async def start(self) -> Self:
         """Open the store, and be at home on the running loop. Raises: store errors, ConfigError."""
-        self._begin()
+        self._begin(on_loop=True)
         await self._open(LoopHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout))
         return self
 
     def start_sync(self) -> Self:
         """Open the store, and be at home on threads. Raises: as `start`."""
-        self._begin()
+        self._begin(on_loop=False)
         run_inline(self._open(ThreadHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout)))
         return self
 
@@ -106,7 +106,7 @@ class SessionManager(Access):
         second call, also meanwhile, waits for it and returns its report. It goes on if its caller
         is cancelled.
         """
-        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
+        seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
             return report
         self._check_here(closing=True)
@@ -114,7 +114,7 @@ class SessionManager(Access):
 
     def close_sync(self, timeout: float | None = None) -> ShutdownReport:
         """The same as `close`, for threads."""
-        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
+        seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
             return report
         if self._life is Life.OPEN and self._loop is not None and self._loop.is_closed():
@@ -225,7 +225,7 @@ class SessionManager(Access):
         calling thread: nothing can stop it, and it is `handler_timeout` that ends its turn.
         """
         threads = self._inline
-        if threads is not None and type(session_id) is str:
+        if threads is not None and type(session_id) is str and (timeout is None or check_timeout(timeout) >= 0.0):
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 turn = actor.take_turn(event, event_id, durable, None)

@@ -183,6 +183,14 @@ MUTANTS = (
         "",
         "tests/ext/test_agents.py -k test_a_long_conversation_never_outgrows",
     ),
+    # --- time-outs --------------------------------------------------------------------------------
+    Mutant(
+        "a time-out of infinity is taken",
+        "_checks.py",
+        '    return check_seconds("timeout", value, least=0.0)',
+        "    return float(value)",
+        "tests/promises/test_never_hang_bad_timeouts.py",
+    ),
     # --- errors -----------------------------------------------------------------------------------
     Mutant(
         "an error loses its cause on its way to another process",
