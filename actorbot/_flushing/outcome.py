@@ -146,7 +146,7 @@ class Outcome:
 
     def _note_conflict(self, job: PendingWrite, error: ConflictError) -> None:
         session = job.session
-        if job.set_back and self._catch_up(job):
+        if job.journal_behind and self._catch_up(job):
             return
         self.conflicts += 1
         self._queue.division.reunite([session])

@@ -34,9 +34,12 @@ def stats_of(parts: Parts) -> Stats:
         store_writes=flusher.outcome.writes,
         store_retries=flusher.retries.count,
         conflicts=flusher.outcome.conflicts,
+        set_back=flusher.set_backs.count,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
-        replies_waiting=len(shared.outbox),
+        replies_waiting=shared.outbox.room.replies,
+        reply_bytes=shared.outbox.room.bytes,
+        nearly_full=dirty.fullness.count(),
     )
 
 
@@ -53,6 +56,8 @@ def health_of(parts: Parts) -> Health:
         return Health("degraded", f"journal: {parts.journal.hampered}")
     if dirty.full:
         return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
+    if (reason := parts.shared.outbox.room.crowded()) is not None:
+        return Health("degraded", reason)
     if flusher.retries.outage_since is not None:
         seconds = parts.clock.monotonic() - flusher.retries.outage_since
         return Health(
@@ -62,6 +67,8 @@ def health_of(parts: Parts) -> Health:
         return Health("degraded", f"the last read failed: {reason}")
     if flusher.retries.refusing:
         return Health("degraded", _refused(parts.store.name, flusher.retries.refused()))
+    if complaint := parts.store.complaint:
+        return Health("degraded", complaint)
     return Health("ready", "")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actorbot.errors import ActorbotError, ConflictError, StoreError, StoreUnavailableError
+from actorbot.stores._secrets import GIVEN
 
 __all__ = ["as_ours", "ask_in_parts", "is_outage", "patience"]
 
@@ -37,8 +38,9 @@ def as_ours(
     """Return *error* as an ActorbotError, of that *kind* if it is none yet."""
     if isinstance(error, ActorbotError):
         return error
-    ours = kind(store, f"{type(error).__name__}: {error}", session_id=session_id)
-    ours.__cause__ = error
+    said, cause = GIVEN.tell(error)
+    ours = kind(store, said, session_id=session_id)
+    ours.__cause__ = cause
     return ours
 
 
@@ -75,7 +77,7 @@ def ask_in_parts(
                 raise
             failed += 1
             if not answered and failed > patience(len(items)):
-                raise as_ours(kind, store, error) from error
+                raise as_ours(kind, store, error) from None
             if len(part) == 1:
                 failure = as_ours(kind, store, error, name(items[part[0]]))
         if len(part) == 1:

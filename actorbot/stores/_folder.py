@@ -13,11 +13,12 @@ from typing import Final
 from actorbot._runtime.file_lock import FileLock, is_named, sync_folder
 from actorbot.errors import InsecureStorageError, StoreError, StoreLockedError, StoreUnavailableError
 
-__all__ = ["TEMPORARY", "Folder"]
+__all__ = ["LOCK", "TEMPORARY", "Folder"]
 
 logger = logging.getLogger("actorbot")
 
 NAME: Final = "file"
+LOCK: Final = ".lock"
 TEMPORARY: Final = ".tmp"
 
 
@@ -29,7 +30,7 @@ class Folder:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._lock = FileLock(os.path.join(path, ".lock"))
+        self._lock = FileLock(os.path.join(path, LOCK))
         self._folder: int | None = None
 
     @property

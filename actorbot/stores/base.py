@@ -62,8 +62,9 @@ class SessionStore(Protocol):
     * `compare_and_write(session_id, data, base) -> bool`: write only if the stored
       `data["$actorbot"]["write_ids"][0]` equals *base* (`None`: nothing is stored), and return
       whether it was written. With it, two processes cannot overwrite each other's sessions.
-    * `ids()`: all session ids, as an iterable or an async iterable. `actorbot.stores.copy` and the
-      command `actorbot sessions` need it.
+    * `ids()`: all session ids, as an iterable or an async iterable of texts. Bytes are read as
+      UTF-8, and rows of one column, as cursors give them, as what they hold. `actorbot.stores.copy`
+      and the command `actorbot sessions` need it.
     * `close()`.
 
     A driver may drop sessions that have expired, a minute after `expires_at` at the earliest. A
@@ -169,6 +170,15 @@ class RecordStore(ABC):
         Raises: StoreUnavailableError, StoreLockedError, InsecureStorageError.
         """
 
+    def look(self) -> str | None:
+        """Open the store as `init` does, for who only looks: no folder or collection is made.
+
+        Returns `None`, or says what is missing: "there is no folder …". Then there is nothing to
+        read. Raises what `init` raises.
+        """
+        self.init()
+        return None
+
     @abstractmethod
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         """Return for each id, in their order, its record, an error, or `None`.
@@ -197,10 +207,15 @@ class RecordStore(ABC):
         """Remove records whose `expires_at` is at or before *now*; yield those that were sessions.
 
         *now* is wall-clock seconds. Tombstones are removed and not yielded. It is called now and
-        then on the writing thread. By default it does nothing: a server may expire records by
-        itself.
+        then on the writing thread, at least every ten minutes. By default it does nothing: a server
+        may expire records by itself. (The stores with a server look at its clock then.)
         """
         return ()
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with the place at the moment, for `health()`; `""`: nothing. Any thread."""
+        return ""
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         """Yield every record, in no particular order, and an error for each that cannot be read.

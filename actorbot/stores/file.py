@@ -22,7 +22,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_folder
-from actorbot.stores._folder import TEMPORARY, Folder
+from actorbot.stores._folder import LOCK, TEMPORARY, Folder
 from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["FileSessionStore"]
@@ -77,16 +77,22 @@ class FileSessionStore(RecordStore):
         self.flaw = None
         return self
 
-    def examine(self) -> Iterator[Finding]:
-        was_there = os.path.lexists(self.directory)
+    def look(self) -> str | None:
+        if not self._folder.is_open:
+            if not os.path.lexists(self.directory):
+                return f"there is no folder {self.directory}"
+            if os.path.isdir(self.directory) and not _has_been_a_store(self.directory):
+                return f"there are no sessions in the folder {self.directory}"
         self.init()
-        if was_there:
-            yield Finding("reach", "ok", f"{self.directory} opens")
-        else:
-            text = (
-                f"{self.directory} was not there and has been made, as a bot does; look at the path if you expected it"
-            )
+        return None
+
+    def examine(self) -> Iterator[Finding]:
+        if not os.path.lexists(self.directory):
+            text = f"{self.directory} is not there; a bot makes it when it starts; look at the path if you expected it"
             yield Finding("reach", "warning", text)
+            return
+        self.init()
+        yield Finding("reach", "ok", f"{self.directory} opens")
         yield Finding("lock", "ok", "is free: no other process has the folder open")
         try:
             yield from judge_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
@@ -270,6 +276,15 @@ class FileSessionStore(RecordStore):
             return None
         os.unlink(name, dir_fd=self._dir)
         return record
+
+
+def _has_been_a_store(directory: str) -> bool:
+    """Tell whether there is a lock in the folder, or a session, as in a backup that came back."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(entry.name == LOCK or entry.name.endswith(SUFFIX) for entry in entries)
+    except OSError:
+        return True  # `init` says why
 
 
 def _ended_files(folder: int, now: float) -> list[str]:
