@@ -381,6 +381,13 @@ MUTANTS = (
         "tests/unit/stores/test_lost_folder.py -k refused",
     ),
     Mutant(
+        "a collection that was dropped keeps what has expired for ever",
+        "stores/mongo.py",
+        "        if not number:\n            return\n",
+        "        return\n",
+        "tests/servers/test_emptied_store.py -k index",
+    ),
+    Mutant(
         "a damaged record reads as whole",
         "_state/record.py",
         '    if zlib.crc32(data[8:]).to_bytes(4, "big") != data[4:8]:',
