@@ -309,9 +309,9 @@ MUTANTS = (
     ),
     Mutant(
         "threads that compute keep a flusher that is late from the interpreter",
-        "_turns/session_actor.py",
-        "            shared.home.give_way()\n",
-        "            pass\n",
+        "_turns/ready.py",
+        "        shared.home.give_way()\n",
+        "        pass\n",
         "tests/unit/flushing/test_flusher.py -k test_callers_give_way",
     ),
     # --- stores -----------------------------------------------------------------------------------
