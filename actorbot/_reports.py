@@ -37,6 +37,8 @@ class Stats:
     store_retries: int
     conflicts: int
     """Sessions whose flush met a write of another process."""
+    set_back: int
+    """Writes that went over an older state of the same session: the store had gone back in time."""
     backed_off: int
     """Sessions that are left alone for a while, because their record cannot be read."""
     dead_letters: int

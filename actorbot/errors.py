@@ -14,6 +14,7 @@ __all__ = [
     "CorruptSessionError",
     "DeadlockError",
     "DuplicateEventError",
+    "ForeignSessionError",
     "ForkedError",
     "HandlerExitError",
     "HandlerTimeoutError",
@@ -181,11 +182,28 @@ class CorruptSessionError(ActorbotError):
     def __init__(self, store: str, session_id: str, reason: str) -> None:
         super().__init__(
             f"{store}: the record of session {session_id!r} cannot be read: {reason}."
-            " It was left as it is; repair it, or remove it with destroy()"
+            f" It was left as it is; {self._advice}"
         )
         self.store = store
         self.session_id = session_id
         self.reason = reason
+
+    _advice = "repair it, or remove it with destroy()"
+
+
+class ForeignSessionError(CorruptSessionError):
+    """The key of this session holds a session of another bot, whose key prefix is longer.
+
+    `key_prefix` is that prefix. The other session is whole; do not destroy it.
+    """
+
+    def __init__(self, store: str, session_id: str, inner: str, key_prefix: str) -> None:
+        self.key_prefix = key_prefix + session_id.removesuffix(inner)
+        super().__init__(
+            store, session_id, f"its key is that of session {inner!r} under the prefix {self.key_prefix!r}"
+        )
+
+    _advice = "let no bot's key prefix begin with another's"
 
 
 # --- the store ----------------------------------------------------------------------------------

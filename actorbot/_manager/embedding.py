@@ -85,7 +85,10 @@ async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:
 
 
 def check_commit(turn: Context) -> None:
-    """Raises: what a commit of *turn* would: TurnEndedError, NotEncodableError, …"""
+    """Raises: what a commit of *turn* would: TurnEndedError, NotEncodableError, CancelledError, …
+
+    From here on, a cancellation of the task comes too late.
+    """
     turn._actor.check_commit(turn)
 
 

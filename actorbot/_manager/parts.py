@@ -155,7 +155,9 @@ class Parts:
     def _make_shared(self, flusher: Flusher, journal: Journal | None) -> TurnShared:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
-        plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        handle_here = None
+        if isinstance(home, ThreadHome) and handler is not None and is_plain(handler):
+            handle_here = home.in_place(handler)
         writes_through = options.policy.mode == "write-through"
         return TurnShared(
             home=home,
@@ -171,7 +173,7 @@ class Parts:
             journal=journal,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
             handle=hooks.bound("handler") or _no_handler,
-            handle_here=handler if plain else None,
+            handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.report_error,
             on_expire=hooks.report_expired,

@@ -42,6 +42,7 @@ class Context:
 
     # Rarely set and rarely read, so the class has the defaults: a context is made for every event.
     _interrupt: Callable[[], None] | None = None
+    _may_cancel = True  # whether a time-out cancels the task
     _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py
 
     def __init__(
@@ -55,6 +56,7 @@ class Context:
         # and this holds the task. Only the garbage collector would free such a cycle, and a bot
         # that makes a task for each event would keep it busy.
         self._task = task
+        self._cancels = 0 if task is None else task.cancelling()  # as it began; see cancelled.py
         # Read in every turn. To find a default in the class takes five times as long.
         self._ends_session = self._passed_on = self._rolled_back = False
         self._replies: list[Any] | None = None
@@ -216,4 +218,4 @@ def find_held(shared: Any, session_id: str) -> Context | None:
 def shield() -> None:
     """Let no time-out cancel the running code: it waits for the close, which ends its turns."""
     for context in chain():
-        context._task = None
+        context._may_cancel = False

@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
 
 try:
     import redis
@@ -33,6 +34,9 @@ MAX_CONNECTIONS: Final = 20
 # A server that answers this has not done what it was asked. After any other failure it may have.
 REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
 
+# The kinds of error that are told apart, the narrower ones first.
+KINDS: Final = (*REFUSALS[1:], redis.ResponseError, redis.TimeoutError, redis.ConnectionError, redis.RedisError)
+
 Command = tuple["str | bytes | int", ...]
 
 
@@ -40,7 +44,10 @@ class Link:
     """What a URL leads to. All but `open` and `close` may run in several threads at once."""
 
     def __init__(self, url: str) -> None:
-        self._first = _Server(_make_pool(url))
+        pool = _make_pool(url)
+        if isinstance(pool, ConfigError):
+            raise pool
+        self._first = _Server(pool, Secrets(url))
         self._lock = threading.Lock()  # guards changes of `_others` and `_slots`
         self._others: dict[tuple[str, int], _Server] = {}
         self._slots: list[tuple[int, int, _Server]] | None = None  # first, last, whose; None: no cluster
@@ -187,15 +194,17 @@ class Link:
                 self._first.pool.connection_class,
                 **settings | {"host": host, "port": address[1]},
             )
-            self._others[address] = _Server(pool)
+            self._others[address] = _Server(pool, self._first.secrets)
         return self._others[address]
 
 
 class _Server:
     """One server and the connections to it."""
 
-    def __init__(self, pool: Any) -> None:  # a BlockingConnectionPool, parts of whose interface are not typed
+    # *pool* is a BlockingConnectionPool, parts of whose interface are not typed.
+    def __init__(self, pool: Any, secrets: Secrets) -> None:
         self.pool = pool
+        self.secrets = secrets
         settings = pool.connection_kwargs
         self.where = str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
 
@@ -216,20 +225,22 @@ class _Server:
         return self._ask(commands, writes)
 
     def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
+        answers = self._exchange(commands, writes)
+        if isinstance(answers, StoreUnavailableError):
+            raise answers  # here the driver's error is no `__context__`, which may show a secret
+        return answers
+
+    def _exchange(self, commands: Sequence[Command], writes: bool) -> list[Any] | StoreUnavailableError:
         try:
             connection = self.pool.get_connection()
         except Exception as error:
-            failure = self._failure(error)
-            raise failure from failure.__cause__
+            return self._failure(error)
         try:
             connection.send_packed_command(connection.pack_commands(commands))
             return [self._receive(connection) for _ in commands]
         except Exception as error:
             connection.disconnect()  # a late answer must not be taken for that of the next command
-            if writes:
-                raise OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {error}") from error
-            failure = self._failure(error)
-            raise failure from failure.__cause__
+            return self._unknown(error) if writes else self._failure(error)
         except BaseException:
             connection.disconnect()
             raise
@@ -242,19 +253,32 @@ class _Server:
         except REFUSALS as error:
             return self._failure(error)
 
+    def _unknown(self, error: Exception) -> OutcomeUnknownError:
+        said, cause = self._told(error)
+        failure = OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {said}")
+        failure.__cause__ = cause
+        return failure
+
     def _failure(self, error: Exception) -> StoreUnavailableError:
-        # A server that does not know a command repeats its arguments, data and passwords among
-        # them.
-        said, separator, _ = str(error).partition(", with args beginning with")
-        if separator:
-            error = redis.ResponseError(said)
+        said, cause = self._told(error)
         if isinstance(error, redis.AuthenticationError):
             said = f"{self.where} does not accept this user or password"
         else:
             said = f"{self.where} {'refuses' if isinstance(error, REFUSALS) else 'does not answer'}: {said}"
         failure = StoreUnavailableError("redis", said)
-        failure.__cause__ = error
+        failure.__cause__ = cause
         return failure
+
+    def _told(self, error: Exception) -> tuple[str, Exception]:
+        """Return what *error* says, and what may be a `__cause__`: both show no secret.
+
+        A server that does not know a command repeats its arguments, data and passwords among them.
+        """
+        said, repeats, _ = str(error).partition(", with args beginning with")
+        if not repeats and not self.secrets.show_in(error):
+            return said, error
+        said = self.secrets.hide(said)
+        return said, next((kind(said) for kind in KINDS if isinstance(error, kind)), OSError(said))
 
 
 def is_refused(answer: object) -> bool:
@@ -267,11 +291,17 @@ def is_about_script(answer: object) -> bool:
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
 
 
-def _make_pool(url: str) -> redis.BlockingConnectionPool:
-    """Make a pool for *url*, and connect nowhere. Raises: ConfigError, which quotes no password."""
+def _make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
+    """Make a pool for *url*, and connect nowhere; or return the error, which quotes no password.
+
+    The caller raises it, away from the driver's error, whose text may quote one.
+    """
     expected = "redis://[[user]:password@]host[:port][/database], rediss://… or unix:///path"
-    if not isinstance(url, str):
-        raise ConfigError("url", type(url), expected)
+    given: object = url
+    if not isinstance(given, str):
+        return ConfigError("url", type(given), expected)
+    if hosts_of(url) is None:
+        return ConfigError("url", _without_secrets(url), ENCODED)
     try:
         parts = urlsplit(url)
         if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
@@ -291,12 +321,13 @@ def _make_pool(url: str) -> redis.BlockingConnectionPool:
         )
         pool.connection_class(**pool.connection_kwargs)
     except TypeError as error:
-        raise ConfigError("url", _without_secrets(url), f"{expected}; {str(error).partition(') ')[2]}") from None
+        reason = "" if has_secret_option(url) else f"; {str(error).partition(') ')[2]}"
+        return ConfigError("url", _without_secrets(url), expected + reason)
     except (ValueError, redis.RedisError):  # their texts may quote the password
-        raise ConfigError("url", _without_secrets(url), expected) from None
+        return ConfigError("url", _without_secrets(url), expected)
     return pool
 
 
 def _without_secrets(url: str) -> str:
-    scheme, separator, _ = url.partition("://")
-    return f"{scheme}://…" if separator else "…"
+    scheme = url.partition("://")[0]
+    return f"{scheme}://…" if scheme in {"redis", "rediss", "unix"} else "…"

@@ -5,8 +5,6 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
@@ -20,7 +18,8 @@ from actorbot.errors import (
     SessionTooLargeError,
     StoreUnavailableError,
 )
-from actorbot.stores._findings import Finding, has_expiry, judge_clock, judge_mongo
+from actorbot.stores._findings import Finding
+from actorbot.stores._server_clock import ServerClock
 from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 try:
@@ -30,14 +29,14 @@ try:
         BulkWriteError,
         ConnectionFailure,
         NetworkTimeout,
-        OperationFailure,
         PyMongoError,
         ServerSelectionTimeoutError,
         WaitQueueTimeoutError,
     )
 
-    from actorbot.stores._mongo_documents import FORMAT, OPTIONS, decode_record, encode_record
+    from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record
     from actorbot.stores._mongo_link import Call, Link, RawCollection, describe, describe_refusal, is_duplicate
+    from actorbot.stores._mongo_server import examine, prepare, time_of
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
@@ -45,15 +44,8 @@ except ImportError as missing:
 
 __all__ = ["MongoSessionStore"]
 
-logger = logging.getLogger("actorbot")
-
 TRIES: Final = 3
 PAGE: Final = 250  # sessions that a scan reads at a time
-OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps nested keys with `$`
-
-# An index of this name, or on these keys, is there with other options.
-_OTHER_INDEX: Final = frozenset({85, 86})
-_UNAUTHORIZED: Final = 13
 
 
 class MongoSessionStore(RecordStore):
@@ -70,9 +62,9 @@ class MongoSessionStore(RecordStore):
     ends after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be
     longer.
 
-    The server removes expired records about two minutes later, by an index that `init` makes. One
-    store may be used from several threads. In a forked process, call `init` again: it connects
-    anew.
+    The server removes expired records about two minutes later, by an index that `init` makes. Ends
+    are kept by the server's clock. One store may be used from several threads. In a forked process,
+    call `init` again: it connects anew.
 
     Raises: ConfigError.
     """
@@ -93,6 +85,7 @@ class MongoSessionStore(RecordStore):
         if collection_name.startswith((".", "system.")) or collection_name.endswith("."):
             raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
         self._link = Link(url, database, collection_name)
+        self._clock = ServerClock(self.name, self._ask_time)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -101,7 +94,8 @@ class MongoSessionStore(RecordStore):
             return self
         self._link.open()
         try:
-            self._prepare(self._link.collection, self._link.call())
+            prepare(self._link)
+            self._clock.measure()
         except PyMongoError as error:
             self._link.close()
             raise self._link.unusable(error) from error
@@ -110,53 +104,36 @@ class MongoSessionStore(RecordStore):
             raise
         return self
 
-    def _prepare(self, collection: RawCollection, call: Call) -> None:
-        """Check the server's version, and make the index by which it removes what has expired."""
-        with call.command():
-            newest = collection.database.command("hello", codec_options=OPTIONS).get("maxWireVersion", 0)
-        if newest < OLDEST:
-            raise StoreUnavailableError(self.name, f"{self._link.hosts} is older than MongoDB 5.0")
-        try:
-            with call.command():
-                collection.create_index("expireAt", name="actorbot_expiry", expireAfterSeconds=0)
-        except OperationFailure as error:
-            if error.code not in _OTHER_INDEX:
-                raise
-            if not has_expiry(_indexes(collection, call)):
-                logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
-
     def close(self) -> None:
         self._link.close()
 
     def examine(self) -> Iterator[Finding]:
         self.init()
-        call = self._link.call()
         yield Finding("reach", "ok", f"{self._link.hosts} answers")
         try:
-            yield from self._examine(self._link.collection, call)
+            yield from examine(self._link)
         except PyMongoError as error:
             raise self._link.unusable(error) from error
+        yield self._clock.measure()
 
-    def _examine(self, collection: RawCollection, call: Call) -> Iterator[Finding]:
-        database, before = collection.database, time.time()
-        with call.command():
-            hello = database.command("hello", codec_options=OPTIONS)
-        ahead = hello["localTime"].timestamp() - (before + time.time()) / 2
-        with call.command():
-            version = database.command("buildInfo", codec_options=OPTIONS)["version"]
+    def sweep(self, now: float) -> Sequence[Record]:
+        self._clock.keep()
+        return ()
+
+    @property
+    def complaint(self) -> str:
+        return self._clock.complaint
+
+    def _ask_time(self) -> float | None:
         try:
-            with call.command():
-                status = database.client.admin.command("serverStatus", codec_options=OPTIONS)
-        except OperationFailure as error:
-            if error.code != _UNAUTHORIZED:
-                raise
-            status = None
-        yield from judge_mongo(hello, version, status, _indexes(collection, call))
-        yield judge_clock(ahead)
+            return time_of(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
 
     # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        self._clock.keep_if_set()
         collection, call = self._link.collection, self._link.call()
         try:
             call.reach(collection)
@@ -180,8 +157,13 @@ class MongoSessionStore(RecordStore):
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
             stored = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
-        found = dict(decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in stored)
+        found = dict(self._decode(document) for document in stored)
         return [found.get(session_id) for session_id in session_ids]
+
+    def _decode(self, document: RawBSONDocument) -> tuple[str, Record | CorruptSessionError]:
+        now = self._clock.now()
+        session_id, found = decode_record(document.raw, store=self.name, now=now, expires_in=self.expires_in)
+        return session_id, found if isinstance(found, CorruptSessionError) else self._clock.here(found)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         last = ""
@@ -194,7 +176,7 @@ class MongoSessionStore(RecordStore):
         try:
             with self._link.call().command():
                 page = self._link.collection.find({"_id": {"$gt": after}}, {"expireAt": False}).sort("_id").limit(PAGE)
-                return [decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in page]
+                return [self._decode(document) for document in page]
         except PyMongoError as error:
             raise StoreUnavailableError(self.name, f"listing {self._link.hosts} failed: {describe(error)}") from error
 
@@ -210,6 +192,7 @@ class MongoSessionStore(RecordStore):
     # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self._clock.keep_if_set()
         collection, call = self._link.collection, self._link.call()
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
@@ -247,7 +230,7 @@ class MongoSessionStore(RecordStore):
         Where another document has the `_id`, the server refuses the insert, for `_id` is unique.
         """
         record = write.record
-        raw = encode_record(record, store=self.name)
+        raw = encode_record(self._clock.there(record), store=self.name)
         may_replace: dict[str, Any] = {"_id": record.session_id}
         if write.base is None:
             # If this write was applied before, a session may have begun since, and must not end.
@@ -308,11 +291,6 @@ class MongoSessionStore(RecordStore):
             elif verdict is Verdict.CONFLICT:
                 outcomes[n] = writes[n].conflict(self.name)
         return again
-
-
-def _indexes(collection: RawCollection, call: Call) -> list[Mapping[str, Any]]:
-    with call.command():
-        return list(collection.with_options(codec_options=OPTIONS).index_information().values())
 
 
 def _check_name(field: str, name: object, forbidden: str) -> None:
