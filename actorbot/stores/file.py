@@ -61,7 +61,7 @@ class FileSessionStore(RecordStore):
         path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
-        self.directory = os.path.abspath(directory)
+        self.directory = os.path.abspath(os.path.expanduser(directory))
         self._lock = FileLock(LOCK)
         # Guards `_folder`, and makes comparing and replacing one step. Held across the read of one
         # record and a rename, for which a file system has no single call; never across a sync.
