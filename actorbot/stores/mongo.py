@@ -36,6 +36,7 @@ try:
         WaitQueueTimeoutError,
     )
 
+    from actorbot.stores._mongo_damage import SHAPE, set_aside
     from actorbot.stores._mongo_documents import FORMAT, OPTIONS, decode_record, encode_record
     from actorbot.stores._mongo_link import Call, Link, RawCollection, describe, describe_refusal, is_duplicate
 except ImportError as missing:
@@ -180,8 +181,11 @@ class MongoSessionStore(RecordStore):
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
             stored = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
-        found = dict(decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in stored)
+        found = dict(map(self._decode, stored))
         return [found.get(session_id) for session_id in session_ids]
+
+    def _decode(self, document: RawBSONDocument) -> tuple[str, Record | CorruptSessionError]:
+        return decode_record(document.raw, store=self.name, expires_in=self.expires_in)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         last = ""
@@ -194,7 +198,7 @@ class MongoSessionStore(RecordStore):
         try:
             with self._link.call().command():
                 page = self._link.collection.find({"_id": {"$gt": after}}, {"expireAt": False}).sort("_id").limit(PAGE)
-                return [decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in page]
+                return [self._decode(document) for document in page]
         except PyMongoError as error:
             raise StoreUnavailableError(self.name, f"listing {self._link.hosts} failed: {describe(error)}") from error
 
@@ -215,8 +219,8 @@ class MongoSessionStore(RecordStore):
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
         for n, write in enumerate(writes):
             try:
-                operations[n] = self._operation(write)
-            except (CorruptSessionError, NotEncodableError, SessionTooLargeError) as error:
+                operations[n] = self._operation(write, call)
+            except (CorruptSessionError, NotEncodableError, SessionTooLargeError, StoreUnavailableError) as error:
                 outcomes[n] = error
         sent = False
         try:
@@ -241,19 +245,25 @@ class MongoSessionStore(RecordStore):
             outcomes[n] = StoreUnavailableError(self.name, reason, session_id=session_id)
         return outcomes
 
-    def _operation(self, write: Write) -> pymongo.ReplaceOne[Any]:
+    def _operation(self, write: Write, call: Call) -> pymongo.ReplaceOne[Any]:
         """Make the operation: replace what the write may replace, and insert where nothing matches.
 
         Where another document has the `_id`, the server refuses the insert, for `_id` is unique.
+        Raises: StoreUnavailableError if a damaged document could not be set aside.
         """
         record = write.record
         raw = encode_record(record, store=self.name)
         may_replace: dict[str, Any] = {"_id": record.session_id}
-        if write.base is None:
+        damaged = None
+        if write.over_damage:
+            damaged = set_aside(self._link.collection, call, record.session_id, self._decode, self.note_damage)
+        if damaged is not None:
+            may_replace = damaged
+        elif write.base is None:
             # If this write was applied before, a session may have begun since, and must not end.
             may_replace["write_ids"] = {"$ne": record.write_id}
         elif write.base:
-            may_replace |= {"write_ids.0": write.base, "format": FORMAT}
+            may_replace |= {"write_ids.0": write.base, "format": FORMAT, **SHAPE}
         else:  # a session to be adopted
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)

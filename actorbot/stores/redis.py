@@ -21,6 +21,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_clock, judge_redis
+from actorbot.stores._redis_damage import Damage
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
@@ -37,14 +38,16 @@ PAGE: Final = 250  # records that are read at a time, of the keys found
 # A value consists of the number of write ids, those ids (8 bytes each, newest first), and the
 # record's bytes. There are three arguments for each key: the base ("*": anything may be replaced),
 # the value, and when the server drops it, in milliseconds. The answer has a letter for each key: w,
-# written; d, done before; c, a conflict; x, the key holds something else. The rules are those of
-# `base.judge`.
+# written; d, done before; c, a conflict; x, the key holds something else. Then come the values that
+# were compared and replaced: only here can it be seen whether one was damaged. The rules are those
+# of `base.judge`.
 SCRIPT: Final = b"""
-local answers = {}
+local letters, answer_and_old = {}, {''}
 for i, key in ipairs(KEYS) do
-  local base, value, answer = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w'
+  local base, value, answer, old = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w', ''
   if base ~= '*' then
-    local head = redis.pcall('GETRANGE', key, 0, 128)
+    old = redis.pcall('GET', key) or ''
+    local head = old
     if type(head) ~= 'string' then
       answer = 'x'
     elseif head ~= '' and string.sub(head, 2, 1 + 8 * math.min(1, string.byte(head))) ~= base then
@@ -56,9 +59,11 @@ for i, key in ipairs(KEYS) do
     end
   end
   if answer == 'w' then redis.call('SET', key, value, 'PXAT', ARGV[3 * i]) end
-  answers[i] = answer
+  letters[i] = answer
+  answer_and_old[i + 1] = answer == 'w' and old or ''
 end
-return table.concat(answers)
+answer_and_old[1] = table.concat(letters)
+return answer_and_old
 """
 SCRIPT_SHA: Final = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
@@ -71,7 +76,7 @@ class RedisSessionStore(RecordStore):
     `?socket_timeout=` and `?socket_connect_timeout=` (seconds; 3 and 1.5 by default) should
     together be less than the policy's `store_deadline`.
 
-    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +getrange` on
+    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set` on
     `~<key_prefix>*`. With `+info +config|get` too, `init` warns of a server that may lose sessions.
     With `+scan` the sessions can be listed. In a Redis Cluster, give it `+cluster|slots`.
 
@@ -99,6 +104,7 @@ class RedisSessionStore(RecordStore):
         self.key_prefix = key_prefix
         self._prefix = key_prefix.encode()
         self._link = Link(url)
+        self._damage = Damage(self._link, self.note_damage)
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -226,10 +232,14 @@ class RedisSessionStore(RecordStore):
             except UnicodeDecodeError:
                 yield self._foreign(repr(key[len(self._prefix) :]))
         found = self.read_many(session_ids) if session_ids else ()
-        yield from (each for each in found if each is not None)
+        for session_id, each in zip(session_ids, found, strict=True):
+            aside = isinstance(each, CorruptSessionError) and Damage.may_be_aside(session_id.encode())
+            if each is not None and not aside:
+                yield each
 
     def count(self) -> int:
-        return sum(len(keys) for keys in self._link.scan(self._pattern, SCANNED))
+        keys = (key for page in self._link.scan(self._pattern, SCANNED) for key in page)
+        return sum(not Damage.may_be_aside(key[len(self._prefix) :]) for key in keys)
 
     @property
     def _pattern(self) -> bytes:
@@ -239,6 +249,8 @@ class RedisSessionStore(RecordStore):
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         keys = [self._key(write.record.session_id) for write in writes]
+        if any(write.over_damage for write in writes):
+            writes = self._damage.make_way(writes, keys)
         groups, calls = [], []
         for group in self._link.group(keys):
             for part, arguments in self._arguments(writes, group):
@@ -246,10 +258,13 @@ class RedisSessionStore(RecordStore):
                 calls.append((keys[part[0]], (len(part), *(keys[n] for n in part), *arguments)))
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         for part, answer in zip(groups, self._run_script(calls), strict=True):
-            fits = type(answer) is bytes and len(answer) == len(part) and not answer.strip(b"wdcx")
-            each = answer.decode() if fits else self._spread(answer, len(part), OutcomeUnknownError)
+            letters, replaced = _understand(answer, len(part))
+            each: Sequence[str | ActorbotError] = letters or self._spread(answer, len(part), OutcomeUnknownError)
             for n, one in zip(part, each, strict=True):
                 outcomes[n] = self._outcome(writes[n], one)
+            for n, old in replaced:
+                if writes[part[n]].record.state is not None:  # what is destroyed leaves nothing behind
+                    self._damage.look_at(writes[part[n]].record.session_id, keys[part[n]], old)
         _raise_if_all_failed(outcomes)
         return outcomes
 
@@ -305,6 +320,15 @@ class RedisSessionStore(RecordStore):
 
     def _foreign(self, session_id: str) -> CorruptSessionError:
         return CorruptSessionError(self.name, session_id, "its key holds something that is not a record of actorbot")
+
+
+def _understand(answer: Any, size: int) -> tuple[str, list[tuple[int, bytes]]]:
+    """Return the script's letters, and the values that it has replaced, by number; or nothing."""
+    if type(answer) is list and len(answer) == size + 1 and all(type(each) is bytes for each in answer):
+        letters = answer[0]
+        if len(letters) == size and not letters.strip(b"wdcx"):
+            return letters.decode(), [(n, old) for n, old in enumerate(answer[1:]) if old]
+    return "", []
 
 
 def _raise_if_all_failed(answers: Sequence[object]) -> None:
