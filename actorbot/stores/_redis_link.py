@@ -203,8 +203,7 @@ class Link:
 class _Server:
     """One server and the connections to it."""
 
-    # *pool* is a BlockingConnectionPool, parts of whose interface are not typed.
-    def __init__(self, pool: Any, secrets: Secrets) -> None:
+    def __init__(self, pool: Any, secrets: Secrets) -> None:  # not all of a BlockingConnectionPool is typed
         self.pool = pool
         self.secrets = secrets
         settings = pool.connection_kwargs
