@@ -177,7 +177,7 @@ def _place(session_id: str | None, path: str) -> str:
 
 
 class CorruptSessionError(ActorbotError):
-    """A stored record cannot be decoded. It stays in its place; no event overwrites it."""
+    """A stored record cannot be decoded. It stays in its place, unless the session is in memory."""
 
     def __init__(self, store: str, session_id: str, reason: str) -> None:
         super().__init__(

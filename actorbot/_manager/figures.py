@@ -35,6 +35,7 @@ def stats_of(parts: Parts) -> Stats:
         store_retries=flusher.retries.count,
         conflicts=flusher.outcome.conflicts,
         set_back=flusher.set_backs.count,
+        damaged=parts.store.set_aside,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
         replies_waiting=shared.outbox.room.replies,

@@ -20,6 +20,7 @@ from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
 from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
 from actorbot._turns.context import Context, find_parent, never_begun
+from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
@@ -29,7 +30,6 @@ from actorbot.errors import (
     HandlerExitError,
     NotEncodableError,
     OutcomeUnknownError,
-    OverloadedError,
     SessionTooLargeError,
     StoreUnavailableError,
 )
@@ -107,7 +107,7 @@ class SessionActor(Flushable):
             while True:
                 committed = self.committed
                 if committed is None or shared.dirty.pressed or committed[VERSION] - self.flushed >= shared.many_events:
-                    await self.make_ready()
+                    await make_ready(self, shared)
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
                     if durable and shared.journal is None:  # the store may not have it yet
@@ -182,34 +182,6 @@ class SessionActor(Flushable):
             raise OutcomeUnknownError(
                 name, "a try had no answer, and many others have written since", session_id=self.session_id
             )
-
-    async def make_ready(self) -> None:
-        """Wait until the session is read, and until there is room for what the turn will change."""
-        shared = self.shared
-        if shared.dirty.full:
-            await self._wait_for_room()
-        elif shared.dirty.late:
-            shared.home.give_way()
-        behind = self.behind()
-        if behind >= shared.policy.max_events and shared.flusher.retries.outage_since is None:
-            await shared.home.wait(shared.flusher.relieve(self))
-        elif behind == shared.many_events:
-            shared.dirty.hurry(self)  # half-way to the bound: with luck no turn ever waits
-        if self.committed is None:  # last: a conflict may have come while this waited
-            await shared.load(self)
-
-    async def _wait_for_room(self) -> None:
-        policy = self.shared.policy
-        if policy.when_full == "wait":
-            try:
-                await self.shared.home.wait(self.shared.dirty.room(), policy.store_deadline)
-            except TimeoutError:
-                pass  # the error below says so
-            else:
-                return
-        raise OverloadedError(
-            f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay
-        )
 
     def begin_turn(self, event: Any, event_id: str | None, task: asyncio.Task[Any] | None) -> Context | None:
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""

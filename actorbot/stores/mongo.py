@@ -35,6 +35,7 @@ try:
         WaitQueueTimeoutError,
     )
 
+    from actorbot.stores._mongo_damage import SHAPE, set_aside
     from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record
     from actorbot.stores._mongo_link import (
         Call,
@@ -181,7 +182,7 @@ class MongoSessionStore(RecordStore):
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
             stored = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
-        found = dict(self._decode(document) for document in stored)
+        found = dict(map(self._decode, stored))
         return [found.get(session_id) for session_id in session_ids]
 
     def _decode(self, document: RawBSONDocument) -> tuple[str, Record | CorruptSessionError]:
@@ -222,8 +223,8 @@ class MongoSessionStore(RecordStore):
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
         for n, write in enumerate(writes):
             try:
-                operations[n] = self._operation(write)
-            except (CorruptSessionError, NotEncodableError, SessionTooLargeError) as error:
+                operations[n] = self._operation(write, call)
+            except (CorruptSessionError, NotEncodableError, SessionTooLargeError, StoreUnavailableError) as error:
                 outcomes[n] = error
         try:
             for _ in range(TRIES):
@@ -248,19 +249,25 @@ class MongoSessionStore(RecordStore):
             outcomes[n] = StoreUnavailableError(self.name, reason, session_id=session_id)
         return outcomes
 
-    def _operation(self, write: Write) -> pymongo.ReplaceOne[Any]:
+    def _operation(self, write: Write, call: Call) -> pymongo.ReplaceOne[Any]:
         """Make the operation: replace what the write may replace, and insert where nothing matches.
 
         Where another document has the `_id`, the server refuses the insert, for `_id` is unique.
+        Raises: StoreUnavailableError if a damaged document could not be set aside.
         """
         record = write.record
         raw = encode_record(self._clock.there(record), store=self.name)
         may_replace: dict[str, Any] = {"_id": record.session_id}
-        if write.base is None:
+        damaged = None
+        if write.over_damage:
+            damaged = set_aside(self._link.collection, call, record.session_id, self._decode, self.note_damage)
+        if damaged is not None:
+            may_replace = damaged
+        elif write.base is None:
             # If this write was applied before, a session may have begun since, and must not end.
             may_replace["write_ids"] = {"$ne": record.write_id}
         elif write.base:
-            may_replace |= {"write_ids.0": write.base, "format": FORMAT}
+            may_replace |= {"write_ids.0": write.base, "format": FORMAT, **SHAPE}
         else:  # a session to be adopted
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)

@@ -309,9 +309,9 @@ MUTANTS = (
     ),
     Mutant(
         "threads that compute keep a flusher that is late from the interpreter",
-        "_turns/session_actor.py",
-        "            shared.home.give_way()\n",
-        "            pass\n",
+        "_turns/ready.py",
+        "        shared.home.give_way()\n",
+        "        pass\n",
         "tests/unit/flushing/test_flusher.py -k test_callers_give_way",
     ),
     # --- stores -----------------------------------------------------------------------------------
@@ -645,6 +645,42 @@ MUTANTS = (
         "            if actor.doubted is None:\n                self._table.discard(actor)",
         "            self._table.discard(actor)",
         "tests/promises/test_store_set_back.py -k lost_reply",
+    ),
+    # --- a record that is damaged under a session in memory ---------------------------------------
+    Mutant(
+        "a damaged record keeps its session from the store for ever",
+        "_flushing/recovery.py",
+        "_SECOND_LOOK: Final = (ConflictError, CorruptSessionError)",
+        "_SECOND_LOOK: Final = (ConflictError,)",
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "a damaged file is overwritten, and not set aside",
+        "stores/file.py",
+        "                    self._put_aside(name, verdict)\n",
+        "",
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "a damaged value in Redis is overwritten unseen",
+        "stores/redis.py",
+        "            for n, old in replaced:\n",
+        "            for n, old in ():\n",
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "a damaged document in MongoDB is overwritten unseen",
+        "stores/mongo.py",
+        '"format": FORMAT, **SHAPE}',
+        '"format": FORMAT}',
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "what was destroyed is set aside",
+        "_flushing/recovery.py",
+        "    return replace(write, base=None) if write.record.state is None else replace(write, over_damage=True)",
+        "    return replace(write, over_damage=True)",
+        "tests/promises/test_damage_under_resident.py -k leaves_nothing_behind",
     ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
