@@ -91,7 +91,7 @@ def _words(url: str) -> set[str]:
     if _END_OF_HOSTS.match(rest):  # no host and no user: a path
         return words
     info, at, _ = rest.rpartition("@")
-    user, colon, password = (info if at else _END_OF_HOSTS.split(rest)[0]).partition(":")
+    user, _, password = (info if at else _END_OF_HOSTS.split(rest)[0]).partition(":")
     secret = password or user
     if not at and (not password or password.isdecimal()):  # a host, perhaps with its port
         return words

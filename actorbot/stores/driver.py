@@ -10,6 +10,7 @@ from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Self
 
+from actorbot._checks import check_function
 from actorbot._state.record import Record, has_id
 from actorbot.errors import (
     ActorbotError,
@@ -19,6 +20,7 @@ from actorbot.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from actorbot.stores._batches import ask_in_parts, is_outage
 from actorbot.stores._findings import Finding
 from actorbot.stores._ids import sort_ids
 from actorbot.stores._secrets import GIVEN
@@ -28,6 +30,7 @@ __all__ = ["DriverStore", "as_records"]
 
 logger = logging.getLogger("actorbot")
 
+VERBS = ("init", "read", "write", "destroy")
 OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
 AT_ONCE = 32  # calls of an `async def` driver that run at the same time
 
@@ -67,7 +70,7 @@ class DriverStore(RecordStore):
     name: str  # type: ignore[misc]  # the driver's class, so not the same for all
 
     def __init__(self, driver: Any, run: Runner, deadline: float | None = None) -> None:
-        missing = [verb for verb in ("init", "read", "write", "destroy") if not callable(getattr(driver, verb, None))]
+        missing = [verb for verb in VERBS if not callable(getattr(driver, verb, None))]
         if missing or isinstance(driver, type):
             raise ConfigError(
                 "store",
@@ -76,6 +79,10 @@ class DriverStore(RecordStore):
                 + (f"; it lacks {', '.join(missing)}" if missing else "; it is the class itself, not an object of it"),
             )
         self.name = type(driver).__name__
+        for verb in (*VERBS, *OPTIONAL):
+            if verb != "ids" and (method := getattr(driver, verb, None)) is not None:
+                # Without the driver, whose `repr` may have a password.
+                check_function(f"{self.name}.{verb}", getattr(method, "__func__", method), "a method, def or async def")
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self._driver = driver
         self.compares = self._optional("compare_and_write") is not None
@@ -126,14 +133,19 @@ class DriverStore(RecordStore):
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         read_many = self._optional("read_many")
         if read_many is not None:
+            outage = None
             try:
                 found = self._call(read_many, list(session_ids))
                 answers = [found.get(session_id) for session_id in session_ids]
-                failure = None
             except BaseException as error:
-                failure = self._error(StoreUnavailableError, "read_many", error)
-            if failure is not None:
-                raise failure
+                if is_outage(error):
+                    outage = self._error(StoreUnavailableError, "read_many", error)
+                elif len(session_ids) > 1:
+                    raise  # who asks divides the batch
+                else:
+                    answers = [self._error(StoreUnavailableError, "read_many", error, session_ids[0])]
+            if outage is not None:
+                raise outage
         else:
             calls = [(self._driver.read, session_id) for session_id in session_ids]
             answers, self.reads_at_once = self._call_each(calls)
@@ -145,7 +157,7 @@ class DriverStore(RecordStore):
         absent, listed = 0, len(ids)
         while ids:
             page, ids = ids[: self.reads_at_once], ids[self.reads_at_once :]
-            found = self.read_many(page)
+            found = ask_in_parts(StoreUnavailableError, self.name, self.read_many, page)
             absent += found.count(None)
             yield from (each for each in found if each is not None)
         if absent:
@@ -179,19 +191,27 @@ class DriverStore(RecordStore):
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         if not self._writes_many:
             return self._write_each(writes, self.compares)
-        kept = [write.record for write in writes if write.record.state is not None]
-        gone = [write for write in writes if write.record.state is None]
+        outcomes: dict[str, ActorbotError | None] = {}
+        kept: list[tuple[str, dict[str, Any]]] = []
+        for record in (write.record for write in writes if write.record.state is not None):
+            try:
+                kept.append((record.session_id, self._document(record)))
+            except StoreUnavailableError as error:
+                outcomes[record.session_id] = error
         failure = self._write_batch(kept) if kept else None
-        outcomes: dict[str, ActorbotError | None] = {record.session_id: failure for record in kept}
+        outcomes.update((session_id, failure) for session_id, _ in kept)
+        gone = [write for write in writes if write.record.state is None]
         destroyed = self._write_each(gone, False)
         outcomes.update((write.record.session_id, each) for write, each in zip(gone, destroyed, strict=True))
         return [outcomes[write.record.session_id] for write in writes]
 
-    def _write_batch(self, records: Sequence[Record]) -> ActorbotError | None:
+    def _write_batch(self, items: list[tuple[str, dict[str, Any]]]) -> ActorbotError | None:
         try:
-            self._call(self._driver.write_many, [(record.session_id, record.to_document()) for record in records])
+            self._call(self._driver.write_many, items)
         except BaseException as error:
-            return self._failed("write_many", error)
+            if len(items) > 1 and not is_outage(error):
+                raise  # who writes divides the batch
+            return self._failed("write_many", error, items[0][0] if len(items) == 1 else None)
         return None
 
     def _write_each(self, writes: Sequence[Write], guarded: bool) -> list[ActorbotError | None]:
@@ -207,15 +227,29 @@ class DriverStore(RecordStore):
         record = write.record
         # The end of a session is compared too: the session may be somebody else's by now.
         if guarded and write.base is not None:
-            return self._driver.compare_and_write, record.session_id, record.to_document(), write.base.hex() or None
+            return self._hand_over, self._driver.compare_and_write, record, write.base.hex() or None
         if record.state is None:
             return self._driver.destroy, record.session_id
-        return self._driver.write, record.session_id, record.to_document()
+        return self._hand_over, self._driver.write, record
+
+    def _hand_over(self, method: Callable[..., Any], record: Record, *rest: Any) -> Any:
+        return method(record.session_id, self._document(record), *rest)
+
+    def _document(self, record: Record) -> dict[str, Any]:
+        try:
+            return record.to_document()
+        except Exception as error:  # for sure nothing was sent
+            raise self._error(StoreUnavailableError, "encoding", error, record.session_id) from error
 
     def _outcome(self, write: Write, guarded: bool, answer: Any) -> ActorbotError | None:
         if isinstance(answer, BaseException):
             verb = "destroying" if write.record.state is None else "writing"
-            return self._failed(verb, answer, write.record.session_id)
+            failure = self._failed(verb, answer, write.record.session_id)
+            if not guarded or is_outage(answer):
+                return failure
+            if (known := self._find_out(write, failure)) is not None:
+                return known
+            answer = True
         if not guarded or write.base is None:
             return None
         outcome = None if answer else self._look_back(write)
@@ -223,6 +257,18 @@ class DriverStore(RecordStore):
             # The record of its end was written by comparing. Now that this was allowed, destroy it.
             outcome = self._write_each([replace(write, base=None)], False)[0]
         return outcome
+
+    def _find_out(self, write: Write, failure: ActorbotError) -> ActorbotError | None:
+        """Find out whether a write that the driver has refused with an error was done: `None`.
+
+        It was not, as a rule. Once that is known, newer state may be sent in its place.
+        """
+        found = self.read_many([write.record.session_id])[0]
+        if isinstance(found, ActorbotError) or not isinstance(failure, OutcomeUnknownError):
+            return failure
+        if found is not None and has_id(found.write_ids, write.record.write_id):
+            return None
+        return self._error(StoreUnavailableError, "writing", failure.__cause__ or failure, write.record.session_id)
 
     def _look_back(self, write: Write) -> ActorbotError | None:
         """Find out why a write was refused: it is a conflict, or applied before, or not comparable.
