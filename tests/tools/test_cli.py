@@ -166,13 +166,13 @@ def serve(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
 
 def test_the_first_page_s_dialogue_can_be_tried_on_any_store(tmp_path: Path) -> None:
     first = run_apart("chat", stdin="Hi\nTim\n")
-    assert first.stdout == "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+    assert first.stdout == "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
     assert (first.stderr, first.returncode) == ("", 0)
 
     url = f"file://{tmp_path}/sessions"
     run_apart("chat", "--store", url, stdin="Hi\nTim\n/quit\n")
     again = run_apart("chat", "--store", url, stdin="It rains\n")
-    assert again.stdout == "You > Bot > That was message 3, Tim\nYou > \n"
+    assert again.stdout == "You > It rains\nBot > That was message 3, Tim\nYou > \n"
 
 
 # --- doctor -------------------------------------------------------------------------------------
