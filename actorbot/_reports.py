@@ -37,11 +37,18 @@ class Stats:
     store_retries: int
     conflicts: int
     """Sessions whose flush met a write of another process."""
+    set_back: int
+    """Writes that went over an older state of the same session: the store had gone back in time."""
     backed_off: int
     """Sessions that are left alone for a while, because their record cannot be read."""
     dead_letters: int
     replies_waiting: int
     """Sessions with replies on their way."""
+    nearly_full: int
+    """Sessions in memory that take more than 80 % of `max_session_bytes`.
+
+    The log names each once; `resident()` has the bytes of all.
+    """
 
 
 @dataclass(frozen=True, slots=True)

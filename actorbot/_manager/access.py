@@ -110,13 +110,21 @@ class Access:
             raise ManagerClosedError(
                 "the event loop that the manager was started on has been closed; close() the manager first"
             )
+        waits = True
+
+        async def run() -> Any:
+            if not waits:
+                raise asyncio.CancelledError  # the loop was busy until now, and the caller has gone
+            return await verb(*args)
+
         with self._home.pool.blocking():  # first: if it refuses, the verb must not run
-            future = asyncio.run_coroutine_threadsafe(verb(*args), self._home.loop)
+            future = asyncio.run_coroutine_threadsafe(run(), self._home.loop)
             try:
                 return future.result(timeout)
             except TimeoutError:
                 if future.done():
                     raise
+                waits = False
                 future.cancel()
                 raise TurnTimeoutError(
                     args[0], f"its turn did not end within {timeout:g} s; it was withdrawn, or it is being committed"
@@ -124,6 +132,7 @@ class Access:
             except CancelledError:
                 raise ManagerClosedError("the manager's event loop ended before the call did") from None
             except BaseException:  # a KeyboardInterrupt: nobody waits for the verb any more
+                waits = False
                 future.cancel()
                 raise
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from actorbot._manager.parts import Parts
 from actorbot._reports import Health, SessionInfo, Stats
 
 __all__ = ["health_of", "sessions_of", "stats_of"]
+
+NAMED: Final = 5  # sessions that a reason names at most
 
 
 def stats_of(parts: Parts) -> Stats:
@@ -31,9 +34,11 @@ def stats_of(parts: Parts) -> Stats:
         store_writes=flusher.outcome.writes,
         store_retries=flusher.retries.count,
         conflicts=flusher.outcome.conflicts,
+        set_back=flusher.set_backs.count,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
         replies_waiting=len(shared.outbox),
+        nearly_full=dirty.fullness.count(),
     )
 
 
@@ -52,10 +57,15 @@ def health_of(parts: Parts) -> Health:
     if (reason := parts.loader.unreadable()) is not None:
         return Health("degraded", f"the last read failed: {reason}")
     if flusher.retries.refusing:
-        return Health("degraded", f"{parts.store.name} does not take the writes of some sessions")
+        return Health("degraded", _refused(parts.store.name, flusher.retries.refused()))
     if complaint := parts.store.complaint:
         return Health("degraded", complaint)
     return Health("ready", "")
+
+
+def _refused(store: str, ids: list[str]) -> str:
+    named = ", ".join(map(repr, ids[:NAMED])) + (f" and {len(ids) - NAMED} others" if len(ids) > NAMED else "")
+    return f"{store} does not take the writes of some sessions: {named}"
 
 
 def sessions_of(parts: Parts) -> Iterator[tuple[str, SessionInfo]]:

@@ -198,7 +198,7 @@ class SessionManager(Access):
 
         Returns `DUPLICATE` for an *event_id* that was handled before. Event ids are compared by
         their text: 7 and "7" are the same. Raises what the handler raises; OverloadedError,
-        DeadlockError, HandlerTimeoutError, store errors.
+        DeadlockError, HandlerTimeoutError, store errors. To cancel it rolls the turn back.
         """
         # The usual case: called on the home loop, for a session that is in memory and idle. If a
         # second loop runs in this thread, `self._loop` has no current task. (`get_running_loop`

@@ -85,6 +85,7 @@ class Parts:
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
+            max_session_bytes=options.max_session_bytes,
         )
         self.shared = self._make_shared(flusher, journal)
         self._make_residents()
@@ -154,7 +155,9 @@ class Parts:
     def _make_shared(self, flusher: Flusher, journal: Journal | None) -> TurnShared:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
-        plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        handle_here = None
+        if isinstance(home, ThreadHome) and handler is not None and is_plain(handler):
+            handle_here = home.in_place(handler)
         writes_through = options.policy.mode == "write-through"
         return TurnShared(
             home=home,
@@ -170,7 +173,7 @@ class Parts:
             journal=journal,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
             handle=hooks.bound("handler") or _no_handler,
-            handle_here=handler if plain else None,
+            handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.report_error,
             on_expire=hooks.report_expired,

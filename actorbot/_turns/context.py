@@ -9,9 +9,9 @@ from typing import Any
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
 from actorbot._state.committed import SEEN, STATE
-from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
+from actorbot.errors import ActorbotError, ConfigError, CorruptSessionError, HandlerTimeoutError, TurnEndedError
 
-__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "shield"]
+__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "never_begun", "shield"]
 
 
 _QUEUED = Sent()
@@ -42,6 +42,7 @@ class Context:
 
     # Rarely set and rarely read, so the class has the defaults: a context is made for every event.
     _interrupt: Callable[[], None] | None = None
+    _may_cancel = True  # whether a time-out cancels the task
     _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py
 
     def __init__(
@@ -55,6 +56,7 @@ class Context:
         # and this holds the task. Only the garbage collector would free such a cycle, and a bot
         # that makes a task for each event would keep it busy.
         self._task = task
+        self._cancels = 0 if task is None else task.cancelling()  # as it began; see cancelled.py
         # Read in every turn. To find a default in the class takes five times as long.
         self._ends_session = self._passed_on = self._rolled_back = False
         self._replies: list[Any] | None = None
@@ -159,6 +161,17 @@ class Apology(Context):
         return _QUEUED
 
 
+def never_begun(actor: Any, event: Any, error: BaseException) -> Context | None:
+    """Return a turn to tell `on_error` of *error*, if a session's own values were why none began.
+
+    They can be read, but not decoded, or the session's type refuses them. A read that failed is
+    told otherwise.
+    """
+    if actor.committed is None or not isinstance(error, ConfigError | CorruptSessionError):
+        return None
+    return Context(actor, None, event, actor.committed, None, None)
+
+
 def innermost() -> Context | None:
     """Return the last turn that the running code has begun; it may have ended since."""
     return current.get()  # type: ignore[return-value]  # only such turns are ever set there
@@ -205,4 +218,4 @@ def find_held(shared: Any, session_id: str) -> Context | None:
 def shield() -> None:
     """Let no time-out cancel the running code: it waits for the close, which ends its turns."""
     for context in chain():
-        context._task = None
+        context._may_cancel = False

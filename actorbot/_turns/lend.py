@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
 from actorbot._runtime.once import Once
-from actorbot._turns.context import Context
+from actorbot._turns.context import Context, never_begun
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import DuplicateEventError
 
@@ -21,14 +21,17 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
     """
     try:
         await actor.make_ready()
-        # Without a task: a time-out takes the session from the borrower, but cancels nothing.
-        context = actor.begin_turn(None, event_id, None)
-    except BaseException:
+        context = actor.begin_turn(None, event_id, actor.shared.home.current_task())
+    except BaseException as error:
+        refused = never_begun(actor, None, error)
+        if refused is not None:
+            await actor.fail_turn(refused, error)
         actor.leave()
         raise
     if context is None:
         actor.leave()
         raise DuplicateEventError(actor.session_id, f"event id {event_id!r} was handled before")
+    context._may_cancel = False  # a time-out takes the session from the borrower, no more
     try:
         if context.is_new and actor.shared.on_start is not None:
             await actor.shared.on_start(context)
@@ -73,6 +76,7 @@ class Loan:
     async def begin(self, *args: Any) -> Context:
         """Borrow the turn. At home."""
         context = self._context = await self._borrow(*args)
+        context._task = None  # it ends here: the turn is another thread's
         if not self._first.take():
             await self._undo()
         return context

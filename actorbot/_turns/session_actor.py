@@ -14,18 +14,23 @@ from actorbot._journal.entry import Entry
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION
+from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
+from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
-from actorbot._turns.context import Context, find_parent
+from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
+from actorbot._turns.context import Context, find_parent, never_begun
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
+    ActorbotError,
     ConflictError,
     CorruptSessionError,
     HandlerExitError,
+    NotEncodableError,
     OutcomeUnknownError,
     OverloadedError,
+    SessionTooLargeError,
     StoreUnavailableError,
 )
 
@@ -56,12 +61,32 @@ class SessionActor(Flushable):
     # --- a turn ----------------------------------------------------------------------------------
 
     def adopt(self, record: Record | None) -> None:
-        """Take what the store holds."""
+        """Take what the store holds; but not what is older than the state before a doubt."""
         self.trusted = False
+        if self.doubted is not None and self.keep_doubted(record):
+            return
         if record is None:
             self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
+
+    def doubt(self) -> None:
+        """Have the session read before its next turn: nobody knows whether a write was done."""
+        self.doubted, self.committed = self.committed, None
+
+    def keep_doubted(self, record: Record | ActorbotError | None) -> bool:
+        """End the doubt; tell whether the state before it stays and is to be written."""
+        self.committed, self.doubted = self.outdates(record), None
+        return self.committed is not None
+
+    def outdates(self, record: Record | ActorbotError | None) -> Committed | None:
+        """Return the state before a doubt, if the store has an older one, none, or a damaged one.
+
+        Any thread.
+        """
+        if isinstance(record, Record) and not self.shared.flusher.set_backs.is_older(record, self):
+            return None
+        return self.doubted
 
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds. What the store has shows when the session is flushed."""
@@ -104,6 +129,7 @@ class SessionActor(Flushable):
                 else:
                     return value
         except BaseException as error:
+            context = context or never_begun(self, event, error)
             await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
@@ -122,7 +148,7 @@ class SessionActor(Flushable):
     async def undo_turn(self, context: Context, error: BaseException) -> BaseException:
         """Roll the turn back, leave the mailbox, call `on_error`; return what the caller gets."""
         self.shared.failed += 1
-        raised = self._translate(error, context)
+        task, raised = context._task, self._translate(error, context)
         self.roll_back(context)
         try:
             await self.look_back(RING_BYTES)
@@ -134,7 +160,9 @@ class SessionActor(Flushable):
                 self.leave()
         if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
             await self.shared.on_error(context, raised)
-        return raised
+            if is_cancelled(context, task):
+                raised = swallowed()
+        return await deliver_again() if is_swallowed(raised) else raised
 
     async def look_back(self, ids: int) -> None:
         """After a conflict, find out whether an earlier try of the write, unanswered, was done.
@@ -212,7 +240,7 @@ class SessionActor(Flushable):
             if shared.shape is not None:
                 session = shared.shape.load(session)
         except UndecodableError as error:
-            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error
+            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
         context = Context(self, session, event, committed, find_parent(), task)
         if digest is not None:
@@ -243,6 +271,9 @@ class SessionActor(Flushable):
         if context._event_id is not None:
             event_ids = (event_ids + context._event_id)[-EVENT_ID_BYTES:]
         committed = (version, encoded, event_ids, wall, ends)
+        task = context._task
+        if task is not None and task.cancelling() > context._cancels:
+            raise swallowed()
         if shared.running.deadlines.pop(context, None) is None:
             raise context._revoked or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
@@ -277,12 +308,19 @@ class SessionActor(Flushable):
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
-        shape = self.shared.shape
-        return encode_state(session if shape is None else shape.dump(session), self.shared.max_session_bytes)
+        shape, most = self.shared.shape, self.shared.max_session_bytes
+        try:
+            return encode_state(session, most) if shape is None else shape.encode(session, most)
+        except (NotEncodableError, SessionTooLargeError) as error:
+            name_session(error, self.session_id)
+            raise
 
     def check_commit(self, context: Context) -> None:
-        """Raises: what a commit of the turn would raise: TurnEndedError, NotEncodableError, …"""
+        """Raises: what a commit would raise. From here on, a cancellation comes too late."""
+        if is_cancelled(context, context._task):
+            raise swallowed()
         self._encode(context, context.session)
+        context._task = None
 
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Hand the replies of a committed turn to the outbox. They wait for *gate* to succeed."""
@@ -306,10 +344,13 @@ class SessionActor(Flushable):
         context._rolled_back = True
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:
-        if context._revoked is not None:
-            if context._task is not None:
-                context._task.uncancel()  # also if the handler caught it: the task is the caller's
-            return context._revoked
+        revoked, task = context._revoked, context._task
+        if revoked is not None and task is not None and context._may_cancel:
+            task.uncancel()  # ours, also if the handler caught it: the task is the caller's
+        if is_cancelled(context, task):
+            return error if isinstance(error, asyncio.CancelledError | GeneratorExit) else swallowed()
+        if revoked is not None:
+            return revoked
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error

@@ -17,7 +17,7 @@ from actorbot.cli._copy import copy
 from actorbot.cli._export import export
 from actorbot.cli._format import clean, count_of, show_id, show_when, write_json
 from actorbot.cli._store import opened
-from actorbot.errors import ActorbotError, CorruptSessionError
+from actorbot.errors import ActorbotError, CorruptSessionError, ForeignSessionError
 from actorbot.stores import Record, RecordStore
 
 __all__ = ["sessions"]
@@ -179,6 +179,8 @@ def _describe(store: RecordStore, session_id: str) -> str | None:
     """Say what is there; `None` if it is nothing that can be destroyed."""
     try:
         record = _read(store, session_id)
+    except ForeignSessionError:
+        raise  # another bot has it, and can read it
     except CorruptSessionError:
         return "it could not be read"
     if record is None or record.state is None:

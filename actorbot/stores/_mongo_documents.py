@@ -73,11 +73,11 @@ def encode_record(record: Record, *, store: str) -> bytes:
     except UndecodableError as error:
         raise CorruptSessionError(store, record.session_id, str(error)) from error
     except (BSONError, ArithmeticError, ValueError) as error:  # their texts may quote the session
-        raise NotEncodableError("session", f"BSON cannot hold it ({type(error).__name__})") from None
+        reason = f"BSON cannot hold it ({type(error).__name__})"
+        raise NotEncodableError("session", reason, session_id=record.session_id) from None
     if len(raw) > MAX_BYTES:
-        raise SessionTooLargeError(
-            "session", f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB", limit=MAX_BYTES
-        )
+        reason = f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB"
+        raise SessionTooLargeError("session", reason, limit=MAX_BYTES, session_id=record.session_id)
     return raw
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Any, Final, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 import pymongo
 from bson.raw_bson import RawBSONDocument
@@ -30,6 +29,7 @@ from pymongo.uri_parser import parse_uri
 
 from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._mongo_documents import RAW
+from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
 
 __all__ = ["Call", "Link", "RawCollection", "describe", "describe_refusal", "is_duplicate", "is_too_slow"]
 
@@ -62,8 +62,12 @@ class Link:
     """
 
     def __init__(self, url: str, database: str, collection_name: str) -> None:
-        self.hosts = _check_url(url)
+        error = _flaw_of(url)
+        if error is not None:
+            raise error
+        self.hosts = hosts_of(url, ends="/?") or ""
         self._url = url
+        self._secrets = Secrets(url)
         self._database = database
         self.collection_name = collection_name
         self._client: pymongo.MongoClient[RawBSONDocument] | None = None
@@ -83,8 +87,21 @@ class Link:
         self._connect()
 
     def _connect(self) -> None:
+        client = self._make_client()
+        if isinstance(client, StoreUnavailableError):
+            raise client
+        self._collection = client[self._database].get_collection(
+            self.collection_name,
+            codec_options=RAW,
+            read_preference=ReadPreference.PRIMARY,  # a secondary may be behind, which would be a conflict
+            write_concern=pymongo.WriteConcern("majority", j=True),
+        )
+        self._patience = client.options.timeout or CALL
+        self._client, self._process = client, os.getpid()
+
+    def _make_client(self) -> pymongo.MongoClient[RawBSONDocument] | StoreUnavailableError:
         try:
-            client: pymongo.MongoClient[RawBSONDocument] = pymongo.MongoClient(
+            return pymongo.MongoClient(
                 self._url,
                 # These three are for the driver's own threads, which `Call` does not bound.
                 connectTimeoutMS=round(CALL * 1000),
@@ -98,15 +115,9 @@ class Link:
                 driver=DriverInfo("actorbot"),
             )
         except (PyMongoError, OSError, TypeError, ValueError) as error:
-            raise self.unusable(error) from error
-        self._collection = client[self._database].get_collection(
-            self.collection_name,
-            codec_options=RAW,
-            read_preference=ReadPreference.PRIMARY,  # a secondary may be behind, which would be a conflict
-            write_concern=pymongo.WriteConcern("majority", j=True),
-        )
-        self._patience = client.options.timeout or CALL
-        self._client, self._process = client, os.getpid()
+            failure = self.unusable(error)
+            failure.__cause__ = None if self._secrets.show_in(error) else error
+            return failure
 
     def twice(self, call: Call, act: Callable[[RawCollection], Answer], *, writes: bool = False) -> Answer:
         """Do *act*; if it is the call's first, and its connection turns out to be dead, once more.
@@ -165,7 +176,7 @@ class Link:
         """Make the error of a server that could not be opened or examined."""
         if isinstance(error, OperationFailure) and error.code == _AUTHENTICATION:
             return StoreUnavailableError("mongo", f"{self.hosts} refuses the user or the password of the URL")
-        return StoreUnavailableError("mongo", f"{self.hosts} cannot be used: {describe(error)}")
+        return StoreUnavailableError("mongo", f"{self.hosts} cannot be used: {self._secrets.hide(describe(error))}")
 
 
 class Call:
@@ -236,17 +247,24 @@ def describe_refusal(error: Mapping[str, Any]) -> str:
     return f"{str(error.get('errmsg'))[:200]} (code {error.get('code')})"
 
 
-def _check_url(url: str) -> str:
-    """Return the hosts of *url*. Raises: ConfigError, which quotes no password."""
+def _flaw_of(url: str) -> ConfigError | None:
+    """Return what is wrong with *url*, in words that quote no password.
+
+    The caller raises it, away from the driver's error, whose text may quote one.
+    """
     given: object = url
     if not isinstance(given, str) or not given.startswith(("mongodb://", "mongodb+srv://")):
         shown = "…" if isinstance(given, str) else type(given)
-        raise ConfigError("url", shown, "mongodb://host:port/ or mongodb+srv://…")
-    if given.startswith("mongodb://"):  # the other needs the network
+        return ConfigError("url", shown, "mongodb://host:port/ or mongodb+srv://…")
+    scheme = given.partition("://")[0]
+    hosts = hosts_of(given, ends="/?")
+    if hosts is None or (scheme == "mongodb+srv" and ":" in hosts):
+        return ConfigError("url", f"{scheme}://…", ENCODED)
+    if scheme == "mongodb":  # the other needs the network
         try:
             parse_uri(given, warn=False)
         except (PyMongoError, TypeError, ValueError) as error:
-            secret = "@" in given or "password" in given.lower()
+            secret = "@" in given or has_secret_option(given)
             reason = "user and password percent-encoded" if secret else str(error)
-            raise ConfigError("url", "mongodb://…", f"a URL that pymongo understands: {reason}") from None
-    return urlsplit(given).netloc.rpartition("@")[2]
+            return ConfigError("url", "mongodb://…", f"a URL that pymongo understands: {reason}")
+    return None

@@ -62,8 +62,9 @@ class SessionStore(Protocol):
     * `compare_and_write(session_id, data, base) -> bool`: write only if the stored
       `data["$actorbot"]["write_ids"][0]` equals *base* (`None`: nothing is stored), and return
       whether it was written. With it, two processes cannot overwrite each other's sessions.
-    * `ids()`: all session ids, as an iterable or an async iterable. `actorbot.stores.copy` and the
-      command `actorbot sessions` need it.
+    * `ids()`: all session ids, as an iterable or an async iterable of texts. Bytes are read as
+      UTF-8, and rows of one column, as cursors give them, as what they hold. `actorbot.stores.copy`
+      and the command `actorbot sessions` need it.
     * `close()`.
 
     A driver may drop sessions that have expired, a minute after `expires_at` at the earliest. A
@@ -150,6 +151,9 @@ class RecordStore(ABC):
     while another thread writes.
     """
 
+    compares: bool = True
+    """Whether a write is refused if somebody else has written since: see `judge`."""
+
     reads_at_once: int = 10_000
     """The most records that one `read_many` may be about, so that it ends within a deadline."""
 
@@ -167,16 +171,24 @@ class RecordStore(ABC):
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         """Return for each id, in their order, its record, an error, or `None`.
 
-        Expired records and tombstones are returned too. Raises: StoreUnavailableError.
+        Expired records and tombstones are returned too.
+
+        Raises: StoreUnavailableError if the store is down. After any other exception the batch is
+        divided, as that of `write_many`.
         """
 
     @abstractmethod
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         """Write each record if `judge` allows it; return for each `None`, or the error that it met.
 
-        No id stands twice in one call. Raises: StoreUnavailableError if no record was written,
-        OutcomeUnknownError if some may have been. All may then be sent again with the same write
-        ids.
+        No id stands twice in one call.
+
+        Raises: StoreUnavailableError if no record was written, OutcomeUnknownError if some may have
+        been: the store is down. All are then sent again later, with the same write ids. Any other
+        exception (but a ConnectionError or TimeoutError) says that it cannot store some record of
+        the batch. The batch is then divided and sent again, until that record is alone: with one
+        such record in 2 log2(n) further calls. If more than 2 + 2 log2(n) calls in a row fail so,
+        the store counts as down, too.
         """
 
     def sweep(self, now: float) -> Iterable[Record]:

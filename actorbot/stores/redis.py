@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import sha1
@@ -18,6 +19,7 @@ from actorbot.errors import (
     ActorbotError,
     ConfigError,
     CorruptSessionError,
+    ForeignSessionError,
     OutcomeUnknownError,
     StoreUnavailableError,
 )
@@ -36,6 +38,7 @@ LONGEST: Final = 10**15  # milliseconds: 30,000 years, and far from the most tha
 CALL_BYTES: Final = 16 * 1024**2  # the most of a batch that goes into one command
 SCANNED: Final = 1_000  # keys that the server looks at in one go
 PAGE: Final = 250  # records that are read at a time, of the keys found
+MOST_TOLD: Final = 5  # other key prefixes that are told of
 
 # A value consists of the number of write ids, those ids (8 bytes each, newest first), and the
 # record's bytes. There are three arguments for each key: the base ("*": anything may be replaced),
@@ -195,15 +198,25 @@ class RedisSessionStore(RecordStore):
         try:
             record = Record.from_bytes(value[head:], session_id=session_id, store=self.name)
         except CorruptSessionError as error:
+            inner = Record.peek_id(value[head:])
+            if inner and inner != session_id and session_id.endswith(inner):
+                return ForeignSessionError(self.name, session_id, inner, self.key_prefix)
             return error
         if record.write_ids != value[1:head]:
             return CorruptSessionError(self.name, session_id, "its write ids are not those in front of it")
         return self._clock.here(record)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
+        longer: Counter[str] = Counter()  # prefixes that begin with this one: who has them sees to their sessions
         for keys in self._link.scan(self._pattern, SCANNED):
             for at in range(0, len(keys), PAGE):
-                yield from self._read_page(keys[at : at + PAGE])
+                for found in self._read_page(keys[at : at + PAGE]):
+                    if isinstance(found, ForeignSessionError):
+                        longer[found.key_prefix] += 1
+                    else:
+                        yield found
+        for prefix, number in longer.most_common(MOST_TOLD):
+            logger.warning("%s: sessions of the longer key prefix %r were left out: %d", self.name, prefix, number)
 
     def _read_page(self, keys: Sequence[bytes]) -> Iterator[Record | ActorbotError]:
         session_ids = []

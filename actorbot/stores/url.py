@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, unquote_plus
 
-from actorbot.errors import ConfigError
+from actorbot.errors import ConfigError, StoreUnavailableError
+from actorbot.stores._secrets import GIVEN, Secrets
 
 __all__ = ["store_from_url"]
 
 ENTRY_POINTS: Final = "actorbot.stores"
 """The group of entry points for other schemes: each has a scheme's name, and takes the URL."""
+
+_SCHEME: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*")
 
 
 class _Kind(NamedTuple):
@@ -49,23 +53,26 @@ def store_from_url(url: str) -> Any:
     driver is not installed.
     """
     given: object = url
-    scheme, colon, _ = given.partition(":") if isinstance(given, str) else ("", "", "")
-    if not scheme or not colon:
+    if not isinstance(given, str):
         raise ConfigError("url", type(given), "text such as 'redis://localhost:6379/0'")
+    scheme, colon, behind = given.partition(":")
+    if not colon or not _SCHEME.fullmatch(scheme):
+        raise ConfigError("url", "…", "a URL such as 'redis://localhost:6379/0'; a folder is file:///path/of/folder")
     scheme = scheme.lower()
     kind = _KINDS.get(scheme)
     if kind is None:
-        return _from_entry_point(scheme, url)
+        return _from_entry_point(scheme if behind.startswith("//") else "…", url)
     rest, options = _take_options(url, kind.options)
     store = getattr(import_module(f"actorbot.stores.{kind.module}"), kind.name)
     if kind.takes_url:
         return store(rest, **options)
-    parts = urlsplit(rest)
-    if parts.query or parts.fragment:
+    place, end, _ = rest.partition(":")[2].removeprefix("//").partition("?")
+    if end or "#" in place:
         raise ConfigError("url", scheme, f"no options but {', '.join(kind.options)}")
-    place = unquote(parts.netloc + parts.path)
     if kind is _FILE:
-        return store(*[place] if place else [], **options)
+        if set("@:") & set(place.partition("/")[0]):  # it would be the name of a folder
+            raise ConfigError("url", scheme, "file:///path/of/folder, without a host, a user or a password")
+        return store(*[unquote(place)] if place else [], **options)
     if place:
         raise ConfigError("url", scheme, "nothing after memory:// but options")
     return store(**options)
@@ -82,12 +89,17 @@ def _take_options(url: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[
             left.append(pair)
             continue
         if name in options:
-            raise ConfigError(name, unquote_plus(text), "no second value")
+            raise ConfigError(name, _shown(text), "no second value")
         try:
             options[name] = known[name](unquote_plus(text))
         except ValueError:
-            raise ConfigError(name, unquote_plus(text), f"a value of type {known[name].__name__}") from None
+            raise ConfigError(name, _shown(text), f"a value of type {known[name].__name__}") from None
     return f"{front}?{'&'.join(left)}" if any(left) else front, options
+
+
+def _shown(text: str) -> str:
+    """Return an option's value for an error; a password may have been taken for one."""
+    return "…" if "@" in text else unquote_plus(text)
 
 
 def _from_entry_point(scheme: str, url: str) -> Any:
@@ -95,4 +107,13 @@ def _from_entry_point(scheme: str, url: str) -> Any:
     if not found:
         others = sorted({*_KINDS, *entry_points(group=ENTRY_POINTS).names})
         raise ConfigError("url", scheme, f"a URL that begins with one of {', '.join(others)}")
-    return next(iter(found)).load()(url)
+    make = next(iter(found)).load()
+    secrets = Secrets(url)
+    GIVEN.add(secrets)
+    try:
+        return make(url)
+    except Exception as error:
+        said, cause = secrets.tell(error)
+        if cause is not None:
+            raise
+    raise StoreUnavailableError(scheme, f"its store cannot be made: {said}")

@@ -182,6 +182,62 @@ def test_a_session_id_steers_no_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in run("sessions", "ls", url).stdout
 
 
+# --- what is left out ---------------------------------------------------------------------------
+
+
+def test_sessions_of_a_longer_key_prefix_are_another_bot_s_and_are_counted(tmp_path: Path) -> None:
+    """`bot:` finds the keys of `bot:2:` too."""
+    mine, theirs = in_redis(tmp_path), f"{in_redis(tmp_path)}2:"
+    for url, ids in ((mine, ["ann", "2:x"]), (theirs, ["carl", "dora"])):
+        store: RecordStore = store_from_url(url).init()
+        write_all(store, [Write(make_record(each, {"n": 1}), b"") for each in ids])
+        store.close()
+    note = f"note: redis: sessions of the longer key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
+
+    listed = run("sessions", "ls", mine, "--json")
+    exported = run("sessions", "export", mine)
+    copied = run("sessions", "copy", mine, in_files(tmp_path), "--json")
+    assert {json.loads(line)["session_id"] for line in listed.stdout.splitlines()} == {"ann", "2:x"}
+    assert (listed.exit_code, exported.exit_code, copied.exit_code) == (0, 0, 0)
+    assert listed.stderr == exported.stderr == copied.stderr == note
+    assert (json.loads(copied.stdout)["copied"], json.loads(copied.stdout)["failed"]) == (2, [])
+
+
+def test_a_session_of_a_longer_key_prefix_is_not_destroyed_as_a_damaged_one(tmp_path: Path) -> None:
+    theirs = f"{in_redis(tmp_path)}2:"
+    fill(theirs, 1)
+
+    for verb in (("show",), ("rm", "--yes")):
+        done = run("sessions", *verb, in_redis(tmp_path), "2:user:0")
+        assert done.exit_code == 1
+        assert "its key is that of session 'user:0' under the prefix" in done.stderr
+        assert "destroy()" not in done.stderr
+    assert run("sessions", "show", theirs, "user:0").exit_code == 0
+
+
+def test_what_a_driver_lists_and_nobody_can_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(Listed):
+        def ids(self) -> Any:
+            return [("ann",), b"bob", 42, "gone"]
+
+    driver = Odd()
+    driver.data = {"ann": {"n": 1}, "bob": {"n": 2}}
+    serve(monkeypatch, lambda url: driver)
+    said = {
+        "ls": run("sessions", "ls", "plain://here"),
+        "export": run("sessions", "export", "plain://here"),
+        "copy": run("sessions", "copy", "plain://here", "memory://"),
+    }
+
+    for done in said.values():
+        assert done.exit_code == 1
+        assert "ids() gives 42, which is no session id" in done.stderr
+        assert "note: Odd: read() has nothing for 1 of the 3 ids that ids() gives: they are left out" in done.stderr
+    assert {"ann", "bob"} <= set(said["ls"].stdout.split())
+    assert said["export"].stdout.count("\n") == 2
+    assert "2 copied" in said["copy"].stdout
+
+
 # --- what interrupts ----------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actorbot._flushing.recovery import Rebased, SetBack, Settled, rebase
+from actorbot._flushing.recovery import JournalBehind, Rebased, Settled, rebase
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import KEPT, JournalFile
 from actorbot._journal.wal import find_flaw
@@ -290,7 +290,7 @@ def test_what_is_decided_about_a_recovered_state(stored: Any, known: Any, expect
         case "refused":
             assert verdict == Settled(stored)
         case "set back":
-            assert verdict == SetBack()
+            assert verdict == JournalBehind()
         case "written":
             assert isinstance(verdict, Rebased)
             write = verdict.write
