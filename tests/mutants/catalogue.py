@@ -381,6 +381,20 @@ MUTANTS = (
         "tests/unit/stores/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
     ),
     Mutant(
+        "the database in a MongoDB URL does not count",
+        "stores/_mongo_url.py",
+        "    if not name or name in _OF_THE_SERVER:",
+        "    if name:",
+        "tests/servers/test_mongo_and_others.py -k url",
+    ),
+    Mutant(
+        "a listing of MongoDB goes on from what it could not read",
+        "stores/_mongo_documents.py",
+        '        size = int.from_bytes(raw[begin : begin + 4], "little") + _MORE.get(kind, 0)',
+        "        size = 5",
+        "tests/servers/test_mongo_and_others.py -k listing",
+    ),
+    Mutant(
         "a connection that a firewall has forgotten is waited for",
         "stores/_redis_silence.py",
         "    if _answers(pool, silence):",
