@@ -104,6 +104,20 @@ MUTANTS = (
         "tests/promises/test_never_hang.py -k test_every_way_of_waiting",
     ),
     Mutant(
+        "a chain of turns goes on until the stack is full",
+        "_turns/session_actor.py",
+        "            check_depth(self.session_id)\n",
+        "            pass\n",
+        "tests/promises/test_too_deep.py -k chain",
+    ),
+    Mutant(
+        "a stack that is full is taken for a store that is down",
+        "_residents/loader.py",
+        "        except (ActorbotError, RecursionError):",
+        "        except ActorbotError:",
+        "tests/promises/test_too_deep.py -k outage",
+    ),
+    Mutant(
         "a cancelled borrower keeps the turn",
         "_turns/session_actor.py",
         "        finally:\n            if not context._passed_on:\n                context._passed_on = True\n",
