@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
+from actorbot.stores._users import is_used
 from actorbot.stores.base import RecordStore, Write
 from actorbot.stores.driver import as_records
 
@@ -45,8 +46,9 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
 
     It blocks (on an event loop: `await asyncio.to_thread(copy, …)`). Bots that use one of the two
     should not run meanwhile. Stores of actorbot's are opened if need be, and stay open. Drivers of
-    four methods are opened and closed; `async def` ones run on a loop of the copy's own. After each
-    batch, *progress* is called with the number of records that were looked at so far.
+    four methods are opened, and closed unless a manager uses them; `async def` ones run on a loop
+    of the copy's own. After each batch, *progress* is called with the number of records that were
+    looked at so far.
 
     Raises: StoreUnavailableError, also OutcomeUnknownError, if a whole batch fails; what was copied
     before is in the target. ConfigError.
@@ -85,7 +87,7 @@ def _opened(store: Any) -> Iterator[RecordStore]:
         try:
             yield records
         finally:
-            if records is not store:
+            if records is not store and not is_used(store):
                 records.close()
 
 
