@@ -93,7 +93,7 @@ async def shut(parts: Parts, seconds: float) -> ShutdownReport:
     shared.flusher.stop()
     await _try(home, parts.close_journal(), max(until, monotonic() + 1.0))
     unflushed = _behind(parts, actors)
-    await _try(home, parts.writer.call(parts.store.close), max(until, monotonic() + 1.0))
+    await _try(home, parts.close_store(), max(until, monotonic() + 1.0))
     report = ShutdownReport(unflushed, unfinished, len(shared.outbox), monotonic() - start)
     if not report.clean:
         logger.error(
@@ -124,7 +124,7 @@ def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     for future in (
         lambda: parts.shared.flusher.flush(actors),
         parts.close_journal,
-        lambda: parts.writer.call(parts.store.close),
+        parts.close_store,
     ):
         try:
             future().result(max(until - monotonic(), 0.0))

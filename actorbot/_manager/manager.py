@@ -100,7 +100,7 @@ class SessionManager(Access):
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Stop intake, finish accepted events, flush, and close the store.
+        """Stop intake, finish accepted events, flush, and close the store if nobody else uses it.
 
         All this takes at most *timeout* seconds, or else `close_timeout`. There is one close: a
         second call, also meanwhile, waits for it and returns its report. It goes on if its caller

@@ -661,6 +661,21 @@ MUTANTS = (
         "    return replace(write, over_damage=True)",
         "tests/promises/test_damage_under_resident.py -k leaves_nothing_behind",
     ),
+    # --- one store object, several managers -------------------------------------------------------
+    Mutant(
+        "a manager that closes takes the store from another one",
+        "stores/_users.py",
+        "            if not users:\n                close()",
+        "            close()",
+        "tests/unit/manager/test_shared_store.py",
+    ),
+    Mutant(
+        "a store whose start was cancelled stays open",
+        "_manager/parts.py",
+        "        if not self._opening.take():  # the start was cancelled meanwhile\n",
+        "        if False:\n",
+        "tests/unit/manager/test_shared_store.py",
+    ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
         "a forged delivery is taken",
