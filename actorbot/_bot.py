@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from actorbot._checks import check_function
 from actorbot._event import Event
 from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
@@ -27,12 +28,6 @@ class Bot:
     `dispatch` what comes in, and `close()` it. Raises: ConfigError.
     """
 
-    deliver: Callable[..., Any] | None = None  # `...`: with narrower types, pyright would let no method override it
-    """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user.
-
-    The option `deliver=` replaces it.
-    """
-
     def __init__(self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any) -> None:
         self._store = session_store
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
@@ -40,10 +35,13 @@ class Bot:
         self._report = ShutdownReport((), 0, 0, 0.0)
         self._close_time: float | None = None  # while it runs, what is left of `close_timeout`
         self._told: Callable[[], None] | None = None  # while it runs: ends that
-        self._make_manager()  # to refuse a wrong option here rather than at the start
+        # To refuse a wrong option or method here rather than at the start:
+        check_function("receive", self.receive)
+        self._make_manager()
 
     def _make_manager(self) -> SessionManager:
-        return SessionManager(self._store, **({"deliver": self.deliver} | self._options))
+        deliver = None if getattr(self.deliver, "__func__", None) is Bot.deliver else self.deliver
+        return SessionManager(self._store, **({"deliver": deliver} | self._options))
 
     @property
     def manager(self) -> SessionManager:
@@ -75,6 +73,7 @@ class Bot:
             raise ConfigError(name, hook, "one function; there is one already")
         if self._manager is not None:
             raise ConfigError(name, hook, "to be set before the bot is started")
+        check_function(name, hook)
         self._options[name] = hook
         return hook
 
@@ -91,6 +90,15 @@ class Bot:
         SystemExit(2) if the bot could not start; WrongLoopError where a loop runs already.
         """
         run(self, self._make_manager()._options.close_timeout)
+
+    # Positional only and loosely typed, so that a method with other names and narrower types, `def`
+    # or `async def`, overrides it for every type checker.
+    def deliver(self, session_id: str, message: Any, /) -> Any:
+        """Send a reply to the user: a `def` or an `async def`. A platform's bot overrides it.
+
+        Without one, no handler can reply. The option `deliver=` replaces it.
+        """
+        raise ConfigError("deliver", None, f"a method that sends a reply: override it in {type(self).__name__}")
 
     async def receive(self) -> None:
         """Dispatch what users write, until nothing more comes. A platform's bot overrides it.
