@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 from click.testing import CliRunner, Result
 
+import actorbot
 from actorbot import FileSessionStore, RedisSessionStore, store_from_url
 from actorbot.cli._command import command
 from actorbot.stores._findings import judge_clock
@@ -73,6 +74,7 @@ def levels_of(findings: dict[str, tuple[str, str]]) -> dict[str, str]:
 def test_it_says_its_version() -> None:
     said = f"actorbot {version('actorbot')}\n"
 
+    assert actorbot.__version__ == version("actorbot")
     assert run_apart("--version").stdout == said
     assert run_code("import runpy; runpy.run_module('actorbot', run_name='__main__')", "--version").stdout == said
 
