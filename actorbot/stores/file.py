@@ -26,13 +26,14 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_folder
-from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
+from actorbot.stores.base import ASIDE_AGE, ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["FileSessionStore"]
 
 LOCK: Final = ".lock"
 SUFFIX: Final = ".session"
 TEMPORARY: Final = ".tmp"
+DAMAGED: Final = ".damaged"  # after SUFFIX: what was set aside
 LATEST: Final = 2**33  # seconds, in the year 2242: file systems can keep such a time, or clamp it
 
 
@@ -61,7 +62,7 @@ class FileSessionStore(RecordStore):
         path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
-        self.directory = os.path.abspath(directory)
+        self.directory = os.path.abspath(os.path.expanduser(directory))
         self._lock = FileLock(LOCK)
         # Guards `_folder`, and makes comparing and replacing one step. Held across the read of one
         # record and a rename, for which a file system has no single call; never across a sync.
@@ -225,6 +226,9 @@ class FileSessionStore(RecordStore):
             self._write_file(temporary, write.record)
             with self._swap:
                 verdict = self._judge(write)
+                if isinstance(verdict, CorruptSessionError) and write.over_damage:
+                    self._put_aside(name, verdict)
+                    verdict = Verdict.WRITE
                 if verdict is Verdict.WRITE:
                     os.replace(temporary, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         except OSError as error:
@@ -246,6 +250,12 @@ class FileSessionStore(RecordStore):
         if isinstance(stored, ActorbotError):
             return stored
         return judge(write, None if stored is None else stored.write_ids)
+
+    def _put_aside(self, name: str, damage: CorruptSessionError) -> None:
+        aside = f"{name}{DAMAGED}"
+        os.rename(name, aside, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        os.utime(aside, dir_fd=self._dir, follow_symlinks=False)  # it is kept from now on
+        self.note_damage(damage.session_id or "", damage.reason, f"kept for a week as {self.directory}/{aside}")
 
     def _write_file(self, name: str, record: Record) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -278,6 +288,8 @@ class FileSessionStore(RecordStore):
                     record = self._remove_if_ended(name, now)
                 if record is not None and record.state is not None:
                     yield record
+            for name in _ended_files(self._dir, now - ASIDE_AGE, SUFFIX + DAMAGED):
+                os.unlink(name, dir_fd=self._dir)
         except OSError as error:
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be swept: {error}") from error
 
@@ -316,7 +328,7 @@ def _remove_temporary_files(folder: int) -> None:
             os.unlink(name, dir_fd=folder)
 
 
-def _ended_files(folder: int, now: float) -> list[str]:
+def _ended_files(folder: int, now: float, suffix: str = SUFFIX) -> list[str]:
     """List the files whose session may have ended, by the file times alone.
 
     So 100,000 sessions that live on cost a fraction of a second.
@@ -326,7 +338,8 @@ def _ended_files(folder: int, now: float) -> list[str]:
             entry.name
             for entry in entries
             if entry.name.startswith("s-")
-            and entry.name.endswith(SUFFIX)
+            and entry.name.endswith(suffix)
+            and not entry.is_dir(follow_symlinks=False)
             and entry.stat(follow_symlinks=False).st_mtime <= now
         ]
 

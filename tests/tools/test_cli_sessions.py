@@ -195,6 +195,18 @@ def test_export_gives_what_is_alive_as_json_lines_in_a_file_of_ones_own(url: str
     assert run("sessions", "export", url, "--prefix", "telegram:42").stdout.count("\n") == 1
 
 
+def test_a_file_and_a_store_may_stand_in_the_users_own_folder(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+
+    assert run("sessions", "copy", url, "file://~/bot").exit_code == 0
+    assert run("sessions", "export", "file://~/bot", "-o", "~/sessions.jsonl").exit_code == 0
+    assert (tmp_path / "home" / "sessions.jsonl").read_text("utf-8").count("\n") == 2
+    assert (tmp_path / "home" / "bot").is_dir()
+
+
 def test_copy_moves_all_to_another_store_and_may_be_run_again(url: str, tmp_path: Path) -> None:
     target = f"file://{quote(str(tmp_path / 'new house'))}"
     first, second = (run("sessions", "copy", url, target, "--json") for _ in range(2))
