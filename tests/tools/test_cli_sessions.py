@@ -356,7 +356,7 @@ def test_sessions_of_a_longer_key_prefix_are_another_bot_s_and_are_counted(tmp_p
         store: RecordStore = store_from_url(url).init()
         write_all(store, [Write(make_record(each, {"n": 1}), b"") for each in ids])
         store.close()
-    note = f"note: redis: sessions of the longer key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
+    note = f"note: redis: sessions of the key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
 
     listed = run("sessions", "ls", mine, "--json")
     exported = run("sessions", "export", mine)
@@ -377,6 +377,16 @@ def test_a_session_of_a_longer_key_prefix_is_not_destroyed_as_a_damaged_one(tmp_
         assert "its key is that of session 'user:0' under the prefix" in done.stderr
         assert "destroy()" not in done.stderr
     assert run("sessions", "show", theirs, "user:0").exit_code == 0
+
+
+def test_a_session_of_a_shorter_key_prefix_is_another_bot_s_too(tmp_path: Path) -> None:
+    store: RecordStore = store_from_url(in_redis(tmp_path)).init()
+    write_all(store, [Write(make_record("2:carl", {"n": 1}), b"")])
+    store.close()
+
+    done = run("sessions", "ls", f"{in_redis(tmp_path)}2:")
+    assert done.exit_code == 0
+    assert f"sessions of the key prefix '{store.key_prefix}' were left out: 1" in done.stderr  # type: ignore[attr-defined]
 
 
 def test_what_a_driver_lists_and_nobody_can_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
