@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Final, Self
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
-    ConfigError,
     CorruptSessionError,
     NotEncodableError,
     OutcomeUnknownError,

@@ -711,7 +711,7 @@ MUTANTS = (
     Mutant(
         "a session of a longer key prefix is called damaged",
         "stores/redis.py",
-        "            if inner and inner != session_id and session_id.endswith(inner):",
+        '            if inner not in {"", session_id, key} and key.endswith(inner):',
         "            if False:",
         "tests/tools/test_cli_sessions.py -k longer_key_prefix",
     ),
