@@ -37,9 +37,16 @@ test-long: $(VENV)/all.stamp
 
 test-all: test test-long
 
-# The fault and stress tests at a scale of hours. -rP shows what each test has measured.
+# The fault and stress tests at a scale of hours, then `ranges`. -rP shows what each test has measured.
 torture: $(VENV)/all.stamp
 	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_serial.py tests/unit/journal/test_journal.py -rP $(ARGS)
+	$(BIN)/python -m tests.ranges
+
+# The tests of each extra with the lowest and with the highest versions that pyproject.toml allows, in fresh environments
+# that it downloads: a quarter of an hour. One extra: make ranges ARGS=slack
+.PHONY: ranges
+ranges: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.ranges $(ARGS)
 
 # Faults seeded on purpose: each must be caught by the test named for it. A quarter of an hour.
 mutants: $(VENV)/dev.stamp
