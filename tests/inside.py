@@ -49,6 +49,12 @@ def resident(manager: SessionManager, session_id: str) -> Any:
     return table(manager).actors[session_id]
 
 
+def is_busy(manager: SessionManager, session_id: str) -> bool:
+    """Tell whether somebody has the turn of a session that is in memory."""
+    actor = table(manager).actors.get(session_id)
+    return actor is not None and actor.turn.locked()
+
+
 def shared(manager: SessionManager) -> Any:
     """Return what all turns of the manager share."""
     return parts(manager).shared

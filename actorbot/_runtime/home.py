@@ -203,6 +203,8 @@ class _Answer:
 
     def interrupt(self) -> None:
         """End the wait now, since the code may block its loop, and cancel the code. Any thread."""
+        if self._future.done():
+            return
         self._end(None, asyncio.CancelledError())
         self._loop.call_soon_threadsafe(self._cancel)
 

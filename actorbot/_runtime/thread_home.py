@@ -153,7 +153,11 @@ class ThreadHome(Home):
         context = current.get()
         if context is not None:
             context._call_when_revoked(answer.interrupt)
-        return self._result(answer.result, limit)
+        try:
+            return self._result(answer.result, limit)
+        except BaseException:  # a KeyboardInterrupt, say: nobody waits for the code any more
+            answer.interrupt()
+            raise
 
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return run_on(self.loop, make).result()

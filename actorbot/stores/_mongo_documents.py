@@ -7,7 +7,6 @@ What actorbot must know again is beside `state`.
 from __future__ import annotations
 
 import json
-import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from datetime import UTC
@@ -29,7 +28,7 @@ from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["FORMAT", "GRACE", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record"]
+__all__ = ["FORMAT", "GRACE", "LENIENT", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record"]
 
 FORMAT: Final = 1
 GRACE: Final = 120.0  # seconds that the server keeps a record longer: its next write may be on its way
@@ -42,7 +41,7 @@ LATEST: Final = 253_402_300_799.0  # the end of the year 9999, the last that a d
 OPTIONS: Final = CodecOptions[dict[str, Any]](
     tz_aware=True, tzinfo=UTC, uuid_representation=UuidRepresentation.STANDARD
 )
-_LENIENT: Final = CodecOptions[dict[str, Any]](
+LENIENT: Final = CodecOptions[dict[str, Any]](
     unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_MS
 )
 RAW: Final = CodecOptions(document_class=RawBSONDocument, uuid_representation=UuidRepresentation.STANDARD)
@@ -74,29 +73,29 @@ def encode_record(record: Record, *, store: str) -> bytes:
     except UndecodableError as error:
         raise CorruptSessionError(store, record.session_id, str(error)) from error
     except (BSONError, ArithmeticError, ValueError) as error:  # their texts may quote the session
-        raise NotEncodableError("session", f"BSON cannot hold it ({type(error).__name__})") from None
+        reason = f"BSON cannot hold it ({type(error).__name__})"
+        raise NotEncodableError("session", reason, session_id=record.session_id) from None
     if len(raw) > MAX_BYTES:
-        raise SessionTooLargeError(
-            "session", f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB", limit=MAX_BYTES
-        )
+        reason = f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB"
+        raise SessionTooLargeError("session", reason, limit=MAX_BYTES, session_id=record.session_id)
     return raw
 
 
 def decode_record(
-    raw: bytes | memoryview, *, store: str, expires_in: float
+    raw: bytes | memoryview, *, store: str, now: float, expires_in: float
 ) -> tuple[str, Record | CorruptSessionError]:
     """Return the session id of a document, and its record.
 
-    An adopted session ends in *expires_in* seconds.
+    An adopted session was active *now*, and ends *expires_in* seconds later.
     """
     try:
         document = bson.decode(raw, OPTIONS)
     except (BSONError, ArithmeticError, ValueError) as error:
-        session_id = bson.decode(raw, _LENIENT)["_id"]
+        session_id = bson.decode(raw, LENIENT)["_id"]
         return session_id, CorruptSessionError(store, session_id, f"its BSON is malformed: {error}")
     session_id = document.pop("_id")
     try:
-        return session_id, _to_record(session_id, document, expires_in)
+        return session_id, _to_record(session_id, document, now, expires_in)
     except (UndecodableError, NotEncodableError, SessionTooLargeError) as error:
         return session_id, CorruptSessionError(store, session_id, str(error))
 
@@ -160,7 +159,7 @@ def _from_key(key: str) -> str:
     return key[len(_ODD) :].replace("%00", "\0").replace("%25", "%") if key.startswith(_ODD) else key
 
 
-def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> Record:
+def _to_record(session_id: str, document: dict[str, Any], now: float, expires_in: float) -> Record:
     """Return the record of a document without its `_id`.
 
     Raises: UndecodableError, NotEncodableError, SessionTooLargeError.
@@ -177,7 +176,6 @@ def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> 
     elif "state" in document:
         raise UndecodableError("it is deleted and has a state")
     if document.keys() == {"state"}:
-        now = time.time()
         return Record(session_id, 0, state, b"", b"", now, now + expires_in)
     return Record(session_id, *_read_rest(document, state))
 

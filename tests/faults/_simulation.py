@@ -62,6 +62,7 @@ class Plan:
     weather: float
     """Seconds between two changes of the weather."""
     strangers: bool
+    set_backs: bool
     jumps: bool
     destroys: float
     expires_in: float
@@ -100,6 +101,7 @@ class Plan:
             "max_events": choice((2, 5, 100)),
             "batch_size": choice((1, 2, 100)),
             "deadline": choice((0.2, 1.0)),
+            "set_backs": random.random() < 0.25,
         }
         return cls(seed=seed, **(drawn | fixed))
 
@@ -210,12 +212,15 @@ class Simulation:
         self.say("life", number)
         if not await self._start():
             return
-        weather = asyncio.get_running_loop().create_task(self._weather())
+        weather = [asyncio.get_running_loop().create_task(self._weather())]
+        if self.plan.set_backs and not self.plan.jumps:  # after a jump nobody can tell who wrote first
+            weather.append(asyncio.get_running_loop().create_task(self._go_back()))
         if self.random.random() < 0.3:
             await asyncio.wait([self.users.begin()], timeout=self.random.random())  # it is closed amid its users
         else:
             await self.users.begin()
-        weather.cancel()
+        for each in weather:
+            each.cancel()
         await self._close(self.random.choice((1.0, 20.0)))
         await self.users.end()
 
@@ -338,6 +343,23 @@ class Simulation:
                 self.counts["jumps"] += 1
             elif change == 3 and plan.strangers:
                 self._write_as_stranger(random.choice(sorted(self.users.sessions)))
+
+    async def _go_back(self) -> None:
+        random = self.random
+        while True:
+            await asyncio.sleep(random.expovariate(2.0))
+            assert self.manager is not None
+            for session_id in self.users.sessions:
+                busy = inside.is_busy(self.manager, session_id)
+                if random.random() < 0.5 and not busy and self.model.may_go_back(session_id):
+                    before = self.network.records.get(session_id)
+                    record = self.network.go_back(session_id, random)
+                    if record is not None and before is not None and before.version <= record.version:
+                        self.model.story(session_id).doubtful = True  # a destroy made the versions begin anew
+                    log = () if record is None or self.wall() >= record.expires_at else log_of(record.state)
+                    self.say("the store goes back", session_id, None if record is None else record.version, len(log))
+                    self.counts["set back"] += 1
+                    self.model.set_back(session_id, log)
 
     def _write_as_stranger(self, session_id: str) -> None:
         record = self.network.records.get(session_id)
