@@ -818,6 +818,20 @@ MUTANTS = (
         "tests/ext/test_functions_with_yield.py -k would_not_run",
     ),
     Mutant(
+        "with Bolt, an assistant's thread opens in another session than its messages",
+        "ext/slack.py",
+        "        return find(payload) or thread_user(payload)",
+        "        return find(payload)",
+        "tests/ext/test_slack_by_either_way.py -k in_the_same_sessions",
+    ),
+    Mutant(
+        "a message from another organisation has the session of its team",
+        "ext/_slack_ids.py",
+        "    if authorization is not None:  # in a shared channel",
+        "    if False:  # in a shared channel",
+        "tests/ext/test_slack_by_either_way.py",
+    ),
+    Mutant(
         "a failing handler of python-telegram-bot leaves its changes",
         "ext/ptb.py",
         "                if failures:\n",

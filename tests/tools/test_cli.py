@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,11 +27,13 @@ from tests.tiers import tiers
 from tests.waiting import Call
 
 SECRET = "s3cret-pa55"
+# click 8.1 mixes the two outputs, unless it is told not to. Newer ones cannot be told.
+RUNNER = CliRunner(**{"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {})
 
 
 def run(*args: str, stdin: str = "") -> Result:
     """Run the command in this process."""
-    return CliRunner().invoke(command, args, input=stdin, prog_name="actorbot")
+    return RUNNER.invoke(command, args, input=stdin, prog_name="actorbot")
 
 
 def run_apart(
