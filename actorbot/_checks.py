@@ -9,7 +9,7 @@ from typing import Any
 
 from actorbot.errors import ConfigError
 
-__all__ = ["DAY", "check_count", "check_function", "check_plain", "check_seconds", "check_word"]
+__all__ = ["DAY", "check_count", "check_function", "check_plain", "check_seconds", "check_timeout", "check_word"]
 
 DAY = 86_400.0  # seconds
 
@@ -21,6 +21,14 @@ def check_seconds(field: str, value: Any, *, least: float | None = None, most: f
         bound = "above 0" if least is None else f"at least {least:g}"
         raise ConfigError(field, value, f"seconds, {bound}, up to {most:,.15g}")
     return float(value)
+
+
+def check_timeout(value: Any) -> float:
+    """Return the `timeout=` of a verb, which is not `None`. Raises: ConfigError.
+
+    With 0 seconds a call asks without waiting. Infinity is refused: no call waits for ever.
+    """
+    return check_seconds("timeout", value, least=0.0)
 
 
 def check_count(field: str, value: Any, least: int = 1, most: int = 1 << 40) -> int:

@@ -113,10 +113,17 @@ class ConfigError(ActorbotError, ValueError):
     """An option has a value outside its range; names the field, the value and the range."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
-        super().__init__(f"{field}={value!r}: expected {expected}")
+        super().__init__(f"{field}={_shown(value)}: expected {expected}")
         self.field = field
         self.value = value
         self.expected = expected
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # an int of more than 4,300 digits, or anybody's object
+        return f"<{type(value).__name__}>"
 
 
 class InvalidSessionIdError(ActorbotError, ValueError):
@@ -170,7 +177,7 @@ def _place(session_id: str | None, path: str) -> str:
 
 
 class CorruptSessionError(ActorbotError):
-    """A stored record cannot be decoded. It stays in its place; no event overwrites it."""
+    """A stored record cannot be decoded. It stays in its place, unless the session is in memory."""
 
     def __init__(self, store: str, session_id: str, reason: str) -> None:
         super().__init__(
@@ -300,4 +307,7 @@ class ForkedError(ActorbotError):
 
 
 class WrongLoopError(ActorbotError):
-    """An async verb was called outside the manager's event loop, or a `_sync` verb on it."""
+    """An async verb was called outside the manager's event loop, or a `_sync` verb on it.
+
+    Or there is no loop of asyncio's at all, as under trio.
+    """

@@ -35,9 +35,11 @@ def stats_of(parts: Parts) -> Stats:
         store_retries=flusher.retries.count,
         conflicts=flusher.outcome.conflicts,
         set_back=flusher.set_backs.count,
+        damaged=parts.store.set_aside,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
-        replies_waiting=len(shared.outbox),
+        replies_waiting=shared.outbox.room.replies,
+        reply_bytes=shared.outbox.room.bytes,
         nearly_full=dirty.fullness.count(),
     )
 
@@ -51,6 +53,8 @@ def health_of(parts: Parts) -> Health:
         return Health("failing", f"journal: {parts.journal.broken}; no event is acknowledged")
     if dirty.full:
         return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
+    if (reason := parts.shared.outbox.room.crowded()) is not None:
+        return Health("degraded", reason)
     if flusher.retries.outage_since is not None:
         seconds = parts.clock.monotonic() - flusher.retries.outage_since
         return Health("degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s")

@@ -28,7 +28,7 @@ from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["FORMAT", "GRACE", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record", "literal_id"]
+__all__ = ["FORMAT", "GRACE", "LENIENT", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record", "literal_id"]
 
 FORMAT: Final = 1
 GRACE: Final = 120.0  # seconds that the server keeps a record longer: its next write may be on its way
@@ -41,7 +41,7 @@ LATEST: Final = 253_402_300_799.0  # the end of the year 9999, the last that a d
 OPTIONS: Final = CodecOptions[dict[str, Any]](
     tz_aware=True, tzinfo=UTC, uuid_representation=UuidRepresentation.STANDARD
 )
-_LENIENT: Final = CodecOptions[dict[str, Any]](
+LENIENT: Final = CodecOptions[dict[str, Any]](
     unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_MS
 )
 RAW: Final = CodecOptions(document_class=RawBSONDocument, uuid_representation=UuidRepresentation.STANDARD)
@@ -91,7 +91,7 @@ def decode_record(
     try:
         document = bson.decode(raw, OPTIONS)
     except (BSONError, ArithmeticError, ValueError) as error:
-        lenient = bson.decode(raw, _LENIENT)["_id"]
+        lenient = bson.decode(raw, LENIENT)["_id"]
         session_id = lenient if type(lenient) is str else repr(lenient)
         return session_id, CorruptSessionError(store, session_id, f"its BSON is malformed: {error}")
     session_id = document.pop("_id")

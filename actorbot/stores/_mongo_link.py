@@ -30,6 +30,7 @@ from pymongo.uri_parser import parse_uri
 from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._mongo_documents import RAW
 from actorbot.stores._mongo_url import database_of, times_of
+from actorbot.stores._scheme import as_drivers_write
 from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
 
 __all__ = ["Call", "Link", "RawCollection", "describe", "describe_refusal", "is_duplicate", "is_too_slow"]
@@ -71,6 +72,7 @@ class Link:
     """
 
     def __init__(self, url: str, database: str | None, collection_name: str) -> None:
+        url = as_drivers_write(url)
         error = _flaw_of(url)
         if error is not None:
             raise error

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.stores._scheme import as_drivers_write
 from actorbot.stores._secrets import Secrets
 
 try:
@@ -39,6 +40,7 @@ class Link:
     """What a URL leads to. All but `open` and `close` may run in several threads at once."""
 
     def __init__(self, url: str) -> None:
+        url = as_drivers_write(url)
         pool = make_pool(url)
         if isinstance(pool, ConfigError):
             raise pool
@@ -194,8 +196,7 @@ class Link:
 class _Server:
     """One server and the connections to it."""
 
-    # *pool* is a BlockingConnectionPool, parts of whose interface are not typed.
-    def __init__(self, pool: Any, secrets: Secrets) -> None:
+    def __init__(self, pool: Any, secrets: Secrets) -> None:  # not all of a BlockingConnectionPool is typed
         self.pool = pool
         self.secrets = secrets
         settings = pool.connection_kwargs

@@ -26,12 +26,14 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_folder
-from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
+from actorbot.stores.base import ASIDE_AGE, ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["FileSessionStore"]
 
+LOCK: Final = ".lock"
 SUFFIX: Final = ".session"
 TEMPORARY: Final = ".tmp"
+DAMAGED: Final = ".damaged"  # after SUFFIX: what was set aside
 LATEST: Final = 2**33  # seconds, in the year 2242: file systems can keep such a time, or clamp it
 
 
@@ -60,8 +62,8 @@ class FileSessionStore(RecordStore):
         path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
-        self.directory = os.path.abspath(directory)
-        self._lock = FileLock(".lock")
+        self.directory = os.path.abspath(os.path.expanduser(directory))
+        self._lock = FileLock(LOCK)
         # Guards `_folder`, and makes comparing and replacing one step. Held across the read of one
         # record and a rename, for which a file system has no single call; never across a sync.
         self._swap = threading.Lock()
@@ -97,6 +99,15 @@ class FileSessionStore(RecordStore):
         kept_from_children.add(self)
         return self
 
+    def look(self) -> str | None:
+        if self._folder is None:
+            if not os.path.lexists(self.directory):
+                return f"there is no folder {self.directory}"
+            if os.path.isdir(self.directory) and not _has_been_a_store(self.directory):
+                return f"there are no sessions in the folder {self.directory}"
+        self.init()
+        return None
+
     def _check_owner(self, folder: int) -> None:
         status = os.fstat(folder)
         if status.st_uid != os.geteuid():
@@ -107,15 +118,12 @@ class FileSessionStore(RecordStore):
             )
 
     def examine(self) -> Iterator[Finding]:
-        was_there = os.path.lexists(self.directory)
-        self.init()
-        if was_there:
-            yield Finding("reach", "ok", f"{self.directory} opens")
-        else:
-            text = (
-                f"{self.directory} was not there and has been made, as a bot does; look at the path if you expected it"
-            )
+        if not os.path.lexists(self.directory):
+            text = f"{self.directory} is not there; a bot makes it when it starts; look at the path if you expected it"
             yield Finding("reach", "warning", text)
+            return
+        self.init()
+        yield Finding("reach", "ok", f"{self.directory} opens")
         yield Finding("lock", "ok", "is free: no other process has the folder open")
         try:
             yield from judge_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
@@ -218,6 +226,9 @@ class FileSessionStore(RecordStore):
             self._write_file(temporary, write.record)
             with self._swap:
                 verdict = self._judge(write)
+                if isinstance(verdict, CorruptSessionError) and write.over_damage:
+                    self._put_aside(name, verdict)
+                    verdict = Verdict.WRITE
                 if verdict is Verdict.WRITE:
                     os.replace(temporary, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         except OSError as error:
@@ -239,6 +250,12 @@ class FileSessionStore(RecordStore):
         if isinstance(stored, ActorbotError):
             return stored
         return judge(write, None if stored is None else stored.write_ids)
+
+    def _put_aside(self, name: str, damage: CorruptSessionError) -> None:
+        aside = f"{name}{DAMAGED}"
+        os.rename(name, aside, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        os.utime(aside, dir_fd=self._dir, follow_symlinks=False)  # it is kept from now on
+        self.note_damage(damage.session_id or "", damage.reason, f"kept for a week as {self.directory}/{aside}")
 
     def _write_file(self, name: str, record: Record) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -271,6 +288,8 @@ class FileSessionStore(RecordStore):
                     record = self._remove_if_ended(name, now)
                 if record is not None and record.state is not None:
                     yield record
+            for name in _ended_files(self._dir, now - ASIDE_AGE, SUFFIX + DAMAGED):
+                os.unlink(name, dir_fd=self._dir)
         except OSError as error:
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be swept: {error}") from error
 
@@ -294,13 +313,22 @@ def _open_folder(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
+def _has_been_a_store(directory: str) -> bool:
+    """Tell whether there is a lock in the folder, or a session, as in a backup that came back."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(entry.name == LOCK or entry.name.endswith(SUFFIX) for entry in entries)
+    except OSError:
+        return True  # `init` says why
+
+
 def _remove_temporary_files(folder: int) -> None:
     for name in os.listdir(folder):
         if name.startswith("s-") and name.endswith(TEMPORARY):
             os.unlink(name, dir_fd=folder)
 
 
-def _ended_files(folder: int, now: float) -> list[str]:
+def _ended_files(folder: int, now: float, suffix: str = SUFFIX) -> list[str]:
     """List the files whose session may have ended, by the file times alone.
 
     So 100,000 sessions that live on cost a fraction of a second.
@@ -310,7 +338,8 @@ def _ended_files(folder: int, now: float) -> list[str]:
             entry.name
             for entry in entries
             if entry.name.startswith("s-")
-            and entry.name.endswith(SUFFIX)
+            and entry.name.endswith(suffix)
+            and not entry.is_dir(follow_symlinks=False)
             and entry.stat(follow_symlinks=False).st_mtime <= now
         ]
 

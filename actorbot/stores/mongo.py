@@ -5,7 +5,7 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
@@ -34,6 +34,7 @@ try:
         WaitQueueTimeoutError,
     )
 
+    from actorbot.stores._mongo_damage import SHAPE, set_aside
     from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record, literal_id
     from actorbot.stores._mongo_link import (
         Call,
@@ -44,7 +45,7 @@ try:
         is_duplicate,
         is_too_slow,
     )
-    from actorbot.stores._mongo_server import examine, prepare, time_of
+    from actorbot.stores._mongo_server import check_version, examine, make_index, time_of, what_is_missing
     from actorbot.stores._mongo_url import check_name
 except ImportError as missing:
     raise ImportError(
@@ -100,6 +101,7 @@ class MongoSessionStore(RecordStore):
             raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
         self._link = Link(url, database, collection_name)
         self._clock = ServerClock(self.name, self._ask_time)
+        self._only_looked = False
 
     def __repr__(self) -> str:
         return f"<MongoSessionStore {self._link.hosts}, {self._link.database}.{self._link.collection_name}>"
@@ -107,10 +109,25 @@ class MongoSessionStore(RecordStore):
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        if self._link.is_open:
-            return self
-        self._link.open()
+        if not self._link.is_open or self._only_looked:
+            self._open(make_index)
+            self._only_looked = False
+        return self
+
+    def look(self) -> str | None:
+        if not self._link.is_open:
+            self._open()
+            self._only_looked = True
         try:
+            return what_is_missing(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
+
+    def _open(self, prepare: Callable[[Link], object] = lambda link: None) -> None:
+        try:
+            if not self._link.is_open:
+                self._link.open()
+            check_version(self._link)
             prepare(self._link)
             self._clock.measure()
         except PyMongoError as error:
@@ -119,19 +136,21 @@ class MongoSessionStore(RecordStore):
         except BaseException:
             self._link.close()
             raise
-        return self
 
     def close(self) -> None:
         self._link.close()
 
     def examine(self) -> Iterator[Finding]:
-        self.init()
+        missing = self.look()
         yield Finding("reach", "ok", f"{self._link.hosts} answers")
         try:
             yield from examine(self._link)
         except PyMongoError as error:
             raise self._link.unusable(error) from error
         yield self._clock.measure()
+        if missing is not None:
+            text = f"{missing}; a bot makes it when it starts; look at the URL if you expected it"
+            yield Finding("collection", "warning", text)
 
     def sweep(self, now: float) -> Sequence[Record]:
         self._clock.keep()
@@ -165,7 +184,7 @@ class MongoSessionStore(RecordStore):
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
             stored = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
-        found = dict(self._decode(document) for document in stored)
+        found = dict(map(self._decode, stored))
         return [found.get(session_id) for session_id in session_ids]
 
     def _decode(self, document: RawBSONDocument) -> tuple[str, Record | CorruptSessionError]:
@@ -206,8 +225,8 @@ class MongoSessionStore(RecordStore):
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
         for n, write in enumerate(writes):
             try:
-                operations[n] = self._operation(write)
-            except (CorruptSessionError, NotEncodableError, SessionTooLargeError) as error:
+                operations[n] = self._operation(write, call)
+            except (CorruptSessionError, NotEncodableError, SessionTooLargeError, StoreUnavailableError) as error:
                 outcomes[n] = error
         try:
             for _ in range(TRIES):
@@ -229,19 +248,25 @@ class MongoSessionStore(RecordStore):
             outcomes[n] = StoreUnavailableError(self.name, reason, session_id=session_id)
         return outcomes
 
-    def _operation(self, write: Write) -> pymongo.ReplaceOne[Any]:
+    def _operation(self, write: Write, call: Call) -> pymongo.ReplaceOne[Any]:
         """Make the operation: replace what the write may replace, and insert where nothing matches.
 
         Where another document has the `_id`, the server refuses the insert, for `_id` is unique.
+        Raises: StoreUnavailableError if a damaged document could not be set aside.
         """
         record = write.record
         raw = encode_record(self._clock.there(record), store=self.name)
         may_replace: dict[str, Any] = {"_id": record.session_id}
-        if write.base is None:
+        damaged = None
+        if write.over_damage:
+            damaged = set_aside(self._link.collection, call, record.session_id, self._decode, self.note_damage)
+        if damaged is not None:
+            may_replace = damaged
+        elif write.base is None:
             # If this write was applied before, a session may have begun since, and must not end.
             may_replace["write_ids"] = {"$ne": record.write_id}
         elif write.base:
-            may_replace |= {"write_ids.0": write.base, "format": FORMAT}
+            may_replace |= {"write_ids.0": write.base, "format": FORMAT, **SHAPE}
         else:  # a session to be adopted
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)

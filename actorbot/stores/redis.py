@@ -24,6 +24,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_redis
+from actorbot.stores._redis_damage import Damage
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores._redis_server import facts_of, time_of
 from actorbot.stores._server_clock import ServerClock
@@ -44,13 +45,15 @@ MOST_TOLD: Final = 5  # other key prefixes that are told of
 # record's bytes. There are three arguments for each key: the base ("*": anything may be replaced),
 # the value, and in how many milliseconds the server drops it (it counts by its own clock). The
 # answer has a letter for each key: w, written; d, done before; c, a conflict; x, the key holds
-# something else. The rules are those of `base.judge`.
+# something else. Then come the values that were compared and replaced: only here can it be seen
+# whether one was damaged. The rules are those of `base.judge`.
 SCRIPT: Final = b"""
-local answers = {}
+local letters, answer_and_old = {}, {''}
 for i, key in ipairs(KEYS) do
-  local base, value, answer = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w'
+  local base, value, answer, old = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w', ''
   if base ~= '*' then
-    local head = redis.pcall('GETRANGE', key, 0, 128)
+    old = redis.pcall('GET', key) or ''
+    local head = old
     if type(head) ~= 'string' then
       answer = 'x'
     elseif head ~= '' and string.sub(head, 2, 1 + 8 * math.min(1, string.byte(head))) ~= base then
@@ -62,9 +65,11 @@ for i, key in ipairs(KEYS) do
     end
   end
   if answer == 'w' then redis.call('SET', key, value, 'PX', ARGV[3 * i]) end
-  answers[i] = answer
+  letters[i] = answer
+  answer_and_old[i + 1] = answer == 'w' and old or ''
 end
-return table.concat(answers)
+answer_and_old[1] = table.concat(letters)
+return answer_and_old
 """
 SCRIPT_SHA: Final = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
@@ -77,7 +82,7 @@ class RedisSessionStore(RecordStore):
     `?socket_timeout=` and `?socket_connect_timeout=` (seconds; 3 and 1.5 by default) should
     together be less than the policy's `store_deadline`.
 
-    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +getrange` on
+    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set` on
     `~<key_prefix>*`. With `+info +config|get` too, `init` warns of a server that may lose sessions.
     With `+scan` the sessions can be listed. In a Redis Cluster, give it `+cluster|slots`.
 
@@ -107,6 +112,7 @@ class RedisSessionStore(RecordStore):
         self._prefix = key_prefix.encode()
         self._link = Link(url)
         self._clock = ServerClock(self.name, partial(time_of, self._link))
+        self._damage = Damage(self._link, self.note_damage)
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -127,6 +133,17 @@ class RedisSessionStore(RecordStore):
             raise
         self._is_open = True
         return self
+
+    def look(self) -> str | None:
+        if self._is_open:
+            return None
+        try:
+            self._link.open()
+            self._clock.measure()
+        except BaseException:
+            self._link.close()
+            raise
+        return None
 
     def close(self) -> None:
         self._is_open = False
@@ -226,10 +243,14 @@ class RedisSessionStore(RecordStore):
             except UnicodeDecodeError:
                 yield self._foreign(repr(key[len(self._prefix) :]))
         found = self.read_many(session_ids) if session_ids else ()
-        yield from (each for each in found if each is not None)
+        for session_id, each in zip(session_ids, found, strict=True):
+            aside = isinstance(each, CorruptSessionError) and Damage.may_be_aside(session_id.encode())
+            if each is not None and not aside:
+                yield each
 
     def count(self) -> int:
-        return sum(len(keys) for keys in self._link.scan(self._pattern, SCANNED))
+        keys = (key for page in self._link.scan(self._pattern, SCANNED) for key in page)
+        return sum(not Damage.may_be_aside(key[len(self._prefix) :]) for key in keys)
 
     @property
     def _pattern(self) -> bytes:
@@ -240,6 +261,8 @@ class RedisSessionStore(RecordStore):
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         self._clock.keep_if_set()
         keys = [self._key(write.record.session_id) for write in writes]
+        if any(write.over_damage for write in writes):
+            writes = self._damage.make_way(writes, keys)
         groups, calls = [], []
         for group in self._link.group(keys):
             for part, arguments in self._arguments(writes, group):
@@ -247,10 +270,13 @@ class RedisSessionStore(RecordStore):
                 calls.append((keys[part[0]], (len(part), *(keys[n] for n in part), *arguments)))
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         for part, answer in zip(groups, self._run_script(calls), strict=True):
-            fits = type(answer) is bytes and len(answer) == len(part) and not answer.strip(b"wdcx")
-            each = answer.decode() if fits else self._spread(answer, len(part), OutcomeUnknownError)
+            letters, replaced = _understand(answer, len(part))
+            each: Sequence[str | ActorbotError] = letters or self._spread(answer, len(part), OutcomeUnknownError)
             for n, one in zip(part, each, strict=True):
                 outcomes[n] = self._outcome(writes[n], one)
+            for n, old in replaced:
+                if writes[part[n]].record.state is not None:  # what is destroyed leaves nothing behind
+                    self._damage.look_at(writes[part[n]].record.session_id, keys[part[n]], old)
         _raise_if_all_failed(outcomes)
         return outcomes
 
@@ -306,6 +332,15 @@ class RedisSessionStore(RecordStore):
 
     def _foreign(self, session_id: str) -> CorruptSessionError:
         return CorruptSessionError(self.name, session_id, "its key holds something that is not a record of actorbot")
+
+
+def _understand(answer: Any, size: int) -> tuple[str, list[tuple[int, bytes]]]:
+    """Return the script's letters, and the values that it has replaced, by number; or nothing."""
+    if type(answer) is list and len(answer) == size + 1 and all(type(each) is bytes for each in answer):
+        letters = answer[0]
+        if len(letters) == size and not letters.strip(b"wdcx"):
+            return letters.decode(), [(n, old) for n, old in enumerate(answer[1:]) if old]
+    return "", []
 
 
 def _raise_if_all_failed(answers: Sequence[object]) -> None:

@@ -134,6 +134,20 @@ MUTANTS = (
         "tests/promises/test_atomic_turn.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
+        "replies that nobody takes pile up",
+        "_turns/session_actor.py",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "",
+        "tests/promises/test_bounded_replies.py",
+    ),
+    Mutant(
+        "a turn that failed keeps the room of its replies",
+        "_turns/session_actor.py",
+        "        if context._reserved:\n",
+        "        if False:\n",
+        "tests/promises/test_bounded_replies.py -k gives_its_room_back",
+    ),
+    Mutant(
         "what a handler keeps of a busy session stays the session's",
         "_state/codec.py",
         "        if type(value) is list and getrefcount(value) > _OF_LIST:",
@@ -168,6 +182,14 @@ MUTANTS = (
         "        del kept[:begin]\n",
         "",
         "tests/ext/test_agents.py -k test_a_long_conversation_never_outgrows",
+    ),
+    # --- time-outs --------------------------------------------------------------------------------
+    Mutant(
+        "a time-out of infinity is taken",
+        "_checks.py",
+        '    return check_seconds("timeout", value, least=0.0)',
+        "    return float(value)",
+        "tests/promises/test_never_hang_bad_timeouts.py",
     ),
     # --- errors -----------------------------------------------------------------------------------
     Mutant(
@@ -287,9 +309,9 @@ MUTANTS = (
     ),
     Mutant(
         "threads that compute keep a flusher that is late from the interpreter",
-        "_turns/session_actor.py",
-        "            shared.home.give_way()\n",
-        "            pass\n",
+        "_turns/ready.py",
+        "        shared.home.give_way()\n",
+        "        pass\n",
         "tests/unit/flushing/test_flusher.py -k test_callers_give_way",
     ),
     # --- stores -----------------------------------------------------------------------------------
@@ -540,6 +562,13 @@ MUTANTS = (
         "tests/unit/stores/test_secrets.py",
     ),
     Mutant(
+        "looking at a mistyped place makes it",
+        "cli/_store.py",
+        "        missing = store.look() if to_read else None\n",
+        "        missing = store.init() and None\n",
+        "tests/tools/test_cli_sessions.py -k mistyped",
+    ),
+    Mutant(
         "a session of a longer key prefix is called damaged",
         "stores/redis.py",
         "            if inner and inner != session_id and session_id.endswith(inner):",
@@ -581,6 +610,42 @@ MUTANTS = (
         "            if actor.doubted is None:\n                self._table.discard(actor)",
         "            self._table.discard(actor)",
         "tests/promises/test_store_set_back.py -k lost_reply",
+    ),
+    # --- a record that is damaged under a session in memory ---------------------------------------
+    Mutant(
+        "a damaged record keeps its session from the store for ever",
+        "_flushing/recovery.py",
+        "_SECOND_LOOK: Final = (ConflictError, CorruptSessionError)",
+        "_SECOND_LOOK: Final = (ConflictError,)",
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "a damaged file is overwritten, and not set aside",
+        "stores/file.py",
+        "                    self._put_aside(name, verdict)\n",
+        "",
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "a damaged value in Redis is overwritten unseen",
+        "stores/redis.py",
+        "            for n, old in replaced:\n",
+        "            for n, old in ():\n",
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "a damaged document in MongoDB is overwritten unseen",
+        "stores/mongo.py",
+        '"format": FORMAT, **SHAPE}',
+        '"format": FORMAT}',
+        "tests/promises/test_damage_under_resident.py -k set_aside_and_the_session_goes_on",
+    ),
+    Mutant(
+        "what was destroyed is set aside",
+        "_flushing/recovery.py",
+        "    return replace(write, base=None) if write.record.state is None else replace(write, over_damage=True)",
+        "    return replace(write, over_damage=True)",
+        "tests/promises/test_damage_under_resident.py -k leaves_nothing_behind",
     ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
