@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pymongo.errors import OperationFailure
@@ -12,6 +12,7 @@ from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._findings import Finding, has_expiry, judge_mongo
 from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Call, Link, RawCollection
+from actorbot.stores._mongo_rights import check_rights, judge_rights
 
 __all__ = ["check_version", "examine", "make_index", "time_of", "what_is_missing"]
 
@@ -61,6 +62,7 @@ def make_index(link: Link) -> None:
     Raises: ConfigError, StoreUnavailableError, PyMongoError.
     """
     collection, call = link.collection, link.call()
+    check_rights(link)
     _check_collation(collection, call)
     try:
         with call.command():
@@ -68,7 +70,7 @@ def make_index(link: Link) -> None:
     except OperationFailure as error:
         if error.code not in _OTHER_INDEX:
             raise
-        if not has_expiry(_indexes(collection, call)):
+        if not _removes_expired(collection, call):
             logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
 
 
@@ -114,7 +116,23 @@ def examine(link: Link) -> Iterator[Finding]:
         if error.code != _UNAUTHORIZED:
             raise
         status = None
-    yield from judge_mongo(hello, version, status, _indexes(collection, call))
+    try:
+        indexes: Sequence[Mapping[str, Any]] | None = _indexes(collection, call)
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        indexes = None
+    yield from judge_mongo(hello, version, status, indexes)
+    yield from judge_rights(link)
+
+
+def _removes_expired(collection: RawCollection, call: Call) -> bool:
+    try:
+        return has_expiry(_indexes(collection, call))
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        return False  # nobody can tell
 
 
 def _hello(collection: RawCollection, call: Call) -> dict[str, Any]:
