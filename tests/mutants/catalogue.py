@@ -514,6 +514,20 @@ MUTANTS = (
         "tests/servers/test_mongo_and_others.py -k listing",
     ),
     Mutant(
+        "a key that this user may not read is taken for a damaged session",
+        "stores/redis.py",
+        "answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'",
+        "answer = 'x'",
+        "tests/servers/test_rights.py -k taken",
+    ),
+    Mutant(
+        "a right that is missing shows at the first event",
+        "stores/_redis_rights.py",
+        "        if self.needed:\n            raise",
+        "        if False:\n            raise",
+        "tests/servers/test_rights.py -k missing",
+    ),
+    Mutant(
         "a connection that a firewall has forgotten is waited for",
         "stores/_redis_silence.py",
         "    if _answers(pool, silence):",
