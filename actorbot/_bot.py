@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from actorbot._checks import check_function
 from actorbot._event import Event
 from actorbot._manager.manager import SessionManager
 from actorbot._policy import FlushPolicy
@@ -28,21 +29,18 @@ class Bot:
     `dispatch` what comes in, and `close()` it. Raises: ConfigError.
     """
 
-    deliver: Callable[..., Any] | None = None  # `...`: with narrower types, pyright would let no method override it
-    """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user.
-
-    The option `deliver=` replaces it.
-    """
-
     def __init__(self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any) -> None:
         self._store = session_store
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
         self._manager: SessionManager | None = None
         self._report = ShutdownReport((), 0, 0, 0.0)
-        self._make_manager()  # to refuse a wrong option here rather than at the start
+        # To refuse a wrong option or method here rather than at the start:
+        check_function("receive", self.receive)
+        self._make_manager()
 
     def _make_manager(self) -> SessionManager:
-        return SessionManager(self._store, **({"deliver": self.deliver} | self._options))
+        deliver = None if getattr(self.deliver, "__func__", None) is Bot.deliver else self.deliver
+        return SessionManager(self._store, **({"deliver": deliver} | self._options))
 
     @property
     def manager(self) -> SessionManager:
@@ -74,6 +72,7 @@ class Bot:
             raise ConfigError(name, hook, "one function; there is one already")
         if self._manager is not None:
             raise ConfigError(name, hook, "to be set before the bot is started")
+        check_function(name, hook)
         self._options[name] = hook
         return hook
 
@@ -102,6 +101,15 @@ class Bot:
                 print(f"(left behind: {report})", file=sys.stderr, flush=True)
         if not receiving.cancelled():
             receiving.result()
+
+    # Positional only and loosely typed, so that a method with other names and narrower types, `def`
+    # or `async def`, overrides it for every type checker.
+    def deliver(self, session_id: str, message: Any, /) -> Any:
+        """Send a reply to the user: a `def` or an `async def`. A platform's bot overrides it.
+
+        Without one, no handler can reply. The option `deliver=` replaces it.
+        """
+        raise ConfigError("deliver", None, f"a method that sends a reply: override it in {type(self).__name__}")
 
     async def receive(self) -> None:
         """Dispatch what users write, until nothing more comes. A platform's bot overrides it.

@@ -94,7 +94,11 @@ class Profile:
 
 async def on_a_loop() -> None:
     async with SessionManager(
-        MemorySessionStore(), handler=greet, session_type=Profile, flush=FlushPolicy.parse("write-behind")
+        MemorySessionStore(),
+        handler=greet,
+        session_type=Profile,
+        flush=FlushPolicy.parse("write-behind"),
+        max_replies=1_000,
     ) as manager:
         assert_type(manager, SessionManager)
         reply = await manager.dispatch("telegram:42", Event.from_text("Hi"), event_id="update-7", durable=True)
@@ -114,6 +118,7 @@ async def on_a_loop() -> None:
         assert_type(await manager.peek("telegram:42"), dict[str, Any] | None)
         await manager.destroy("telegram:42")
         manager.stats().handled.bit_length()
+        assert_type(manager.stats().replies_waiting + manager.stats().reply_bytes, int)
         manager.health().reason.upper()
         for session_id, info in manager.resident():
             print(session_id.upper(), info.bytes + 1)
@@ -140,6 +145,31 @@ class MyBot(Bot):
             await self.dispatch("mine:1", "hi", event_id="1")
         except errors.NotEncodableError as error:
             print(error.path)
+
+
+class ListBot(Bot):
+    """As the README has it, with names of one's own."""
+
+    def deliver(self, user: str, text: str) -> int:
+        return len(user + text)
+
+    async def receive(self) -> None:
+        for user, text in [("ann", "hi"), ("bob", "ho")]:
+            await self.manager.submit(f"list:{user}", Event.from_text(text))
+
+
+def may_be_called(any_bot: Bot) -> Any:
+    return any_bot.deliver("ann", "hi")
+
+
+class LoudBot(ConsoleBot):
+    """A bot that adds to what its base does."""
+
+    async def deliver(self, session_id: str, message: str) -> None:
+        await super().deliver(session_id, message.upper())
+
+    async def receive(self) -> None:
+        await super().receive()
 
 
 def sent(context: Context) -> Awaitable[Any]:

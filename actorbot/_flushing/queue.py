@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 from actorbot._flushing.dirty import DirtySessions
+from actorbot._flushing.division import Division
 from actorbot._flushing.recovery import is_outdated
 from actorbot._flushing.retries import Retries
 from actorbot._flushing.set_back import SetBacks
@@ -46,6 +47,7 @@ class WriteQueue:
         self._set_backs = set_backs
         self._dirty = dirty
         self._retries = retries
+        self.division = Division()
         self._waiters = waiters
         self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
         # Sessions of a call that was left behind: their writes may still arrive. By id, since a
@@ -185,7 +187,8 @@ class WriteQueue:
     def take_batch(self) -> list[PendingWrite]:
         """Take out as many sessions as go into a batch; return the writes that they need."""
         now = self._clock.monotonic()
-        taken = [self._wanted.popitem(False) for _ in range(min(len(self._wanted), self.at_once()))]
+        size = self.division.size(self._wanted, min(len(self._wanted), self.at_once()))
+        taken = [self._wanted.popitem(False) for _ in range(size)]
         if self._out:
             taken = [each for each in taken if not self._hold_back(*each)]
         self._dirty.note_delay(taken[0][0] if taken and self._retries.outage_since is None else None)
@@ -211,9 +214,9 @@ class WriteQueue:
             return None
         failed = self._retries.failed(session)
         if failed is not None and not is_outdated(failed):
-            if not failed.unknown:
-                # For sure nothing of it was done, and the store may refuse just this state: send
-                # the newest one.
+            if not failed.unknown or not self._store.compares:
+                # For sure nothing of it was done, or it does not matter. The store may refuse just
+                # this state: send the newest one.
                 failed.renew(committed, self._write_id(session, committed), now)
             return failed
         return PendingWrite.make(session, committed, self._write_id(session, committed), now)

@@ -14,10 +14,17 @@ from actorbot._flushing.set_back import SetBacks
 from actorbot._flushing.write import PendingWrite
 from actorbot._state.committed import ANYBODYS, Lineage, write_id_of
 from actorbot._state.record import RING_BYTES, Record, has_id
-from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError
+from actorbot.errors import (
+    ActorbotError,
+    ConflictError,
+    CorruptSessionError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+from actorbot.stores._batches import as_ours, is_outage
 from actorbot.stores.base import RecordStore, Write
 
-__all__ = ["JournalBehind", "Rebased", "Settled", "is_outdated", "rebase", "write_jobs"]
+__all__ = ["JournalBehind", "Rebased", "Refused", "Settled", "is_outdated", "rebase", "write_batch", "write_jobs"]
 
 # What may have to do with what is stored rather than with what is written.
 _SECOND_LOOK: Final = (ConflictError, CorruptSessionError)
@@ -44,6 +51,48 @@ class Settled:
 @dataclass(frozen=True, slots=True)
 class JournalBehind:
     """The same process has stored something newer: a power loss has set the journal back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The store cannot write some session of a batch, and has not said which."""
+
+    error: ActorbotError
+
+
+def write_batch(
+    store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetBacks
+) -> Sequence[ActorbotError | None] | Refused:
+    """Write a batch; return what became of each.
+
+    Raises: what `RecordStore.write_many` raises when the store is down.
+    """
+    try:
+        results = write_jobs(store, jobs, set_backs)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        if len(jobs) == 1:
+            return _find_out(store, jobs[0], error)
+        return Refused(as_ours(OutcomeUnknownError, store.name, error))
+    if len(results) != len(jobs):
+        raise OutcomeUnknownError(store.name, f"{len(results)} results for {len(jobs)} writes")
+    return results
+
+
+def _find_out(store: RecordStore, job: PendingWrite, error: Exception) -> Sequence[None] | Refused:
+    """Find out whether a write was done, all the same, that the store refuses alone.
+
+    It was not, as a rule. Once that is known, newer state may be sent in its place.
+    """
+    session_id = job.session.session_id
+    stored = None if isinstance(error, ActorbotError) else store.read_many([session_id])[0]
+    if isinstance(stored, ActorbotError):
+        return Refused(as_ours(OutcomeUnknownError, store.name, error, session_id))
+    if stored is not None and has_id(stored.write_ids, job.write.record.write_id):
+        return [None]
+    job.unknown = False
+    return Refused(as_ours(StoreUnavailableError, store.name, error, session_id))
 
 
 def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetBacks) -> Sequence[ActorbotError | None]:

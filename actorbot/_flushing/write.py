@@ -58,6 +58,11 @@ class Flushable(Mailbox):
     """
     losses: tuple[int, ...] = ()
     """For each conflict that took unflushed state: the version that the store had confirmed."""
+    company: int = 0
+    """How many sessions may go to the store with it in one call, itself included; 0: any number.
+
+    It was in a batch that was refused. See `Division`.
+    """
     spilled: bool = False
     """Whether the session has left memory while the store had not its newest state."""
     doubted: Committed | None = None

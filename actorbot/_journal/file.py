@@ -43,7 +43,7 @@ class JournalFile:
     """
 
     def __init__(self, path: str, sync: Literal["full", "normal"]) -> None:
-        self.path = str(Path(path).absolute())
+        self.path = str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111  # `~nobody` stays as it is
         self._sync = sync
         self._lock = FileLock(f"{self.path}.lock")
         self._connection: sqlite3.Connection | None = None

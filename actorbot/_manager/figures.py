@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from actorbot._manager.parts import Parts
 from actorbot._reports import Health, SessionInfo, Stats
 
 __all__ = ["health_of", "sessions_of", "stats_of"]
+
+NAMED: Final = 5  # sessions that a reason names at most
 
 
 def stats_of(parts: Parts) -> Stats:
@@ -35,7 +38,9 @@ def stats_of(parts: Parts) -> Stats:
         damaged=parts.store.set_aside,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
-        replies_waiting=len(shared.outbox),
+        replies_waiting=shared.outbox.room.replies,
+        reply_bytes=shared.outbox.room.bytes,
+        nearly_full=dirty.fullness.count(),
     )
 
 
@@ -48,14 +53,23 @@ def health_of(parts: Parts) -> Health:
         return Health("failing", f"journal: {parts.journal.broken}; no event is acknowledged")
     if dirty.full:
         return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
+    if (reason := parts.shared.outbox.room.crowded()) is not None:
+        return Health("degraded", reason)
     if flusher.retries.outage_since is not None:
         seconds = parts.clock.monotonic() - flusher.retries.outage_since
         return Health("degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s")
     if (reason := parts.loader.unreadable()) is not None:
         return Health("degraded", f"the last read failed: {reason}")
     if flusher.retries.refusing:
-        return Health("degraded", f"{parts.store.name} does not take the writes of some sessions")
+        return Health("degraded", _refused(parts.store.name, flusher.retries.refused()))
+    if complaint := parts.store.complaint:
+        return Health("degraded", complaint)
     return Health("ready", "")
+
+
+def _refused(store: str, ids: list[str]) -> str:
+    named = ", ".join(map(repr, ids[:NAMED])) + (f" and {len(ids) - NAMED} others" if len(ids) > NAMED else "")
+    return f"{store} does not take the writes of some sessions: {named}"
 
 
 def sessions_of(parts: Parts) -> Iterator[tuple[str, SessionInfo]]:

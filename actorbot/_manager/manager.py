@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
 
-from actorbot._checks import check_seconds
+from actorbot._checks import check_timeout
 from actorbot._manager.access import Access, Life
 from actorbot._manager.closing import Close, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
@@ -48,8 +48,7 @@ class SessionManager(Access):
     Started by `async with` or `start()`, the manager is at home on the running event loop: there it
     runs `async def` code, and `def` code on a pool of threads. Started by `with` or `start_sync()`,
     it is at home on threads: `def` handlers run in the thread that calls `dispatch_sync`, and
-    `async def` ones on a private loop. The `_sync` verbs work in both homes, from any thread but
-    that of the home loop.
+    `async def` ones on a private loop. The `_sync` verbs work in both, on any thread but a loop's.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class SessionManager(Access):
         handler_timeout: float = 300.0,
         max_resident: int = 100_000,
         max_mailbox: int = 100,
+        max_replies: int = 1_000,
         max_session_bytes: int = 262_144,
         close_timeout: float = 10.0,
         on_error: Hook | None = None,
@@ -77,9 +77,9 @@ class SessionManager(Access):
         self._options = Options.checked(
             store=store, flush=flush, session_type=session_type, clock=clock, idle_timeout=idle_timeout,
             handler_timeout=handler_timeout, close_timeout=close_timeout, max_resident=max_resident,
-            max_mailbox=max_mailbox, max_session_bytes=max_session_bytes, handler=handler, deliver=deliver,
-            on_error=on_error, on_session_start=on_session_start, on_session_expire=on_session_expire,
-            on_dead_letter=on_dead_letter, on_conflict=on_conflict,
+            max_mailbox=max_mailbox, max_replies=max_replies, max_session_bytes=max_session_bytes, handler=handler,
+            deliver=deliver, on_error=on_error, on_session_start=on_session_start, on_conflict=on_conflict,
+            on_session_expire=on_session_expire, on_dead_letter=on_dead_letter,
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
@@ -89,13 +89,13 @@ class SessionManager(Access):
 
     async def start(self) -> Self:
         """Open the store, and be at home on the running loop. Raises: store errors, ConfigError."""
-        self._begin()
+        self._begin(on_loop=True)
         await self._open(LoopHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout))
         return self
 
     def start_sync(self) -> Self:
         """Open the store, and be at home on threads. Raises: as `start`."""
-        self._begin()
+        self._begin(on_loop=False)
         run_inline(self._open(ThreadHome(f"{next(_numbers)}", self._options.clock, self._options.handler_timeout)))
         return self
 
@@ -106,7 +106,7 @@ class SessionManager(Access):
         second call, also meanwhile, waits for it and returns its report. It goes on if its caller
         is cancelled.
         """
-        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
+        seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
             return report
         self._check_here(closing=True)
@@ -114,7 +114,7 @@ class SessionManager(Access):
 
     def close_sync(self, timeout: float | None = None) -> ShutdownReport:
         """The same as `close`, for threads."""
-        seconds = self._options.close_timeout if timeout is None else check_seconds("timeout", timeout, least=0.0)
+        seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
             return report
         if self._life is Life.OPEN and self._loop is not None and self._loop.is_closed():
@@ -198,7 +198,7 @@ class SessionManager(Access):
 
         Returns `DUPLICATE` for an *event_id* that was handled before. Event ids are compared by
         their text: 7 and "7" are the same. Raises what the handler raises; OverloadedError,
-        DeadlockError, HandlerTimeoutError, store errors.
+        DeadlockError, HandlerTimeoutError, store errors. To cancel it rolls the turn back.
         """
         # The usual case: called on the home loop, for a session that is in memory and idle. If a
         # second loop runs in this thread, `self._loop` has no current task. (`get_running_loop`
@@ -225,7 +225,7 @@ class SessionManager(Access):
         calling thread: nothing can stop it, and it is `handler_timeout` that ends its turn.
         """
         threads = self._inline
-        if threads is not None and type(session_id) is str:
+        if threads is not None and type(session_id) is str and (timeout is None or check_timeout(timeout) >= 0.0):
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 turn = actor.take_turn(event, event_id, durable, None)

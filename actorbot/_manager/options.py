@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actorbot._checks import check_count, check_seconds
+from actorbot._checks import check_count, check_function, check_plain, check_seconds
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock, SystemClock
 from actorbot._state.typed import SessionShape
@@ -30,6 +30,7 @@ class Options:
     close_timeout: float
     max_resident: int
     max_mailbox: int
+    max_replies: int
     max_session_bytes: int
     shape: SessionShape | None
     functions: Mapping[str, Hook | None]
@@ -51,6 +52,7 @@ class Options:
         close_timeout: float,
         max_resident: int,
         max_mailbox: int,
+        max_replies: int,
         max_session_bytes: int,
         **functions: Hook | None,
     ) -> Options:
@@ -63,6 +65,7 @@ class Options:
             close_timeout=check_seconds("close_timeout", close_timeout),
             max_resident=check_count("max_resident", max_resident),
             max_mailbox=check_count("max_mailbox", max_mailbox),
+            max_replies=check_count("max_replies", max_replies),
             max_session_bytes=check_count("max_session_bytes", max_session_bytes),
             shape=None if session_type is dict else SessionShape(session_type),
             functions=_check_functions(functions),
@@ -77,6 +80,9 @@ def _check_store(store: Any) -> Any:
         return MemorySessionStore()
     if not isinstance(store, RecordStore):
         DriverStore(store, run=_no_home)
+        return store
+    for verb in ("init", "read_many", "write_many", "close"):
+        check_plain(f"{type(store).__name__}.{verb}", getattr(type(store), verb), "a method that blocks")
     return store
 
 
@@ -94,8 +100,8 @@ def _check_policy(flush: FlushPolicy | None) -> FlushPolicy:
 
 def _check_functions(functions: Mapping[str, Hook | None]) -> Mapping[str, Hook | None]:
     for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise ConfigError(name, function, "a function, def or async def")
+        if function is not None:
+            check_function(name, function)
     return functions
 
 

@@ -27,6 +27,7 @@ from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
 from actorbot._turns.overdue import RunningTurns
+from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
 from actorbot.stores._users import close_after_last, open_for
@@ -91,6 +92,7 @@ class Parts:
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
+            max_session_bytes=options.max_session_bytes,
         )
         self.shared = self._make_shared(flusher, journal)
         self._make_residents()
@@ -160,8 +162,11 @@ class Parts:
     def _make_shared(self, flusher: Flusher, journal: Journal | None) -> TurnShared:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
-        plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        handle_here = None
+        if isinstance(home, ThreadHome) and handler is not None and is_plain(handler):
+            handle_here = home.in_place(handler)
         writes_through = options.policy.mode == "write-through"
+        room = ReplyRoom(options.max_replies, options.policy.max_dirty_bytes)
         return TurnShared(
             home=home,
             clock=options.clock,
@@ -174,9 +179,9 @@ class Parts:
             dirty=flusher.dirty,
             flusher=flusher,
             journal=journal,
-            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
+            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room),
             handle=hooks.bound("handler") or _no_handler,
-            handle_here=handler if plain else None,
+            handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.report_error,
             on_expire=hooks.report_expired,

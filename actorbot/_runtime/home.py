@@ -154,9 +154,9 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 
 def is_plain(function: Callable[..., Any]) -> bool:
-    """Tell whether a call of *function* surely gives no awaitable.
+    """Tell whether *function* is a `def` that most likely gives no awaitable.
 
-    A lambda, a wrapper or a callable object may return one.
+    A lambda, a wrapper or a callable object often returns one.
     """
     function = getattr(function, "__func__", function)
     plain = isinstance(function, types.FunctionType) and not inspect.iscoroutinefunction(function)
@@ -203,6 +203,8 @@ class _Answer:
 
     def interrupt(self) -> None:
         """End the wait now, since the code may block its loop, and cancel the code. Any thread."""
+        if self._future.done():
+            return
         self._end(None, asyncio.CancelledError())
         self._loop.call_soon_threadsafe(self._cancel)
 

@@ -26,6 +26,7 @@ from actorbot._runtime.home import (
     run_on,
     too_long,
 )
+from actorbot._runtime.task_group import take_cancels_back
 
 __all__ = ["LoopHome"]
 
@@ -48,6 +49,7 @@ class LoopHome(Home):
         self._looked = time.monotonic(), time.thread_time()
         self._next_look: asyncio.TimerHandle | None = None
         self._look_in(LOOK)
+        take_cancels_back()
 
     def bind(self, function: Callable[..., Any], limit: float | None = None) -> Callable[..., Coroutine[Any, Any, Any]]:
         bound = function if is_async(function) else functools.partial(self._in_pool, function)

@@ -26,6 +26,7 @@ def write_through(actor: SessionActor, context: Context, committed: Committed) -
         if error is None:
             actor.committed = committed
             shared.handled += 1
+            shared.dirty.fullness.meet(actor, len(committed[STATE] or b""))
             actor.send(context)
         elif isinstance(error, OutcomeUnknownError):
             actor.doubt()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
 from actorbot._state.committed import SEEN, STATE
-from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
+from actorbot.errors import ActorbotError, ConfigError, CorruptSessionError, HandlerTimeoutError, TurnEndedError
 
-__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "shield"]
+__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "never_begun", "shield"]
 
 
 _QUEUED = Sent()
+MANY: Final = 1_000  # replies of one turn; with more, each is checked
 
 
 # The states of a turn. Only three files change them: this one, session_actor.py and overdue.py.
@@ -42,6 +43,8 @@ class Context:
 
     # Rarely set and rarely read, so the class has the defaults: a context is made for every event.
     _interrupt: Callable[[], None] | None = None
+    _may_cancel = True  # whether a time-out cancels the task
+    _reserved = 0  # of its replies have room; see outbox.py
     _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py
 
     def __init__(
@@ -55,6 +58,7 @@ class Context:
         # and this holds the task. Only the garbage collector would free such a cycle, and a bot
         # that makes a task for each event would keep it busy.
         self._task = task
+        self._cancels = 0 if task is None else task.cancelling()  # as it began; see cancelled.py
         # Read in every turn. To find a default in the class takes five times as long.
         self._ends_session = self._passed_on = self._rolled_back = False
         self._replies: list[Any] | None = None
@@ -103,16 +107,20 @@ class Context:
         """Reply with *message*. `deliver` gets it after the turn is acknowledged, in order.
 
         If the turn fails, it is never sent. With `gated=False` it is sent at once, whatever
-        becomes of the turn. Raises: TurnEndedError.
+        becomes of the turn. Where too many replies wait (`max_replies`), the turn fails with an
+        OverloadedError at its commit, or here. Raises: TurnEndedError.
         """
         if self._session is None:
             raise self._ended()
         if not gated:
             return Sent(self._actor.shared.outbox.send_now(self, message))
-        if self._replies is None:
+        replies = self._replies
+        if replies is None:
             self._actor.shared.outbox.check()
-            self._replies = []
-        self._replies.append(message)
+            replies = self._replies = []
+        if len(replies) >= MANY:  # or its commit refuses them
+            self._actor.shared.outbox.room.refuse_more(self.session_id, len(replies))
+        replies.append(message)
         return _QUEUED
 
     def end_session(self) -> None:
@@ -155,8 +163,21 @@ class Apology(Context):
         if not gated:
             return Sent(outbox.send_now(self, message))
         outbox.check()
-        outbox.put(self, [message])
+        self._replies = [message]
+        outbox.reserve(self)
+        outbox.put(self)
         return _QUEUED
+
+
+def never_begun(actor: Any, event: Any, error: BaseException) -> Context | None:
+    """Return a turn to tell `on_error` of *error*, if a session's own values were why none began.
+
+    They can be read, but not decoded, or the session's type refuses them. A read that failed is
+    told otherwise.
+    """
+    if actor.committed is None or not isinstance(error, ConfigError | CorruptSessionError):
+        return None
+    return Context(actor, None, event, actor.committed, None, None)
 
 
 def innermost() -> Context | None:
@@ -205,4 +226,4 @@ def find_held(shared: Any, session_id: str) -> Context | None:
 def shield() -> None:
     """Let no time-out cancel the running code: it waits for the close, which ends its turns."""
     for context in chain():
-        context._task = None
+        context._may_cancel = False

@@ -79,7 +79,7 @@ class RunningTurns:
         """Take the session from a turn that is out of `deadlines`; its caller gets *error*."""
         context._revoked = error
         context._session = None
-        if context._task is not None:
+        if context._task is not None and context._may_cancel:
             # The mailbox is left when the handler has ended, or when the grace is over.
             context._task.cancel()
             self._clock.call_at(self._clock.monotonic() + GRACE, lambda: self._home.post(_leave_for, context))

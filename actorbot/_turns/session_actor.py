@@ -16,8 +16,11 @@ from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
 from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
+from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
-from actorbot._turns.context import Context, find_parent
+from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
+from actorbot._turns.context import Context, find_parent, never_begun
+from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
@@ -25,8 +28,9 @@ from actorbot.errors import (
     ConflictError,
     CorruptSessionError,
     HandlerExitError,
+    NotEncodableError,
     OutcomeUnknownError,
-    OverloadedError,
+    SessionTooLargeError,
     StoreUnavailableError,
 )
 
@@ -103,7 +107,7 @@ class SessionActor(Flushable):
             while True:
                 committed = self.committed
                 if committed is None or shared.dirty.pressed or committed[VERSION] - self.flushed >= shared.many_events:
-                    await self.make_ready()
+                    await make_ready(self, shared)
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
                     if durable and shared.journal is None:  # the store may not have it yet
@@ -125,6 +129,7 @@ class SessionActor(Flushable):
                 else:
                     return value
         except BaseException as error:
+            context = context or never_begun(self, event, error)
             await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
@@ -143,7 +148,7 @@ class SessionActor(Flushable):
     async def undo_turn(self, context: Context, error: BaseException) -> BaseException:
         """Roll the turn back, leave the mailbox, call `on_error`; return what the caller gets."""
         self.shared.failed += 1
-        raised = self._translate(error, context)
+        task, raised = context._task, self._translate(error, context)
         self.roll_back(context)
         try:
             await self.look_back(RING_BYTES)
@@ -155,7 +160,9 @@ class SessionActor(Flushable):
                 self.leave()
         if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
             await self.shared.on_error(context, raised)
-        return raised
+            if is_cancelled(context, task):
+                raised = swallowed()
+        return await deliver_again() if is_swallowed(raised) else raised
 
     async def look_back(self, ids: int) -> None:
         """After a conflict, find out whether an earlier try of the write, unanswered, was done.
@@ -175,34 +182,6 @@ class SessionActor(Flushable):
             raise OutcomeUnknownError(
                 name, "a try had no answer, and many others have written since", session_id=self.session_id
             )
-
-    async def make_ready(self) -> None:
-        """Wait until the session is read, and until there is room for what the turn will change."""
-        shared = self.shared
-        if shared.dirty.full:
-            await self._wait_for_room()
-        elif shared.dirty.late:
-            shared.home.give_way()
-        behind = self.behind()
-        if behind >= shared.policy.max_events and shared.flusher.retries.outage_since is None:
-            await shared.home.wait(shared.flusher.relieve(self))
-        elif behind == shared.many_events:
-            shared.dirty.hurry(self)  # half-way to the bound: with luck no turn ever waits
-        if self.committed is None:  # last: a conflict may have come while this waited
-            await shared.load(self)
-
-    async def _wait_for_room(self) -> None:
-        policy = self.shared.policy
-        if policy.when_full == "wait":
-            try:
-                await self.shared.home.wait(self.shared.dirty.room(), policy.store_deadline)
-            except TimeoutError:
-                pass  # the error below says so
-            else:
-                return
-        raise OverloadedError(
-            f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay
-        )
 
     def begin_turn(self, event: Any, event_id: str | None, task: asyncio.Task[Any] | None) -> Context | None:
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
@@ -233,7 +212,7 @@ class SessionActor(Flushable):
             if shared.shape is not None:
                 session = shared.shape.load(session)
         except UndecodableError as error:
-            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error
+            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
         context = Context(self, session, event, committed, find_parent(), task)
         if digest is not None:
@@ -257,16 +236,21 @@ class SessionActor(Flushable):
             raise context._revoked or shared.running.timeout_error(self.session_id)
         usual = shared.shape is None and not context._ends_session
         plain = encode_plain(session, shared.max_session_bytes) if usual else None
-        encoded = self._encode(context, session) if plain is None else plain
+        encoded = self.encode(context, session) if plain is None else plain
         ends = wall + (TOMBSTONE_AGE if encoded is None else shared.expires_in)
         before = context._before
         version, event_ids = before[VERSION] + 1, before[EVENT_IDS]
         if context._event_id is not None:
             event_ids = (event_ids + context._event_id)[-EVENT_ID_BYTES:]
         committed = (version, encoded, event_ids, wall, ends)
+        task = context._task
+        if task is not None and task.cancelling() > context._cancels:
+            raise swallowed()
         if shared.running.deadlines.pop(context, None) is None:
             raise context._revoked or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
+        if context._replies is not None:
+            shared.outbox.reserve(context)
         if (
             version - self.flushed > BUSY
             and plain is not None
@@ -294,21 +278,21 @@ class SessionActor(Flushable):
     def _conflict(self, reason: str) -> ConflictError:
         return ConflictError(self.shared.store, reason, session_id=self.session_id)
 
-    def _encode(self, context: Context, session: Any) -> bytes | None:
+    def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
-        shape = self.shared.shape
-        return encode_state(session if shape is None else shape.dump(session), self.shared.max_session_bytes)
-
-    def check_commit(self, context: Context) -> None:
-        """Raises: what a commit of the turn would raise: TurnEndedError, NotEncodableError, …"""
-        self._encode(context, context.session)
+        shape, most = self.shared.shape, self.shared.max_session_bytes
+        try:
+            return encode_state(session, most) if shape is None else shape.encode(session, most)
+        except (NotEncodableError, SessionTooLargeError) as error:
+            name_session(error, self.session_id)
+            raise
 
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Hand the replies of a committed turn to the outbox. They wait for *gate* to succeed."""
         if context._replies is not None:
-            self.shared.outbox.put(context, context._replies, gate)
+            self.shared.outbox.put(context, gate)
 
     def regain_turn(self, context: Context) -> bool:
         """Give a turn whose write met a conflict back to the code that runs it, for another run.
@@ -325,12 +309,17 @@ class SessionActor(Flushable):
         self.shared.running.deadlines.pop(context, None)
         context._session = context._task = None
         context._rolled_back = True
+        if context._reserved:
+            self.shared.outbox.release(context)
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:
-        if context._revoked is not None:
-            if context._task is not None:
-                context._task.uncancel()  # also if the handler caught it: the task is the caller's
-            return context._revoked
+        revoked, task = context._revoked, context._task
+        if revoked is not None and task is not None and context._may_cancel:
+            task.uncancel()  # ours, also if the handler caught it: the task is the caller's
+        if is_cancelled(context, task):
+            return error if isinstance(error, asyncio.CancelledError | GeneratorExit) else swallowed()
+        if revoked is not None:
+            return revoked
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import click
+
+from actorbot.stores._secrets import Secrets
 
 __all__ = ["clean", "count_of", "hide_secrets_of", "redact", "show_id", "show_when", "write_json"]
 
@@ -22,26 +23,17 @@ UNITS: Final = ((365 * 86_400, "year"), (86_400, "day"), (3600, "hour"), (60, "m
 
 def hide_secrets_of(context: click.Context, args: Iterable[str]) -> None:
     """Let `redact` take out the passwords of all URLs in *args*."""
-    secrets = {secret for arg in args if "://" in arg for secret in _secrets_of(arg)}
-    context.meta.setdefault(SECRETS, sorted(secrets - {""}, key=len, reverse=True))
-
-
-def _secrets_of(url: str) -> set[str]:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return {url}
-    raw = parts.netloc.rpartition("@")[0].partition(":")[2]
-    options = parse_qsl(parts.query)
-    named = {value for name, value in options if any(word in name.lower() for word in ("password", "secret", "token"))}
-    return {raw, unquote(raw)} | named
+    secrets = Secrets("")
+    for arg in args:
+        if "://" in arg or "@" in arg:
+            secrets.add(Secrets(arg))
+    context.meta.setdefault(SECRETS, secrets)
 
 
 def redact(text: str) -> str:
     """Return *text* without secrets."""
-    for secret in click.get_current_context().meta.get(SECRETS, ()):
-        text = text.replace(secret, "…")
-    return text
+    hidden: Secrets | None = click.get_current_context().meta.get(SECRETS)
+    return text if hidden is None else hidden.hide(text)
 
 
 def clean(text: str) -> str:

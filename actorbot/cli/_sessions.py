@@ -17,7 +17,7 @@ from actorbot.cli._copy import copy
 from actorbot.cli._export import export
 from actorbot.cli._format import clean, count_of, show_id, show_when, write_json
 from actorbot.cli._store import opened
-from actorbot.errors import ActorbotError, CorruptSessionError
+from actorbot.errors import ActorbotError, CorruptSessionError, ForeignSessionError
 from actorbot.stores import Record, RecordStore
 
 __all__ = ["sessions"]
@@ -70,6 +70,9 @@ def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool
             listed += 1
             if listed == limit:
                 break
+    if not listed:
+        others = "" if everything else " that is alive; --all lists the others too"
+        click.echo(f"there is no session{f' that begins with {show_id(prefix)}' if prefix else ''}{others}", err=True)
     if unreadable:
         sys.exit(1)
 
@@ -179,6 +182,8 @@ def _describe(store: RecordStore, session_id: str) -> str | None:
     """Say what is there; `None` if it is nothing that can be destroyed."""
     try:
         record = _read(store, session_id)
+    except ForeignSessionError:
+        raise  # another bot has it, and can read it
     except CorruptSessionError:
         return "it could not be read"
     if record is None or record.state is None:

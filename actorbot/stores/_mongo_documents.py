@@ -7,7 +7,6 @@ What actorbot must know again is beside `state`.
 from __future__ import annotations
 
 import json
-import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from datetime import UTC
@@ -74,20 +73,20 @@ def encode_record(record: Record, *, store: str) -> bytes:
     except UndecodableError as error:
         raise CorruptSessionError(store, record.session_id, str(error)) from error
     except (BSONError, ArithmeticError, ValueError) as error:  # their texts may quote the session
-        raise NotEncodableError("session", f"BSON cannot hold it ({type(error).__name__})") from None
+        reason = f"BSON cannot hold it ({type(error).__name__})"
+        raise NotEncodableError("session", reason, session_id=record.session_id) from None
     if len(raw) > MAX_BYTES:
-        raise SessionTooLargeError(
-            "session", f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB", limit=MAX_BYTES
-        )
+        reason = f"takes {len(raw)} bytes as BSON, more than the {MAX_BYTES} of MongoDB"
+        raise SessionTooLargeError("session", reason, limit=MAX_BYTES, session_id=record.session_id)
     return raw
 
 
 def decode_record(
-    raw: bytes | memoryview, *, store: str, expires_in: float
+    raw: bytes | memoryview, *, store: str, now: float, expires_in: float
 ) -> tuple[str, Record | CorruptSessionError]:
     """Return the session id of a document, and its record.
 
-    An adopted session ends in *expires_in* seconds.
+    An adopted session was active *now*, and ends *expires_in* seconds later.
     """
     try:
         document = bson.decode(raw, OPTIONS)
@@ -96,7 +95,7 @@ def decode_record(
         return session_id, CorruptSessionError(store, session_id, f"its BSON is malformed: {error}")
     session_id = document.pop("_id")
     try:
-        return session_id, _to_record(session_id, document, expires_in)
+        return session_id, _to_record(session_id, document, now, expires_in)
     except (UndecodableError, NotEncodableError, SessionTooLargeError) as error:
         return session_id, CorruptSessionError(store, session_id, str(error))
 
@@ -160,7 +159,7 @@ def _from_key(key: str) -> str:
     return key[len(_ODD) :].replace("%00", "\0").replace("%25", "%") if key.startswith(_ODD) else key
 
 
-def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> Record:
+def _to_record(session_id: str, document: dict[str, Any], now: float, expires_in: float) -> Record:
     """Return the record of a document without its `_id`.
 
     Raises: UndecodableError, NotEncodableError, SessionTooLargeError.
@@ -177,7 +176,6 @@ def _to_record(session_id: str, document: dict[str, Any], expires_in: float) -> 
     elif "state" in document:
         raise UndecodableError("it is deleted and has a state")
     if document.keys() == {"state"}:
-        now = time.time()
         return Record(session_id, 0, state, b"", b"", now, now + expires_in)
     return Record(session_id, *_read_rest(document, state))
 

@@ -13,6 +13,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.stores._scheme import as_drivers_write
+from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
 
 try:
     import redis
@@ -20,6 +22,8 @@ try:
     from redis.crc import key_slot
     from redis.exceptions import AskError, NoScriptError
     from redis.retry import Retry
+
+    from actorbot.stores._redis_silence import KEEPALIVE, DeadConnectionError, await_answer
 except ImportError as error:
     raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
@@ -33,6 +37,9 @@ MAX_CONNECTIONS: Final = 20
 # A server that answers this has not done what it was asked. After any other failure it may have.
 REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
 
+# The kinds of error that are told apart, the narrower ones first.
+KINDS: Final = (*REFUSALS[1:], redis.ResponseError, redis.TimeoutError, redis.ConnectionError, redis.RedisError)
+
 Command = tuple["str | bytes | int", ...]
 
 
@@ -40,7 +47,11 @@ class Link:
     """What a URL leads to. All but `open` and `close` may run in several threads at once."""
 
     def __init__(self, url: str) -> None:
-        self._first = _Server(_make_pool(url))
+        url = as_drivers_write(url)
+        pool = _make_pool(url)
+        if isinstance(pool, ConfigError):
+            raise pool
+        self._first = _Server(pool, Secrets(url))
         self._lock = threading.Lock()  # guards changes of `_others` and `_slots`
         self._others: dict[tuple[str, int], _Server] = {}
         self._slots: list[tuple[int, int, _Server]] | None = None  # first, last, whose; None: no cluster
@@ -136,6 +147,7 @@ class Link:
         answers: list[Any] = [None] * len(calls)
         until = time.monotonic() + READ_TIMEOUT
         for server, numbers in shares.items():
+            pool = server.pool
             try:
                 if time.monotonic() > until:
                     raise StoreUnavailableError("redis", f"{server.where} was not asked: no time was left")
@@ -143,6 +155,9 @@ class Link:
             except StoreUnavailableError as error:
                 self._stale = True  # a replica may have taken its place
                 given = [error] * len(numbers)
+            if server.pool is not pool:  # its connections were dead, and so are those to the others, most likely
+                for other in shares.keys() - {server}:
+                    other.renew(other.pool)
             for n, answer in zip(numbers, given, strict=True):
                 answers[n] = answer
         return answers
@@ -180,61 +195,68 @@ class Link:
         if address == (settings.get("host", "localhost"), settings.get("port", 6379)):
             return self._first
         if address not in self._others:
-            make: Any = redis.BlockingConnectionPool
-            pool = make(
-                MAX_CONNECTIONS,
-                CONNECT_TIMEOUT,
-                self._first.pool.connection_class,
-                **settings | {"host": host, "port": address[1]},
-            )
-            self._others[address] = _Server(pool)
+            pool = _pool_like(self._first.pool, host=host, port=address[1])
+            self._others[address] = _Server(pool, self._first.secrets)
         return self._others[address]
 
 
 class _Server:
     """One server and the connections to it."""
 
-    def __init__(self, pool: Any) -> None:  # a BlockingConnectionPool, parts of whose interface are not typed
+    def __init__(self, pool: Any, secrets: Secrets) -> None:  # not all of a BlockingConnectionPool is typed
         self.pool = pool
+        self.secrets = secrets
         settings = pool.connection_kwargs
         self.where = str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
 
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
         """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
-        If the connection breaks, commands that only read are sent again: a failed read costs its
-        callers their events. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that
-        may have been done.
+        If the connection breaks or turns out to be dead, commands that only read are sent again: a
+        failed read costs its callers their events. Raises: StoreUnavailableError;
+        OutcomeUnknownError for *writes* that may have been done.
         """
         began = time.monotonic()
         try:
             return self._ask(commands, writes)
         except StoreUnavailableError as error:
+            cut = isinstance(error.__cause__, DeadConnectionError)
             broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
-            if writes or not broke or time.monotonic() - began > CONNECT_TIMEOUT / 2:
+            if writes or not (cut or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
                 raise
         return self._ask(commands, writes)
 
+    def renew(self, pool: Any) -> None:
+        """Use new connections from now on, if they are still those of *pool*, which end with it."""
+        if self.pool is pool:
+            self.pool = _pool_like(pool)
+
     def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
+        answers = self._exchange(commands, writes)
+        if isinstance(answers, StoreUnavailableError):
+            raise answers  # here the driver's error is no `__context__`, which may show a secret
+        return answers
+
+    def _exchange(self, commands: Sequence[Command], writes: bool) -> list[Any] | StoreUnavailableError:
+        pool = self.pool
         try:
-            connection = self.pool.get_connection()
+            connection = pool.get_connection()
         except Exception as error:
-            failure = self._failure(error)
-            raise failure from failure.__cause__
+            return self._failure(error)
         try:
             connection.send_packed_command(connection.pack_commands(commands))
+            await_answer(connection, pool, connection.socket_timeout or READ_TIMEOUT)
             return [self._receive(connection) for _ in commands]
         except Exception as error:
+            if isinstance(error, DeadConnectionError):
+                self.renew(pool)  # its other connections are dead too, most likely
             connection.disconnect()  # a late answer must not be taken for that of the next command
-            if writes:
-                raise OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {error}") from error
-            failure = self._failure(error)
-            raise failure from failure.__cause__
+            return self._unknown(error) if writes else self._failure(error)
         except BaseException:
             connection.disconnect()
             raise
         finally:
-            self.pool.release(connection)
+            pool.release(connection)
 
     def _receive(self, connection: Any) -> Any:
         try:
@@ -242,19 +264,32 @@ class _Server:
         except REFUSALS as error:
             return self._failure(error)
 
+    def _unknown(self, error: Exception) -> OutcomeUnknownError:
+        said, cause = self._told(error)
+        failure = OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {said}")
+        failure.__cause__ = cause
+        return failure
+
     def _failure(self, error: Exception) -> StoreUnavailableError:
-        # A server that does not know a command repeats its arguments, data and passwords among
-        # them.
-        said, separator, _ = str(error).partition(", with args beginning with")
-        if separator:
-            error = redis.ResponseError(said)
+        said, cause = self._told(error)
         if isinstance(error, redis.AuthenticationError):
             said = f"{self.where} does not accept this user or password"
         else:
             said = f"{self.where} {'refuses' if isinstance(error, REFUSALS) else 'does not answer'}: {said}"
         failure = StoreUnavailableError("redis", said)
-        failure.__cause__ = error
+        failure.__cause__ = cause
         return failure
+
+    def _told(self, error: Exception) -> tuple[str, Exception]:
+        """Return what *error* says, and what may be a `__cause__`: both show no secret.
+
+        A server that does not know a command repeats its arguments, data and passwords among them.
+        """
+        said, repeats, _ = str(error).partition(", with args beginning with")
+        if not repeats and not self.secrets.show_in(error):
+            return said, error
+        said = self.secrets.hide(said)
+        return said, next((kind(said) for kind in KINDS if isinstance(error, kind)), OSError(said))
 
 
 def is_refused(answer: object) -> bool:
@@ -267,11 +302,23 @@ def is_about_script(answer: object) -> bool:
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
 
 
-def _make_pool(url: str) -> redis.BlockingConnectionPool:
-    """Make a pool for *url*, and connect nowhere. Raises: ConfigError, which quotes no password."""
+def _pool_like(pool: Any, **changes: Any) -> Any:
+    """Make a pool of new connections with the settings of *pool*, but for *changes*."""
+    make: Any = redis.BlockingConnectionPool
+    return make(MAX_CONNECTIONS, CONNECT_TIMEOUT, pool.connection_class, **pool.connection_kwargs | changes)
+
+
+def _make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
+    """Make a pool for *url*, and connect nowhere; or return the error, which quotes no password.
+
+    The caller raises it, away from the driver's error, whose text may quote one.
+    """
     expected = "redis://[[user]:password@]host[:port][/database], rediss://… or unix:///path"
-    if not isinstance(url, str):
-        raise ConfigError("url", type(url), expected)
+    given: object = url
+    if not isinstance(given, str):
+        return ConfigError("url", type(given), expected)
+    if hosts_of(url) is None:
+        return ConfigError("url", _without_secrets(url), ENCODED)
     try:
         parts = urlsplit(url)
         if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
@@ -282,7 +329,7 @@ def _make_pool(url: str) -> redis.BlockingConnectionPool:
             timeout=CONNECT_TIMEOUT,  # to wait for a connection when all are in use
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=READ_TIMEOUT,
-            **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
+            **({} if parts.scheme == "unix" else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}),
             retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
             # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Leave it
             # on: with TLS 1.3, before an answer was read, redis-py takes the session tickets for
@@ -291,12 +338,13 @@ def _make_pool(url: str) -> redis.BlockingConnectionPool:
         )
         pool.connection_class(**pool.connection_kwargs)
     except TypeError as error:
-        raise ConfigError("url", _without_secrets(url), f"{expected}; {str(error).partition(') ')[2]}") from None
+        reason = "" if has_secret_option(url) else f"; {str(error).partition(') ')[2]}"
+        return ConfigError("url", _without_secrets(url), expected + reason)
     except (ValueError, redis.RedisError):  # their texts may quote the password
-        raise ConfigError("url", _without_secrets(url), expected) from None
+        return ConfigError("url", _without_secrets(url), expected)
     return pool
 
 
 def _without_secrets(url: str) -> str:
-    scheme, separator, _ = url.partition("://")
-    return f"{scheme}://…" if separator else "…"
+    scheme = url.partition("://")[0]
+    return f"{scheme}://…" if scheme in {"redis", "rediss", "unix"} else "…"

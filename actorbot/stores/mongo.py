@@ -5,9 +5,8 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 from actorbot._state.record import Record
@@ -20,7 +19,8 @@ from actorbot.errors import (
     SessionTooLargeError,
     StoreUnavailableError,
 )
-from actorbot.stores._findings import Finding, has_expiry, judge_clock, judge_mongo
+from actorbot.stores._findings import Finding
+from actorbot.stores._server_clock import ServerClock
 from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 try:
@@ -28,17 +28,24 @@ try:
     from bson.raw_bson import RawBSONDocument
     from pymongo.errors import (
         BulkWriteError,
-        ConnectionFailure,
-        NetworkTimeout,
-        OperationFailure,
+        ExecutionTimeout,
         PyMongoError,
         ServerSelectionTimeoutError,
         WaitQueueTimeoutError,
     )
 
     from actorbot.stores._mongo_damage import SHAPE, set_aside
-    from actorbot.stores._mongo_documents import FORMAT, OPTIONS, decode_record, encode_record
-    from actorbot.stores._mongo_link import Call, Link, RawCollection, describe, describe_refusal, is_duplicate
+    from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record
+    from actorbot.stores._mongo_link import (
+        Call,
+        Link,
+        RawCollection,
+        describe,
+        describe_refusal,
+        is_duplicate,
+        is_too_slow,
+    )
+    from actorbot.stores._mongo_server import check_version, examine, make_index, time_of, what_is_missing
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
@@ -46,15 +53,8 @@ except ImportError as missing:
 
 __all__ = ["MongoSessionStore"]
 
-logger = logging.getLogger("actorbot")
-
 TRIES: Final = 3
 PAGE: Final = 250  # sessions that a scan reads at a time
-OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps nested keys with `$`
-
-# An index of this name, or on these keys, is there with other options.
-_OTHER_INDEX: Final = frozenset({85, 86})
-_UNAUTHORIZED: Final = 13
 
 
 class MongoSessionStore(RecordStore):
@@ -69,11 +69,11 @@ class MongoSessionStore(RecordStore):
     Writes are confirmed by a majority and journaled, whatever the URL says. The driver retries none
     of them: by the write ids in a record, a write that was applied before is recognised. A call
     ends after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be
-    longer.
+    longer. If there was no answer after a second and a half, it goes on with new connections.
 
-    The server removes expired records about two minutes later, by an index that `init` makes. One
-    store may be used from several threads. In a forked process, call `init` again: it connects
-    anew.
+    The server removes expired records about two minutes later, by an index that `init` makes. Ends
+    are kept by the server's clock. One store may be used from several threads. In a forked process,
+    call `init` again: it connects anew.
 
     Raises: ConfigError.
     """
@@ -94,89 +94,83 @@ class MongoSessionStore(RecordStore):
         if collection_name.startswith((".", "system.")) or collection_name.endswith("."):
             raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
         self._link = Link(url, database, collection_name)
+        self._clock = ServerClock(self.name, self._ask_time)
+        self._only_looked = False
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        if self._link.is_open:
-            return self
-        self._link.open()
+        if not self._link.is_open or self._only_looked:
+            self._open(make_index)
+            self._only_looked = False
+        return self
+
+    def look(self) -> str | None:
+        if not self._link.is_open:
+            self._open()
+            self._only_looked = True
         try:
-            self._prepare(self._link.collection, self._link.call())
+            return what_is_missing(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
+
+    def _open(self, prepare: Callable[[Link], object] = lambda link: None) -> None:
+        try:
+            if not self._link.is_open:
+                self._link.open()
+            check_version(self._link)
+            prepare(self._link)
+            self._clock.measure()
         except PyMongoError as error:
             self._link.close()
             raise self._link.unusable(error) from error
         except BaseException:
             self._link.close()
             raise
-        return self
-
-    def _prepare(self, collection: RawCollection, call: Call) -> None:
-        """Check the server's version, and make the index by which it removes what has expired."""
-        with call.command():
-            newest = collection.database.command("hello", codec_options=OPTIONS).get("maxWireVersion", 0)
-        if newest < OLDEST:
-            raise StoreUnavailableError(self.name, f"{self._link.hosts} is older than MongoDB 5.0")
-        try:
-            with call.command():
-                collection.create_index("expireAt", name="actorbot_expiry", expireAfterSeconds=0)
-        except OperationFailure as error:
-            if error.code not in _OTHER_INDEX:
-                raise
-            if not has_expiry(_indexes(collection, call)):
-                logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
 
     def close(self) -> None:
         self._link.close()
 
     def examine(self) -> Iterator[Finding]:
-        self.init()
-        call = self._link.call()
+        missing = self.look()
         yield Finding("reach", "ok", f"{self._link.hosts} answers")
         try:
-            yield from self._examine(self._link.collection, call)
+            yield from examine(self._link)
         except PyMongoError as error:
             raise self._link.unusable(error) from error
+        yield self._clock.measure()
+        if missing is not None:
+            text = f"{missing}; a bot makes it when it starts; look at the URL if you expected it"
+            yield Finding("collection", "warning", text)
 
-    def _examine(self, collection: RawCollection, call: Call) -> Iterator[Finding]:
-        database, before = collection.database, time.time()
-        with call.command():
-            hello = database.command("hello", codec_options=OPTIONS)
-        ahead = hello["localTime"].timestamp() - (before + time.time()) / 2
-        with call.command():
-            version = database.command("buildInfo", codec_options=OPTIONS)["version"]
+    def sweep(self, now: float) -> Sequence[Record]:
+        self._clock.keep()
+        return ()
+
+    @property
+    def complaint(self) -> str:
+        return self._clock.complaint
+
+    def _ask_time(self) -> float | None:
         try:
-            with call.command():
-                status = database.client.admin.command("serverStatus", codec_options=OPTIONS)
-        except OperationFailure as error:
-            if error.code != _UNAUTHORIZED:
-                raise
-            status = None
-        yield from judge_mongo(hello, version, status, _indexes(collection, call))
-        yield judge_clock(ahead)
+            return time_of(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
 
     # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        collection, call = self._link.collection, self._link.call()
+        self._clock.keep_if_set()
+        call = self._link.call()
         try:
-            call.reach(collection)
-            try:
-                return self._find(collection, session_ids, call)
-            except NetworkTimeout:
-                raise
-            except ConnectionFailure:
-                # Perhaps only this connection was closed in the meantime. Reading again changes
-                # nothing.
-                call.reach(collection)
-                return self._find(collection, session_ids, call)
+            return self._link.twice(call, partial(self._find, session_ids, call))
         except PyMongoError as error:
             raise StoreUnavailableError(
                 self.name, f"reading from {self._link.hosts} failed: {describe(error)}"
             ) from error
 
     def _find(
-        self, collection: RawCollection, session_ids: Sequence[str], call: Call
+        self, session_ids: Sequence[str], call: Call, collection: RawCollection
     ) -> list[Record | ActorbotError | None]:
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
@@ -185,7 +179,9 @@ class MongoSessionStore(RecordStore):
         return [found.get(session_id) for session_id in session_ids]
 
     def _decode(self, document: RawBSONDocument) -> tuple[str, Record | CorruptSessionError]:
-        return decode_record(document.raw, store=self.name, expires_in=self.expires_in)
+        now = self._clock.now()
+        session_id, found = decode_record(document.raw, store=self.name, now=now, expires_in=self.expires_in)
+        return session_id, found if isinstance(found, CorruptSessionError) else self._clock.here(found)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         last = ""
@@ -214,7 +210,8 @@ class MongoSessionStore(RecordStore):
     # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        collection, call = self._link.collection, self._link.call()
+        self._clock.keep_if_set()
+        call = self._link.call()
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
         for n, write in enumerate(writes):
@@ -222,20 +219,17 @@ class MongoSessionStore(RecordStore):
                 operations[n] = self._operation(write, call)
             except (CorruptSessionError, NotEncodableError, SessionTooLargeError, StoreUnavailableError) as error:
                 outcomes[n] = error
-        sent = False
         try:
-            call.reach(collection)
             for _ in range(TRIES):
                 if not operations:
                     return outcomes
-                refused = self._send(collection, list(operations.values()), call)
-                sent = True
+                refused = self._link.twice(call, partial(self._send, list(operations.values()), call), writes=True)
                 numbers = list(operations)
                 errors = {numbers[at]: error for at, error in refused.items()}
-                again = self._resolve(collection, writes, outcomes, errors, call)
+                again = self._resolve(writes, outcomes, errors, call)
                 operations = {n: operations[n] for n in again}
         except (ServerSelectionTimeoutError, WaitQueueTimeoutError) as error:
-            kind = OutcomeUnknownError if sent else StoreUnavailableError
+            kind = OutcomeUnknownError if call.sent else StoreUnavailableError
             raise kind(self.name, f"{self._link.hosts} cannot be reached: {describe(error)}") from error
         except PyMongoError as error:
             raise OutcomeUnknownError(self.name, f"writing to {self._link.hosts} failed: {describe(error)}") from error
@@ -252,7 +246,7 @@ class MongoSessionStore(RecordStore):
         Raises: StoreUnavailableError if a damaged document could not be set aside.
         """
         record = write.record
-        raw = encode_record(record, store=self.name)
+        raw = encode_record(self._clock.there(record), store=self.name)
         may_replace: dict[str, Any] = {"_id": record.session_id}
         damaged = None
         if write.over_damage:
@@ -268,14 +262,19 @@ class MongoSessionStore(RecordStore):
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)
 
-    def _send(self, collection: RawCollection, operations: list[Any], call: Call) -> dict[int, Mapping[str, Any]]:
-        """Send *operations*; return the errors, by number. What has none was applied."""
+    def _send(self, operations: list[Any], call: Call, collection: RawCollection) -> dict[int, Mapping[str, Any]]:
+        """Send *operations*; return the errors, by number. What has none was applied.
+
+        Raises: OutcomeUnknownError, PyMongoError.
+        """
         try:
             with call.command():
                 collection.bulk_write(operations, ordered=False)
         except BulkWriteError as error:
             details = error.details  # the error itself quotes the sessions, so it is no `__cause__`
             unconfirmed = details.get("writeConcernErrors")
+            if call.is_first_try and is_too_slow([*details["writeErrors"], *(unconfirmed or ())]):
+                raise ExecutionTimeout("not all was done in the time of the first try") from None
             if unconfirmed:
                 reason = f"{self._link.hosts} did not confirm a write as safe: {unconfirmed[0].get('errmsg')}"
                 raise OutcomeUnknownError(self.name, reason) from None
@@ -284,7 +283,6 @@ class MongoSessionStore(RecordStore):
 
     def _resolve(
         self,
-        collection: RawCollection,
         writes: Sequence[Write],
         outcomes: list[ActorbotError | None],
         refused: Mapping[int, Mapping[str, Any]],
@@ -307,7 +305,7 @@ class MongoSessionStore(RecordStore):
         if not compared:
             return []
         again = []
-        found = self._find(collection, [writes[n].record.session_id for n in compared], call)
+        found = self._find([writes[n].record.session_id for n in compared], call, self._link.collection)
         for n, stored in zip(compared, found, strict=True):
             if isinstance(stored, ActorbotError):
                 outcomes[n] = stored
@@ -318,11 +316,6 @@ class MongoSessionStore(RecordStore):
             elif verdict is Verdict.CONFLICT:
                 outcomes[n] = writes[n].conflict(self.name)
         return again
-
-
-def _indexes(collection: RawCollection, call: Call) -> list[Mapping[str, Any]]:
-    with call.command():
-        return list(collection.with_options(codec_options=OPTIONS).index_information().values())
 
 
 def _check_name(field: str, name: object, forbidden: str) -> None:

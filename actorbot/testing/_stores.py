@@ -59,6 +59,10 @@ class _Around(RecordStore):
     def sweep(self, now: float) -> Iterable[Record]:
         return self.inner.sweep(now)
 
+    @property
+    def complaint(self) -> str:
+        return self.inner.complaint
+
     def scan(self) -> Iterator[Record | ActorbotError]:
         return self.inner.scan()
 

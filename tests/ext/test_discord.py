@@ -14,6 +14,7 @@ import pytest
 
 from actorbot import FileSessionStore, MemorySessionStore, SessionManager
 from actorbot.errors import DeadlockError
+from actorbot.ext.discord import in_turn, session_id_of
 from actorbot.testing import ManualClock
 from tests import ROOT
 from tests.ext.discord_api import (
@@ -30,12 +31,20 @@ from tests.ext.discord_api import (
 )
 from tests.ext.pages import program
 
-from actorbot.ext.discord import in_turn, session_id_of  # isort: skip - after the import above, which is quiet
-
 EXAMPLE = ROOT / "examples" / "with_discord.py"
 TEN_OF_TEN = dict.fromkeys(CHANNELS, 10)
 INTENTS = discord.Intents.default()
 INTENTS.message_content = True
+
+
+def test_importing_the_adapter_is_quiet_though_every_warning_is_an_error() -> None:
+    code = "import actorbot.ext.discord"
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def make_client() -> discord.Client:

@@ -55,6 +55,27 @@ MUTANTS = (
         "tests/promises/test_never_hang_on_threads.py",
     ),
     Mutant(
+        "a handler that catches its cancellation is committed",
+        "_turns/session_actor.py",
+        "if task is not None and task.cancelling() > context._cancels:",
+        "if task is not None and task.cancelling() < context._cancels:",
+        "tests/promises/test_cancellation.py -k test_a_cancelled_event_is_rolled_back",
+    ),
+    Mutant(
+        "a time-out hides from its caller that he was cancelled",
+        "_turns/session_actor.py",
+        "            task.uncancel()  # ours",
+        "            while task.uncancel():\n                pass  # ours",
+        "tests/promises/test_cancellation.py -k test_a_caller_is_cancelled_even",
+    ),
+    Mutant(
+        "a call that has given up runs when the loop comes to it",
+        "_manager/access.py",
+        "            if not waits:\n",
+        "            if False:\n",
+        "tests/promises/test_cancellation.py -k before_the_loop_took_it",
+    ),
+    Mutant(
         "a turn commits over a conflict that came meanwhile",
         "_turns/session_actor.py",
         "if self.committed is not before:",
@@ -113,6 +134,20 @@ MUTANTS = (
         "tests/promises/test_atomic_turn.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
+        "replies that nobody takes pile up",
+        "_turns/session_actor.py",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "",
+        "tests/promises/test_bounded_replies.py",
+    ),
+    Mutant(
+        "a turn that failed keeps the room of its replies",
+        "_turns/session_actor.py",
+        "        if context._reserved:\n",
+        "        if False:\n",
+        "tests/promises/test_bounded_replies.py -k gives_its_room_back",
+    ),
+    Mutant(
         "what a handler keeps of a busy session stays the session's",
         "_state/codec.py",
         "        if type(value) is list and getrefcount(value) > _OF_LIST:",
@@ -125,6 +160,73 @@ MUTANTS = (
         "                self.decoded = None  # this turn's now: if it fails, the bytes are what counts",
         "                pass",
         "tests/unit/turns/test_busy_sessions.py",
+    ),
+    # --- sessions that grow -----------------------------------------------------------------------
+    Mutant(
+        "nobody is told of a session that is nearly full",
+        "_flushing/dirty.py",
+        "        if size > self._near:\n",
+        "        if size < 0:\n",
+        "tests/promises/test_bounded.py -k test_a_session_that_is_nearly_full",
+    ),
+    Mutant(
+        "an agent's memory tears a call from its result",
+        "ext/_conversation.py",
+        "            torn.update(range(calls.setdefault(call, place) + 1, place + 1))",
+        "            calls.setdefault(call, place)",
+        "tests/ext/test_agents.py -k test_one_run_that_is_too_long",
+    ),
+    Mutant(
+        "an agent's memory outgrows its session",
+        "ext/agents.py",
+        "        del kept[:begin]\n",
+        "",
+        "tests/ext/test_agents.py -k test_a_long_conversation_never_outgrows",
+    ),
+    # --- time-outs --------------------------------------------------------------------------------
+    Mutant(
+        "a time-out of infinity is taken",
+        "_checks.py",
+        '    return check_seconds("timeout", value, least=0.0)',
+        "    return float(value)",
+        "tests/promises/test_never_hang_bad_timeouts.py",
+    ),
+    # --- errors -----------------------------------------------------------------------------------
+    Mutant(
+        "an error loses its cause on its way to another process",
+        "errors.py",
+        '    return facts if error.__cause__ is None else {"__cause__": error.__cause__, **facts}',
+        "    return facts",
+        "tests/unit/test_errors.py -k test_the_cause_and_the_notes",
+    ),
+    # --- a session of the author's own type -------------------------------------------------------
+    Mutant(
+        "one of several dataclasses is stored without its name",
+        "_state/annotations.py",
+        "            return lambda value, depth: {TAG: name, **convert(value, depth)}\n",
+        "            return convert\n",
+        "tests/unit/state/test_session.py -k test_one_of_several_types",
+    ),
+    Mutant(
+        "a turn commits what its session's own type refuses to load",
+        "_state/typed.py",
+        "        if self._loader.has_own_code:\n",
+        "        if self._loader is None:\n",
+        "tests/promises/test_typed_sessions.py -k test_what_a_sessions_own_type_refuses_is_never_committed",
+    ),
+    Mutant(
+        "on_error hears nothing of a record that its type refuses",
+        "_turns/session_actor.py",
+        "            context = context or never_begun(self, event, error)\n",
+        "",
+        "tests/promises/test_typed_sessions.py -k test_a_record_that_its_type_refuses",
+    ),
+    Mutant(
+        "a misspelt attribute is dropped in silence",
+        "_state/fields.py",
+        "            if strangers:\n                reason",
+        "            if strangers == 0:\n                reason",
+        "tests/promises/test_typed_sessions.py -k test_a_misspelt_attribute",
     ),
     # --- leaving memory ---------------------------------------------------------------------------
     Mutant(
@@ -164,6 +266,27 @@ MUTANTS = (
         "tests/unit/flushing tests/promises/test_never_hang.py tests/unit/stores/test_driver_deadlines.py",
     ),
     Mutant(
+        "a batch with a session that cannot be stored is sent again whole",
+        "_flushing/division.py",
+        "            job.session.company = (size + 1) // 2\n",
+        "            job.session.company = size\n",
+        "tests/unit/flushing/test_division.py -k holds_up_no_other",
+    ),
+    Mutant(
+        "a store that is down is asked for each of its sessions",
+        "stores/_batches.py",
+        "    return isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, Exception)",
+        "    return not isinstance(error, Exception)",
+        "tests/unit/flushing/test_division.py -k outage",
+    ),
+    Mutant(
+        "a session that cannot be stored is sent as it was, though it has changed",
+        "_flushing/recovery.py",
+        "    job.unknown = False\n",
+        "",
+        "tests/unit/flushing/test_division.py -k stored_again",
+    ),
+    Mutant(
         "what is committed while a write is out is not flushed",
         "_flushing/outcome.py",
         "job.made if committed is not None and committed[VERSION] > record.version else None",
@@ -186,9 +309,9 @@ MUTANTS = (
     ),
     Mutant(
         "threads that compute keep a flusher that is late from the interpreter",
-        "_turns/session_actor.py",
-        "            shared.home.give_way()\n",
-        "            pass\n",
+        "_turns/ready.py",
+        "        shared.home.give_way()\n",
+        "        pass\n",
         "tests/unit/flushing/test_flusher.py -k test_callers_give_way",
     ),
     # --- stores -----------------------------------------------------------------------------------
@@ -256,6 +379,34 @@ MUTANTS = (
         "        if self._store.may_block:\n",
         "        if False:\n",
         "tests/unit/stores/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
+    ),
+    Mutant(
+        "a connection that a firewall has forgotten is waited for",
+        "stores/_redis_silence.py",
+        "    if _answers(pool, silence):",
+        "    if False:",
+        "tests/servers/test_idle_connections.py -k 'read_on and valkey'",
+    ),
+    Mutant(
+        "of several dead connections each costs its caller a wait",
+        "stores/_mongo_link.py",
+        "                    self._renew(collection)",
+        "                    pass",
+        "tests/servers/test_idle_connections.py -k 'several and mongo'",
+    ),
+    Mutant(
+        "sessions end by the clock of whichever bot wrote them",
+        "stores/_server_clock.py",
+        "        self._ahead = round(difference) if abs(difference) > CLOCK_WARNS else 0",
+        "        self._ahead = 0",
+        "tests/servers/test_server_clock.py",
+    ),
+    Mutant(
+        "the server's clock is looked at only at the start",
+        "stores/redis.py",
+        "        self._clock.keep()\n",
+        "",
+        "tests/servers/test_server_clock.py -k every_ten_minutes",
     ),
     # --- the journal ------------------------------------------------------------------------------
     Mutant(
@@ -373,6 +524,50 @@ MUTANTS = (
         "        if False:",
         "tests/unit/journal/test_journaled.py -k comes_back_into_memory",
     ),
+    # --- what the author gives --------------------------------------------------------------------
+    Mutant(
+        "a handler with a yield is acknowledged and never runs",
+        "_checks.py",
+        "    if _yields(value):",
+        "    if False:",
+        "tests/unit/manager/test_functions_with_yield.py -k refuses_it_as_handler",
+    ),
+    # --- URLs and the command ---------------------------------------------------------------------
+    Mutant(
+        "a part of a password is taken for a host",
+        "stores/_secrets.py",
+        '    if authority and "@" in rest[len(authority) :]:',
+        "    if False:",
+        "tests/unit/stores/test_secrets.py",
+    ),
+    Mutant(
+        "a driver's error shows the password in its URL",
+        "stores/driver.py",
+        "        said, cause = GIVEN.tell(error)",
+        "        said, cause = GIVEN.tell(error)[0], error",
+        "tests/unit/stores/test_secrets.py",
+    ),
+    Mutant(
+        "looking at a mistyped place makes it",
+        "cli/_store.py",
+        "        missing = store.look() if to_read else None\n",
+        "        missing = store.init() and None\n",
+        "tests/tools/test_cli_sessions.py -k mistyped",
+    ),
+    Mutant(
+        "a session of a longer key prefix is called damaged",
+        "stores/redis.py",
+        "            if inner and inner != session_id and session_id.endswith(inner):",
+        "            if False:",
+        "tests/tools/test_cli_sessions.py -k longer_key_prefix",
+    ),
+    Mutant(
+        "what a driver lists as an id and is none is skipped in silence",
+        "stores/driver.py",
+        "        yield from errors\n",
+        "",
+        "tests/unit/stores/test_driver_store.py -k what_is_no_id",
+    ),
     # --- a store that has gone back in time -------------------------------------------------------
     Mutant(
         "a bot takes its own older writes for another process's",
@@ -460,6 +655,13 @@ MUTANTS = (
         "    if not hmac.compare_digest(given, expected):",
         "    if False:",
         "tests/ext/test_webhooks.py",
+    ),
+    Mutant(
+        "a check of signatures that does not run lets every delivery in",
+        "ext/_platform.py",
+        'for name in ("admit", "verify", "parse", "open", "reply", "subscribe"):',
+        "for name in ():",
+        "tests/ext/test_functions_with_yield.py -k would_not_run",
     ),
     Mutant(
         "a failing handler of python-telegram-bot leaves its changes",

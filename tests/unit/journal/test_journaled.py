@@ -19,7 +19,9 @@ import pytest
 from actorbot import (
     Context,
     FileSessionStore,
+    FlushPolicy,
     MemorySessionStore,
+    SessionManager,
     errors,
 )
 from actorbot._flushing.waiters import Goal
@@ -357,3 +359,11 @@ async def test_sessions_in_files_have_a_journal_too(tmp_path: Path) -> None:
             assert await manager.dispatch("ann", "hi", durable=True) == n
     async with make_manager(FileSessionStore(tmp_path / "sessions"), tmp_path / "journal") as manager:
         assert await manager.dispatch("ann", "hi") == 4
+
+
+async def test_a_journal_may_stand_in_the_users_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for policy in (FlushPolicy.journaled("~/bot.journal"), FlushPolicy.parse("journaled:path=~/bot.journal")):
+        async with SessionManager(MemorySessionStore(), flush=policy):
+            assert (tmp_path / "bot.journal").is_file()
+    assert FlushPolicy.parse(str(policy)) == policy
