@@ -747,7 +747,7 @@ MUTANTS = (
     Mutant(
         "what went on from an older state is overwritten",
         "_flushing/set_back.py",
-        "return owner != BY_HAND and stored.version < session.flushed and stored.last_activity < self._began",
+        "return made_before and stored.state is not None and owner != BY_HAND",
         "return True",
         "tests/promises/test_store_set_back.py -k another_process",
     ),
