@@ -28,7 +28,17 @@ from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["FORMAT", "GRACE", "LENIENT", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record", "literal_id"]
+__all__ = [
+    "FORMAT",
+    "GRACE",
+    "LENIENT",
+    "MAX_BYTES",
+    "OPTIONS",
+    "RAW",
+    "decode_record",
+    "encode_record",
+    "literal_id",
+]
 
 FORMAT: Final = 1
 GRACE: Final = 120.0  # seconds that the server keeps a record longer: its next write may be on its way

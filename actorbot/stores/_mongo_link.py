@@ -242,8 +242,10 @@ class Call:
 
 
 def describe(error: Exception) -> str:
-    """Return the driver's message, without the topology and the reply that it quotes."""
-    text = str(error).partition(", Timeout:")[0].partition(", full error")[0]
+    """Return the driver's message, without the topology, time-outs and reply that it quotes."""
+    text = str(error)
+    for quoted in (", Timeout:", ", full error", " (configured timeouts:"):
+        text = text.partition(quoted)[0]
     return (text or type(error).__name__)[:300]
 
 

@@ -14,7 +14,7 @@ from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Call, Link, RawCollection
 from actorbot.stores._mongo_rights import check_rights, judge_rights
 
-__all__ = ["check_version", "examine", "make_index", "time_of", "what_is_missing"]
+__all__ = ["check_server", "examine", "make_index", "time_of", "what_is_missing"]
 
 logger = logging.getLogger("actorbot")
 
@@ -28,8 +28,8 @@ _OTHER_INDEX: Final = frozenset({85, 86})
 _UNAUTHORIZED: Final = 13
 
 
-def check_version(link: Link) -> None:
-    """Raises: StoreUnavailableError if the server is too old; PyMongoError."""
+def check_server(link: Link) -> None:
+    """Raises: StoreUnavailableError, also if the server is too old; PyMongoError."""
     call = link.call()
     link.reach_at_start(call)
     if _hello(link.collection, call).get("maxWireVersion", 0) < OLDEST:
@@ -57,12 +57,12 @@ def what_is_missing(link: Link) -> str | None:
 
 
 def make_index(link: Link) -> None:
-    """Make the index by which the server removes what has expired.
+    """Check user and collection, and make the index by which the server removes what has expired.
 
     Raises: ConfigError, StoreUnavailableError, PyMongoError.
     """
-    collection, call = link.collection, link.call()
     check_rights(link)
+    collection, call = link.collection, link.call()
     _check_collation(collection, call)
     try:
         with call.command():
@@ -88,7 +88,7 @@ def _check_collation(collection: RawCollection, call: Call) -> None:
         one, other = taken[0]
         expected = (
             f"a collection that tells {one!r} from {other!r}: by its collation they are one session."
-            " Name another collection, or copy this one into one with the collation { locale: 'simple' }"
+            " Name another collection, or move its documents into one with the collation { locale: 'simple' }"
         )
         raise ConfigError("collection_name", collection.name, expected)
 

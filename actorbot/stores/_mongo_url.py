@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from actorbot.errors import ConfigError
 
-__all__ = ["DATABASE", "check_name", "database_of", "times_of"]
+__all__ = ["DATABASE", "check_names", "database_of", "times_of"]
 
 logger = logging.getLogger("actorbot")
 
@@ -36,8 +36,16 @@ def database_of(url: str) -> str:
     return name
 
 
-def check_name(field: str, name: object, forbidden: str) -> None:
-    """Raises: ConfigError if *name* has a character of *forbidden*, or is no text."""
+def check_names(database: str | None, collection_name: str) -> None:
+    """Raises: ConfigError."""
+    if database is not None:
+        _check_name("database", database, ' ."$/\\\0')
+    _check_name("collection_name", collection_name, "$\0")
+    if collection_name.startswith((".", "system.")) or collection_name.endswith("."):
+        raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
+
+
+def _check_name(field: str, name: object, forbidden: str) -> None:
     if not isinstance(name, str) or not name or set(name) & set(forbidden):
         raise ConfigError(field, name, f"text without any of {forbidden!r}")
 

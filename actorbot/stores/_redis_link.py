@@ -216,7 +216,8 @@ class Link:
 class _Server:
     """One server and the connections to it."""
 
-    def __init__(self, pool: Any, secrets: Secrets) -> None:  # not all of a BlockingConnectionPool is typed
+    # *pool* is a BlockingConnectionPool, parts of whose interface are not typed.
+    def __init__(self, pool: Any, secrets: Secrets) -> None:
         self.pool = pool
         self.secrets = secrets
         settings = pool.connection_kwargs

@@ -5,6 +5,7 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
@@ -12,7 +13,6 @@ from typing import Any, ClassVar, Final, Self
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
-    ConfigError,
     CorruptSessionError,
     NotEncodableError,
     OutcomeUnknownError,
@@ -45,14 +45,16 @@ try:
         is_duplicate,
         is_too_slow,
     )
-    from actorbot.stores._mongo_server import check_version, examine, make_index, time_of, what_is_missing
-    from actorbot.stores._mongo_url import check_name
+    from actorbot.stores._mongo_server import check_server, examine, make_index, time_of, what_is_missing
+    from actorbot.stores._mongo_url import check_names
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
     ) from missing
 
 __all__ = ["MongoSessionStore"]
+
+logger = logging.getLogger("actorbot")
 
 TRIES: Final = 3
 PAGE: Final = 250  # sessions that a scan reads at a time
@@ -94,11 +96,7 @@ class MongoSessionStore(RecordStore):
         expires_in: float = ONE_YEAR,
     ) -> None:
         self.expires_in = check_expires_in(expires_in)
-        if database is not None:
-            check_name("database", database, ' ."$/\\\0')
-        check_name("collection_name", collection_name, "$\0")
-        if collection_name.startswith((".", "system.")) or collection_name.endswith("."):
-            raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
+        check_names(database, collection_name)
         self._link = Link(url, database, collection_name)
         self._clock = ServerClock(self.name, self._ask_time)
         self._only_looked = False
@@ -127,7 +125,7 @@ class MongoSessionStore(RecordStore):
         try:
             if not self._link.is_open:
                 self._link.open()
-            check_version(self._link)
+            check_server(self._link)
             prepare(self._link)
             self._clock.measure()
         except PyMongoError as error:
@@ -154,6 +152,10 @@ class MongoSessionStore(RecordStore):
 
     def sweep(self, now: float) -> Sequence[Record]:
         self._clock.keep()
+        try:
+            make_index(self._link)  # the collection may have been dropped
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
         return ()
 
     @property
@@ -232,8 +234,11 @@ class MongoSessionStore(RecordStore):
             for _ in range(TRIES):
                 if not operations:
                     return outcomes
-                refused = self._link.twice(call, partial(self._send, list(operations.values()), call), writes=True)
+                refused, inserted = self._link.twice(
+                    call, partial(self._send, list(operations.values()), call), writes=True
+                )
                 numbers = list(operations)
+                self._note_gone(sum(bool(writes[numbers[at]].base) for at in inserted))
                 errors = {numbers[at]: error for at, error in refused.items()}
                 again = self._resolve(writes, outcomes, errors, call)
                 operations = {n: operations[n] for n in again}
@@ -271,14 +276,30 @@ class MongoSessionStore(RecordStore):
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)
 
-    def _send(self, operations: list[Any], call: Call, collection: RawCollection) -> dict[int, Mapping[str, Any]]:
-        """Send *operations*; return the errors, by number. What has none was applied.
+    def _note_gone(self, number: int) -> None:
+        """Note that so many sessions in memory had no document any more.
 
-        Raises: OutcomeUnknownError, PyMongoError.
+        Perhaps somebody has dropped the collection, and the index with it. It was made again by the
+        first write, but without the index.
+        """
+        if not number:
+            return
+        logger.warning("mongo store: %d sessions were gone, and are written again from memory", number)
+        try:
+            make_index(self._link)
+        except (PyMongoError, StoreUnavailableError) as error:  # the writes are done, and the sweep tries it again
+            logger.warning("mongo store: the index could not be made again: %s", describe(error))
+
+    def _send(
+        self, operations: list[Any], call: Call, collection: RawCollection
+    ) -> tuple[dict[int, Mapping[str, Any]], list[int]]:
+        """Send *operations*; return the errors by number, and the numbers of those that inserted.
+
+        What has no error was applied. Raises: OutcomeUnknownError, PyMongoError.
         """
         try:
             with call.command():
-                collection.bulk_write(operations, ordered=False)
+                result = collection.bulk_write(operations, ordered=False)
         except BulkWriteError as error:
             details = error.details  # the error itself quotes the sessions, so it is no `__cause__`
             unconfirmed = details.get("writeConcernErrors")
@@ -287,8 +308,9 @@ class MongoSessionStore(RecordStore):
             if unconfirmed:
                 reason = f"{self._link.hosts} did not confirm a write as safe: {unconfirmed[0].get('errmsg')}"
                 raise OutcomeUnknownError(self.name, reason) from None
-            return {each["index"]: each for each in details["writeErrors"]}
-        return {}
+            refused = {each["index"]: each for each in details["writeErrors"]}
+            return refused, [each["index"] for each in details["upserted"]]
+        return {}, list(result.upserted_ids or ())
 
     def _resolve(
         self,
