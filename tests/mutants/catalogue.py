@@ -801,6 +801,13 @@ MUTANTS = (
         "    return replace(write, over_damage=True)",
         "tests/promises/test_damage_under_resident.py -k leaves_nothing_behind",
     ),
+    Mutant(
+        "what a newer release has written is taken for damage",
+        "_flushing/recovery.py",
+        "isinstance(stored, CorruptSessionError) and not is_of_another_release(stored):",
+        "isinstance(stored, CorruptSessionError):",
+        "tests/promises/test_damage_under_resident.py -k newer_release",
+    ),
     # --- one store object, several managers -------------------------------------------------------
     Mutant(
         "a manager that closes takes the store from another one",
