@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Final, Self
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
-    ConfigError,
     CorruptSessionError,
     NotEncodableError,
     OutcomeUnknownError,
@@ -36,7 +35,7 @@ try:
     )
 
     from actorbot.stores._mongo_damage import SHAPE, set_aside
-    from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record
+    from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record, literal_id
     from actorbot.stores._mongo_link import (
         Call,
         Link,
@@ -46,7 +45,8 @@ try:
         is_duplicate,
         is_too_slow,
     )
-    from actorbot.stores._mongo_server import check_version, examine, make_index, time_of, what_is_missing
+    from actorbot.stores._mongo_server import check_version, examine, make_index, prepare, time_of, what_is_missing
+    from actorbot.stores._mongo_url import check_names
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
@@ -63,6 +63,9 @@ PAGE: Final = 250  # sessions that a scan reads at a time
 class MongoSessionStore(RecordStore):
     """Keeps each session in a document of *collection_name*. MongoDB 5.0 or newer.
 
+    The database is *database*, or else the one behind the host in *url*, or else `actorbot`.
+    (`admin`, `config` and `local` in a URL only say where its user is known.)
+
     The server may be standalone, a replica set or a sharded cluster. `_id` is the session id,
     `state` holds the session's values, and actorbot's own fields stand beside them. What BSON holds
     exactly is kept as it is, also bytes, UUIDs, and decimals of 34 digits. Dates, tuples, sets and
@@ -72,7 +75,8 @@ class MongoSessionStore(RecordStore):
     Writes are confirmed by a majority and journaled, whatever the URL says. The driver retries none
     of them: by the write ids in a record, a write that was applied before is recognised. A call
     ends after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be
-    longer. If there was no answer after a second and a half, it goes on with new connections.
+    longer. Shorter times in the URL hold, such as `serverSelectionTimeoutMS=`. If there was no
+    answer after a second and a half, it goes on with new connections.
 
     The server removes expired records about two minutes later, by an index that `init` makes. Ends
     are kept by the server's clock. One store may be used from several threads. In a forked process,
@@ -87,24 +91,24 @@ class MongoSessionStore(RecordStore):
         self,
         url: str,
         *,
-        database: str = "actorbot",
+        database: str | None = None,
         collection_name: str = "sessions",
         expires_in: float = ONE_YEAR,
     ) -> None:
         self.expires_in = check_expires_in(expires_in)
-        _check_name("database", database, ' ."$/\\\0')
-        _check_name("collection_name", collection_name, "$\0")
-        if collection_name.startswith((".", "system.")) or collection_name.endswith("."):
-            raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
+        check_names(database, collection_name)
         self._link = Link(url, database, collection_name)
         self._clock = ServerClock(self.name, self._ask_time)
         self._only_looked = False
+
+    def __repr__(self) -> str:
+        return f"<MongoSessionStore {self._link.hosts}, {self._link.database}.{self._link.collection_name}>"
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if not self._link.is_open or self._only_looked:
-            self._open(make_index)
+            self._open(prepare)
             self._only_looked = False
         return self
 
@@ -117,12 +121,12 @@ class MongoSessionStore(RecordStore):
         except PyMongoError as error:
             raise self._link.unusable(error) from error
 
-    def _open(self, prepare: Callable[[Link], object] = lambda link: None) -> None:
+    def _open(self, make_ready: Callable[[Link], object] = lambda link: None) -> None:
         try:
             if not self._link.is_open:
                 self._link.open()
             check_version(self._link)
-            prepare(self._link)
+            make_ready(self._link)
             self._clock.measure()
         except PyMongoError as error:
             self._link.close()
@@ -191,17 +195,17 @@ class MongoSessionStore(RecordStore):
         return session_id, found if isinstance(found, CorruptSessionError) else self._clock.here(found)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
-        last = ""
-        while page := self._read_page(last):
-            yield from (record for _, record in page)
-            last = page[-1][0]
+        after: Mapping[str, Any] | None = None
+        while page := self._read_page(after):
+            yield from (self._decode(document)[1] for document in page)
+            after = literal_id(bytes(page[-1].raw))
 
-    def _read_page(self, after: str) -> list[tuple[str, Record | CorruptSessionError]]:
-        """Read the next sessions, in the order of their ids; an `_id` that is no text is none."""
+    def _read_page(self, after: Mapping[str, Any] | None) -> list[RawBSONDocument]:
+        """Read the next documents, in the order of their `_id`, which may be anything."""
+        wanted = {} if after is None else {"$expr": {"$gt": ["$_id", after]}}
         try:
             with self._link.call().command():
-                page = self._link.collection.find({"_id": {"$gt": after}}, {"expireAt": False}).sort("_id").limit(PAGE)
-                return [self._decode(document) for document in page]
+                return list(self._link.collection.find(wanted, {"expireAt": False}).sort("_id").limit(PAGE))
         except PyMongoError as error:
             raise StoreUnavailableError(self.name, f"listing {self._link.hosts} failed: {describe(error)}") from error
 
@@ -343,8 +347,3 @@ class MongoSessionStore(RecordStore):
             elif verdict is Verdict.CONFLICT:
                 outcomes[n] = writes[n].conflict(self.name)
         return again
-
-
-def _check_name(field: str, name: object, forbidden: str) -> None:
-    if not isinstance(name, str) or not name or set(name) & set(forbidden):
-        raise ConfigError(field, name, f"text without any of {forbidden!r}")
