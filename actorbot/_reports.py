@@ -43,7 +43,9 @@ class Stats:
     """Sessions that are left alone for a while, because their record cannot be read."""
     dead_letters: int
     replies_waiting: int
-    """Sessions with replies on their way."""
+    """Replies that `deliver` has not taken yet (`max_replies` bounds them)."""
+    reply_bytes: int
+    """Bytes of these that are text or `bytes`; a character counts as one."""
     nearly_full: int
     """Sessions in memory that take more than 80 % of `max_session_bytes`.
 
@@ -53,7 +55,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`ready`, `degraded` (the manager answers, its store does not) or `failing`; and why."""
+    """`ready`, `degraded` (it answers, its store or its `deliver` does not) or `failing`; why."""
 
     status: Literal["ready", "degraded", "failing"]
     reason: str

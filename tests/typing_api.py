@@ -94,7 +94,11 @@ class Profile:
 
 async def on_a_loop() -> None:
     async with SessionManager(
-        MemorySessionStore(), handler=greet, session_type=Profile, flush=FlushPolicy.parse("write-behind")
+        MemorySessionStore(),
+        handler=greet,
+        session_type=Profile,
+        flush=FlushPolicy.parse("write-behind"),
+        max_replies=1_000,
     ) as manager:
         assert_type(manager, SessionManager)
         reply = await manager.dispatch("telegram:42", Event.from_text("Hi"), event_id="update-7", durable=True)
@@ -114,6 +118,7 @@ async def on_a_loop() -> None:
         assert_type(await manager.peek("telegram:42"), dict[str, Any] | None)
         await manager.destroy("telegram:42")
         manager.stats().handled.bit_length()
+        assert_type(manager.stats().replies_waiting + manager.stats().reply_bytes, int)
         manager.health().reason.upper()
         for session_id, info in manager.resident():
             print(session_id.upper(), info.bytes + 1)

@@ -14,6 +14,7 @@ from actorbot._manager.manager import SessionManager
 from actorbot._runtime.current import current
 from actorbot._state.codec import encode_state
 from actorbot._turns.context import Context, chain, find_held
+from actorbot._turns.lend import check_return
 from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
 
 __all__ = [
@@ -89,7 +90,7 @@ def check_commit(turn: Context) -> None:
 
     From here on, a cancellation of the task comes too late.
     """
-    turn._actor.check_commit(turn)
+    check_return(turn)
 
 
 def check_dict(manager: SessionManager, what: str) -> None:

@@ -37,7 +37,8 @@ def stats_of(parts: Parts) -> Stats:
         set_back=flusher.set_backs.count,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
-        replies_waiting=len(shared.outbox),
+        replies_waiting=shared.outbox.room.replies,
+        reply_bytes=shared.outbox.room.bytes,
         nearly_full=dirty.fullness.count(),
     )
 
@@ -51,6 +52,8 @@ def health_of(parts: Parts) -> Health:
         return Health("failing", f"journal: {parts.journal.broken}; no event is acknowledged")
     if dirty.full:
         return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
+    if (reason := parts.shared.outbox.room.crowded()) is not None:
+        return Health("degraded", reason)
     if flusher.retries.outage_since is not None:
         seconds = parts.clock.monotonic() - flusher.retries.outage_since
         return Health("degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s")

@@ -48,8 +48,7 @@ class SessionManager(Access):
     Started by `async with` or `start()`, the manager is at home on the running event loop: there it
     runs `async def` code, and `def` code on a pool of threads. Started by `with` or `start_sync()`,
     it is at home on threads: `def` handlers run in the thread that calls `dispatch_sync`, and
-    `async def` ones on a private loop. The `_sync` verbs work in both homes, from any thread but
-    that of the home loop.
+    `async def` ones on a private loop. The `_sync` verbs work in both, on any thread but a loop's.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class SessionManager(Access):
         handler_timeout: float = 300.0,
         max_resident: int = 100_000,
         max_mailbox: int = 100,
+        max_replies: int = 1_000,
         max_session_bytes: int = 262_144,
         close_timeout: float = 10.0,
         on_error: Hook | None = None,
@@ -77,9 +77,9 @@ class SessionManager(Access):
         self._options = Options.checked(
             store=store, flush=flush, session_type=session_type, clock=clock, idle_timeout=idle_timeout,
             handler_timeout=handler_timeout, close_timeout=close_timeout, max_resident=max_resident,
-            max_mailbox=max_mailbox, max_session_bytes=max_session_bytes, handler=handler, deliver=deliver,
-            on_error=on_error, on_session_start=on_session_start, on_session_expire=on_session_expire,
-            on_dead_letter=on_dead_letter, on_conflict=on_conflict,
+            max_mailbox=max_mailbox, max_replies=max_replies, max_session_bytes=max_session_bytes, handler=handler,
+            deliver=deliver, on_error=on_error, on_session_start=on_session_start, on_conflict=on_conflict,
+            on_session_expire=on_session_expire, on_dead_letter=on_dead_letter,
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None

@@ -30,6 +30,7 @@ class Options:
     close_timeout: float
     max_resident: int
     max_mailbox: int
+    max_replies: int
     max_session_bytes: int
     shape: SessionShape | None
     functions: Mapping[str, Hook | None]
@@ -51,6 +52,7 @@ class Options:
         close_timeout: float,
         max_resident: int,
         max_mailbox: int,
+        max_replies: int,
         max_session_bytes: int,
         **functions: Hook | None,
     ) -> Options:
@@ -63,6 +65,7 @@ class Options:
             close_timeout=check_seconds("close_timeout", close_timeout),
             max_resident=check_count("max_resident", max_resident),
             max_mailbox=check_count("max_mailbox", max_mailbox),
+            max_replies=check_count("max_replies", max_replies),
             max_session_bytes=check_count("max_session_bytes", max_session_bytes),
             shape=None if session_type is dict else SessionShape(session_type),
             functions=_check_functions(functions),

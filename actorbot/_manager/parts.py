@@ -26,6 +26,7 @@ from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
 from actorbot._turns.overdue import RunningTurns
+from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
 from actorbot.stores.base import RecordStore
@@ -159,6 +160,7 @@ class Parts:
         if isinstance(home, ThreadHome) and handler is not None and is_plain(handler):
             handle_here = home.in_place(handler)
         writes_through = options.policy.mode == "write-through"
+        room = ReplyRoom(options.max_replies, options.policy.max_dirty_bytes)
         return TurnShared(
             home=home,
             clock=options.clock,
@@ -171,7 +173,7 @@ class Parts:
             dirty=flusher.dirty,
             flusher=flusher,
             journal=journal,
-            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered),
+            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room),
             handle=hooks.bound("handler") or _no_handler,
             handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
@@ -15,6 +15,7 @@ __all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost
 
 
 _QUEUED = Sent()
+MANY: Final = 1_000  # replies of one turn; with more, each is checked
 
 
 # The states of a turn. Only three files change them: this one, session_actor.py and overdue.py.
@@ -43,6 +44,7 @@ class Context:
     # Rarely set and rarely read, so the class has the defaults: a context is made for every event.
     _interrupt: Callable[[], None] | None = None
     _may_cancel = True  # whether a time-out cancels the task
+    _reserved = 0  # of its replies have room; see outbox.py
     _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py
 
     def __init__(
@@ -105,16 +107,20 @@ class Context:
         """Reply with *message*. `deliver` gets it after the turn is acknowledged, in order.
 
         If the turn fails, it is never sent. With `gated=False` it is sent at once, whatever
-        becomes of the turn. Raises: TurnEndedError.
+        becomes of the turn. Where too many replies wait (`max_replies`), the turn fails with an
+        OverloadedError at its commit, or here. Raises: TurnEndedError.
         """
         if self._session is None:
             raise self._ended()
         if not gated:
             return Sent(self._actor.shared.outbox.send_now(self, message))
-        if self._replies is None:
+        replies = self._replies
+        if replies is None:
             self._actor.shared.outbox.check()
-            self._replies = []
-        self._replies.append(message)
+            replies = self._replies = []
+        if len(replies) >= MANY:  # or its commit refuses them
+            self._actor.shared.outbox.room.refuse_more(self.session_id, len(replies))
+        replies.append(message)
         return _QUEUED
 
     def end_session(self) -> None:
@@ -157,7 +163,9 @@ class Apology(Context):
         if not gated:
             return Sent(outbox.send_now(self, message))
         outbox.check()
-        outbox.put(self, [message])
+        self._replies = [message]
+        outbox.reserve(self)
+        outbox.put(self)
         return _QUEUED
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
 from actorbot._runtime.once import Once
+from actorbot._turns.cancelled import is_cancelled, swallowed
 from actorbot._turns.context import Context, never_begun
+from actorbot._turns.ready import make_ready
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import DuplicateEventError
 
-__all__ = ["Loan", "lend", "take_back", "undo"]
+__all__ = ["Loan", "check_return", "lend", "take_back", "undo"]
 
 
 async def lend(actor: SessionActor, event_id: str | None) -> Context:
@@ -20,7 +22,7 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
     Raises: DuplicateEventError; what `on_session_start` raises.
     """
     try:
-        await actor.make_ready()
+        await make_ready(actor, actor.shared)
         context = actor.begin_turn(None, event_id, actor.shared.home.current_task())
     except BaseException as error:
         refused = never_begun(actor, None, error)
@@ -38,6 +40,17 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
     except BaseException as error:
         await actor.fail_turn(context, error)
     return context
+
+
+def check_return(context: Context) -> None:
+    """Raises: what `take_back` would raise. From here on, a cancellation comes too late."""
+    if is_cancelled(context, context._task):
+        raise swallowed()
+    actor: SessionActor = context._actor
+    actor.encode(context, context.session)
+    if context._replies is not None:
+        actor.shared.outbox.reserve(context)
+    context._task = None
 
 
 async def take_back(context: Context) -> None:

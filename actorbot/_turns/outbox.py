@@ -1,6 +1,7 @@
 """`Outbox`: replies on their way to `deliver`.
 
 Those of one session go in order. Each goes at most once, and none before its turn is acknowledged.
+A reply has its room from the commit of its turn on, until `deliver` is done with it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 from actorbot._runtime.home import Home, new_future
 from actorbot._turns.context import Context
+from actorbot._turns.reply_room import ReplyRoom
 from actorbot.errors import ActorbotError, ConfigError
 
 __all__ = ["Outbox"]
@@ -32,6 +34,7 @@ class Parcel:
 
     context: Context | None
     messages: list[Any]
+    """Those that `deliver` is not done with yet."""
     gate: Future[Any] | None  # must succeed before they are delivered
     delivered: Future[Any] | None = None  # ends when everything before this parcel has left
 
@@ -39,11 +42,12 @@ class Parcel:
 class Outbox:
     """Hands replies to `deliver`. Any thread."""
 
-    def __init__(self, home: Home, deliver: Deliver | None, on_failure: OnFailure) -> None:
+    def __init__(self, home: Home, deliver: Deliver | None, on_failure: OnFailure, room: ReplyRoom) -> None:
+        self.room = room
         self._home = home
         self._deliver = deliver
         self._on_failure = on_failure
-        # Guards _lines, _ungated and _waiting. Never held while a reply is delivered.
+        # Guards room, _lines, _ungated and _waiting. Never held while a reply is delivered.
         self._lock = threading.Lock()
         self._lines: dict[str, deque[Parcel]] = {}
         self._ungated: Counter[str] = Counter()  # replies on their way outside of a session's line
@@ -60,13 +64,32 @@ class Outbox:
                 "deliver", None, "a function of (session_id, message); without one a reply has nowhere to go"
             )
 
-    def put(self, context: Context, messages: list[Any], gate: Future[Any] | None = None) -> None:
-        """Deliver *messages* after what the session sent before, and after *gate* has succeeded.
+    def reserve(self, context: Context) -> None:
+        """Take room for a turn's replies, until `put` or `release`. Raises: OverloadedError."""
+        with self._lock:
+            if not context._reserved:
+                self.room.check(context.session_id, replies := context._replies or [])
+                self.room.take(context.session_id, replies)
+                context._reserved = len(replies)
 
-        If the gate fails, they are never sent.
+    def release(self, context: Context) -> None:
+        """Give the room back: the turn was rolled back."""
+        with self._lock:
+            if context._reserved:
+                self.room.give_back(context.session_id, (context._replies or [])[: context._reserved])
+                context._reserved = 0
+
+    def put(self, context: Context, gate: Future[Any] | None = None) -> None:
+        """Deliver a turn's replies after what the session sent before.
+
+        Also after *gate* has succeeded. If it fails, they are never sent.
         """
         session_id = context.session_id
         with self._lock:
+            messages = list(context._replies or ())
+            # All of them, if the caller was cancelled while the commit was on its way.
+            self.room.take(session_id, messages[context._reserved :])
+            context._reserved = 0
             line = self._lines.get(session_id)
             if line is not None:
                 line.append(Parcel(context, messages, gate))
@@ -78,6 +101,7 @@ class Outbox:
         """Deliver *message* at once, outside of the session's line.
 
         The future gets what `deliver` returns, or its error, which is also reported.
+        Raises: OverloadedError.
         """
         self.check()
         delivered = new_future()
@@ -88,6 +112,7 @@ class Outbox:
                 await self._hand_over(context, message, delivered)
             finally:
                 with self._lock:
+                    self.room.give_back(session_id, [message])
                     self._ungated[session_id] -= 1
                     if not self._ungated[session_id]:
                         del self._ungated[session_id]
@@ -95,6 +120,8 @@ class Outbox:
                 _release(waiting)
 
         with self._lock:
+            self.room.check(session_id, [message])
+            self.room.take(session_id, [message])
             self._ungated[session_id] += 1
         self._home.spawn(send, copy_context())  # inside the turn, which may wait for it
         return delivered
@@ -116,16 +143,26 @@ class Outbox:
         return future
 
     async def _work_off(self, session_id: str, line: deque[Parcel]) -> None:
+        parcel: Parcel | None = None
         try:
             while (parcel := self._next(session_id, line)) is not None:
                 if parcel.delivered is not None:
                     parcel.delivered.set_result(None)
                 elif parcel.context is not None and await self._passes(parcel.gate):
-                    for message in parcel.messages:
-                        await self._hand_over(parcel.context, message)
+                    while parcel.messages:
+                        await self._hand_over(parcel.context, parcel.messages[0])
+                        self._done_with(session_id, parcel, 1)
+                else:
+                    self._done_with(session_id, parcel, len(parcel.messages))
         except BaseException:
-            self._break_off(session_id, line)
+            self._break_off(session_id, line if parcel is None else (parcel, *line))
             raise
+
+    def _done_with(self, session_id: str, parcel: Parcel, count: int) -> None:
+        """Give back the room of the first *count* messages of *parcel*."""
+        with self._lock:
+            self.room.give_back(session_id, parcel.messages[:count])
+        del parcel.messages[:count]
 
     def _next(self, session_id: str, line: deque[Parcel]) -> Parcel | None:
         """Take the next parcel out of *line*. If there is none, remove the line."""
@@ -137,10 +174,12 @@ class Outbox:
         _release(waiting)
         return None
 
-    def _break_off(self, session_id: str, line: deque[Parcel]) -> None:
+    def _break_off(self, session_id: str, line: Iterable[Parcel]) -> None:
         """Give up what stands in *line*: its task was cancelled, as at the end of the loop."""
         with self._lock:
             del self._lines[session_id]
+            for parcel in line:
+                self.room.give_back(session_id, parcel.messages)
             waiting = [parcel.delivered for parcel in line if parcel.delivered is not None] + self._take_waiting()
         logger.error("replies of session %r were given up", session_id, extra={"session_id": session_id})
         _release(waiting)

@@ -20,6 +20,7 @@ from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
 from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
 from actorbot._turns.context import Context, find_parent, never_begun
+from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
@@ -29,7 +30,6 @@ from actorbot.errors import (
     HandlerExitError,
     NotEncodableError,
     OutcomeUnknownError,
-    OverloadedError,
     SessionTooLargeError,
     StoreUnavailableError,
 )
@@ -107,7 +107,7 @@ class SessionActor(Flushable):
             while True:
                 committed = self.committed
                 if committed is None or shared.dirty.pressed or committed[VERSION] - self.flushed >= shared.many_events:
-                    await self.make_ready()
+                    await make_ready(self, shared)
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
                     if durable and shared.journal is None:  # the store may not have it yet
@@ -183,34 +183,6 @@ class SessionActor(Flushable):
                 name, "a try had no answer, and many others have written since", session_id=self.session_id
             )
 
-    async def make_ready(self) -> None:
-        """Wait until the session is read, and until there is room for what the turn will change."""
-        shared = self.shared
-        if shared.dirty.full:
-            await self._wait_for_room()
-        elif shared.dirty.late:
-            shared.home.give_way()
-        behind = self.behind()
-        if behind >= shared.policy.max_events and shared.flusher.retries.outage_since is None:
-            await shared.home.wait(shared.flusher.relieve(self))
-        elif behind == shared.many_events:
-            shared.dirty.hurry(self)  # half-way to the bound: with luck no turn ever waits
-        if self.committed is None:  # last: a conflict may have come while this waited
-            await shared.load(self)
-
-    async def _wait_for_room(self) -> None:
-        policy = self.shared.policy
-        if policy.when_full == "wait":
-            try:
-                await self.shared.home.wait(self.shared.dirty.room(), policy.store_deadline)
-            except TimeoutError:
-                pass  # the error below says so
-            else:
-                return
-        raise OverloadedError(
-            f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay
-        )
-
     def begin_turn(self, event: Any, event_id: str | None, task: asyncio.Task[Any] | None) -> Context | None:
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
         shared = self.shared
@@ -264,7 +236,7 @@ class SessionActor(Flushable):
             raise context._revoked or shared.running.timeout_error(self.session_id)
         usual = shared.shape is None and not context._ends_session
         plain = encode_plain(session, shared.max_session_bytes) if usual else None
-        encoded = self._encode(context, session) if plain is None else plain
+        encoded = self.encode(context, session) if plain is None else plain
         ends = wall + (TOMBSTONE_AGE if encoded is None else shared.expires_in)
         before = context._before
         version, event_ids = before[VERSION] + 1, before[EVENT_IDS]
@@ -277,6 +249,8 @@ class SessionActor(Flushable):
         if shared.running.deadlines.pop(context, None) is None:
             raise context._revoked or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
+        if context._replies is not None:
+            shared.outbox.reserve(context)
         if (
             version - self.flushed > BUSY
             and plain is not None
@@ -304,7 +278,7 @@ class SessionActor(Flushable):
     def _conflict(self, reason: str) -> ConflictError:
         return ConflictError(self.shared.store, reason, session_id=self.session_id)
 
-    def _encode(self, context: Context, session: Any) -> bytes | None:
+    def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
@@ -315,17 +289,10 @@ class SessionActor(Flushable):
             name_session(error, self.session_id)
             raise
 
-    def check_commit(self, context: Context) -> None:
-        """Raises: what a commit would raise. From here on, a cancellation comes too late."""
-        if is_cancelled(context, context._task):
-            raise swallowed()
-        self._encode(context, context.session)
-        context._task = None
-
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Hand the replies of a committed turn to the outbox. They wait for *gate* to succeed."""
         if context._replies is not None:
-            self.shared.outbox.put(context, context._replies, gate)
+            self.shared.outbox.put(context, gate)
 
     def regain_turn(self, context: Context) -> bool:
         """Give a turn whose write met a conflict back to the code that runs it, for another run.
@@ -342,6 +309,8 @@ class SessionActor(Flushable):
         self.shared.running.deadlines.pop(context, None)
         context._session = context._task = None
         context._rolled_back = True
+        if context._reserved:
+            self.shared.outbox.release(context)
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:
         revoked, task = context._revoked, context._task

@@ -83,7 +83,7 @@ def _examine(store: RecordStore) -> Iterator[Finding]:
         except ActorbotError as error:
             failed = True
             yield Finding(name, "failure", str(error))
-        if failed:
+        if failed or store.look() is not None:  # a probe would make what is missing
             return
 
 

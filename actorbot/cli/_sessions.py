@@ -70,6 +70,9 @@ def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool
             listed += 1
             if listed == limit:
                 break
+    if not listed:
+        others = "" if everything else " that is alive; --all lists the others too"
+        click.echo(f"there is no session{f' that begins with {show_id(prefix)}' if prefix else ''}{others}", err=True)
     if unreadable:
         sys.exit(1)
 

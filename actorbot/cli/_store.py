@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -12,7 +11,7 @@ import click
 
 from actorbot.cli._format import clean
 from actorbot.errors import ActorbotError
-from actorbot.stores import FileSessionStore, RecordStore, store_from_url
+from actorbot.stores import RecordStore, store_from_url
 from actorbot.stores.driver import as_records
 
 __all__ = ["make_store", "made", "opened"]
@@ -47,13 +46,15 @@ def made(url: str) -> Iterator[RecordStore]:
 def opened(url: str, *, to_read: bool = True) -> Iterator[RecordStore]:
     """Open the store of *url*.
 
-    If it is only *to_read*, a missing folder is not made. What the store warns of from then on is
-    told on stderr. Raises: ClickException; errors of stores.
+    If it is only *to_read*, a missing folder or collection is not made. What the store warns of
+    from then on is told on stderr. Raises: ClickException; errors of stores.
     """
     with made(url) as store:
-        if to_read and isinstance(store, FileSessionStore) and not os.path.lexists(store.directory):
-            raise click.ClickException(f"{store.name}: there is no folder {store.directory}")
-        store.init()
+        missing = store.look() if to_read else None
+        if missing is not None:
+            raise click.ClickException(f"{store.name}: {missing}")
+        if not to_read:
+            store.init()
         with _told():
             yield store
 

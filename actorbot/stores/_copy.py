@@ -11,7 +11,14 @@ from typing import Any, Final, TypeVar
 
 from actorbot._checks import check_plain
 from actorbot._state.record import Record, has_id
-from actorbot.errors import ActorbotError, ConfigError, ConflictError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.errors import (
+    ActorbotError,
+    ConfigError,
+    ConflictError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreUnavailableError,
+)
 from actorbot.stores._batches import ask_in_parts
 from actorbot.stores.base import RecordStore, Write
 from actorbot.stores.driver import as_records
@@ -56,14 +63,15 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
     names them; the others are copied.
 
     Raises: StoreUnavailableError, also OutcomeUnknownError, if a store is down or takes nothing;
-    what was copied before is in the target. ConfigError.
+    what was copied before is in the target. StoreError if the source's folder or collection is not
+    there: it is not made. ConfigError.
     """
     if source is target:
         raise ConfigError("target", type(target), "another store than the source")
     if progress is not None:
         check_plain("progress", progress, "a function of a number")
     with ExitStack() as stack:
-        out_of, into = (stack.enter_context(_opened(store)) for store in (source, target))
+        out_of, into = (stack.enter_context(_opened(store, look)) for store, look in ((source, True), (target, False)))
         totals: dict[str, int] = dict.fromkeys(("copied", "already_there", "expired", "destroyed"), 0)
         failed: list[ActorbotError] = []
         seen = 0
@@ -88,9 +96,13 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
 
 
 @contextmanager
-def _opened(store: Any) -> Iterator[RecordStore]:
+def _opened(store: Any, look: bool) -> Iterator[RecordStore]:
     with as_records(store) as records:
-        records.init()
+        missing = records.look() if look else None
+        if missing is not None:
+            raise StoreError(records.name, missing)
+        if not look:
+            records.init()
         try:
             yield records
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -197,7 +197,7 @@ def _memory(limit: int, used: int) -> Finding:
 
 
 def judge_mongo(
-    hello: Mapping[str, Any], version: str, status: Mapping[str, Any] | None, indexes: Iterable[Mapping[str, Any]]
+    hello: Mapping[str, Any], version: str, status: Mapping[str, Any] | None, indexes: Sequence[Mapping[str, Any]]
 ) -> Iterator[Finding]:
     """Judge the answer to `hello`, the *version*, `serverStatus` and a collection's *indexes*.
 
@@ -210,8 +210,9 @@ def judge_mongo(
     if has_expiry(indexes):
         yield Finding("expiry", "ok", "has a TTL index on expireAt, which removes what has ended")
     else:
-        text = "has no TTL index on expireAt, so expired sessions are not removed; drop the other index on expireAt"
-        yield Finding("expiry", "warning", text)
+        there = any(list(each["key"]) == [("expireAt", 1)] for each in indexes)
+        cure = "drop the other index on expireAt" if there else "a bot makes it when it starts"
+        yield Finding("expiry", "warning", f"has no TTL index on expireAt, so expired sessions are not removed; {cure}")
 
 
 def has_expiry(indexes: Iterable[Mapping[str, Any]]) -> bool:

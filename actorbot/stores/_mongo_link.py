@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import pymongo
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.driver_info import DriverInfo
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import (
+    ConnectionFailure,
+    ExecutionTimeout,
+    InvalidOperation,
+    NetworkTimeout,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+)
 from pymongo.read_preferences import ReadPreference
 from pymongo.uri_parser import parse_uri
 
@@ -22,7 +32,7 @@ from actorbot.stores._mongo_documents import RAW
 from actorbot.stores._scheme import as_drivers_write
 from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
 
-__all__ = ["Call", "Link", "RawCollection", "describe", "describe_refusal", "is_duplicate"]
+__all__ = ["Call", "Link", "RawCollection", "describe", "describe_refusal", "is_duplicate", "is_too_slow"]
 
 # Seconds for a call with all its commands: less than the five of `store_deadline`.
 # `timeoutMS=` in the URL takes its place.
@@ -30,10 +40,17 @@ CALL: Final = 4.0
 # Seconds to wait for a server that takes writes, when none is known. An outage is noticed after
 # that.
 REACH: Final = 1.0
+# Seconds for the first try of a call: its connection may be dead, forgotten by a firewall.
+FIRST: Final = 1.5
+IDLE: Final = 60.0  # seconds after which a connection that nobody used is made anew; firewalls wait longer
 CLOSE: Final = 1.0  # seconds
+FAREWELL: Final = 0.1  # seconds to tell a server, on connections that are most likely dead, that they end
 
 _DUPLICATE: Final = 11000
 _AUTHENTICATION: Final = 18
+_TIME_IS_UP: Final = frozenset({50, 64})  # to do it; to have it confirmed
+
+Answer = TypeVar("Answer")
 
 RawCollection: TypeAlias = "Collection[RawBSONDocument]"
 """A collection whose documents arrive as bytes, for `_mongo_documents` to decode."""
@@ -59,6 +76,7 @@ class Link:
         self._collection: RawCollection | None = None
         self._patience = CALL
         self._process = 0
+        self._renewing = threading.Lock()  # held while the client is replaced by a new one
 
     @property
     def is_open(self) -> bool:
@@ -67,6 +85,10 @@ class Link:
     def open(self) -> None:
         """Make the client; nothing is sent yet. Raises: StoreUnavailableError."""
         self._client = None  # from before a fork it is the parent's, and stays as it is
+        self._renewing = threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
         client = self._make_client()
         if isinstance(client, StoreUnavailableError):
             raise client
@@ -88,6 +110,7 @@ class Link:
                 serverSelectionTimeoutMS=round(CALL * 1000),
                 socketTimeoutMS=round(CALL * 1000),
                 waitQueueTimeoutMS=round(REACH * 1000),
+                maxIdleTimeMS=round(IDLE * 1000),
                 maxPoolSize=10,  # the writer, the reader, and eight calls that a manager may leave behind
                 retryWrites=False,  # a standalone server cannot; the write ids do the same everywhere
                 retryReads=False,  # its retry may take as long again
@@ -97,6 +120,42 @@ class Link:
             failure = self.unusable(error)
             failure.__cause__ = None if self._secrets.show_in(error) else error
             return failure
+
+    def twice(self, call: Call, act: Callable[[RawCollection], Answer], *, writes: bool = False) -> Answer:
+        """Do *act*; if it is the call's first, and its connection turns out to be dead, once more.
+
+        So it must be something that may be done twice. One that *writes* is not done again if the
+        connection was closed: its caller does that, at once. Raises:
+        StoreUnavailableError, PyMongoError.
+        """
+        if not call.sent:
+            call.reach(self.collection)
+            collection = self.collection
+            try:
+                with call.first_try():
+                    return act(collection)
+            except (ServerSelectionTimeoutError, WaitQueueTimeoutError):
+                call.sent = False
+                raise
+            except (ConnectionFailure, ExecutionTimeout, InvalidOperation) as error:
+                if isinstance(error, NetworkTimeout):
+                    self._renew(collection)
+                elif writes and isinstance(error, ConnectionFailure):
+                    raise
+            call.reach(self.collection)
+        return act(self.collection)
+
+    def _renew(self, collection: RawCollection) -> None:
+        """Connect anew: where one connection is dead, those that were idle with it are, too.
+
+        Nothing is done if *collection* is not the newest one: another thread was here before. What
+        goes on with the old client then meets an InvalidOperation, and is done once more.
+        """
+        with self._renewing:
+            if self._collection is collection:
+                self._connect()
+                with pymongo.timeout(FAREWELL):
+                    collection.database.client.close()
 
     def close(self) -> None:
         if self._client is not None and self.is_open:
@@ -131,7 +190,26 @@ class Call:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._until = time.monotonic() + seconds
+        now = time.monotonic()
+        self._first = now + min(FIRST, 0.4 * seconds)
+        self._all = now + seconds
+        self._until = self._all
+        self.sent = False
+        """Whether something may have been sent."""
+
+    @contextmanager
+    def first_try(self) -> Iterator[None]:
+        """Bound the commands of a `with` block so that there is time for another try."""
+        self._until = self._first
+        self.sent = True
+        try:
+            yield
+        finally:
+            self._until = self._all
+
+    @property
+    def is_first_try(self) -> bool:
+        return self._until < self._all
 
     def command(self, most: float = inf) -> AbstractContextManager[object]:
         """Bound the commands of a `with` block by what is left, and by *most* seconds."""
@@ -157,6 +235,11 @@ def describe(error: Exception) -> str:
 def is_duplicate(error: Mapping[str, Any]) -> bool:
     """Tell whether a write was refused because its `_id` is taken."""
     return error.get("code") == _DUPLICATE and list(error.get("keyPattern") or ()) == ["_id"]
+
+
+def is_too_slow(errors: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether one of the *errors* of a batch is that the time was up."""
+    return any(error.get("code") in _TIME_IS_UP for error in errors)
 
 
 def describe_refusal(error: Mapping[str, Any]) -> str:

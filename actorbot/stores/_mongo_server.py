@@ -13,7 +13,7 @@ from actorbot.stores._findings import Finding, has_expiry, judge_mongo
 from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Call, Link, RawCollection
 
-__all__ = ["examine", "prepare", "time_of"]
+__all__ = ["check_version", "examine", "make_index", "time_of", "what_is_missing"]
 
 logger = logging.getLogger("actorbot")
 
@@ -24,14 +24,38 @@ _OTHER_INDEX: Final = frozenset({85, 86})
 _UNAUTHORIZED: Final = 13
 
 
-def prepare(link: Link) -> None:
-    """Check the server's version, and make the index by which it removes what has expired.
+def check_version(link: Link) -> None:
+    """Raises: StoreUnavailableError if the server is too old; PyMongoError."""
+    if _hello(link.collection, link.call()).get("maxWireVersion", 0) < OLDEST:
+        raise StoreUnavailableError("mongo", f"{link.hosts} is older than MongoDB 5.0")
+
+
+def what_is_missing(link: Link) -> str | None:
+    """Say that the collection is not there; `None` if it is, or if this user may not ask.
+
+    Raises: StoreUnavailableError, PyMongoError.
+    """
+    database, name = link.collection.database, link.collection_name
+    try:
+        with link.call().command():
+            # In this form any user may ask who may read the collection.
+            only: dict[str, Any] = {"nameOnly": True, "authorizedCollections": True, "filter": {"name": name}}
+            told = database.command("listCollections", codec_options=OPTIONS, **only)
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        return None
+    return (
+        None if told["cursor"]["firstBatch"] else f"there is no collection {name!r} in the database {database.name!r}"
+    )
+
+
+def make_index(link: Link) -> None:
+    """Make the index by which the server removes what has expired.
 
     Raises: StoreUnavailableError, PyMongoError.
     """
     collection, call = link.collection, link.call()
-    if _hello(collection, call).get("maxWireVersion", 0) < OLDEST:
-        raise StoreUnavailableError("mongo", f"{link.hosts} is older than MongoDB 5.0")
     try:
         with call.command():
             collection.create_index("expireAt", name="actorbot_expiry", expireAfterSeconds=0)

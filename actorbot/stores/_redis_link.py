@@ -22,6 +22,8 @@ try:
     from redis.crc import key_slot
     from redis.exceptions import AskError, NoScriptError
     from redis.retry import Retry
+
+    from actorbot.stores._redis_silence import KEEPALIVE, DeadConnectionError, await_answer
 except ImportError as error:
     raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
@@ -145,6 +147,7 @@ class Link:
         answers: list[Any] = [None] * len(calls)
         until = time.monotonic() + READ_TIMEOUT
         for server, numbers in shares.items():
+            pool = server.pool
             try:
                 if time.monotonic() > until:
                     raise StoreUnavailableError("redis", f"{server.where} was not asked: no time was left")
@@ -152,6 +155,9 @@ class Link:
             except StoreUnavailableError as error:
                 self._stale = True  # a replica may have taken its place
                 given = [error] * len(numbers)
+            if server.pool is not pool:  # its connections were dead, and so are those to the others, most likely
+                for other in shares.keys() - {server}:
+                    other.renew(other.pool)
             for n, answer in zip(numbers, given, strict=True):
                 answers[n] = answer
         return answers
@@ -189,13 +195,7 @@ class Link:
         if address == (settings.get("host", "localhost"), settings.get("port", 6379)):
             return self._first
         if address not in self._others:
-            make: Any = redis.BlockingConnectionPool
-            pool = make(
-                MAX_CONNECTIONS,
-                CONNECT_TIMEOUT,
-                self._first.pool.connection_class,
-                **settings | {"host": host, "port": address[1]},
-            )
+            pool = _pool_like(self._first.pool, host=host, port=address[1])
             self._others[address] = _Server(pool, self._first.secrets)
         return self._others[address]
 
@@ -213,18 +213,24 @@ class _Server:
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
         """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
-        If the connection breaks, commands that only read are sent again: a failed read costs its
-        callers their events. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that
-        may have been done.
+        If the connection breaks or turns out to be dead, commands that only read are sent again: a
+        failed read costs its callers their events. Raises: StoreUnavailableError;
+        OutcomeUnknownError for *writes* that may have been done.
         """
         began = time.monotonic()
         try:
             return self._ask(commands, writes)
         except StoreUnavailableError as error:
+            cut = isinstance(error.__cause__, DeadConnectionError)
             broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
-            if writes or not broke or time.monotonic() - began > CONNECT_TIMEOUT / 2:
+            if writes or not (cut or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
                 raise
         return self._ask(commands, writes)
+
+    def renew(self, pool: Any) -> None:
+        """Use new connections from now on, if they are still those of *pool*, which end with it."""
+        if self.pool is pool:
+            self.pool = _pool_like(pool)
 
     def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
         answers = self._exchange(commands, writes)
@@ -233,21 +239,25 @@ class _Server:
         return answers
 
     def _exchange(self, commands: Sequence[Command], writes: bool) -> list[Any] | StoreUnavailableError:
+        pool = self.pool
         try:
-            connection = self.pool.get_connection()
+            connection = pool.get_connection()
         except Exception as error:
             return self._failure(error)
         try:
             connection.send_packed_command(connection.pack_commands(commands))
+            await_answer(connection, pool, connection.socket_timeout or READ_TIMEOUT)
             return [self._receive(connection) for _ in commands]
         except Exception as error:
+            if isinstance(error, DeadConnectionError):
+                self.renew(pool)  # its other connections are dead too, most likely
             connection.disconnect()  # a late answer must not be taken for that of the next command
             return self._unknown(error) if writes else self._failure(error)
         except BaseException:
             connection.disconnect()
             raise
         finally:
-            self.pool.release(connection)
+            pool.release(connection)
 
     def _receive(self, connection: Any) -> Any:
         try:
@@ -293,6 +303,12 @@ def is_about_script(answer: object) -> bool:
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
 
 
+def _pool_like(pool: Any, **changes: Any) -> Any:
+    """Make a pool of new connections with the settings of *pool*, but for *changes*."""
+    make: Any = redis.BlockingConnectionPool
+    return make(MAX_CONNECTIONS, CONNECT_TIMEOUT, pool.connection_class, **pool.connection_kwargs | changes)
+
+
 def _make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
     """Make a pool for *url*, and connect nowhere; or return the error, which quotes no password.
 
@@ -314,7 +330,7 @@ def _make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
             timeout=CONNECT_TIMEOUT,  # to wait for a connection when all are in use
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=READ_TIMEOUT,
-            **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
+            **({} if parts.scheme == "unix" else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}),
             retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
             # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Leave it
             # on: with TLS 1.3, before an answer was read, redis-py takes the session tickets for

@@ -167,6 +167,15 @@ class RecordStore(ABC):
         Raises: StoreUnavailableError, StoreLockedError, InsecureStorageError.
         """
 
+    def look(self) -> str | None:
+        """Open the store as `init` does, for who only looks: no folder or collection is made.
+
+        Returns `None`, or says what is missing: "there is no folder …". Then there is nothing to
+        read. Raises what `init` raises.
+        """
+        self.init()
+        return None
+
     @abstractmethod
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         """Return for each id, in their order, its record, an error, or `None`.

@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from inspect import isawaitable
 from typing import Any, Self
 
 from actorbot._checks import check_function
@@ -21,6 +20,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._batches import ask_in_parts, is_outage
+from actorbot.stores._driver_calls import Calls, Runner
 from actorbot.stores._findings import Finding
 from actorbot.stores._ids import sort_ids
 from actorbot.stores._secrets import GIVEN
@@ -32,9 +32,6 @@ logger = logging.getLogger("actorbot")
 
 VERBS = ("init", "read", "write", "destroy")
 OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
-AT_ONCE = 32  # calls of an `async def` driver that run at the same time
-
-Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 
 @contextmanager
@@ -86,10 +83,7 @@ class DriverStore(RecordStore):
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self._driver = driver
         self.compares = self._optional("compare_and_write") is not None
-        self._run = run
-        # An awaitable that hangs is cancelled a little earlier: so those beside it get their
-        # answers.
-        self._patience = None if deadline is None else 0.9 * deadline
+        self._calls = Calls(run, deadline)
         self._writes_many = not self.compares and self._optional("write_many") is not None
         # One by one, each with the whole deadline, until the answers turn out to be awaitable:
         # those are awaited side by side.
@@ -100,7 +94,7 @@ class DriverStore(RecordStore):
 
     def init(self) -> Self:
         try:
-            self._call(self._driver.init)
+            self._calls.one(self._driver.init)
             return self
         except ActorbotError:
             raise
@@ -119,7 +113,7 @@ class DriverStore(RecordStore):
         if close is None:
             return
         try:
-            self._call(close)
+            self._calls.one(close)
             return
         except BaseException as error:
             failure = self._error(StoreUnavailableError, "close", error)
@@ -135,7 +129,7 @@ class DriverStore(RecordStore):
         if read_many is not None:
             outage = None
             try:
-                found = self._call(read_many, list(session_ids))
+                found = self._calls.one(read_many, list(session_ids))
                 answers = [found.get(session_id) for session_id in session_ids]
             except BaseException as error:
                 if is_outage(error):
@@ -148,7 +142,7 @@ class DriverStore(RecordStore):
                 raise outage
         else:
             calls = [(self._driver.read, session_id) for session_id in session_ids]
-            answers, self.reads_at_once = self._call_each(calls)
+            answers, self.reads_at_once = self._calls.each(calls)
         return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     def scan(self) -> Iterator[Record | ActorbotError]:
@@ -175,14 +169,14 @@ class DriverStore(RecordStore):
         if ids is None:
             raise self._unlisted()
         try:
-            found = self._call(ids)
+            found = self._calls.one(ids)
             if isinstance(found, AsyncIterable):
                 listed = found
 
                 async def collect() -> list[object]:
                     return [each async for each in listed]
 
-                found = self._run(collect)
+                found = self._calls.run(collect)
             return [found] if isinstance(found, str | bytes) else list(found)
         except BaseException as error:
             failure = self._error(StoreUnavailableError, "ids", error)
@@ -207,7 +201,7 @@ class DriverStore(RecordStore):
 
     def _write_batch(self, items: list[tuple[str, dict[str, Any]]]) -> ActorbotError | None:
         try:
-            self._call(self._driver.write_many, items)
+            self._calls.one(self._driver.write_many, items)
         except BaseException as error:
             if len(items) > 1 and not is_outage(error):
                 raise  # who writes divides the batch
@@ -216,7 +210,7 @@ class DriverStore(RecordStore):
 
     def _write_each(self, writes: Sequence[Write], guarded: bool) -> list[ActorbotError | None]:
         """Write one by one. If *guarded*, a write with a base goes to `compare_and_write`."""
-        answers, at_once = self._call_each([self._as_call(write, guarded) for write in writes])
+        answers, at_once = self._calls.each([self._as_call(write, guarded) for write in writes])
         if not self._writes_many:
             self.writes_at_once = at_once
         pairs = zip(writes, answers, strict=True)
@@ -317,47 +311,3 @@ class DriverStore(RecordStore):
         ours = kind(self.name, f"{what} failed: {said}", session_id=session_id)
         ours.__cause__ = cause
         return ours
-
-    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
-        answer = method(*args)
-        if not isawaitable(answer):
-            return answer
-
-        async def finish() -> Any:
-            return await answer
-
-        return self._run(finish)
-
-    def _call_each(self, calls: Sequence[tuple[Any, ...]]) -> tuple[list[Any], int]:
-        """Make *calls*, each a method with its arguments. If one raises, the error is its answer.
-
-        Answers that turn out to be awaitable are awaited side by side. Also returns how many such
-        calls to make at once the next time.
-        """
-        answers: list[Any] = []
-        for method, *args in calls:
-            try:
-                answers.append(method(*args))
-            except BaseException as error:
-                answers.append(error)
-        awaitable = sum(map(isawaitable, answers))
-        at_once = AT_ONCE if awaitable == len(answers) else 1
-        if not awaitable:
-            return answers, at_once
-        return list(self._run(lambda: _gather(answers, self._patience))), at_once
-
-
-async def _gather(answers: list[Any], patience: float | None) -> list[Any]:
-    limit = asyncio.Semaphore(AT_ONCE)
-
-    async def finish(answer: Any) -> Any:
-        if not isawaitable(answer):
-            return answer
-        async with limit:
-            try:
-                async with asyncio.timeout(patience) as time:
-                    return await answer
-            except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
-                return TimeoutError("cancelled, since it took too long (store_deadline)") if time.expired() else error
-
-    return await asyncio.gather(*map(finish, answers))

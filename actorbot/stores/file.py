@@ -30,6 +30,7 @@ from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_ex
 
 __all__ = ["FileSessionStore"]
 
+LOCK: Final = ".lock"
 SUFFIX: Final = ".session"
 TEMPORARY: Final = ".tmp"
 LATEST: Final = 2**33  # seconds, in the year 2242: file systems can keep such a time, or clamp it
@@ -61,7 +62,7 @@ class FileSessionStore(RecordStore):
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
         self.directory = os.path.abspath(os.path.expanduser(directory))
-        self._lock = FileLock(".lock")
+        self._lock = FileLock(LOCK)
         # Guards `_folder`, and makes comparing and replacing one step. Held across the read of one
         # record and a rename, for which a file system has no single call; never across a sync.
         self._swap = threading.Lock()
@@ -97,6 +98,15 @@ class FileSessionStore(RecordStore):
         kept_from_children.add(self)
         return self
 
+    def look(self) -> str | None:
+        if self._folder is None:
+            if not os.path.lexists(self.directory):
+                return f"there is no folder {self.directory}"
+            if os.path.isdir(self.directory) and not _has_been_a_store(self.directory):
+                return f"there are no sessions in the folder {self.directory}"
+        self.init()
+        return None
+
     def _check_owner(self, folder: int) -> None:
         status = os.fstat(folder)
         if status.st_uid != os.geteuid():
@@ -107,15 +117,12 @@ class FileSessionStore(RecordStore):
             )
 
     def examine(self) -> Iterator[Finding]:
-        was_there = os.path.lexists(self.directory)
-        self.init()
-        if was_there:
-            yield Finding("reach", "ok", f"{self.directory} opens")
-        else:
-            text = (
-                f"{self.directory} was not there and has been made, as a bot does; look at the path if you expected it"
-            )
+        if not os.path.lexists(self.directory):
+            text = f"{self.directory} is not there; a bot makes it when it starts; look at the path if you expected it"
             yield Finding("reach", "warning", text)
+            return
+        self.init()
+        yield Finding("reach", "ok", f"{self.directory} opens")
         yield Finding("lock", "ok", "is free: no other process has the folder open")
         try:
             yield from judge_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
@@ -292,6 +299,15 @@ def _open_folder(path: Path) -> int:
         folder.mkdir(0o700 if folder == path else 0o777, exist_ok=True)
         sync_folder(folder.parent)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _has_been_a_store(directory: str) -> bool:
+    """Tell whether there is a lock in the folder, or a session, as in a backup that came back."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(entry.name == LOCK or entry.name.endswith(SUFFIX) for entry in entries)
+    except OSError:
+        return True  # `init` says why
 
 
 def _remove_temporary_files(folder: int) -> None:

@@ -5,7 +5,8 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 from actorbot._state.record import Record
@@ -27,16 +28,23 @@ try:
     from bson.raw_bson import RawBSONDocument
     from pymongo.errors import (
         BulkWriteError,
-        ConnectionFailure,
-        NetworkTimeout,
+        ExecutionTimeout,
         PyMongoError,
         ServerSelectionTimeoutError,
         WaitQueueTimeoutError,
     )
 
     from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record
-    from actorbot.stores._mongo_link import Call, Link, RawCollection, describe, describe_refusal, is_duplicate
-    from actorbot.stores._mongo_server import examine, prepare, time_of
+    from actorbot.stores._mongo_link import (
+        Call,
+        Link,
+        RawCollection,
+        describe,
+        describe_refusal,
+        is_duplicate,
+        is_too_slow,
+    )
+    from actorbot.stores._mongo_server import check_version, examine, make_index, time_of, what_is_missing
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
@@ -60,7 +68,7 @@ class MongoSessionStore(RecordStore):
     Writes are confirmed by a majority and journaled, whatever the URL says. The driver retries none
     of them: by the write ids in a record, a write that was applied before is recognised. A call
     ends after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be
-    longer.
+    longer. If there was no answer after a second and a half, it goes on with new connections.
 
     The server removes expired records about two minutes later, by an index that `init` makes. Ends
     are kept by the server's clock. One store may be used from several threads. In a forked process,
@@ -86,14 +94,30 @@ class MongoSessionStore(RecordStore):
             raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
         self._link = Link(url, database, collection_name)
         self._clock = ServerClock(self.name, self._ask_time)
+        self._only_looked = False
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        if self._link.is_open:
-            return self
-        self._link.open()
+        if not self._link.is_open or self._only_looked:
+            self._open(make_index)
+            self._only_looked = False
+        return self
+
+    def look(self) -> str | None:
+        if not self._link.is_open:
+            self._open()
+            self._only_looked = True
         try:
+            return what_is_missing(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
+
+    def _open(self, prepare: Callable[[Link], object] = lambda link: None) -> None:
+        try:
+            if not self._link.is_open:
+                self._link.open()
+            check_version(self._link)
             prepare(self._link)
             self._clock.measure()
         except PyMongoError as error:
@@ -102,19 +126,21 @@ class MongoSessionStore(RecordStore):
         except BaseException:
             self._link.close()
             raise
-        return self
 
     def close(self) -> None:
         self._link.close()
 
     def examine(self) -> Iterator[Finding]:
-        self.init()
+        missing = self.look()
         yield Finding("reach", "ok", f"{self._link.hosts} answers")
         try:
             yield from examine(self._link)
         except PyMongoError as error:
             raise self._link.unusable(error) from error
         yield self._clock.measure()
+        if missing is not None:
+            text = f"{missing}; a bot makes it when it starts; look at the URL if you expected it"
+            yield Finding("collection", "warning", text)
 
     def sweep(self, now: float) -> Sequence[Record]:
         self._clock.keep()
@@ -134,25 +160,16 @@ class MongoSessionStore(RecordStore):
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         self._clock.keep_if_set()
-        collection, call = self._link.collection, self._link.call()
+        call = self._link.call()
         try:
-            call.reach(collection)
-            try:
-                return self._find(collection, session_ids, call)
-            except NetworkTimeout:
-                raise
-            except ConnectionFailure:
-                # Perhaps only this connection was closed in the meantime. Reading again changes
-                # nothing.
-                call.reach(collection)
-                return self._find(collection, session_ids, call)
+            return self._link.twice(call, partial(self._find, session_ids, call))
         except PyMongoError as error:
             raise StoreUnavailableError(
                 self.name, f"reading from {self._link.hosts} failed: {describe(error)}"
             ) from error
 
     def _find(
-        self, collection: RawCollection, session_ids: Sequence[str], call: Call
+        self, session_ids: Sequence[str], call: Call, collection: RawCollection
     ) -> list[Record | ActorbotError | None]:
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
@@ -193,7 +210,7 @@ class MongoSessionStore(RecordStore):
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         self._clock.keep_if_set()
-        collection, call = self._link.collection, self._link.call()
+        call = self._link.call()
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
         for n, write in enumerate(writes):
@@ -201,20 +218,17 @@ class MongoSessionStore(RecordStore):
                 operations[n] = self._operation(write)
             except (CorruptSessionError, NotEncodableError, SessionTooLargeError) as error:
                 outcomes[n] = error
-        sent = False
         try:
-            call.reach(collection)
             for _ in range(TRIES):
                 if not operations:
                     return outcomes
-                refused = self._send(collection, list(operations.values()), call)
-                sent = True
+                refused = self._link.twice(call, partial(self._send, list(operations.values()), call), writes=True)
                 numbers = list(operations)
                 errors = {numbers[at]: error for at, error in refused.items()}
-                again = self._resolve(collection, writes, outcomes, errors, call)
+                again = self._resolve(writes, outcomes, errors, call)
                 operations = {n: operations[n] for n in again}
         except (ServerSelectionTimeoutError, WaitQueueTimeoutError) as error:
-            kind = OutcomeUnknownError if sent else StoreUnavailableError
+            kind = OutcomeUnknownError if call.sent else StoreUnavailableError
             raise kind(self.name, f"{self._link.hosts} cannot be reached: {describe(error)}") from error
         except PyMongoError as error:
             raise OutcomeUnknownError(self.name, f"writing to {self._link.hosts} failed: {describe(error)}") from error
@@ -241,14 +255,19 @@ class MongoSessionStore(RecordStore):
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)
 
-    def _send(self, collection: RawCollection, operations: list[Any], call: Call) -> dict[int, Mapping[str, Any]]:
-        """Send *operations*; return the errors, by number. What has none was applied."""
+    def _send(self, operations: list[Any], call: Call, collection: RawCollection) -> dict[int, Mapping[str, Any]]:
+        """Send *operations*; return the errors, by number. What has none was applied.
+
+        Raises: OutcomeUnknownError, PyMongoError.
+        """
         try:
             with call.command():
                 collection.bulk_write(operations, ordered=False)
         except BulkWriteError as error:
             details = error.details  # the error itself quotes the sessions, so it is no `__cause__`
             unconfirmed = details.get("writeConcernErrors")
+            if call.is_first_try and is_too_slow([*details["writeErrors"], *(unconfirmed or ())]):
+                raise ExecutionTimeout("not all was done in the time of the first try") from None
             if unconfirmed:
                 reason = f"{self._link.hosts} did not confirm a write as safe: {unconfirmed[0].get('errmsg')}"
                 raise OutcomeUnknownError(self.name, reason) from None
@@ -257,7 +276,6 @@ class MongoSessionStore(RecordStore):
 
     def _resolve(
         self,
-        collection: RawCollection,
         writes: Sequence[Write],
         outcomes: list[ActorbotError | None],
         refused: Mapping[int, Mapping[str, Any]],
@@ -280,7 +298,7 @@ class MongoSessionStore(RecordStore):
         if not compared:
             return []
         again = []
-        found = self._find(collection, [writes[n].record.session_id for n in compared], call)
+        found = self._find([writes[n].record.session_id for n in compared], call, self._link.collection)
         for n, stored in zip(compared, found, strict=True):
             if isinstance(stored, ActorbotError):
                 outcomes[n] = stored

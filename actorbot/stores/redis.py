@@ -88,7 +88,8 @@ class RedisSessionStore(RecordStore):
     that is being moved are refused until it has been moved.
 
     A write is sent once. Its caller sends it again, with the same write id. All threads share at
-    most 20 connections to a server.
+    most 20 connections to a server. If one says nothing for a second, and the server answers on a
+    new one, all are made anew.
 
     The server drops a record by itself five minutes after it has ended, or five minutes after it
     was written if that is later. Ends are kept by the server's clock.
@@ -126,6 +127,17 @@ class RedisSessionStore(RecordStore):
             raise
         self._is_open = True
         return self
+
+    def look(self) -> str | None:
+        if self._is_open:
+            return None
+        try:
+            self._link.open()
+            self._clock.measure()
+        except BaseException:
+            self._link.close()
+            raise
+        return None
 
     def close(self) -> None:
         self._is_open = False

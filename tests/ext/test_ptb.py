@@ -36,6 +36,7 @@ from telegram.request import BaseRequest
 from telegram.warnings import PTBUserWarning
 
 from actorbot import FileSessionStore, FlushPolicy, MemorySessionStore, SessionManager, errors
+from actorbot._manager.embedding import held
 from actorbot.ext.ptb import PTBSessions
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore
 from tests import ROOT
@@ -576,6 +577,27 @@ async def test_a_caller_that_goes_away_between_two_commits_tears_nothing() -> No
         go_on.set()
 
     assert [Slow.kept[sid(7)]["user_data"], Slow.kept[sid(-5)]["chat_data"]] == [{"n": 1}] * 2
+
+
+async def test_if_the_replies_of_one_session_find_no_room_the_others_change_nothing_either() -> None:
+    there = asyncio.Event()
+
+    async def deliver(*_: Any) -> None:
+        await there.wait()
+
+    manager = SessionManager(deliver=deliver, max_replies=1)
+    application, sessions = build(manager)
+    async with running(application):
+        async with sessions.turn(-5) as turn:
+            turn.send_text("1")
+        with pytest.raises(errors.OverloadedError):
+            async with sessions.turn(-5, 7) as turn:
+                user = held(manager, sid(7))
+                assert user is not None
+                user.session["n"] = 1
+                turn.send_text("2")
+        assert await manager.peek(sid(7)) is None
+        there.set()
 
 
 async def test_turns_of_several_sessions_never_wait_in_a_circle() -> None:

@@ -134,6 +134,20 @@ MUTANTS = (
         "tests/promises/test_atomic_turn.py -k test_a_failing_handler_leaves_no_trace",
     ),
     Mutant(
+        "replies that nobody takes pile up",
+        "_turns/session_actor.py",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "",
+        "tests/promises/test_bounded_replies.py",
+    ),
+    Mutant(
+        "a turn that failed keeps the room of its replies",
+        "_turns/session_actor.py",
+        "        if context._reserved:\n",
+        "        if False:\n",
+        "tests/promises/test_bounded_replies.py -k gives_its_room_back",
+    ),
+    Mutant(
         "what a handler keeps of a busy session stays the session's",
         "_state/codec.py",
         "        if type(value) is list and getrefcount(value) > _OF_LIST:",
@@ -295,9 +309,9 @@ MUTANTS = (
     ),
     Mutant(
         "threads that compute keep a flusher that is late from the interpreter",
-        "_turns/session_actor.py",
-        "            shared.home.give_way()\n",
-        "            pass\n",
+        "_turns/ready.py",
+        "        shared.home.give_way()\n",
+        "        pass\n",
         "tests/unit/flushing/test_flusher.py -k test_callers_give_way",
     ),
     # --- stores -----------------------------------------------------------------------------------
@@ -365,6 +379,20 @@ MUTANTS = (
         "        if self._store.may_block:\n",
         "        if False:\n",
         "tests/unit/stores/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
+    ),
+    Mutant(
+        "a connection that a firewall has forgotten is waited for",
+        "stores/_redis_silence.py",
+        "    if _answers(pool, silence):",
+        "    if False:",
+        "tests/servers/test_idle_connections.py -k 'read_on and valkey'",
+    ),
+    Mutant(
+        "of several dead connections each costs its caller a wait",
+        "stores/_mongo_link.py",
+        "                    self._renew(collection)",
+        "                    pass",
+        "tests/servers/test_idle_connections.py -k 'several and mongo'",
     ),
     Mutant(
         "sessions end by the clock of whichever bot wrote them",
@@ -518,6 +546,13 @@ MUTANTS = (
         "        said, cause = GIVEN.tell(error)",
         "        said, cause = GIVEN.tell(error)[0], error",
         "tests/unit/stores/test_secrets.py",
+    ),
+    Mutant(
+        "looking at a mistyped place makes it",
+        "cli/_store.py",
+        "        missing = store.look() if to_read else None\n",
+        "        missing = store.init() and None\n",
+        "tests/tools/test_cli_sessions.py -k mistyped",
     ),
     Mutant(
         "a session of a longer key prefix is called damaged",

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 from click.testing import CliRunner, Result
 
-from actorbot import FileSessionStore, MongoSessionStore, RedisSessionStore
+from actorbot import FileSessionStore, RedisSessionStore, store_from_url
 from actorbot.cli._command import command
 from actorbot.stores._findings import judge_clock
 from tests.backends import AsyncDictStore, DictStore
@@ -262,14 +262,13 @@ def test_a_clock_that_differs_is_told_of(ahead: float, level: str) -> None:
 def test_the_doctor_finds_a_good_mongodb_good(replica_set: bool, tmp_path: Path) -> None:
     server = mongo_servers.shared(replica_set)
     url = server.url + ("&" if "?" in server.url else "?") + f"database=actorbot_doctor_{os.getpid()}"
+    store_from_url(url).init().close()
     findings = examine(url)
-    store = MongoSessionStore(server.url)
 
     same = ("reach", "version", "role", "persistence", "writes", "expiry", "clock")
     assert levels_of(findings) == dict.fromkeys(same, "ok") | LIFE
     assert ("rs0" if replica_set else "standalone") in findings["role"][1]
     assert f"127.0.0.1:{server.port}" in findings["reach"][1]
-    store.close()
 
 
 def test_the_doctor_warns_of_an_index_that_expires_nothing() -> None:
@@ -284,12 +283,14 @@ def test_the_doctor_warns_of_an_index_that_expires_nothing() -> None:
 def test_the_doctor_looks_at_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "sessions"
     url = f"file://{folder}"
-    first = examine(url)
+    before = examine(url)
+    assert not folder.exists()
+    folder.mkdir(0o700)
     second = examine(url)
     folder.chmod(0o755)
     open_to_all = examine(url)
 
-    assert first["reach"][0] == "warning"
+    assert levels_of(before) == {"reach": "warning"}
     assert {*levels_of(second)} >= {"reach", "lock", "owner and mode", "space", "sync", *LIFE}
     assert second["reach"][0] == second["owner and mode"][0] == "ok"
     assert open_to_all["owner and mode"][0] == "warning"

@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from click.testing import Result
 
-from actorbot import MemorySessionStore, store_from_url
-from actorbot.stores import RecordStore, Write
+from actorbot import MemorySessionStore, errors, store_from_url
+from actorbot.stores import RecordStore, Write, copy
 from actorbot.testing._expect import make_record, make_tombstone, write_all
 from tests.backends import AsyncDictStore, DictStore
 from tests.servers import mongo_servers, redis_servers
@@ -183,6 +184,91 @@ def test_a_folder_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> No
     assert done.exit_code == 1
     assert "there is no folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+LOOKING = [
+    ("ls",), ("ls", "--json"), ("export",), ("show", "ann"), ("rm", "--yes", "ann"), ("copy", "memory://"), ("doctor",),
+]  # fmt: skip
+
+
+def look(verb: tuple[str, ...], url: str) -> Result:
+    name, *rest = verb
+    return run("doctor", url) if name == "doctor" else run("sessions", name, url, *reversed(rest))
+
+
+@pytest.mark.parametrize("verb", LOOKING, ids=" ".join)
+@pytest.mark.parametrize("kind", ["file", "mongo", "redis"])
+def test_looking_at_a_mistyped_place_makes_nothing_there_and_says_so(
+    verb: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    typo = f"typo_{sha256(bytes(tmp_path)).hexdigest()[:16]}"
+    if kind == "file":
+        done = look(verb, f"file://{tmp_path / typo / 'sessions'}")
+        assert list(tmp_path.iterdir()) == []
+        says = "there is no folder"
+    elif kind == "mongo":
+        server = mongo_servers.shared()
+        done = look(verb, f"{server.url}?database={typo}")
+        other = look(verb, f"{server.url}?database=admin&collection_name={typo}")
+        with server.client() as client:
+            assert typo not in client.list_database_names()
+            assert typo not in client.admin.list_collection_names()
+        says = f"there is no collection 'sessions' in the database '{typo}'"
+        assert other.exit_code == done.exit_code
+    elif verb[0] == "doctor":
+        pytest.skip("there is nothing to mistype but a prefix, under which it tries a session")
+    else:
+        redis = redis_servers.shared()
+        done = look(verb, f"{redis.url}?key_prefix={typo}:")
+        assert redis.ask("KEYS", f"{typo}*") == []
+        assert done.exit_code == (verb[0] == "show")
+        return
+
+    if verb[0] == "doctor":
+        assert done.exit_code == 0
+        assert [line.split()[0] for line in done.stdout.splitlines() if "a bot makes it when it starts" in line][
+            -1
+        ] == "warning"
+        assert "write and read" not in done.stdout
+    else:
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1
+        assert says in done.stderr
+
+
+def test_looking_leaves_no_lock_in_a_folder_that_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    done = run("sessions", "ls", f"file://{tmp_path}")
+
+    assert done.exit_code == 1
+    assert f"there are no sessions in the folder {tmp_path}" in done.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_store_that_has_been_emptied_is_no_mistake(tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 0)
+    done = run("sessions", "ls", in_files(tmp_path), "--prefix", "telegram:")
+
+    assert done.exit_code == 0
+    assert done.stderr == "there is no session that begins with telegram: that is alive; --all lists the others too\n"
+
+
+def test_a_copy_from_a_place_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.StoreError, match="there is no folder"):
+        copy(store_from_url(in_files(tmp_path)), store_from_url(f"file://{tmp_path}/target"))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_was_looked_at_can_be_used_by_a_bot(tmp_path: Path) -> None:
+    for url in (in_files(tmp_path), in_redis(tmp_path), in_mongo(tmp_path)):
+        store: RecordStore = store_from_url(url)
+        assert (store.look() is None) == url.startswith("redis")
+        write_all(store.init(), [Write(make_record("ann", {}), b"")])
+        assert store.look() is None
+        if url.startswith("mongodb"):
+            assert "expiry" not in {each.what for each in store.examine() if each.level != "ok"}
+        store.close()
 
 
 def test_a_session_id_steers_no_terminal(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_threaded_manager_runs_both_kinds_of_handler(handler: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [("idle_timeout", -1), ("handler_timeout", 0), ("close_timeout", float("nan")), ("max_resident", 0),
-     ("max_mailbox", "many"), ("flush", "fast"), ("handler", 7), ("session_type", int), ("store", object()),
+     ("max_mailbox", "many"), ("max_replies", 0), ("flush", "fast"), ("handler", 7), ("session_type", int), ("store", object()),
      ("clock", 7), ("idle_timeout", float("inf")), pytest.param("idle_timeout", 10**400, id="more than a float")],
 )  # fmt: skip
 def test_a_bad_option_is_named(option: str, value: Any) -> None:

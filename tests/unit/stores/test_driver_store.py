@@ -16,8 +16,9 @@ from actorbot import ONE_YEAR, MemorySessionStore, SessionManager, errors
 from actorbot._state.codec import decode_state, encode_state
 from actorbot._state.record import Record
 from actorbot.stores import copy
+from actorbot.stores._driver_calls import AT_ONCE
 from actorbot.stores.base import Write
-from actorbot.stores.driver import AT_ONCE, DriverStore
+from actorbot.stores.driver import DriverStore
 from tests.backends import AsyncDictStore, ComparingStore, DictStore
 
 Opener = Callable[[Any], DriverStore]
