@@ -39,6 +39,8 @@ class Stats:
     """Sessions whose flush met a write of another process."""
     set_back: int
     """Writes that went over an older state of the same session: the store had gone back in time."""
+    damaged: int
+    """Damaged records that were set aside, and replaced by what was in memory of their sessions."""
     backed_off: int
     """Sessions that are left alone for a while, because their record cannot be read."""
     dead_letters: int

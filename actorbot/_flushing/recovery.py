@@ -1,7 +1,7 @@
 """Writing a batch, with a look at what the store has, where it may be older or newer than is known.
 
 Sessions that came from the journal are looked at first. Others are looked at when their write meets
-a conflict: then the store may have gone back in time.
+a conflict or damage: then the store may have gone back in time, and what is in memory is whole.
 """
 
 from __future__ import annotations
@@ -14,11 +14,20 @@ from actorbot._flushing.set_back import SetBacks
 from actorbot._flushing.write import PendingWrite
 from actorbot._state.committed import ANYBODYS, Lineage, write_id_of
 from actorbot._state.record import RING_BYTES, Record, has_id
-from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.errors import (
+    ActorbotError,
+    ConflictError,
+    CorruptSessionError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from actorbot.stores._batches import as_ours, is_outage
 from actorbot.stores.base import RecordStore, Write
 
 __all__ = ["JournalBehind", "Rebased", "Refused", "Settled", "is_outdated", "rebase", "write_batch", "write_jobs"]
+
+# What may have to do with what is stored rather than with what is written.
+_SECOND_LOOK: Final = (ConflictError, CorruptSessionError)
 
 # Looks at one session: between a look and the write, a write of somebody else may arrive.
 LOOKS: Final = 3
@@ -95,17 +104,17 @@ def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetB
     outcomes = _write_recovered(store, jobs) if recovered else store.write_many([job.write for job in jobs])
     if not any(outcomes) or len(outcomes) != len(jobs):
         return outcomes
-    return _write_over_older(store, jobs, outcomes, set_backs)
+    return _write_again(store, jobs, outcomes, set_backs)
 
 
-def _write_over_older(
+def _write_again(
     store: RecordStore, jobs: Sequence[PendingWrite], outcomes: Sequence[ActorbotError | None], set_backs: SetBacks
 ) -> list[ActorbotError | None]:
-    """Write again what met an older state of its own session: the store has gone back in time."""
+    """Write again what met an older state of its own session, or a damaged record of it."""
     became = dict(zip(jobs, outcomes, strict=True))
     for _ in range(LOOKS):
         # What the store has of sessions from the journal was looked at before.
-        met = [job for job in jobs if isinstance(became[job], ConflictError) and not job.session.lineages]
+        met = [job for job in jobs if isinstance(became[job], _SECOND_LOOK) and not job.session.lineages]
         if not met:
             break
         tried = met
@@ -119,18 +128,26 @@ def _write_over_older(
             became |= dict.fromkeys(tried, error)
             break
         became |= dict(zip(tried, written, strict=True))
-        set_backs.note([job.session for job in tried if became[job] is None])
+        set_backs.note([job.session for job in tried if became[job] is None and not job.write.over_damage])
         if not tried:
             break
     return list(became.values())
 
 
 def _goes_over(job: PendingWrite, stored: Record | ActorbotError | None, set_backs: SetBacks) -> bool:
-    """Tell whether what is *stored* is an older state, and make the write of *job* go over it."""
+    """Tell whether what is *stored* is older or damaged, and make the write of *job* go over it."""
+    if isinstance(stored, CorruptSessionError):
+        job.write = _over_damage(job.write)
+        return True
     if not isinstance(stored, Record) or not set_backs.is_older(stored, job.session):
         return False
     job.write = replace(job.write, base=stored.write_id)
     return True
+
+
+def _over_damage(write: Write) -> Write:
+    """Make *write* go over a damaged record. What is destroyed leaves nothing behind."""
+    return replace(write, base=None) if write.record.state is None else replace(write, over_damage=True)
 
 
 def _write_recovered(store: RecordStore, jobs: Sequence[PendingWrite]) -> list[ActorbotError | None]:
@@ -176,6 +193,8 @@ def rebase(
     if stored is None:
         return Rebased(replace(write, base=b"") if forced else write)
     if isinstance(stored, ActorbotError):
+        if isinstance(stored, CorruptSessionError) and not forced:
+            return Rebased(_over_damage(write))
         return Rebased(replace(write, base=None)) if forced else Settled(stored)
     record = write.record
     if has_id(stored.write_ids, record.write_id):

@@ -19,7 +19,7 @@ from actorbot._state.document import RESERVED, from_document, to_document
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["BY_HAND", "RING_BYTES", "TOMBSTONE_AGE", "Record", "has_id"]
+__all__ = ["BY_HAND", "RING_BYTES", "TOMBSTONE_AGE", "Record", "find_flaw", "has_id"]
 
 TOMBSTONE_AGE: Final = 3600.0
 """Seconds that a destroyed session is remembered, so that no older write brings it back."""
@@ -114,7 +114,7 @@ class Record:
 
         Raises: CorruptSessionError.
         """
-        reason = _flaw(data)
+        reason = find_flaw(data)
         if reason is None:
             try:
                 fields = unpack_fields(data[8:])
@@ -186,7 +186,7 @@ def _new_id() -> bytes:
     return BY_HAND + os.urandom(4)
 
 
-def _flaw(data: bytes) -> str | None:
+def find_flaw(data: bytes) -> str | None:
     """Say what is wrong with *data* before anything in it is decoded; `None` if nothing is."""
     if data[:3] != MAGIC[:3]:
         return "it is not a record of actorbot" if len(data) >= 3 else "it is truncated"

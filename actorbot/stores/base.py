@@ -6,6 +6,7 @@ stores are: they keep records, in batches, and compare before they write.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from actorbot.errors import ActorbotError, ConfigError, ConflictError
 from actorbot.stores._findings import Finding
 
 __all__ = [
+    "ASIDE_AGE",
     "ONE_YEAR",
     "Record",
     "RecordStore",
@@ -29,8 +31,13 @@ __all__ = [
     "judge",
 ]
 
+logger = logging.getLogger("actorbot")
+
 ONE_YEAR: Final = 365 * 24 * 3600.0
 """A year of 365 days, in seconds: a session's life after its last event, by default."""
+
+ASIDE_AGE: Final = 7 * 24 * 3600.0
+"""Seconds that a damaged record is kept when it was set aside."""
 
 MAX_EXPIRES_IN: Final = 1000 * ONE_YEAR
 
@@ -108,6 +115,8 @@ class Write:
 
     `b""`: nothing must be stored. `None`: anything may be replaced, as by a destroy.
     """
+    over_damage: bool = False
+    """Whether a damaged record may be replaced: the session is in memory. It is then set aside."""
 
     def conflict(self, store: str) -> ConflictError:
         """Make the error of a write that met somebody else's."""
@@ -151,8 +160,14 @@ class RecordStore(ABC):
     while another thread writes.
     """
 
+    flaw: str | None = None
+    """Why nothing will be written or read until somebody sees to it: `health()` is then failing."""
+
     compares: bool = True
     """Whether a write is refused if somebody else has written since: see `judge`."""
+
+    set_aside: int = 0
+    """How many damaged records it has set aside, of sessions that were in memory."""
 
     reads_at_once: int = 10_000
     """The most records that one `read_many` may be about, so that it ends within a deadline."""
@@ -190,7 +205,8 @@ class RecordStore(ABC):
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         """Write each record if `judge` allows it; return for each `None`, or the error that it met.
 
-        No id stands twice in one call.
+        No id stands twice in one call. A damaged record is no record to compare with: a
+        CorruptSessionError, unless the write may go `over_damage`.
 
         Raises: StoreUnavailableError if no record was written, OutcomeUnknownError if some may have
         been: the store is down. All are then sent again later, with the same write ids. Any other
@@ -213,6 +229,16 @@ class RecordStore(ABC):
     def complaint(self) -> str:
         """What is wrong with the place at the moment, for `health()`; `""`: nothing. Any thread."""
         return ""
+
+    def note_damage(self, session_id: str, reason: str, place: str) -> None:
+        """Count and report a damaged record that was replaced; *place* is where it is kept."""
+        self.set_aside += 1
+        logger.error(
+            "%s: the record of session %r was damaged under the session in memory: %s."
+            " The session was written in its place; the damaged record is %s",
+            self.name, session_id, reason, place,
+            extra={"session_id": session_id},
+        )  # fmt: skip
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         """Yield every record, in no particular order, and an error for each that cannot be read.

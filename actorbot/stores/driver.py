@@ -271,6 +271,9 @@ class DriverStore(RecordStore):
         records itself. Who holds its base writes it again.
         """
         found = self.read_many([write.record.session_id])[0]
+        if isinstance(found, CorruptSessionError) and write.over_damage:
+            self.note_damage(write.record.session_id, found.reason, "not kept: a driver has no place for it")
+            return self._write_each([replace(write, base=None)], False)[0]
         if isinstance(found, ActorbotError):
             return found
         if found is None and write.base:

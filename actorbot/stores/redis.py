@@ -24,6 +24,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_redis
+from actorbot.stores._redis_damage import Damage
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores._redis_server import facts_of, time_of
 from actorbot.stores._server_clock import ServerClock
@@ -44,13 +45,15 @@ MOST_TOLD: Final = 5  # other key prefixes that are told of
 # record's bytes. There are three arguments for each key: the base ("*": anything may be replaced),
 # the value, and in how many milliseconds the server drops it (it counts by its own clock). The
 # answer has a letter for each key: w, written; d, done before; c, a conflict; x, the key holds
-# something else. The rules are those of `base.judge`.
+# something else. Then come the values that were compared and replaced: only here can it be seen
+# whether one was damaged. The rules are those of `base.judge`.
 SCRIPT: Final = b"""
-local answers = {}
+local letters, answer_and_old = {}, {''}
 for i, key in ipairs(KEYS) do
-  local base, value, answer = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w'
+  local base, value, answer, old = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w', ''
   if base ~= '*' then
-    local head = redis.pcall('GETRANGE', key, 0, 128)
+    old = redis.pcall('GET', key) or ''
+    local head = old
     if type(head) ~= 'string' then
       answer = 'x'
     elseif head ~= '' and string.sub(head, 2, 1 + 8 * math.min(1, string.byte(head))) ~= base then
@@ -62,9 +65,11 @@ for i, key in ipairs(KEYS) do
     end
   end
   if answer == 'w' then redis.call('SET', key, value, 'PX', ARGV[3 * i]) end
-  answers[i] = answer
+  letters[i] = answer
+  answer_and_old[i + 1] = answer == 'w' and old or ''
 end
-return table.concat(answers)
+answer_and_old[1] = table.concat(letters)
+return answer_and_old
 """
 SCRIPT_SHA: Final = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
@@ -77,7 +82,7 @@ class RedisSessionStore(RecordStore):
     `?socket_timeout=` and `?socket_connect_timeout=` (seconds; 3 and 1.5 by default) should
     together be less than the policy's `store_deadline`.
 
-    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +getrange` on
+    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set` on
     `~<key_prefix>*`. With `+info +config|get` too, `init` warns of a server that may lose sessions.
     With `+scan` the sessions can be listed. In a Redis Cluster, give it `+cluster|slots`.
 
@@ -107,6 +112,7 @@ class RedisSessionStore(RecordStore):
         self._prefix = key_prefix.encode()
         self._link = Link(url)
         self._clock = ServerClock(self.name, partial(time_of, self._link))
+        self._damage = Damage(self._link, self.note_damage)
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -209,25 +215,25 @@ class RedisSessionStore(RecordStore):
         try:
             record = Record.from_bytes(value[head:], session_id=session_id, store=self.name)
         except CorruptSessionError as error:
-            inner = Record.peek_id(value[head:])
-            if inner and inner != session_id and session_id.endswith(inner):
-                return ForeignSessionError(self.name, session_id, inner, self.key_prefix)
+            inner, key = Record.peek_id(value[head:]), self.key_prefix + session_id
+            if inner not in {"", session_id, key} and key.endswith(inner):
+                return ForeignSessionError(self.name, session_id, inner, key.removesuffix(inner))
             return error
         if record.write_ids != value[1:head]:
             return CorruptSessionError(self.name, session_id, "its write ids are not those in front of it")
         return self._clock.here(record)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
-        longer: Counter[str] = Counter()  # prefixes that begin with this one: who has them sees to their sessions
+        others: Counter[str] = Counter()  # prefixes that begin with this one: who has them sees to their sessions
         for keys in self._link.scan(self._pattern, SCANNED):
             for at in range(0, len(keys), PAGE):
                 for found in self._read_page(keys[at : at + PAGE]):
                     if isinstance(found, ForeignSessionError):
-                        longer[found.key_prefix] += 1
+                        others[found.key_prefix] += 1
                     else:
                         yield found
-        for prefix, number in longer.most_common(MOST_TOLD):
-            logger.warning("%s: sessions of the longer key prefix %r were left out: %d", self.name, prefix, number)
+        for prefix, number in others.most_common(MOST_TOLD):
+            logger.warning("%s: sessions of the key prefix %r were left out: %d", self.name, prefix, number)
 
     def _read_page(self, keys: Sequence[bytes]) -> Iterator[Record | ActorbotError]:
         session_ids = []
@@ -237,10 +243,14 @@ class RedisSessionStore(RecordStore):
             except UnicodeDecodeError:
                 yield self._foreign(repr(key[len(self._prefix) :]))
         found = self.read_many(session_ids) if session_ids else ()
-        yield from (each for each in found if each is not None)
+        for session_id, each in zip(session_ids, found, strict=True):
+            aside = isinstance(each, CorruptSessionError) and Damage.may_be_aside(session_id.encode())
+            if each is not None and not aside:
+                yield each
 
     def count(self) -> int:
-        return sum(len(keys) for keys in self._link.scan(self._pattern, SCANNED))
+        keys = (key for page in self._link.scan(self._pattern, SCANNED) for key in page)
+        return sum(not Damage.may_be_aside(key[len(self._prefix) :]) for key in keys)
 
     @property
     def _pattern(self) -> bytes:
@@ -251,6 +261,8 @@ class RedisSessionStore(RecordStore):
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         self._clock.keep_if_set()
         keys = [self._key(write.record.session_id) for write in writes]
+        if any(write.over_damage for write in writes):
+            writes = self._damage.make_way(writes, keys)
         groups, calls = [], []
         for group in self._link.group(keys):
             for part, arguments in self._arguments(writes, group):
@@ -258,10 +270,13 @@ class RedisSessionStore(RecordStore):
                 calls.append((keys[part[0]], (len(part), *(keys[n] for n in part), *arguments)))
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         for part, answer in zip(groups, self._run_script(calls), strict=True):
-            fits = type(answer) is bytes and len(answer) == len(part) and not answer.strip(b"wdcx")
-            each = answer.decode() if fits else self._spread(answer, len(part), OutcomeUnknownError)
+            letters, replaced = _understand(answer, len(part))
+            each: Sequence[str | ActorbotError] = letters or self._spread(answer, len(part), OutcomeUnknownError)
             for n, one in zip(part, each, strict=True):
                 outcomes[n] = self._outcome(writes[n], one)
+            for n, old in replaced:
+                if writes[part[n]].record.state is not None:  # what is destroyed leaves nothing behind
+                    self._damage.look_at(writes[part[n]].record.session_id, keys[part[n]], old)
         _raise_if_all_failed(outcomes)
         return outcomes
 
@@ -317,6 +332,15 @@ class RedisSessionStore(RecordStore):
 
     def _foreign(self, session_id: str) -> CorruptSessionError:
         return CorruptSessionError(self.name, session_id, "its key holds something that is not a record of actorbot")
+
+
+def _understand(answer: Any, size: int) -> tuple[str, list[tuple[int, bytes]]]:
+    """Return the script's letters, and the values that it has replaced, by number; or nothing."""
+    if type(answer) is list and len(answer) == size + 1 and all(type(each) is bytes for each in answer):
+        letters = answer[0]
+        if len(letters) == size and not letters.strip(b"wdcx"):
+            return letters.decode(), [(n, old) for n, old in enumerate(answer[1:]) if old]
+    return "", []
 
 
 def _raise_if_all_failed(answers: Sequence[object]) -> None:

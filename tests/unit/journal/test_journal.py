@@ -23,7 +23,7 @@ from actorbot._journal.wal import find_flaw
 from actorbot._state.committed import ANYBODYS, Committed, write_id_of
 from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
-from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError, JournalError
+from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError, JournalError, StoreUnavailableError
 from actorbot.stores import Write
 from tests.faults._scale import scaled
 from tests.tiers import tiers
@@ -273,7 +273,8 @@ KNOWN = ((MINE, 7),)
         pytest.param(make_record(6, write_id_of(THEIRS, 6)), KNOWN, "conflict", id="somebody else's, as new"),
         pytest.param(make_record(5, b""), KNOWN, "conflict", id="one without a write id"),
         pytest.param(make_record(5, THEIRS), (*KNOWN, ANYBODYS), "written", id="it replaces whatever is there"),
-        pytest.param(CorruptSessionError("s", "ann", "torn"), KNOWN, "refused", id="it cannot be read"),
+        pytest.param(StoreUnavailableError("s", "busy"), KNOWN, "refused", id="it cannot be looked at"),
+        pytest.param(CorruptSessionError("s", "ann", "torn"), KNOWN, "set aside", id="it is damaged"),
         pytest.param(CorruptSessionError("s", "ann", "torn"), (*KNOWN, ANYBODYS), "written", id="and is replaced"),
     ],
 )
@@ -291,6 +292,8 @@ def test_what_is_decided_about_a_recovered_state(stored: Any, known: Any, expect
             assert verdict == Settled(stored)
         case "set back":
             assert verdict == JournalBehind()
+        case "set aside":
+            assert verdict == Rebased(Write(RECOVERED, BASE, over_damage=True))
         case "written":
             assert isinstance(verdict, Rebased)
             write = verdict.write
