@@ -23,7 +23,7 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run help test test-long test-all torture mutants lint types imports check constraints clean
+.PHONY: run help test test-long test-pythons test-all torture mutants lint types imports check constraints clean
 
 run: $(VENV)/run.stamp  ## talk to a bot that remembers, in this terminal
 	$(BIN)/python examples/with_file_session.py
@@ -37,7 +37,25 @@ test: $(VENV)/dev.stamp  ## the first case of every promise on every store: abou
 test-long: $(VENV)/all.stamp  ## what `test` leaves out: further servers, further seeds, the tests of the tests
 	$(PYTEST) -m long $(ARGS)
 
-test-all: test test-long  ## test and test-long: about 10 minutes
+# Each Python has an environment of its own.
+# Not those of the benchmarks, which take a quarter of the time.
+# With pyenv, `python3.12` starts only where it is switched on; so it is looked for among pyenv's own too.
+PYTHONS := 3.11 3.12 3.13
+VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+test-pythons: $(VENV)/dev.stamp  ## the tests of `test` on the other Pythons that are on this machine
+	@mine=$$($(BIN)/python $(VERSION)); absent=; \
+	for version in $(PYTHONS); do \
+	  test $$version != $$mine || continue; \
+	  found=; for python in python$$version "$${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version".*/bin/python; do \
+	    if test "$$("$$python" $(VERSION) 2>/dev/null)" = $$version; then found=$$python; break; fi; \
+	  done; \
+	  if test -z "$$found"; then absent="$$absent $$version"; continue; fi; \
+	  printf '\n== %s\n' "$$("$$found" --version)"; \
+	  $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$found" ARGS="--ignore-glob=tests/tools/test_benchmarks* $(ARGS)" test || exit 1; \
+	done; \
+	if test -n "$$absent"; then echo "Not tested, since this machine has no Python of it:$$absent" >&2; fi
+
+test-all: test test-long test-pythons  ## all of these
 
 # -rP shows what each test has measured.
 torture: $(VENV)/all.stamp  ## the faults and the stress at a scale of hours
@@ -75,7 +93,7 @@ constraints: $(BIN)/python  ## pin what pyproject.toml newly asks for; ARGS=--up
 	  --custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml $(ARGS)
 
 clean:  ## remove .venv and all that was made
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find actorbot tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says: installed since one of these files last changed. The development tools include the package.

@@ -11,6 +11,7 @@ from typing import Any
 
 from actorbot._flushing.write import Flushable
 from actorbot._reports import Conflict
+from actorbot._runtime.current import Errand, errand
 from actorbot._runtime.home import Home, new_future
 from actorbot._state.codec import decode_state
 from actorbot._state.committed import STATE, Committed
@@ -126,6 +127,7 @@ class Hooks:
         self.running.add(done)
 
         async def call() -> None:
+            errand.set(Errand(done, self._home.current_task()))
             try:
                 await hook(*args)
             except BaseException as failure:

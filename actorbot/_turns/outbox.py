@@ -15,6 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
+from actorbot._runtime.current import Errand, errand
 from actorbot._runtime.home import Home, new_future
 from actorbot._turns.context import Context
 from actorbot._turns.reply_room import ReplyRoom
@@ -55,7 +56,11 @@ class Outbox:
 
     def __len__(self) -> int:
         """How many sessions have replies on their way."""
-        return len(self._lines.keys() | self._ungated.keys())
+        return len(self.addressees())
+
+    def addressees(self) -> set[str]:
+        """Return the ids of the sessions that have replies on their way."""
+        return self._lines.keys() | self._ungated.keys()
 
     def check(self) -> None:
         """Raises: ConfigError if there is nowhere to send to."""
@@ -108,6 +113,7 @@ class Outbox:
         session_id = context.session_id
 
         async def send() -> None:
+            errand.set(Errand(session_id, self._home.current_task()))
             try:
                 await self._hand_over(context, message, delivered)
             finally:
@@ -143,6 +149,7 @@ class Outbox:
         return future
 
     async def _work_off(self, session_id: str, line: deque[Parcel]) -> None:
+        errand.set(Errand(session_id, self._home.current_task()))
         parcel: Parcel | None = None
         try:
             while (parcel := self._next(session_id, line)) is not None:
