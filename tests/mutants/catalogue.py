@@ -514,6 +514,20 @@ MUTANTS = (
         "tests/servers/test_mongo_and_others.py -k listing",
     ),
     Mutant(
+        "a key that this user may not read is taken for a damaged session",
+        "stores/redis.py",
+        "answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'",
+        "answer = 'x'",
+        "tests/servers/test_rights.py -k taken",
+    ),
+    Mutant(
+        "a right that is missing shows at the first event",
+        "stores/_redis_rights.py",
+        "        if self.needed:\n            raise",
+        "        if False:\n            raise",
+        "tests/servers/test_rights.py -k missing",
+    ),
+    Mutant(
         "a connection that a firewall has forgotten is waited for",
         "stores/_redis_silence.py",
         "    if _answers(pool, silence):",
@@ -733,7 +747,7 @@ MUTANTS = (
     Mutant(
         "what went on from an older state is overwritten",
         "_flushing/set_back.py",
-        "return owner != BY_HAND and stored.version < session.flushed and stored.last_activity < self._began",
+        "return made_before and stored.state is not None and owner != BY_HAND",
         "return True",
         "tests/promises/test_store_set_back.py -k another_process",
     ),
@@ -816,6 +830,20 @@ MUTANTS = (
         'for name in ("admit", "verify", "parse", "open", "reply", "subscribe"):',
         "for name in ():",
         "tests/ext/test_functions_with_yield.py -k would_not_run",
+    ),
+    Mutant(
+        "with Bolt, an assistant's thread opens in another session than its messages",
+        "ext/slack.py",
+        "        return find(payload) or thread_user(payload)",
+        "        return find(payload)",
+        "tests/ext/test_slack_by_either_way.py -k in_the_same_sessions",
+    ),
+    Mutant(
+        "a message from another organisation has the session of its team",
+        "ext/_slack_ids.py",
+        "    if authorization is not None:  # in a shared channel",
+        "    if False:  # in a shared channel",
+        "tests/ext/test_slack_by_either_way.py",
     ),
     Mutant(
         "a failing handler of python-telegram-bot leaves its changes",

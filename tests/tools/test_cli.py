@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,11 +28,13 @@ from tests.tiers import tiers
 from tests.waiting import Call
 
 SECRET = "s3cret-pa55"
+# click 8.1 mixes the two outputs, unless it is told not to. Newer ones cannot be told.
+RUNNER = CliRunner(**{"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {})
 
 
 def run(*args: str, stdin: str = "") -> Result:
     """Run the command in this process."""
-    return CliRunner().invoke(command, args, input=stdin, prog_name="actorbot")
+    return RUNNER.invoke(command, args, input=stdin, prog_name="actorbot")
 
 
 def run_apart(
@@ -287,8 +290,10 @@ def test_the_doctor_says_what_it_was_not_allowed_to_ask(tmp_path: Path) -> None:
         server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~actorbot:*", *rights)
         findings = examine(f"redis://bot:{SECRET}@127.0.0.1:{server.port}/0")
 
-    assert levels_of(findings) == {"reach": "ok", "server": "warning", "clock": "warning"} | LIFE
+    warnings = dict.fromkeys(("server", "clock", "rights"), "warning")
+    assert levels_of(findings) == {"reach": "ok"} | warnings | LIFE
     assert "+info +config|get" in findings["server"][1]
+    assert "+time +info +config|get +scan" in findings["rights"][1]
 
 
 @pytest.mark.parametrize(

@@ -481,7 +481,8 @@ def test_a_copy_that_is_interrupted_says_that_it_goes_on_and_does(
     second = run("sessions", "copy", in_files(tmp_path), "plain://there", "--json")
 
     assert first.exit_code == 130
-    assert first.stderr == "interrupted: run the same command again, and it goes on\n"
+    # click 8.1 ends the line of the ^C itself
+    assert first.stderr.lstrip("\n") == "interrupted: run the same command again, and it goes on\n"
     report = json.loads(second.stdout)
     assert (report["copied"], report["already_there"]) == (150, 100)
     assert store.count() == 250
