@@ -207,21 +207,30 @@ class JournalFile:
         """Replace or add *rows* and set *conflicts* aside, all or nothing.
 
         What is committed survives a power loss (with `sync="full"`). Raises: sqlite3.Error; until
-        `renew` it is then unknown whether this was committed.
+        `renew` it is then unknown whether this was committed. After a DataError (a row is too
+        large), or an exception that is not sqlite3's, it was not, and the file may be used.
         """
         if not conflicts:
             self._replace(rows)
             return
         connection = self._open
         connection.execute("BEGIN IMMEDIATE")
-        self._replace(rows)
+        try:
+            self._replace(rows)
+            self._set_aside(conflicts)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if isinstance(error, sqlite3.DataError) or not isinstance(error, sqlite3.Error):
+                connection.execute("ROLLBACK")  # else `renew` ends the transaction
+            raise
+
+    def _set_aside(self, conflicts: Sequence[bytes]) -> None:
         for data in conflicts:  # each once: a transaction that seemed to fail comes again
-            connection.execute(
-                "INSERT INTO conflicts (data) SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM conflicts WHERE data=?1)",
-                (data,),
+            self._open.execute(
+                "INSERT INTO conflicts (data) SELECT :data WHERE NOT EXISTS (SELECT 1 FROM conflicts WHERE data=:data)",
+                {"data": data},
             )
-        connection.execute("DELETE FROM conflicts WHERE number <= (SELECT max(number) FROM conflicts) - ?", (KEPT,))
-        connection.execute("COMMIT")
+        self._open.execute("DELETE FROM conflicts WHERE number <= (SELECT max(number) FROM conflicts) - ?", (KEPT,))
 
     def _replace(self, rows: Sequence[tuple[int, bytes]]) -> None:
         if not rows:

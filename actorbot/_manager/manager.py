@@ -100,7 +100,7 @@ class SessionManager(Access):
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Stop intake, finish accepted events, flush, and close the store.
+        """Stop intake, finish accepted events, flush, and close the store if nobody else uses it.
 
         All this takes *timeout* seconds, or else `close_timeout`. There is one close: a later call
         returns its report, and one with less time hurries it. It goes on if its caller is

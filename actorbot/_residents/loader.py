@@ -107,8 +107,8 @@ class Loader:
         self.reads += 1
         try:
             (found,) = self._store.read_many([session_id])
-        except ActorbotError:
-            raise
+        except (ActorbotError, RecursionError):
+            raise  # the stack is the caller's
         except Exception as error:
             reason = f"reading failed: {type(error).__name__}: {error}"
             raise StoreUnavailableError(self._store.name, reason, session_id=session_id) from error

@@ -20,6 +20,7 @@ from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
 from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
 from actorbot._turns.context import Context, find_parent, never_begun
+from actorbot._turns.depth import check_depth
 from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
@@ -187,6 +188,9 @@ class SessionActor(Flushable):
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
         shared = self.shared
         wall = shared.wall()
+        parent = find_parent()
+        if parent is not None:
+            check_depth(self.session_id)
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
             raise self._conflict("written by another process; try again")
@@ -214,7 +218,7 @@ class SessionActor(Flushable):
         except UndecodableError as error:
             raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
-        context = Context(self, session, event, committed, find_parent(), task)
+        context = Context(self, session, event, committed, parent, task)
         if digest is not None:
             context._event_id = digest
         current.set(context)

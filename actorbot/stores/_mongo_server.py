@@ -8,26 +8,35 @@ from typing import Any, Final
 
 from pymongo.errors import OperationFailure
 
-from actorbot.errors import StoreUnavailableError
+from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._findings import Finding, has_expiry, judge_mongo
 from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Call, Link, RawCollection
 
-__all__ = ["check_version", "examine", "make_index", "time_of", "what_is_missing"]
+__all__ = ["check_server", "examine", "make_index", "time_of", "what_is_missing"]
 
 logger = logging.getLogger("actorbot")
 
 OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps nested keys with `$`
+
+# Ids that some collations take for the same: by case, accent, punctuation, the value of a number.
+DIFFERENT: Final = (("a", "A"), ("e", "é"), ("a:b", "ab"), ("1", "01"))
 
 # An index of this name, or on these keys, is there with other options.
 _OTHER_INDEX: Final = frozenset({85, 86})
 _UNAUTHORIZED: Final = 13
 
 
-def check_version(link: Link) -> None:
-    """Raises: StoreUnavailableError if the server is too old; PyMongoError."""
-    if _hello(link.collection, link.call()).get("maxWireVersion", 0) < OLDEST:
+def check_server(link: Link) -> None:
+    """Check the server's version and the collection.
+
+    Raises: ConfigError; StoreUnavailableError, also if the server is too old; PyMongoError.
+    """
+    collection, call = link.collection, link.call()
+    link.reach_at_start(call)
+    if _hello(collection, call).get("maxWireVersion", 0) < OLDEST:
         raise StoreUnavailableError("mongo", f"{link.hosts} is older than MongoDB 5.0")
+    _check_collation(collection, call)
 
 
 def what_is_missing(link: Link) -> str | None:
@@ -64,6 +73,25 @@ def make_index(link: Link) -> None:
             raise
         if not has_expiry(_indexes(collection, call)):
             logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
+
+
+def _check_collation(collection: RawCollection, call: Call) -> None:
+    """Raises: ConfigError if the collection takes different session ids for the same."""
+    same = [{"$eq": [{"$literal": one}, {"$literal": other}]} for one, other in DIFFERENT]
+    # `$facet` makes a document out of nothing, by the collation of the collection.
+    pipeline: list[Any] = [{"$match": {"_id": {"$in": []}}}, {"$facet": {"none": [{"$limit": 1}]}}]
+    with call.command():
+        answers = collection.with_options(codec_options=OPTIONS).aggregate([*pipeline, {"$project": {"same": same}}])
+        taken = next(
+            (pair for answer in answers for pair in zip(DIFFERENT, answer["same"], strict=True) if pair[1]), None
+        )
+    if taken is not None:
+        one, other = taken[0]
+        expected = (
+            f"a collection that tells {one!r} from {other!r}: by its collation they are one session."
+            " Name another collection, or copy this one into one with the collation { locale: 'simple' }"
+        )
+        raise ConfigError("collection_name", collection.name, expected)
 
 
 def time_of(link: Link) -> float | None:

@@ -10,29 +10,22 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores._scheme import as_drivers_write
-from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
+from actorbot.stores._secrets import Secrets
 
 try:
     import redis
-    from redis.backoff import NoBackoff
     from redis.crc import key_slot
     from redis.exceptions import AskError, NoScriptError
-    from redis.retry import Retry
 
-    from actorbot.stores._redis_silence import KEEPALIVE, DeadConnectionError, await_answer
+    from actorbot.stores._redis_pool import CONNECT_TIMEOUT, READ_TIMEOUT, make_pool, pool_like
+    from actorbot.stores._redis_silence import DeadConnectionError, await_answer
 except ImportError as error:
     raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
 __all__ = ["Command", "Link", "is_about_script", "is_refused"]
-
-CONNECT_TIMEOUT: Final = 1.5  # seconds; with READ_TIMEOUT less than the 5 s of `store_deadline`
-READ_TIMEOUT: Final = 3.0  # seconds without a byte of the answer
-# To each server. More than the calls that can be under way, those left behind included.
-MAX_CONNECTIONS: Final = 20
 
 # A server that answers this has not done what it was asked. After any other failure it may have.
 REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
@@ -48,7 +41,7 @@ class Link:
 
     def __init__(self, url: str) -> None:
         url = as_drivers_write(url)
-        pool = _make_pool(url)
+        pool = make_pool(url)
         if isinstance(pool, ConfigError):
             raise pool
         self._first = _Server(pool, Secrets(url))
@@ -195,7 +188,7 @@ class Link:
         if address == (settings.get("host", "localhost"), settings.get("port", 6379)):
             return self._first
         if address not in self._others:
-            pool = _pool_like(self._first.pool, host=host, port=address[1])
+            pool = pool_like(self._first.pool, host=host, port=address[1])
             self._others[address] = _Server(pool, self._first.secrets)
         return self._others[address]
 
@@ -203,7 +196,8 @@ class Link:
 class _Server:
     """One server and the connections to it."""
 
-    def __init__(self, pool: Any, secrets: Secrets) -> None:  # not all of a BlockingConnectionPool is typed
+    # *pool* is a BlockingConnectionPool, parts of whose interface are not typed.
+    def __init__(self, pool: Any, secrets: Secrets) -> None:
         self.pool = pool
         self.secrets = secrets
         settings = pool.connection_kwargs
@@ -216,20 +210,20 @@ class _Server:
         failed read costs its callers their events. Raises: StoreUnavailableError;
         OutcomeUnknownError for *writes* that may have been done.
         """
-        began = time.monotonic()
+        began, pool = time.monotonic(), self.pool
         try:
             return self._ask(commands, writes)
         except StoreUnavailableError as error:
-            cut = isinstance(error.__cause__, DeadConnectionError)
+            dead = self.pool is not pool
             broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
-            if writes or not (cut or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
+            if writes or not (dead or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
                 raise
         return self._ask(commands, writes)
 
     def renew(self, pool: Any) -> None:
         """Use new connections from now on, if they are still those of *pool*, which end with it."""
         if self.pool is pool:
-            self.pool = _pool_like(pool)
+            self.pool = pool_like(pool)
 
     def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
         answers = self._exchange(commands, writes)
@@ -300,51 +294,3 @@ def is_refused(answer: object) -> bool:
 def is_about_script(answer: object) -> bool:
     """Tell whether *answer* is a server's word that it does not know the script."""
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
-
-
-def _pool_like(pool: Any, **changes: Any) -> Any:
-    """Make a pool of new connections with the settings of *pool*, but for *changes*."""
-    make: Any = redis.BlockingConnectionPool
-    return make(MAX_CONNECTIONS, CONNECT_TIMEOUT, pool.connection_class, **pool.connection_kwargs | changes)
-
-
-def _make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
-    """Make a pool for *url*, and connect nowhere; or return the error, which quotes no password.
-
-    The caller raises it, away from the driver's error, whose text may quote one.
-    """
-    expected = "redis://[[user]:password@]host[:port][/database], rediss://… or unix:///path"
-    given: object = url
-    if not isinstance(given, str):
-        return ConfigError("url", type(given), expected)
-    if hosts_of(url) is None:
-        return ConfigError("url", _without_secrets(url), ENCODED)
-    try:
-        parts = urlsplit(url)
-        if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
-            raise ValueError
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=CONNECT_TIMEOUT,  # to wait for a connection when all are in use
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=READ_TIMEOUT,
-            **({} if parts.scheme == "unix" else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}),
-            retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
-            # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Leave it
-            # on: with TLS 1.3, before an answer was read, redis-py takes the session tickets for
-            # data of an earlier command and gives up the connection.
-            protocol=2,
-        )
-        pool.connection_class(**pool.connection_kwargs)
-    except TypeError as error:
-        reason = "" if has_secret_option(url) else f"; {str(error).partition(') ')[2]}"
-        return ConfigError("url", _without_secrets(url), expected + reason)
-    except (ValueError, redis.RedisError):  # their texts may quote the password
-        return ConfigError("url", _without_secrets(url), expected)
-    return pool
-
-
-def _without_secrets(url: str) -> str:
-    scheme = url.partition("://")[0]
-    return f"{scheme}://…" if scheme in {"redis", "rediss", "unix"} else "…"

@@ -77,7 +77,7 @@ class Secrets:
 
 
 def _words(url: str) -> set[str]:
-    rest = url.partition("://")[2] or url
+    rest = url.partition("://")[2] if "://" in url else url
     words: set[str] = set()
     begun = False
     pairs = rest.partition("?")[2].split("&")
@@ -91,9 +91,9 @@ def _words(url: str) -> set[str]:
     if _END_OF_HOSTS.match(rest):  # no host and no user: a path
         return words
     info, at, _ = rest.rpartition("@")
-    user, colon, password = (info if at else _END_OF_HOSTS.split(rest)[0]).partition(":")
+    user, _, password = (info if at else _END_OF_HOSTS.split(rest)[0]).partition(":")
     secret = password or user
-    if not at and (not colon or secret.isdecimal()):  # a host, perhaps with its port
+    if not at and (not password or password.isdecimal()):  # a host, perhaps with its port
         return words
     words.add(secret)
     if _END_OF_HOSTS.search(secret):  # a driver may take each part for something else

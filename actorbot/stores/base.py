@@ -160,6 +160,9 @@ class RecordStore(ABC):
     while another thread writes.
     """
 
+    flaw: str | None = None
+    """Why nothing will be written or read until somebody sees to it: `health()` is then failing."""
+
     compares: bool = True
     """Whether a write is refused if somebody else has written since: see `judge`."""
 

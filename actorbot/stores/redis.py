@@ -215,25 +215,25 @@ class RedisSessionStore(RecordStore):
         try:
             record = Record.from_bytes(value[head:], session_id=session_id, store=self.name)
         except CorruptSessionError as error:
-            inner = Record.peek_id(value[head:])
-            if inner and inner != session_id and session_id.endswith(inner):
-                return ForeignSessionError(self.name, session_id, inner, self.key_prefix)
+            inner, key = Record.peek_id(value[head:]), self.key_prefix + session_id
+            if inner not in {"", session_id, key} and key.endswith(inner):
+                return ForeignSessionError(self.name, session_id, inner, key.removesuffix(inner))
             return error
         if record.write_ids != value[1:head]:
             return CorruptSessionError(self.name, session_id, "its write ids are not those in front of it")
         return self._clock.here(record)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
-        longer: Counter[str] = Counter()  # prefixes that begin with this one: who has them sees to their sessions
+        others: Counter[str] = Counter()  # prefixes that begin with this one: who has them sees to their sessions
         for keys in self._link.scan(self._pattern, SCANNED):
             for at in range(0, len(keys), PAGE):
                 for found in self._read_page(keys[at : at + PAGE]):
                     if isinstance(found, ForeignSessionError):
-                        longer[found.key_prefix] += 1
+                        others[found.key_prefix] += 1
                     else:
                         yield found
-        for prefix, number in longer.most_common(MOST_TOLD):
-            logger.warning("%s: sessions of the longer key prefix %r were left out: %d", self.name, prefix, number)
+        for prefix, number in others.most_common(MOST_TOLD):
+            logger.warning("%s: sessions of the key prefix %r were left out: %d", self.name, prefix, number)
 
     def _read_page(self, keys: Sequence[bytes]) -> Iterator[Record | ActorbotError]:
         session_ids = []

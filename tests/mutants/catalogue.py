@@ -104,6 +104,20 @@ MUTANTS = (
         "tests/promises/test_never_hang.py -k test_every_way_of_waiting",
     ),
     Mutant(
+        "a chain of turns goes on until the stack is full",
+        "_turns/session_actor.py",
+        "            check_depth(self.session_id)\n",
+        "            pass\n",
+        "tests/promises/test_too_deep.py -k chain",
+    ),
+    Mutant(
+        "a stack that is full is taken for a store that is down",
+        "_residents/loader.py",
+        "        except (ActorbotError, RecursionError):",
+        "        except ActorbotError:",
+        "tests/promises/test_too_deep.py -k outage",
+    ),
+    Mutant(
         "a cancelled borrower keeps the turn",
         "_turns/session_actor.py",
         "        finally:\n            if not context._passed_on:\n                context._passed_on = True\n",
@@ -432,9 +446,37 @@ MUTANTS = (
     Mutant(
         "the folder is not synced",
         "stores/file.py",
-        "            os.fsync(folder)\n        except OSError as error:\n            raise OutcomeUnknownError",
-        "            pass\n        except OSError as error:\n            raise OutcomeUnknownError",
+        "            os.fsync(folder)\n            is_here",
+        "            is_here",
         "tests/unit/stores/test_file_store.py",
+    ),
+    Mutant(
+        "a folder that was removed is written to under no name",
+        "stores/_folder.py",
+        "            if self.is_here():\n",
+        "            if self.path:\n",
+        "tests/unit/stores/test_lost_folder.py",
+    ),
+    Mutant(
+        "a folder that was moved away is taken for one that was removed",
+        "stores/_folder.py",
+        "            if is_gone and os.fstat(self.number).st_nlink > 0:\n",
+        "            if False:\n",
+        "tests/unit/stores/test_lost_folder.py -k moved_away",
+    ),
+    Mutant(
+        "who removes a lock may have what it has locked",
+        "_runtime/file_lock.py",
+        "        if _held.setdefault(self._name, self) is not self:\n",
+        "        if _held.setdefault(self._name, self) is None:\n",
+        "tests/unit/stores/test_lost_folder.py -k refused",
+    ),
+    Mutant(
+        "a collection that was dropped keeps what has expired for ever",
+        "stores/mongo.py",
+        "        if not number:\n            return\n",
+        "        return\n",
+        "tests/servers/test_emptied_store.py -k index",
     ),
     Mutant(
         "a damaged record reads as whole",
@@ -456,6 +498,20 @@ MUTANTS = (
         "        if self._store.may_block:\n",
         "        if False:\n",
         "tests/unit/stores/test_memory_store.py -k test_a_session_is_read_where_its_turn_runs",
+    ),
+    Mutant(
+        "the database in a MongoDB URL does not count",
+        "stores/_mongo_url.py",
+        "    if not name or name in _OF_THE_SERVER:",
+        "    if name:",
+        "tests/servers/test_mongo_and_others.py -k url",
+    ),
+    Mutant(
+        "a listing of MongoDB goes on from what it could not read",
+        "stores/_mongo_documents.py",
+        '        size = int.from_bytes(raw[begin : begin + 4], "little") + _MORE.get(kind, 0)',
+        "        size = 5",
+        "tests/servers/test_mongo_and_others.py -k listing",
     ),
     Mutant(
         "a connection that a firewall has forgotten is waited for",
@@ -519,9 +575,9 @@ MUTANTS = (
     ),
     Mutant(
         "a commit that failed is tried again on the same file",
-        "_journal/journal.py",
-        "            self._file.renew()\n            self._index()",
-        "            self._index()",
+        "_journal/commits.py",
+        "            self._file.renew()\n            self.index()",
+        "            self.index()",
         "tests/unit/journal/test_disk.py -k test_a_disk",
     ),
     Mutant(
@@ -555,15 +611,36 @@ MUTANTS = (
     Mutant(
         "a journal on a full disk forgets what was to be removed and set aside",
         "_journal/journal.py",
-        "                self._removals.put_back(removals)\n",
-        "                pass\n",
+        "            self._removals.put_back(removals)\n",
+        "            pass\n",
         "tests/unit/journal/test_disk.py -k test_what_the_store_has_leaves",
+    ),
+    Mutant(
+        "an entry that the journal cannot hold fails the events beside it",
+        "_journal/commits.py",
+        "        if len(batch) == 1:\n",
+        "        if batch:\n",
+        "tests/unit/journal/test_disk.py -k fails_its_own_event_alone",
+    ),
+    Mutant(
+        "what cannot be set aside holds up every event",
+        "_journal/commits.py",
+        "            return self.commit(batch, Removals())\n",
+        "            raise error\n",
+        "tests/unit/journal/test_disk.py -k set_aside_holds_up_no_event",
+    ),
+    Mutant(
+        "an error that is not the disk's leaves a transaction open",
+        "_journal/file.py",
+        '                connection.execute("ROLLBACK")  # else',
+        "                pass  # else",
+        "tests/unit/journal/test_disk.py -k set_aside_holds_up_no_event",
     ),
     Mutant(
         "two bots share a journal",
         "_runtime/file_lock.py",
-        "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         "tests/unit/journal/test_journaled.py -k second_bot",
     ),
     Mutant(
@@ -634,7 +711,7 @@ MUTANTS = (
     Mutant(
         "a session of a longer key prefix is called damaged",
         "stores/redis.py",
-        "            if inner and inner != session_id and session_id.endswith(inner):",
+        '            if inner not in {"", session_id, key} and key.endswith(inner):',
         "            if False:",
         "tests/tools/test_cli_sessions.py -k longer_key_prefix",
     ),
@@ -709,6 +786,21 @@ MUTANTS = (
         "    return replace(write, base=None) if write.record.state is None else replace(write, over_damage=True)",
         "    return replace(write, over_damage=True)",
         "tests/promises/test_damage_under_resident.py -k leaves_nothing_behind",
+    ),
+    # --- one store object, several managers -------------------------------------------------------
+    Mutant(
+        "a manager that closes takes the store from another one",
+        "stores/_users.py",
+        "            if not users:\n                close()",
+        "            close()",
+        "tests/unit/manager/test_shared_store.py",
+    ),
+    Mutant(
+        "a store whose start was cancelled stays open",
+        "_manager/parts.py",
+        "        if not self._opening.take():  # the start was cancelled meanwhile\n",
+        "        if False:\n",
+        "tests/unit/manager/test_shared_store.py",
     ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(

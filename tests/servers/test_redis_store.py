@@ -23,7 +23,7 @@ import pytest
 
 from actorbot import RedisSessionStore, errors
 from actorbot._state.record import TOMBSTONE_AGE, Record
-from actorbot.stores import _redis_link
+from actorbot.stores import _redis_pool
 from actorbot.stores import redis as redis_module
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
@@ -445,7 +445,7 @@ def test_many_threads_share_a_bounded_number_of_connections(redis_server: Server
 
     assert not failures
     clients = str(redis_server.ask("CLIENT", "LIST", "TYPE", "normal")).count(" addr=127")
-    assert clients <= _redis_link.MAX_CONNECTIONS + 1
+    assert clients <= _redis_pool.MAX_CONNECTIONS + 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 from click.testing import CliRunner, Result
 
+import actorbot
 from actorbot import FileSessionStore, RedisSessionStore, store_from_url
 from actorbot.cli._command import command
 from actorbot.stores._findings import judge_clock
@@ -33,12 +34,16 @@ def run(*args: str, stdin: str = "") -> Result:
 
 
 def run_apart(
-    *args: str, stdin: str = "", cwd: Path | None = None, stdout: int = subprocess.PIPE
+    *args: str,
+    stdin: str = "",
+    cwd: Path | None = None,
+    stdout: int = subprocess.PIPE,
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed command in a process of its own."""
     return subprocess.run(
         [str(Path(sys.executable).with_name("actorbot")), *args],
-        input=stdin, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        input=stdin, cwd=cwd, stdout=stdout, env=env, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
     )  # fmt: skip
 
 
@@ -69,6 +74,7 @@ def levels_of(findings: dict[str, tuple[str, str]]) -> dict[str, str]:
 def test_it_says_its_version() -> None:
     said = f"actorbot {version('actorbot')}\n"
 
+    assert actorbot.__version__ == version("actorbot")
     assert run_apart("--version").stdout == said
     assert run_code("import runpy; runpy.run_module('actorbot', run_name='__main__')", "--version").stdout == said
 
@@ -162,18 +168,37 @@ def serve(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     monkeypatch.setattr("actorbot.stores.url.entry_points", EntryPoints([point]).select)
 
 
+def test_a_failure_is_said_once() -> None:
+    done = run("doctor", "redis://localhost:1/0")
+
+    assert done.exit_code == 1
+    assert done.output.count("localhost:1 does not answer") == 1
+    assert done.stdout == "failure  reach  see the error\n"
+    assert json.loads(run("doctor", "redis://localhost:1/0", "--json").output)["level"] == "failure"
+
+
+@pytest.mark.parametrize("path", ["foo", "/var/lib/bot/sessions", "localhost:6379", "", "C:\\bot"])
+def test_what_is_no_url_is_told_what_a_url_is(path: str) -> None:
+    for verb in (("doctor",), ("sessions", "ls"), ("chat", "--store")):
+        done = run(*verb, path)
+
+        assert done.exit_code == 1
+        assert "a URL" in done.stderr
+        assert "<class" not in done.stderr
+
+
 # --- chat ---------------------------------------------------------------------------------------
 
 
 def test_the_first_page_s_dialogue_can_be_tried_on_any_store(tmp_path: Path) -> None:
     first = run_apart("chat", stdin="Hi\nTim\n")
-    assert first.stdout == "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+    assert first.stdout == "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
     assert (first.stderr, first.returncode) == ("", 0)
 
     url = f"file://{tmp_path}/sessions"
     run_apart("chat", "--store", url, stdin="Hi\nTim\n/quit\n")
     again = run_apart("chat", "--store", url, stdin="It rains\n")
-    assert again.stdout == "You > Bot > That was message 3, Tim\nYou > \n"
+    assert again.stdout == "You > It rains\nBot > That was message 3, Tim\nYou > \n"
 
 
 # --- doctor -------------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from urllib.parse import quote
 
 import pytest
 from click.testing import Result
+from rich.cells import cell_len
 
-from actorbot import MemorySessionStore, errors, store_from_url
+from actorbot import ONE_YEAR, MemorySessionStore, errors, store_from_url
+from actorbot.cli._format import show_when
 from actorbot.stores import RecordStore, Write, copy
 from actorbot.testing._expect import make_record, make_tombstone, write_all
 from tests.backends import AsyncDictStore, DictStore
@@ -78,6 +80,70 @@ def test_ls_gives_a_json_object_per_line_and_all_if_asked(url: str) -> None:
 def test_ls_can_be_narrowed(url: str) -> None:
     assert len(run("sessions", "ls", url, "--limit", "1").stdout.splitlines()) == 2
     assert "telegram:42" not in run("sessions", "ls", url, "--prefix", "telegram:43").stdout
+
+
+@pytest.mark.parametrize("columns", [0, 60, 80, 130])
+def test_ls_keeps_its_columns_whatever_the_ids_and_the_terminal(columns: int, tmp_path: Path) -> None:
+    store: RecordStore = store_from_url(in_files(tmp_path)).init()
+    ids = ["a", "telegram:42", "x" * 50, "日本語:ユーザー", "x" * 300]
+    write_all(store, [Write(make_record(each, {}, expires_at=time.time() + ONE_YEAR), b"") for each in ids])
+    store.close()
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | (
+        {"COLUMNS": str(columns)} if columns else {}
+    )
+    done = run_apart("sessions", "ls", in_files(tmp_path), env=env)
+
+    heading, *lines = done.stdout.splitlines()
+    rows = [line for line in lines if "in 1 year" in line]
+    assert len(rows) == len(ids)
+    assert len({cell_len(line.partition("1 year")[0]) for line in rows}) == 1
+    for session_id in ids:
+        assert sum(line.split()[0] == session_id for line in lines) == 1
+    if columns:
+        assert [line for line in [heading, *rows] if cell_len(line) > columns] == []
+    else:
+        assert lines == rows
+
+
+def test_a_store_that_fails_in_the_middle_of_a_list_hides_nothing_of_what_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(MemorySessionStore):
+        def scan(self) -> Any:
+            yield make_record("ann", {})
+            raise errors.StoreUnavailableError("memory", "it has gone")
+
+    serve(monkeypatch, lambda url: Failing())
+    done = run("sessions", "ls", "plain://here")
+
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[1].split()[0] == "ann"
+    assert done.stderr == "Error: memory: it has gone\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (ONE_YEAR, "in 1 year"),
+        (ONE_YEAR - 5, "in 1 year"),
+        (ONE_YEAR - 86_400, "in 364 days"),
+        (1.9 * ONE_YEAR, "in 1 year"),
+        (10 * ONE_YEAR - 1, "in 10 years"),
+        (86_400 - 1, "in 1 day"),
+        (3 * 86_400 - 60, "in 3 days"),
+        (3600 - 1, "in 1 hour"),
+        (59 * 60, "in 59 minutes"),
+        (1.5, "in 1 second"),
+        (-3600, "1 hour ago"),
+        (-90, "1 minute ago"),
+        (0, "0 seconds ago"),
+        (float("inf"), "in the far future"),
+        (1e18, "in the far future"),
+        (-1e18, "in the far past"),
+    ],
+)
+def test_how_far_a_time_is_is_said_as_one_would(seconds: float, says: str) -> None:
+    assert says in show_when(1e9 + seconds, now=1e9)
 
 
 def test_show_shows_values_and_times(url: str) -> None:
@@ -290,7 +356,7 @@ def test_sessions_of_a_longer_key_prefix_are_another_bot_s_and_are_counted(tmp_p
         store: RecordStore = store_from_url(url).init()
         write_all(store, [Write(make_record(each, {"n": 1}), b"") for each in ids])
         store.close()
-    note = f"note: redis: sessions of the longer key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
+    note = f"note: redis: sessions of the key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
 
     listed = run("sessions", "ls", mine, "--json")
     exported = run("sessions", "export", mine)
@@ -311,6 +377,16 @@ def test_a_session_of_a_longer_key_prefix_is_not_destroyed_as_a_damaged_one(tmp_
         assert "its key is that of session 'user:0' under the prefix" in done.stderr
         assert "destroy()" not in done.stderr
     assert run("sessions", "show", theirs, "user:0").exit_code == 0
+
+
+def test_a_session_of_a_shorter_key_prefix_is_another_bot_s_too(tmp_path: Path) -> None:
+    store: RecordStore = store_from_url(in_redis(tmp_path)).init()
+    write_all(store, [Write(make_record("2:carl", {"n": 1}), b"")])
+    store.close()
+
+    done = run("sessions", "ls", f"{in_redis(tmp_path)}2:")
+    assert done.exit_code == 0
+    assert f"sessions of the key prefix '{store.key_prefix}' were left out: 1" in done.stderr  # type: ignore[attr-defined]
 
 
 def test_what_a_driver_lists_and_nobody_can_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ MADE: list[errors.ActorbotError] = [
     errors.NotEncodableError("session['cart'][2]", "is a cycle", session_id="ann"),
     errors.SessionTooLargeError("session", "is too large", limit=64, session_id="ann"),
     errors.CorruptSessionError("file", "ann", "it is truncated"),
-    errors.ForeignSessionError("redis", "2:ann", "ann", "bot:"),
+    errors.ForeignSessionError("redis", "2:ann", "ann", "bot:2:"),
     *(
         kind("redis", "it failed", session_id="ann")
         for kind in (

@@ -191,6 +191,13 @@ def test_a_report_of_a_copy_shows_no_password(monkeypatch: pytest.MonkeyPatch) -
     assert "QXZ" not in "".join([repr(report), *texts_of(report.failed[0])])
 
 
+@pytest.mark.parametrize(
+    "url", ["memory://", "redis://localhost:6379/0", "redis://localhost/?key_prefix=bot:", "file:///a/b"]
+)
+def test_a_url_without_a_password_hides_nothing(url: str) -> None:
+    assert Secrets(url).hide(f"no answer from {url}") == f"no answer from {url}"
+
+
 # --- a server that repeats what it was sent -----------------------------------------------------
 
 
