@@ -350,6 +350,27 @@ MUTANTS = (
         "tests/promises/test_close.py -k blocked",
     ),
     Mutant(
+        "a dead letter does not say where its handler failed",
+        "_turns/hooks.py",
+        "session_id, error, exc_info=error, extra=",
+        "session_id, error, extra=",
+        "tests/unit/turns/test_hooks.py -k nobody_waits_for",
+    ),
+    Mutant(
+        "a bot that runs shows no error where no logging is set up",
+        "_running/shown.py",
+        "    logger.addHandler(handler)\n",
+        "",
+        "tests/unit/running/test_shown.py",
+    ),
+    Mutant(
+        "a bot that runs shows errors that the author's logging shows, too",
+        "_running/shown.py",
+        " and not _is_set_up():",
+        ":",
+        "tests/unit/running/test_shown.py",
+    ),
+    Mutant(
         "a signal while a bot starts is lost",
         "_running/run.py",
         "            self._task.cancel()\n",
