@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
@@ -100,10 +101,13 @@ class Link:
     def ask_each(self, commands: Sequence[Command]) -> Iterator[list[Any]]:
         """Ask each server that is known; yield its answers, or refusals.
 
-        Raises: StoreUnavailableError.
+        A node of a cluster that does not answer is left out. Raises: StoreUnavailableError if the
+        server of the URL does not.
         """
-        for server in (self._first, *list(self._others.values())):
-            yield server.ask(commands)
+        yield self._first.ask(commands)
+        for server in list(self._others.values()):
+            with suppress(StoreUnavailableError):
+                yield server.ask(commands)
 
     def group(self, keys: Sequence[bytes]) -> list[list[int]]:
         """Return the numbers of *keys*, grouped: one command may be about one group.

@@ -128,6 +128,7 @@ class RedisSessionStore(RecordStore):
             self._link.open()
             check_server(self._link)
             self._try_rights().check(self._link.where)
+            self._link.ask("SCRIPT", "LOAD", SCRIPT)
             self._clock.measure()
         except BaseException:
             self._link.close()
