@@ -230,9 +230,10 @@ class _Server:
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
         """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
-        If the connection breaks or turns out to be dead, commands that only read are sent again: a
-        failed read costs its callers their events. Raises: StoreUnavailableError;
-        OutcomeUnknownError for *writes* that may have been done.
+        If the connection breaks, commands that only read are sent again: a failed read costs its
+        callers their events. If it turns out to be dead, *writes* are too: the server knows those
+        that it has done. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that may
+        have been done.
         """
         began, pool = time.monotonic(), self.pool
         try:
@@ -240,7 +241,7 @@ class _Server:
         except StoreUnavailableError as error:
             dead = self.pool is not pool
             broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
-            if writes or not (dead or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
+            if not dead and (writes or not broke or time.monotonic() - began > CONNECT_TIMEOUT / 2):
                 raise
         return self._ask(commands, writes)
 
