@@ -537,7 +537,7 @@ MUTANTS = (
     Mutant(
         "a key that this user may not read is taken for a damaged session",
         "stores/redis.py",
-        "answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'",
+        "answer = string.find(old.err, 'WRONGTYPE', 1, true) and 'x' or 'r'",
         "answer = 'x'",
         "tests/servers/test_rights.py -k taken",
     ),
@@ -547,6 +547,13 @@ MUTANTS = (
         "        if self.needed:\n            raise",
         "        if False:\n            raise",
         "tests/servers/test_rights.py -k missing",
+    ),
+    Mutant(
+        "a destroy that comes twice ends what has begun since",
+        "stores/redis.py",
+        "    if base == '*' or answer == 'c' then",
+        "    if answer == 'c' then",
+        "tests/servers/test_redis_store.py -k arrives_twice",
     ),
     Mutant(
         "a connection that a firewall has forgotten is waited for",
