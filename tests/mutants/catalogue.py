@@ -693,11 +693,11 @@ MUTANTS = (
         "tests/unit/journal/test_lost_journal.py -k cannot_be_made_again",
     ),
     Mutant(
-        "two bots share a journal",
+        "two bots share a folder, or a journal",
         "_runtime/file_lock.py",
         "            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
-        "tests/unit/journal/test_journaled.py -k second_bot",
+        "tests/unit/stores/test_lost_folder.py -k another_process",
     ),
     Mutant(
         "a forked child closes its parent's journal",

@@ -296,6 +296,7 @@ with SessionManager(FileSessionStore("sessions"), handler=count, flush=policy) a
         if os.fork() == 0:
             sys.exit()  # with all that an interpreter does at its end
         os.wait()
+        assert os.path.exists("journal-wal")
         print(manager.dispatch_sync("ann", "hi"))
         sys.stdout.flush()
         os.kill(os.getpid(), 9)

@@ -99,6 +99,15 @@ async def test_a_second_store_is_refused_also_before_the_first_has_noticed(
     FileSessionStore(folder).init().close()
 
 
+def test_a_second_store_is_refused_to_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileSessionStore(tmp_path / "sessions").init()
+    with monkeypatch.context() as patch:
+        patch.setattr("actorbot._runtime.file_lock._held", {})  # another process knows nothing of this one
+        with pytest.raises(errors.StoreLockedError):
+            FileSessionStore(tmp_path / "sessions").init()
+    store.close()
+
+
 @pytest.mark.parametrize("mode", POLICIES)
 async def test_a_folder_that_was_moved_away_is_waited_for(mode: str, tmp_path: Path) -> None:
     folder, away = tmp_path / "sessions", tmp_path / "backup"
