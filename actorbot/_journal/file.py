@@ -70,7 +70,7 @@ class JournalFile:
             kept_from_children.add(self)
         except (OSError, sqlite3.OperationalError) as error:
             self.close()
-            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname == "SQLITE_BUSY":
+            if _is_busy(error):
                 raise StoreLockedError(NAME, f"{self.path} is open in another process, under another name") from error
             raise StoreUnavailableError(NAME, f"{self.path} cannot be opened: {error}") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -99,6 +99,7 @@ class JournalFile:
         which the parent goes on writing.
         """
         connection, self._connection = self._connection, None
+        self._names.forget()
         if connection is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
@@ -328,6 +329,10 @@ class JournalFile:
             else:
                 fresh.unlink()
         sync_folder(fresh.parent)  # always: an earlier attempt may have failed here
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY"
 
 
 def _is_complete(path: Path) -> bool:

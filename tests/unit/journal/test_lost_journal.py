@@ -158,6 +158,20 @@ async def test_a_journal_is_refused_to_a_second_manager_by_whatever_name(
         assert await manager.dispatch("ann", "hi") == 2
 
 
+async def test_a_journal_is_refused_to_another_process_by_a_second_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, hard = tmp_path / "journal", tmp_path / "hard"
+    async with make_manager(Server(), path, policy=QUIET) as manager:
+        await manager.dispatch("ann", "hi")
+        hard.hardlink_to(path)
+        with monkeypatch.context() as patch:
+            patch.setattr("actorbot._journal.names._open", set())  # another process knows nothing of this one
+            with pytest.raises(errors.StoreLockedError, match="another name"):
+                await make_manager(Server(), hard).start()
+        assert await manager.dispatch("ann", "hi") == 2
+
+
 @pytest.mark.parametrize("path", ["/dev/null", "."])
 def test_what_is_no_file_is_refused_and_nothing_is_made_beside_it(path: str, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "here").mkdir()
