@@ -191,7 +191,9 @@ class SessionActor(Flushable):
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
         shared = self.shared
         wall = shared.wall()
-        parent = find_parent()
+        last: Any = current.get()  # usually over, and inside of no other: seen without a call
+        simple = last is None or (last._session is None and last._parent is None and last._revoked is None)
+        parent = None if simple else find_parent()
         if parent is not None:
             check_depth(self.session_id)
         committed = self.committed
@@ -250,8 +252,7 @@ class SessionActor(Flushable):
         if context._event_id is not None:
             event_ids = (event_ids + context._event_id)[-EVENT_ID_BYTES:]
         committed = (version, encoded, event_ids, wall, ends)
-        task = context._task
-        if task is not None and task.cancelling() > context._cancels:
+        if (task := context._task) is not None and task.cancelling() > context._cancels:
             raise swallowed()
         if shared.running.deadlines.pop(context, None) is None:
             raise context._revoked or shared.running.timeout_error(self.session_id)
