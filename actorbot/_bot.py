@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from actorbot._checks import check_function
 from actorbot._event import Event
+from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
 from actorbot._policy import FlushPolicy
 from actorbot._reports import ShutdownReport
+from actorbot._running.run import run
 from actorbot.errors import ConfigError, ManagerClosedError
 
 __all__ = ["Bot"]
@@ -28,21 +28,20 @@ class Bot:
     `dispatch` what comes in, and `close()` it. Raises: ConfigError.
     """
 
-    deliver: Callable[..., Any] | None = None  # `...`: with narrower types, pyright would let no method override it
-    """`deliver(session_id, message)`, `def` or `async def`, sends a reply to the user.
-
-    The option `deliver=` replaces it.
-    """
-
     def __init__(self, session_store: Any = None, *, flush: FlushPolicy | None = None, **manager_options: Any) -> None:
         self._store = session_store
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
         self._manager: SessionManager | None = None
         self._report = ShutdownReport((), 0, 0, 0.0)
-        self._make_manager()  # to refuse a wrong option here rather than at the start
+        self._close_time: float | None = None  # while it runs, what is left of `close_timeout`
+        self._told: Callable[[], None] | None = None  # while it runs: ends that
+        # To refuse a wrong option or method here rather than at the start:
+        check_function("receive", self.receive)
+        self._make_manager()
 
     def _make_manager(self) -> SessionManager:
-        return SessionManager(self._store, **({"deliver": self.deliver} | self._options))
+        deliver = None if getattr(self.deliver, "__func__", None) is Bot.deliver else self.deliver
+        return SessionManager(self._store, **({"deliver": deliver} | self._options))
 
     @property
     def manager(self) -> SessionManager:
@@ -74,40 +73,39 @@ class Bot:
             raise ConfigError(name, hook, "one function; there is one already")
         if self._manager is not None:
             raise ConfigError(name, hook, "to be set before the bot is started")
+        check_function(name, hook)
         self._options[name] = hook
         return hook
 
     # --- life ------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Receive until nothing more comes, or until SIGINT or SIGTERM.
+        """Start, receive until nothing more comes or until SIGINT or SIGTERM, and close.
 
-        Then finish what was accepted, flush, and return. It makes its own event loop. Call it in
-        the main thread, the only one that gets signals.
+        All that follows a signal takes `close_timeout` seconds, or 1 s after a second signal; a
+        third ends the process at once. It makes its own event loop. Signals come to the main thread
+        alone: in another, `close` ends it. docs/running.md has more.
+
+        Raises: what `receive` raises, after the close; SystemExit(1) if sessions were not flushed,
+        SystemExit(2) if the bot could not start; WrongLoopError where a loop runs already.
         """
-        asyncio.run(self._run())
+        run(self, self._make_manager()._options.close_timeout)
 
-    async def _run(self) -> None:
-        await self.start()
-        loop = asyncio.get_running_loop()
-        receiving = loop.create_task(self.receive())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # Windows, or another thread
-                loop.add_signal_handler(number, receiving.cancel)  # until the loop is closed
-        try:
-            await asyncio.wait({receiving})
-        finally:
-            report = await self.close()
-            if not report.clean:
-                print(f"(left behind: {report})", file=sys.stderr, flush=True)
-        if not receiving.cancelled():
-            receiving.result()
+    # Positional only and loosely typed, so that a method with other names and narrower types, `def`
+    # or `async def`, overrides it for every type checker.
+    def deliver(self, session_id: str, message: Any, /) -> Any:
+        """Send a reply to the user: a `def` or an `async def`. A platform's bot overrides it.
+
+        Without one, no handler can reply. The option `deliver=` replaces it.
+        """
+        raise ConfigError("deliver", None, f"a method that sends a reply: override it in {type(self).__name__}")
 
     async def receive(self) -> None:
         """Dispatch what users write, until nothing more comes. A platform's bot overrides it.
 
         `run` cancels it on a signal. If it waits for `dispatch` then, that event is rolled back: so
-        `submit` to the manager, or shield the dispatch.
+        `submit` to the manager, or shield the dispatch. It may clean up for most of
+        `close_timeout`; after that the bot ends without it.
         """
         raise ConfigError("receive", None, f"a method that dispatches events: override it in {type(self).__name__}")
 
@@ -126,11 +124,33 @@ class Bot:
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Finish accepted events, flush, and close the store. A second call returns the report."""
+        """Finish accepted events, flush, and close the store. A second call returns the report.
+
+        It also ends `run`. *timeout*: in seconds, or else `close_timeout`.
+        """
+        if self._told is not None:
+            self._told()
         if self._manager is not None:
-            self._report = await self._manager.close(timeout)
+            self._report = await self._manager.close(self._close_time if timeout is None else timeout)
             self._manager = None
         return self._report
+
+    # What `run` needs besides.
+
+    def _hurry(self, seconds: float) -> None:
+        if self._manager is not None:
+            self._hurrying = asyncio.ensure_future(self._manager.close(seconds))
+
+    def _give_up(self, seconds: float) -> None:
+        if self._is_open() and self._manager is not None:
+            self._manager._close_without_loop(seconds)
+
+    def _is_open(self) -> bool:
+        return self._manager is not None and self._manager._life in (Life.OPEN, Life.CLOSING)
+
+    def _is_flushed(self) -> bool:
+        report = self._report if self._manager is None else self._manager._report
+        return report is not None and not report.unflushed
 
     async def dispatch(self, session_id: str, text: str, *, event_id: str | None = None) -> Any:
         """Handle what a user wrote."""

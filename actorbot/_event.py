@@ -39,6 +39,9 @@ class Duplicate:
     def __repr__(self) -> str:
         return "DUPLICATE"
 
+    def __reduce__(self) -> str:
+        return "DUPLICATE"  # pickle and copy give the one that there is
+
 
 DUPLICATE: Final = Duplicate()
 """What `dispatch` returns for an event id that the session has counted before. It is falsy."""

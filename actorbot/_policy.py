@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final, Literal, Self
@@ -20,6 +22,10 @@ _KNOBS: Final[dict[str, tuple[str, ...]]] = {
     "write-behind": _BEHIND + _SHARED,
     "journaled": _JOURNAL + _BEHIND + _SHARED,
 }
+_QUOTES: Final = ("'", '"')
+_KNOB: Final = re.compile(
+    r"""\s* ([^=,]*?) \s* (?: (=) \s* ( "(?:[^"]|"")*" | '(?:[^']|'')*' | [^,]*? ) \s* )? (?=,|\Z)""", re.VERBOSE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,10 @@ class FlushPolicy:
         path: object = self.path
         if not isinstance(path, str) or "\0" in path or (self.mode == "journaled" and not path):
             raise ConfigError("path", path, "the path of the journal's file")
+        if path == ":memory:" or path.startswith("file:"):
+            raise ConfigError(
+                "path", path, "the path of a file; a journal in memory keeps nothing, and SQLite's URIs are no paths"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in _JOURNAL + _BEHIND and field.name not in _KNOBS[self.mode] and value != field.default:
@@ -171,7 +181,8 @@ class FlushPolicy:
         """Read a policy from text, such as `write-behind:max_delay=0.5,retry.attempts=3`.
 
         The knobs are those of the constructor of that name, in any order. Each may be left out; if
-        all are, so may the colon. Spaces around a word do not matter; its case does.
+        all are, so may the colon. Spaces around a word do not matter; its case does. A path with a
+        comma, or with spaces at its ends, stands in quotes; a quote inside them is written twice.
 
         Raises: ConfigError, which names the knob and what it takes, or the knobs that there are.
         """
@@ -181,9 +192,8 @@ class FlushPolicy:
         if mode not in _KNOBS:
             raise ConfigError("flush", text, f"{' or '.join(_KNOBS)}, and its knobs as in 'write-behind:max_delay=0.5'")
         values: dict[str, Any] = {"mode": mode}
-        for knob in rest.split(",") if colon else ():
-            name, equals, value = (part.strip() for part in knob.partition("="))
-            if not equals:
+        for knob, name, value in _knobs(rest) if colon else ():
+            if value is None:
                 raise ConfigError("flush", text, f"name=value between commas, not {knob!r}")
             if name not in _KNOBS[mode]:
                 raise ConfigError(name, value, f"a name that {mode} knows: {', '.join(_KNOBS[mode])}")
@@ -196,8 +206,28 @@ class FlushPolicy:
     def __str__(self) -> str:
         default = FlushPolicy(mode=self.mode, path=self.path and "-")
         knobs = ((name, attrgetter(name)) for name in _KNOBS[self.mode])
-        changed = [f"{name}={value(self)}" for name, value in knobs if value(self) != value(default)]
+        changed = [f"{name}={_quoted(value(self))}" for name, value in knobs if value(self) != value(default)]
         return f"{self.mode}:{','.join(changed)}" if changed else self.mode
+
+
+def _knobs(text: str) -> Iterator[tuple[str, str, str | None]]:
+    """Yield each knob between commas as it stands, its name, and its value if it has one."""
+    end = 0
+    while end <= len(text):
+        found = _KNOB.match(text, end)
+        assert found is not None  # it matches anything
+        name, equals, value = found.groups()
+        if value and value[0] in _QUOTES and value[0] == value[-1] and len(value) > 1:
+            value = value[1:-1].replace(value[0] * 2, value[0])
+        yield found[0], name, value if equals else None
+        end = found.end() + 1  # behind the comma
+
+
+def _quoted(value: object) -> str:
+    """Return *value* as `parse` reads it."""
+    text = f"{value}"
+    plain = text == text.strip() and "," not in text and text[:1] not in _QUOTES
+    return text if plain else '"{}"'.format(text.replace('"', '""'))
 
 
 def _number_or_text(text: str) -> int | float | str:

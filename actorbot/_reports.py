@@ -37,6 +37,10 @@ class Stats:
     store_retries: int
     conflicts: int
     """Sessions whose flush met a write of another process."""
+    set_back: int
+    """Writes that went over an older state of the same session: the store had gone back in time."""
+    damaged: int
+    """Damaged records that were set aside, and replaced by what was in memory of their sessions."""
     backed_off: int
     """Sessions that are left alone for a while, because their record cannot be read."""
     dead_letters: int
@@ -44,6 +48,11 @@ class Stats:
     """Replies that `deliver` has not taken yet (`max_replies` bounds them)."""
     reply_bytes: int
     """Bytes of these that are text or `bytes`; a character counts as one."""
+    nearly_full: int
+    """Sessions in memory that take more than 80 % of `max_session_bytes`.
+
+    The log names each once; `resident()` has the bytes of all.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+from reprlib import Repr
+from typing import Any, Self
+
 __all__ = [
     "ActorbotError",
     "ConfigError",
@@ -9,6 +14,7 @@ __all__ = [
     "CorruptSessionError",
     "DeadlockError",
     "DuplicateEventError",
+    "ForeignSessionError",
     "ForkedError",
     "HandlerExitError",
     "HandlerTimeoutError",
@@ -30,17 +36,95 @@ __all__ = [
 
 
 class ActorbotError(Exception):
-    """Base of every error that actorbot raises."""
+    """Base of every error that actorbot raises.
+
+    Errors and their subclasses come through `copy`, `deepcopy` and pickle (a pool of processes)
+    with their facts, their notes and their `__cause__`. What of these cannot be pickled comes as
+    text.
+    """
+
+    def __copy__(self) -> Self:
+        return _made_again(type(self), self.args, _facts_of(self))  # type: ignore[no-any-return]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied: Self = _made_again(type(self), self.args, {})
+        memo[id(self)] = copied
+        for name, fact in _facts_of(self).items():
+            object.__setattr__(copied, name, _deeply(fact, memo))
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = {name: _packed(fact) for name, fact in _facts_of(self).items()}
+        return _unpickled, (type(self), [_packed(part) for part in self.args], facts)
+
+
+def _facts_of(error: BaseException) -> dict[str, Any]:
+    """Return what belongs to *error* besides its type and its text."""
+    facts = {**vars(error), "__suppress_context__": error.__suppress_context__}
+    return facts if error.__cause__ is None else {"__cause__": error.__cause__, **facts}
+
+
+def _made_again(kind: Any, args: tuple[Any, ...], facts: dict[str, Any]) -> Any:
+    """Make an error as it was, without `__init__`, whose arguments nobody has kept."""
+    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    error = native.__new__(kind)  # not an author's `__new__`, for the same reason
+    error.args = args
+    for name, fact in facts.items():
+        object.__setattr__(error, name, fact)
+    return error
+
+
+def _deeply(fact: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return deepcopy(fact, memo)
+    except Exception:
+        return fact  # anybody's object, a lock for example: both errors have the same
+
+
+_Packed = tuple[bytes, str, bool]
+_text = Repr()
+_text.maxother = _text.maxstring = 1_000
+
+
+def _packed(fact: object) -> _Packed:
+    """Return *fact* as its own pickle, as text, and whether it is an error.
+
+    A pickle inside the pickle: if one fact cannot be read, all others can.
+    """
+    try:
+        data = pickle.dumps(fact)
+    except Exception:  # of anybody's object
+        data = b""
+    return data, _text.repr(fact), isinstance(fact, BaseException)
+
+
+def _unpacked(packed: _Packed) -> Any:
+    data, text, is_error = packed
+    try:
+        return pickle.loads(data)
+    except Exception:
+        return ActorbotError(text) if is_error else text
+
+
+def _unpickled(kind: Any, args: list[_Packed], facts: dict[str, _Packed]) -> Any:
+    return _made_again(kind, tuple(map(_unpacked, args)), {name: _unpacked(fact) for name, fact in facts.items()})
 
 
 class ConfigError(ActorbotError, ValueError):
     """An option has a value outside its range; names the field, the value and the range."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
-        super().__init__(f"{field}={value!r}: expected {expected}")
+        super().__init__(f"{field}={_shown(value)}: expected {expected}")
         self.field = field
         self.value = value
         self.expected = expected
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # an int of more than 4,300 digits, or anybody's object
+        return f"<{type(value).__name__}>"
 
 
 class InvalidSessionIdError(ActorbotError, ValueError):
@@ -60,42 +144,66 @@ class InvalidSessionIdError(ActorbotError, ValueError):
 class NotEncodableError(ActorbotError, TypeError):
     """The state holds something that a session cannot keep.
 
-    `path` says where: `session['cart'][2]`.
+    `path` says where: `session['cart'][2]`. `session_id` names the session; it is `None` where a
+    document is read that nobody has called a session yet. If the session's own type refuses its
+    values, what that has raised is the `__cause__`.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, *, session_id: str | None = None) -> None:
         super().__init__(
-            f"{path}: {reason}; the event was rolled back. A session keeps JSON-like values, bytes, dates,"
-            " timedelta, UUID, Decimal, tuples and sets"
+            f"{_place(session_id, path)}: {reason}; the event was rolled back. A session keeps JSON-like values, bytes,"
+            " dates, timedelta, UUID, Decimal, tuples and sets, and of these what its session_type takes"
         )
         self.path = path
         self.reason = reason
+        self.session_id = session_id
 
 
 class SessionTooLargeError(ActorbotError, ValueError):
     """The state is nested too deeply, or larger than `max_session_bytes`.
 
-    `path` says where, `limit` how much is allowed.
+    `path` says where, `limit` how much is allowed; `session_id` as in NotEncodableError.
     """
 
-    def __init__(self, path: str, reason: str, *, limit: int) -> None:
-        super().__init__(f"{path}: {reason}; the event was rolled back. Keep less in the session")
+    def __init__(self, path: str, reason: str, *, limit: int, session_id: str | None = None) -> None:
+        super().__init__(f"{_place(session_id, path)}: {reason}; the event was rolled back. Keep less in the session")
         self.path = path
         self.reason = reason
         self.limit = limit
+        self.session_id = session_id
+
+
+def _place(session_id: str | None, path: str) -> str:
+    return path if session_id is None else f"session {session_id!r}: {path}"
 
 
 class CorruptSessionError(ActorbotError):
-    """A stored record cannot be decoded. It stays in its place; no event overwrites it."""
+    """A stored record cannot be decoded. It stays in its place, unless the session is in memory."""
 
     def __init__(self, store: str, session_id: str, reason: str) -> None:
         super().__init__(
             f"{store}: the record of session {session_id!r} cannot be read: {reason}."
-            " It was left as it is; repair it, or remove it with destroy()"
+            f" It was left as it is; {self._advice}"
         )
         self.store = store
         self.session_id = session_id
         self.reason = reason
+
+    _advice = "repair it, or remove it with destroy()"
+
+
+class ForeignSessionError(CorruptSessionError):
+    """The key of this session holds another bot's session *inner*.
+
+    `key_prefix` is the other bot's; one of the two prefixes begins with the other. Do not destroy
+    the session: nothing is wrong with it.
+    """
+
+    def __init__(self, store: str, session_id: str, inner: str, key_prefix: str) -> None:
+        super().__init__(store, session_id, f"its key is that of session {inner!r} under the prefix {key_prefix!r}")
+        self.key_prefix = key_prefix
+
+    _advice = "let no bot's key prefix begin with another's"
 
 
 # --- the store ----------------------------------------------------------------------------------
@@ -199,4 +307,7 @@ class ForkedError(ActorbotError):
 
 
 class WrongLoopError(ActorbotError):
-    """An async verb was called outside the manager's event loop, or a `_sync` verb on it."""
+    """An async verb was called outside the manager's event loop, or a `_sync` verb on it.
+
+    Or there is no loop of asyncio's at all, as under trio.
+    """

@@ -49,6 +49,12 @@ def resident(manager: SessionManager, session_id: str) -> Any:
     return table(manager).actors[session_id]
 
 
+def is_busy(manager: SessionManager, session_id: str) -> bool:
+    """Tell whether somebody has the turn of a session that is in memory."""
+    actor = table(manager).actors.get(session_id)
+    return actor is not None and actor.turn.locked()
+
+
 def shared(manager: SessionManager) -> Any:
     """Return what all turns of the manager share."""
     return parts(manager).shared
@@ -63,6 +69,11 @@ def journal(manager: SessionManager) -> Any:
     """Return the journal of a manager that has one."""
     assert has_journal(manager)
     return shared(manager).journal
+
+
+def connection(manager: SessionManager) -> Any:
+    """Return the journal's connection to SQLite."""
+    return journal(manager)._file._connection
 
 
 def has_journal(manager: SessionManager) -> bool:

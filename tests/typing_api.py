@@ -147,5 +147,30 @@ class MyBot(Bot):
             print(error.path)
 
 
+class ListBot(Bot):
+    """As the README has it, with names of one's own."""
+
+    def deliver(self, user: str, text: str) -> int:
+        return len(user + text)
+
+    async def receive(self) -> None:
+        for user, text in [("ann", "hi"), ("bob", "ho")]:
+            await self.manager.submit(f"list:{user}", Event.from_text(text))
+
+
+def may_be_called(any_bot: Bot) -> Any:
+    return any_bot.deliver("ann", "hi")
+
+
+class LoudBot(ConsoleBot):
+    """A bot that adds to what its base does."""
+
+    async def deliver(self, session_id: str, message: str) -> None:
+        await super().deliver(session_id, message.upper())
+
+    async def receive(self) -> None:
+        await super().receive()
+
+
 def sent(context: Context) -> Awaitable[Any]:
     return context.send_text("may be awaited, or not")

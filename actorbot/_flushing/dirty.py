@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from math import inf
 from typing import Final
 
+from actorbot._flushing.fullness import Fullness
 from actorbot._flushing.write import Flushable
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
@@ -25,8 +26,16 @@ SLACK: Final = 0.05
 class DirtySessions:
     """The sessions to be flushed: put in from any thread, and taken out on the flusher's."""
 
-    def __init__(self, policy: FlushPolicy, clock: Clock, announce: Callable[[Future[None] | None], bool]) -> None:
+    def __init__(
+        self,
+        policy: FlushPolicy,
+        clock: Clock,
+        announce: Callable[[Future[None] | None], bool],
+        max_session_bytes: int = 1 << 40,
+    ) -> None:
         self._policy = policy
+        self.fullness = Fullness(max_session_bytes)
+        self._near = self.fullness.near
         self._bound = policy.max_dirty_bytes
         self._late_from = 1.25 * policy.max_delay + SLACK
         self._clock = clock
@@ -87,6 +96,8 @@ class DirtySessions:
             self._wake_at(due)
         if self.full:
             self.hurry(session)
+        if size > self._near:
+            self.fullness.meet(session, size)
 
     def hurry(self, session: Flushable) -> None:
         """Flush *session* as if its time were up. Any thread."""

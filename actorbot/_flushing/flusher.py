@@ -14,8 +14,9 @@ from actorbot._flushing.dirty import DirtySessions
 from actorbot._flushing.messages import End, Flush, FlushDue, Relieve, RetryDue, Returned, Spill
 from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.queue import WriteQueue
-from actorbot._flushing.recovery import write_jobs
+from actorbot._flushing.recovery import Refused, write_batch
 from actorbot._flushing.retries import Retries
+from actorbot._flushing.set_back import SetBacks
 from actorbot._flushing.waiters import Goal, Waiters
 from actorbot._flushing.write import Flushable, PendingWrite, WriteThrough
 from actorbot._journal.journal import Journal
@@ -25,7 +26,7 @@ from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import LATE, Answer, DeadlineThread
 from actorbot._runtime.mailbox import Mailbox
 from actorbot._state.committed import VERSION, Committed
-from actorbot.errors import ActorbotError, ManagerClosedError, OutcomeUnknownError
+from actorbot.errors import ActorbotError, ManagerClosedError
 from actorbot.stores.base import RecordStore
 
 __all__ = ["Flusher"]
@@ -42,7 +43,7 @@ class Flusher(Mailbox):
     without a change of threads: each change costs up to 5 ms while another thread computes. If a
     call does not come back in time, another thread goes on (`_overdue`). What begins with an
     underscore is used on the store's thread only, and all else on any thread; of `retries` and
-    `outcome`, that is what they count.
+    `outcome`, that is what they count. `set_backs` says who uses which part of it.
     """
 
     def __init__(
@@ -55,17 +56,21 @@ class Flusher(Mailbox):
         journal: Journal | None = None,
         on_conflict: Callable[[Flushable, Committed], None],
         on_answer: Callable[[], None] | None = None,
+        max_session_bytes: int = 1 << 40,
     ) -> None:
         super().__init__()
         self._store = store
         self._thread = thread
         self._policy = policy
         self._clock = clock
-        self.dirty = dirty = DirtySessions(policy, clock, lambda done: self.notify(FlushDue(done)))
+        self.dirty = dirty = DirtySessions(policy, clock, lambda done: self.notify(FlushDue(done)), max_session_bytes)
         self._waiters = waiters = Waiters()
         self.retries = retries = Retries(store.name, policy.retry, clock, self._announce_retry)
         lineage = None if journal is None else journal.lineage
-        self._queue = queue = WriteQueue(store, policy, clock, lineage, dirty=dirty, retries=retries, waiters=waiters)
+        self.set_backs = set_backs = SetBacks(store.name, clock, lineage)
+        self._queue = queue = WriteQueue(
+            store, policy, clock, lineage, set_backs, dirty=dirty, retries=retries, waiters=waiters
+        )
         self.outcome = Outcome(
             store.name,
             queue=queue,
@@ -224,7 +229,7 @@ class Flusher(Mailbox):
         try:
             if not self.closed and (jobs := self._next_batch()):
                 self._began = self._clock.monotonic()
-                answer = self._thread.run(partial(self._overdue, jobs), write_jobs, self._store, jobs)
+                answer = self._thread.run(partial(self._overdue, jobs), write_batch, self._store, jobs, self.set_backs)
                 if answer is LATE:
                     self.notify(Returned(jobs))
                     return  # another thread has the turn
@@ -254,13 +259,12 @@ class Flusher(Mailbox):
         return []
 
     def _note(self, jobs: list[PendingWrite], answer: Answer) -> None:
-        results, error = answer
-        if error is None and len(results) != len(jobs):
-            error = OutcomeUnknownError(self._store.name, f"{len(results)} results for {len(jobs)} writes")
-        if error is None:
-            self.outcome.note_answer(jobs, results)
+        if answer.error is not None:
+            self._note_outage(jobs, answer.error)
+        elif isinstance(answer.value, Refused):
+            self.outcome.note_refusal(jobs, answer.value.error)
         else:
-            self._note_outage(jobs, error)
+            self.outcome.note_answer(jobs, answer.value)
 
     def _note_outage(self, jobs: list[PendingWrite], error: ActorbotError) -> None:
         took = self._clock.monotonic() - self._began
@@ -272,7 +276,8 @@ class Flusher(Mailbox):
         for job in jobs:
             if job.through is not None:
                 self._queue.fail(job.through, error)
-        if len(jobs) == self._store.writes_at_once == 1:  # this tells nothing about others
+        alone = 1 in (self._store.writes_at_once, jobs[0].session.company)
+        if len(jobs) == 1 and alone:  # this tells nothing about others
             self.outcome.note_answer(jobs, [error])
         else:
             self._note_outage(jobs, error)

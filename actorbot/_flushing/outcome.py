@@ -64,9 +64,25 @@ class Outcome:
             self._queue.fail_all(error)
             self._waiters.reached_everywhere(error)
 
+    def note_refusal(self, jobs: list[PendingWrite], error: ActorbotError) -> None:
+        """Note that the store has refused a batch as a whole, and may well take others of it."""
+        goes_on = self._queue.division.divide(jobs)
+        if len(jobs) == 1:
+            self.note_answer(jobs, [error])
+            return
+        for job in jobs:
+            job.unknown = True
+        if not goes_on:
+            self.note_outage(jobs, error, slow=False)
+            return
+        self._retries.keep(jobs)
+        self._queue.add_again(jobs)
+
     def note_answer(self, jobs: list[PendingWrite], results: Sequence[ActorbotError | None]) -> None:
         """Note what became of a batch: a result for each of *jobs*."""
         judged = any(result is None or isinstance(result, ConflictError) for result in results)
+        if judged:
+            self._queue.division.note_answer()
         answered = judged and not self._retries.is_well
         if answered:  # noted before its callers are told: they may look
             self._retries.settle(job.session for job, result in zip(jobs, results, strict=True) if result is None)
@@ -119,6 +135,7 @@ class Outcome:
             )
         self.writes += len(jobs)
         self._retries.settle(session for session, _ in settled)
+        self._queue.division.reunite(session for session, _ in settled)
         self._dirty.uncharge(settled)
         for job, (session, behind) in zip(jobs, settled, strict=True):
             if job.through is not None:
@@ -129,9 +146,10 @@ class Outcome:
 
     def _note_conflict(self, job: PendingWrite, error: ConflictError) -> None:
         session = job.session
-        if job.set_back and self._catch_up(job):
+        if job.journal_behind and self._catch_up(job):
             return
         self.conflicts += 1
+        self._queue.division.reunite([session])
         if job.through is not None:
             session.unanswered = job.write.record.version if job.unknown else 0
             self._queue.fail(job.through, error)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future
 
 from actorbot._flushing.dirty import DirtySessions
+from actorbot._flushing.division import Division
 from actorbot._flushing.recovery import is_outdated
 from actorbot._flushing.retries import Retries
+from actorbot._flushing.set_back import SetBacks
 from actorbot._flushing.waiters import ALL, ANY_NEWS, Goal, Waiters, tell_first_error, tell_news
 from actorbot._flushing.write import Flushable, PendingWrite, WriteThrough
 from actorbot._policy import FlushPolicy
@@ -33,6 +34,7 @@ class WriteQueue:
         policy: FlushPolicy,
         clock: Clock,
         lineage: bytes | None,
+        set_backs: SetBacks,
         *,
         dirty: DirtySessions,
         retries: Retries,
@@ -42,8 +44,10 @@ class WriteQueue:
         self._policy = policy
         self._clock = clock
         self._lineage = lineage  # of this manager's journal; None: there is no journal
+        self._set_backs = set_backs
         self._dirty = dirty
         self._retries = retries
+        self.division = Division()
         self._waiters = waiters
         self._wanted: OrderedDict[Flushable, WriteThrough | None] = OrderedDict()
         # Sessions of a call that was left behind: their writes may still arrive. By id, since a
@@ -183,24 +187,21 @@ class WriteQueue:
     def take_batch(self) -> list[PendingWrite]:
         """Take out as many sessions as go into a batch; return the writes that they need."""
         now = self._clock.monotonic()
-        size = 8 * min(len(self._wanted), self.at_once())
-        write_ids = os.urandom(size)
-        taken = [self._wanted.popitem(False) for _ in range(0, size, 8)]
+        size = self.division.size(self._wanted, min(len(self._wanted), self.at_once()))
+        taken = [self._wanted.popitem(False) for _ in range(size)]
         if self._out:
             taken = [each for each in taken if not self._hold_back(*each)]
         self._dirty.note_delay(taken[0][0] if taken and self._retries.outage_since is None else None)
         self._dirty.unmark([session for session, _ in taken])
-        made = [self._make_job(*each, write_ids[8 * at : 8 * at + 8], now) for at, each in enumerate(taken)]
+        made = [self._make_job(*each, now) for each in taken]
         return [job for job in made if job is not None]
 
-    def _make_job(
-        self, session: Flushable, through: WriteThrough | None, write_id: bytes, now: float
-    ) -> PendingWrite | None:
+    def _make_job(self, session: Flushable, through: WriteThrough | None, now: float) -> PendingWrite | None:
         if through is not None:
             # Who holds the turn waits for this, so nothing newer is committed meanwhile. It
             # replaces a flush that failed before.
             if through.job is None:
-                write_id = self._write_id(session, through.committed, write_id)
+                write_id = self._write_id(session, through.committed)
                 through.job = PendingWrite.make(session, through.committed, write_id, now, through)
             return through.job
         committed = session.committed
@@ -213,12 +214,12 @@ class WriteQueue:
             return None
         failed = self._retries.failed(session)
         if failed is not None and not is_outdated(failed):
-            if not failed.unknown:
-                # For sure nothing of it was done, and the store may refuse just this state: send
-                # the newest one.
-                failed.renew(committed, self._write_id(session, committed, write_id), now)
+            if not failed.unknown or not self._store.compares:
+                # For sure nothing of it was done, or it does not matter. The store may refuse just
+                # this state: send the newest one.
+                failed.renew(committed, self._write_id(session, committed), now)
             return failed
-        return PendingWrite.make(session, committed, self._write_id(session, committed, write_id), now)
+        return PendingWrite.make(session, committed, self._write_id(session, committed), now)
 
     def _is_overtaken(self, session: Flushable, committed: Committed | None) -> bool:
         """Tell whether a destroy is under way, which the store may have done by now.
@@ -230,10 +231,10 @@ class WriteQueue:
             return True
         return self._retries.is_waited_for(session)
 
-    def _write_id(self, session: Flushable, committed: Committed, random: bytes) -> bytes:
-        """Return a random write id or, with a journal, one that a later process can derive."""
+    def _write_id(self, session: Flushable, committed: Committed) -> bytes:
+        """Return a new write id; with a journal, one that a later process can derive."""
         if self._lineage is None:
-            return random
+            return self._set_backs.write_id()
         version = committed[VERSION]
         name, last = session.lineages[0] if session.lineages else (self._lineage, version)
         return write_id_of(name if last == version else self._lineage, version)

@@ -1,4 +1,8 @@
-"""Writing sessions that came from the journal: first a look at what the store has of them."""
+"""Writing a batch, with a look at what the store has, where it may be older or newer than is known.
+
+Sessions that came from the journal are looked at first. Others are looked at when their write meets
+a conflict or damage: then the store may have gone back in time, and what is in memory is whole.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from actorbot._flushing.set_back import SetBacks
 from actorbot._flushing.write import PendingWrite
 from actorbot._state.committed import ANYBODYS, Lineage, write_id_of
-from actorbot._state.record import RING_BYTES, Record, has_id
-from actorbot.errors import ActorbotError, ConflictError
+from actorbot._state.record import RING_BYTES, Record, has_id, is_of_another_release
+from actorbot.errors import (
+    ActorbotError,
+    ConflictError,
+    CorruptSessionError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+from actorbot.stores._batches import as_ours, is_outage
 from actorbot.stores.base import RecordStore, Write
 
-__all__ = ["Rebased", "SetBack", "Settled", "is_outdated", "rebase", "write_jobs"]
+__all__ = ["JournalBehind", "Rebased", "Refused", "Settled", "is_outdated", "rebase", "write_batch", "write_jobs"]
 
-# Looks at one session: between a look and the write, a write of the process that died may arrive.
+# What may have to do with what is stored rather than with what is written.
+_SECOND_LOOK: Final = (ConflictError, CorruptSessionError)
+
+# Looks at one session: between a look and the write, a write of somebody else may arrive.
 LOOKS: Final = 3
 
 
@@ -34,17 +49,108 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class SetBack:
+class JournalBehind:
     """The same process has stored something newer: a power loss has set the journal back."""
 
 
-def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite]) -> Sequence[ActorbotError | None]:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The store cannot write some session of a batch, and has not said which."""
+
+    error: ActorbotError
+
+
+def write_batch(
+    store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetBacks
+) -> Sequence[ActorbotError | None] | Refused:
+    """Write a batch; return what became of each.
+
+    Raises: what `RecordStore.write_many` raises when the store is down.
+    """
+    try:
+        results = write_jobs(store, jobs, set_backs)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        if len(jobs) == 1:
+            return _find_out(store, jobs[0], error)
+        return Refused(as_ours(OutcomeUnknownError, store.name, error))
+    if len(results) != len(jobs):
+        raise OutcomeUnknownError(store.name, f"{len(results)} results for {len(jobs)} writes")
+    return results
+
+
+def _find_out(store: RecordStore, job: PendingWrite, error: Exception) -> Sequence[None] | Refused:
+    """Find out whether a write was done, all the same, that the store refuses alone.
+
+    It was not, as a rule. Once that is known, newer state may be sent in its place.
+    """
+    session_id = job.session.session_id
+    stored = None if isinstance(error, ActorbotError) else store.read_many([session_id])[0]
+    if isinstance(stored, ActorbotError):
+        return Refused(as_ours(OutcomeUnknownError, store.name, error, session_id))
+    if stored is not None and has_id(stored.write_ids, job.write.record.write_id):
+        return [None]
+    job.unknown = False
+    return Refused(as_ours(StoreUnavailableError, store.name, error, session_id))
+
+
+def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetBacks) -> Sequence[ActorbotError | None]:
     """Write a batch; return what became of each, as `RecordStore.write_many` does.
 
     Raises: as that, and as `read_many`.
     """
-    if not any(map(_is_recovered, jobs)):
-        return store.write_many([job.write for job in jobs])
+    recovered = any(map(_is_recovered, jobs))
+    outcomes = _write_recovered(store, jobs) if recovered else store.write_many([job.write for job in jobs])
+    if not any(outcomes) or len(outcomes) != len(jobs):
+        return outcomes
+    return _write_again(store, jobs, outcomes, set_backs)
+
+
+def _write_again(
+    store: RecordStore, jobs: Sequence[PendingWrite], outcomes: Sequence[ActorbotError | None], set_backs: SetBacks
+) -> list[ActorbotError | None]:
+    """Write again what met an older state of its own session, or a damaged record of it."""
+    became = dict(zip(jobs, outcomes, strict=True))
+    for _ in range(LOOKS):
+        # What the store has of sessions from the journal was looked at before.
+        met = [job for job in jobs if isinstance(became[job], _SECOND_LOOK) and not job.session.lineages]
+        if not met:
+            break
+        tried = met
+        try:
+            found = store.read_many([job.session.session_id for job in met])
+            became |= {job: each for job, each in zip(met, found, strict=True) if isinstance(each, ActorbotError)}
+            tried = [job for job, each in zip(met, found, strict=True) if _goes_over(job, each, set_backs)]
+            written = store.write_many([job.write for job in tried]) if tried else ()
+        except ActorbotError as error:
+            # Others of the batch were written: it has not failed as a whole.
+            became |= dict.fromkeys(tried, error)
+            break
+        became |= dict(zip(tried, written, strict=True))
+        set_backs.note([job.session for job in tried if became[job] is None and not job.write.over_damage])
+        if not tried:
+            break
+    return list(became.values())
+
+
+def _goes_over(job: PendingWrite, stored: Record | ActorbotError | None, set_backs: SetBacks) -> bool:
+    """Tell whether what is *stored* is older or damaged, and make the write of *job* go over it."""
+    if isinstance(stored, CorruptSessionError) and not is_of_another_release(stored):
+        job.write = _over_damage(job.write)
+        return True
+    if not isinstance(stored, Record) or not set_backs.is_older(stored, job.session):
+        return False
+    job.write = replace(job.write, base=stored.write_id)
+    return True
+
+
+def _over_damage(write: Write) -> Write:
+    """Make *write* go over a damaged record. What is destroyed leaves nothing behind."""
+    return replace(write, base=None) if write.record.state is None else replace(write, over_damage=True)
+
+
+def _write_recovered(store: RecordStore, jobs: Sequence[PendingWrite]) -> list[ActorbotError | None]:
     outcomes: dict[PendingWrite, ActorbotError | None] = {}
     left = jobs
     for _ in range(LOOKS):
@@ -68,9 +174,9 @@ def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWri
                 job.write = write
             case Settled(error):
                 settled[job] = error
-            case SetBack():
+            case JournalBehind():
                 # If the versions differ, events have come on top of what the journal had.
-                job.set_back = job.write.record.version == job.session.lineages[0].last
+                job.journal_behind = job.write.record.version == job.session.lineages[0].last
                 settled[job] = ConflictError(
                     store.name,
                     "the store has newer events of it, which the journal had lost",
@@ -81,12 +187,14 @@ def _rebase(store: RecordStore, jobs: Sequence[PendingWrite]) -> dict[PendingWri
 
 def rebase(
     write: Write, lineages: tuple[Lineage, ...], stored: Record | ActorbotError | None, store: str
-) -> Rebased | Settled | SetBack:
+) -> Rebased | Settled | JournalBehind:
     """Decide about the write of a recovered state, by the first look at the store since."""
     forced = ANYBODYS in lineages
     if stored is None:
         return Rebased(replace(write, base=b"") if forced else write)
     if isinstance(stored, ActorbotError):
+        if isinstance(stored, CorruptSessionError) and not (forced or is_of_another_release(stored)):
+            return Rebased(_over_damage(write))
         return Rebased(replace(write, base=None)) if forced else Settled(stored)
     record = write.record
     if has_id(stored.write_ids, record.write_id):
@@ -96,7 +204,7 @@ def rebase(
         return Rebased(Write(replace(record, write_ids=write_ids), stored.write_id))
     name, last = lineages[0]
     if stored.version > last and stored.write_id == write_id_of(name, stored.version):
-        return SetBack()
+        return JournalBehind()
     return Settled(write.conflict(store))
 
 

@@ -35,8 +35,11 @@ class Retries:
         """Writes that were to be tried again."""
         self.outage_since: float | None = None
         """The monotonic second since which no call has succeeded; `None` if the store answers."""
+        self.outage: ActorbotError | None = None
+        """What the last such call has failed with."""
         self.refusing = False
         """Whether the store answers, and does not take the writes of some sessions."""
+        self._last = ""  # the session whose write failed last
         self.paused = False
         """Whether nothing may be written now."""
         # Flushes that failed: each is sent again before anything newer of its session.
@@ -68,6 +71,7 @@ class Retries:
 
         A *slow* call counts as all attempts: nobody has the time to wait for another one.
         """
+        self.outage = error
         self._failures = max(self._failures + 1, self._retry.attempts if slow else 0)
         if self.outage_since is None:
             self.outage_since = self._clock.monotonic()
@@ -88,9 +92,19 @@ class Retries:
         if not self.refusing and self.outage_since is None:
             logger.warning("a session could not be written: %s", error, extra={"session_id": job.session.session_id})
         self.refusing = True
+        self._last = job.session.session_id
         if job.through is None:
             self._again[job.session] = job
         return job.tries >= self._retry.attempts
+
+    def keep(self, jobs: Iterable[PendingWrite]) -> None:
+        """Have flushes of a batch that failed sent again, without a count of failures."""
+        self._again.update((job.session, job) for job in jobs if job.through is None)
+
+    def refused(self) -> list[str]:
+        """List the sessions whose writes failed, if need be the last one alone. Any thread."""
+        again = list(self._again.values())  # the list is made in one step
+        return [job.session.session_id for job in again if job.tries] or [self._last]
 
     def is_failed(self, job: PendingWrite) -> bool:
         """Tell whether *job* is the flush that `failed` returns: nothing has taken its place."""

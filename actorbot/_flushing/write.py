@@ -58,8 +58,15 @@ class Flushable(Mailbox):
     """
     losses: tuple[int, ...] = ()
     """For each conflict that took unflushed state: the version that the store had confirmed."""
+    company: int = 0
+    """How many sessions may go to the store with it in one call, itself included; 0: any number.
+
+    It was in a batch that was refused. See `Division`.
+    """
     spilled: bool = False
     """Whether the session has left memory while the store had not its newest state."""
+    doubted: Committed | None = None
+    """The state before a write without an answer: it counts if the store turns out to be older."""
     lineages: tuple[Lineage, ...] = ()
     """Of a session that came from the journal: who may have made what the store has.
 
@@ -95,7 +102,7 @@ class PendingWrite:
     through: WriteThrough | None  # None: a flush
     tries: int = 0  # that have failed
     unknown: bool = False  # whether a failed try may have been done all the same
-    set_back: bool = False  # whether the store is ahead of the journal that the session came from
+    journal_behind: bool = False  # whether the store is ahead of the journal that the session came from
 
     @classmethod
     def make(

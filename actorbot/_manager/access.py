@@ -6,12 +6,15 @@ Also how a `_sync` verb gets from the calling thread to the manager's home and b
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from enum import Enum
 from threading import get_ident
 from typing import Any
 
+from actorbot._checks import check_timeout
+from actorbot._reports import ShutdownReport
 from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
@@ -31,7 +34,18 @@ class Life(Enum):
     FORKED = "forked"
 
 
-class Access:
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that runs in this thread. Raises: WrongLoopError if none of asyncio's is."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise WrongLoopError(
+            "the async verbs need asyncio, and no loop of asyncio's runs here; under trio or curio use `with` or"
+            " start_sync(), and call the _sync verbs in threads: await trio.to_thread.run_sync(manager.dispatch_sync, …)"
+        ) from None
+
+
+class Access(ABC):
     """The base of `SessionManager`, so that the check of a call looks at one object only."""
 
     _home: Home  # from the start on
@@ -43,13 +57,23 @@ class Access:
         self._here = 0  # the thread of the home loop
         self._inline: ThreadHome | None = None  # the home, if turns run in the calling thread
 
+    @abstractmethod
+    async def _close(self, seconds: float) -> ShutdownReport:
+        """Close at home."""
+
+    @abstractmethod
+    def _close_without_loop(self, seconds: float) -> ShutdownReport:
+        """Flush what is committed, and close. Any thread."""
+
     def _live(self, life: Life) -> None:
         """Go on to *life*."""
         self._life = life
         if life is not Life.OPEN:
             self._here, self._inline = 0, None
 
-    def _begin(self) -> None:
+    def _begin(self, *, on_loop: bool) -> None:
+        if on_loop:
+            running_loop()
         if self._life is Life.FORKED:
             self._check_open()
         if self._life is not Life.NEW:
@@ -81,19 +105,30 @@ class Access:
             raise WrongLoopError(
                 "a manager started with `with` or start_sync() is at home on threads: use the _sync verbs"
             )
-        if asyncio.get_running_loop() is not self._loop:
+        if running_loop() is not self._loop:
             raise WrongLoopError(
                 "this verb belongs to the manager's own event loop; from anywhere else use its _sync twin"
             )
 
     def _check_away(self, closing: bool = False, closed: bool = False) -> None:
-        """Raise if the caller runs on the home loop, which a _sync verb would block."""
+        """Raise if the caller runs on the home loop, which a _sync verb would block.
+
+        Also if that loop has ended: nothing runs on it any more. *closed*: the call needs no loop.
+        """
         if self._life is not Life.OPEN:
             self._check_open(closing, closed)
+        loop = self._loop
+        if loop is not None and loop.is_closed():
+            if closed:
+                return
+            raise ManagerClosedError(
+                "the event loop that the manager was started on has been closed; close_sync() the manager, which"
+                " flushes what it can"
+            )
         if get_ident() == self._home.thread_id:
             raise WrongLoopError(
                 "a _sync verb on the manager's event loop would block it for ever: await the async verb"
-                if self._loop is not None
+                if loop is not None
                 else "a _sync verb on the loop of a threaded manager's `async def` code would block it for ever:"
                 " await asyncio.to_thread(manager.dispatch_sync, …)"
             )
@@ -103,6 +138,8 @@ class Access:
 
         With a *timeout*, the first of *args* is a session's id, which the error needs.
         """
+        if timeout is not None:
+            check_timeout(timeout)
         if isinstance(self._home, ThreadHome):
             return run_inline(verb(*args)) if timeout is None else self._home.run(verb(*args), args[0], timeout)
         assert isinstance(self._home, LoopHome)

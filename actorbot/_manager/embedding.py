@@ -12,9 +12,10 @@ from typing import Any
 from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
 from actorbot._runtime.current import current
+from actorbot._state.codec import encode_state
 from actorbot._turns.context import Context, chain, find_held
 from actorbot._turns.lend import check_return
-from actorbot.errors import ConfigError
+from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
 
 __all__ = [
     "SessionManager",
@@ -26,6 +27,8 @@ __all__ = [
     "is_open",
     "joined",
     "max_mailbox",
+    "max_session_bytes",
+    "size_of",
     "values",
     "wall",
 ]
@@ -104,6 +107,24 @@ def is_open(manager: SessionManager) -> bool:
 def max_mailbox(manager: SessionManager) -> int:
     """Return how many events may wait for their turn in one session."""
     return manager._options.max_mailbox
+
+
+def max_session_bytes(manager: SessionManager) -> int:
+    """Return how many bytes a session may take."""
+    return manager._options.max_session_bytes
+
+
+def size_of(value: Any, most: int) -> int:
+    """Return how many bytes *value* takes in a session; *most* if it takes more.
+
+    0 for what no session keeps: the commit says where that is.
+    """
+    try:
+        return len(encode_state({"": value}, most))
+    except SessionTooLargeError:
+        return most
+    except NotEncodableError:
+        return 0
 
 
 def wall(manager: SessionManager) -> float:

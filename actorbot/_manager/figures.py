@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from actorbot._manager.parts import Parts
 from actorbot._reports import Health, SessionInfo, Stats
 
 __all__ = ["health_of", "sessions_of", "stats_of"]
+
+NAMED: Final = 5  # sessions that a reason names at most
 
 
 def stats_of(parts: Parts) -> Stats:
@@ -31,10 +34,13 @@ def stats_of(parts: Parts) -> Stats:
         store_writes=flusher.outcome.writes,
         store_retries=flusher.retries.count,
         conflicts=flusher.outcome.conflicts,
+        set_back=flusher.set_backs.count,
+        damaged=parts.store.set_aside,
         backed_off=parts.broken.count(parts.clock.monotonic()),
         dead_letters=parts.hooks.dead_letters,
         replies_waiting=shared.outbox.room.replies,
         reply_bytes=shared.outbox.room.bytes,
+        nearly_full=dirty.fullness.count(),
     )
 
 
@@ -45,18 +51,31 @@ def health_of(parts: Parts) -> Health:
         return Health("failing", "an actor of the manager has ended; restart the process")
     if parts.journal is not None and parts.journal.broken is not None:
         return Health("failing", f"journal: {parts.journal.broken}; no event is acknowledged")
+    if parts.store.flaw is not None:
+        return Health("failing", parts.store.flaw)
+    if parts.journal is not None and parts.journal.hampered is not None:
+        return Health("degraded", f"journal: {parts.journal.hampered}")
     if dirty.full:
         return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
     if (reason := parts.shared.outbox.room.crowded()) is not None:
         return Health("degraded", reason)
     if flusher.retries.outage_since is not None:
         seconds = parts.clock.monotonic() - flusher.retries.outage_since
-        return Health("degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s")
+        return Health(
+            "degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s: {flusher.retries.outage}"
+        )
     if (reason := parts.loader.unreadable()) is not None:
         return Health("degraded", f"the last read failed: {reason}")
     if flusher.retries.refusing:
-        return Health("degraded", f"{parts.store.name} does not take the writes of some sessions")
+        return Health("degraded", _refused(parts.store.name, flusher.retries.refused()))
+    if complaint := parts.store.complaint:
+        return Health("degraded", complaint)
     return Health("ready", "")
+
+
+def _refused(store: str, ids: list[str]) -> str:
+    named = ", ".join(map(repr, ids[:NAMED])) + (f" and {len(ids) - NAMED} others" if len(ids) > NAMED else "")
+    return f"{store} does not take the writes of some sessions: {named}"
 
 
 def sessions_of(parts: Parts) -> Iterator[tuple[str, SessionInfo]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actorbot._checks import check_count, check_seconds
+from actorbot._checks import check_count, check_function, check_plain, check_seconds
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock, SystemClock
 from actorbot._state.typed import SessionShape
@@ -80,6 +80,9 @@ def _check_store(store: Any) -> Any:
         return MemorySessionStore()
     if not isinstance(store, RecordStore):
         DriverStore(store, run=_no_home)
+        return store
+    for verb in ("init", "read_many", "write_many", "close"):
+        check_plain(f"{type(store).__name__}.{verb}", getattr(type(store), verb), "a method that blocks")
     return store
 
 
@@ -97,8 +100,8 @@ def _check_policy(flush: FlushPolicy | None) -> FlushPolicy:
 
 def _check_functions(functions: Mapping[str, Hook | None]) -> Mapping[str, Hook | None]:
     for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise ConfigError(name, function, "a function, def or async def")
+        if function is not None:
+            check_function(name, function)
     return functions
 
 

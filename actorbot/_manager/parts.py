@@ -20,6 +20,7 @@ from actorbot._residents.sweeper import Sweeper
 from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, is_plain, new_future
+from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import ThreadHome
 from actorbot._turns.acknowledge import write_ahead, write_through
 from actorbot._turns.context import Context
@@ -29,6 +30,7 @@ from actorbot._turns.overdue import RunningTurns
 from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
+from actorbot.stores._users import close_after_last, open_for
 from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
 
@@ -60,6 +62,8 @@ class Parts:
         if not isinstance(given, RecordStore):
             self.store = DriverStore(given, home.run_awaitable, deadline)
         name = self.store.name
+        # Taken by a store that has opened, and by a start that fails: the second of them closes it.
+        self._opening = Once()
         self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
         if not isinstance(self.store, DriverStore):  # whose calls all share one thread
             self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)
@@ -71,8 +75,10 @@ class Parts:
         try:
             if journal is not None:
                 await self.home.wait(journal.open())
-            await self.home.wait(self.writer.call(self.store.init))
+            await self.home.wait(self.writer.call(self._open_store))
         except BaseException:
+            if not self._opening.take():
+                self.close_store()
             if journal is not None:
                 await self.home.wait(journal.close())
             self.writer.close()
@@ -86,6 +92,7 @@ class Parts:
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
+            max_session_bytes=options.max_session_bytes,
         )
         self.shared = self._make_shared(flusher, journal)
         self._make_residents()
@@ -155,7 +162,9 @@ class Parts:
     def _make_shared(self, flusher: Flusher, journal: Journal | None) -> TurnShared:
         home, hooks, options = self.home, self.hooks, self._options
         handler = options.functions["handler"]
-        plain = isinstance(home, ThreadHome) and handler is not None and is_plain(handler)
+        handle_here = None
+        if isinstance(home, ThreadHome) and handler is not None and is_plain(handler):
+            handle_here = home.in_place(handler)
         writes_through = options.policy.mode == "write-through"
         room = ReplyRoom(options.max_replies, options.policy.max_dirty_bytes)
         return TurnShared(
@@ -172,13 +181,22 @@ class Parts:
             journal=journal,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room),
             handle=hooks.bound("handler") or _no_handler,
-            handle_here=handler if plain else None,
+            handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.report_error,
             on_expire=hooks.report_expired,
             running=RunningTurns(home, options.clock, options.handler_timeout),
             acknowledge=write_through if writes_through else None if journal is None else write_ahead,
         )
+
+    def _open_store(self) -> None:
+        open_for(self, self._options.store, self.store.init)
+        if not self._opening.take():  # the start was cancelled meanwhile
+            close_after_last(self, self._options.store, self.store.close)
+
+    def close_store(self) -> Future[Any]:
+        """Close the store, unless another manager uses the same object."""
+        return self.writer.call(lambda: close_after_last(self, self._options.store, self.store.close))
 
     def close_journal(self) -> Future[None]:
         """Have the journal commit what it was given, and close its file."""

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Future, wait
 from typing import Any, Final
 
+from actorbot._checks import check_timeout
 from actorbot._flushing.waiters import Goal
 from actorbot._manager.access import Access
 from actorbot._runtime.once import Once
@@ -20,6 +21,12 @@ from actorbot.errors import ConflictError, ManagerClosedError
 __all__ = ["Receipt"]
 
 MOMENT: Final = 1.0  # seconds
+
+
+def _check(timeout: float | None) -> None:
+    """Check a time-out before anything is waited for. Raises: ConfigError."""
+    if timeout is not None:
+        check_timeout(timeout)
 
 
 class Receipt:
@@ -74,8 +81,10 @@ class Receipt:
     async def result(self, timeout: float | None = None) -> Any:
         """Wait for the handler's value, or raise what it raised. After a close, if it is known.
 
-        Raises: DeadlockError inside a turn that this would wait for.
+        Raises: TurnTimeoutError after *timeout* seconds; the event goes on. DeadlockError inside a
+        turn that this would wait for.
         """
+        _check(timeout)
         self._access._check_here(closing=True, closed=self._outcome.done())
         return await self._result(timeout)
 
@@ -84,11 +93,13 @@ class Receipt:
 
         Raises: TurnTimeoutError, StoreUnavailableError, ConflictError.
         """
+        _check(timeout)
         self._access._check_here(closing=True)
         await self._durable(timeout)
 
     def result_sync(self, timeout: float | None = None) -> Any:
         """The same as `result`, for threads."""
+        _check(timeout)
         if not self._outcome.done():
             try:
                 self._access._check_away(closing=True)
@@ -104,6 +115,7 @@ class Receipt:
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
+        _check(timeout)
         self._access._check_away(closing=True)
         self._access._run_sync(self._durable, timeout)
 

@@ -89,11 +89,14 @@ class Verbs:
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         session_id = check_session_id(session_id)
         actor = self._table.actors.get(session_id)
+        record = None
         committed = None if actor is None else actor.committed
+        if committed is None:
+            record = await self._loader.read(session_id)
+            committed = None if actor is None else actor.outdates(record)
         if committed is not None:
             state, ended = committed[STATE], self._shared.clock.wall() >= committed[ENDS]
         else:
-            record = await self._loader.read(session_id)
             state = None if record is None else record.state
             ended = record is not None and self._shared.clock.wall() >= record.expires_at
         if state is None or ended:

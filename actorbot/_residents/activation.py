@@ -106,17 +106,27 @@ class Activation:
     async def load(self, actor: SessionActor) -> None:
         """Read the record of *actor*, whose turn the caller holds.
 
-        If the read fails, the session leaves memory, and everybody in its line gets the error.
+        If the read fails, everybody in its line gets the error. The session leaves memory, unless
+        it has a state that may be all that is left of it.
         """
         try:
             found = await self._loader.find(actor.session_id)
         except (asyncio.CancelledError, TurnTimeoutError):
             raise  # only this caller has given up: the next in line reads for itself
         except ActorbotError as error:
-            if isinstance(error, CorruptSessionError):
+            damaged = isinstance(error, CorruptSessionError)
+            if damaged and actor.keep_doubted(error):
+                return
+            if damaged:
                 pause = self._broken.note(actor.session_id, error, self._shared.clock.monotonic())
-                logger.error("a session cannot be read; it is not read again for %g s: %s", pause, error)
-            self._table.discard(actor)
+                logger.error(
+                    "a session cannot be read; it is not read again for %g s: %s",
+                    pause,
+                    error,
+                    extra={"session_id": actor.session_id},
+                )
+            if actor.doubted is None:
+                self._table.discard(actor)
             self._table.dismiss(actor, error)
             raise
         self._broken.forget(actor.session_id)

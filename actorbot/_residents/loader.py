@@ -17,6 +17,7 @@ from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Promise
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ActorbotError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.stores._batches import ask_in_parts
 from actorbot.stores.base import Record, RecordStore
 
 __all__ = ["Loader"]
@@ -150,12 +151,10 @@ class Loader:
         call.add_done_callback(lambda outcome: self._land(ids, outcome))
 
     def _read(self, ids: list[str]) -> dict[str, Any]:
-        """Call the store. On its thread."""
+        """Call the store, more than once if it cannot read one of them. On its thread."""
         self._at_store.update(ids)
         try:
-            found = self._store.read_many(ids)
-            if len(found) != len(ids):
-                raise StoreUnavailableError(self._store.name, f"{len(found)} records for {len(ids)} sessions")
+            found = ask_in_parts(StoreUnavailableError, self._store.name, self._store.read_many, ids)
             return dict(zip(ids, found, strict=True))
         finally:
             self._at_store.difference_update(ids)

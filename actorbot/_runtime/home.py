@@ -104,6 +104,10 @@ class Home(ABC):
     def give_way(self) -> None:
         """Let the flusher's thread, which is late, run. Called before a turn begins."""
 
+    def spare(self) -> None:
+        """Let the running code, which waits for the close of this home, go on after it."""
+        return  # a thread goes on anyway
+
     def current_task(self) -> asyncio.Task[Any] | None:
         """Return the task that runs here; `None` in a threaded home, which has none to cancel."""
         return None
@@ -154,9 +158,9 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 
 def is_plain(function: Callable[..., Any]) -> bool:
-    """Tell whether a call of *function* surely gives no awaitable.
+    """Tell whether *function* is a `def` that most likely gives no awaitable.
 
-    A lambda, a wrapper or a callable object may return one.
+    A lambda, a wrapper or a callable object often returns one.
     """
     function = getattr(function, "__func__", function)
     plain = isinstance(function, types.FunctionType) and not inspect.iscoroutinefunction(function)

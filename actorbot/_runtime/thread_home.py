@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextvars import Context as ContextVars
+from types import CoroutineType
 from typing import Any, NamedTuple, TypeVar
 
 from actorbot._runtime.clock import Clock
@@ -131,8 +132,24 @@ class ThreadHome(Home):
         value = function(*args)
         return await self._on_private_loop(limit, lambda: value) if is_to_await(value) else value
 
+    def in_place(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Make a function that runs a handler in the calling thread, without a coroutine.
+
+        For a handler that is plain: if it returns what an `async def` has returned to it, that is
+        awaited.
+        """
+
+        def here(context: Any) -> Any:
+            value = function(context)
+            return self._finish(None, lambda: value) if type(value) is CoroutineType else value
+
+        return here
+
     async def _on_private_loop(self, limit: float | None, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        answer = run_on(self.loop, lambda: function(*args))
+        return self._finish(limit, lambda: function(*args))
+
+    def _finish(self, limit: float | None, make: Callable[[], Awaitable[Any]]) -> Any:
+        answer = run_on(self.loop, make)
         context = current.get()
         if context is not None:
             context._call_when_revoked(answer.interrupt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
 __all__ = [
@@ -10,6 +9,7 @@ __all__ = [
     "ENDS",
     "EVENT_IDS",
     "NOTHING",
+    "OWNER_BYTES",
     "SEEN",
     "STATE",
     "VERSION",
@@ -50,7 +50,7 @@ class Lineage(NamedTuple):
     """
 
     name: bytes
-    """8 random bytes, drawn at each start of a manager."""
+    """8 random bytes, drawn at each start of a manager. The first 4 are its owner."""
     last: int
     """The last version."""
 
@@ -59,6 +59,11 @@ ANYBODYS: Final = Lineage(bytes(8), 2**63 - 1)
 """All that anybody has written. The end of a session may replace any of it."""
 
 
+OWNER_BYTES: Final = 4
+"""Of a write id: they say which start of a manager has made it."""
+
+
 def write_id_of(lineage: bytes, version: int) -> bytes:
-    """Return the write id of a *version* made in *lineage*; it is as good as random."""
-    return blake2b(version.to_bytes(8, "big"), key=lineage, digest_size=8).digest()
+    """Return the write id of a *version* made in *lineage*: its owner, and a number."""
+    number = (int.from_bytes(lineage[OWNER_BYTES:], "big") + version) & 0xFFFF_FFFF
+    return lineage[:OWNER_BYTES] + number.to_bytes(4, "big")

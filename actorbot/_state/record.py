@@ -6,6 +6,7 @@ It has two forms: bytes (memory, file, Redis, journal) and a JSON-safe document.
 from __future__ import annotations
 
 import os
+import re
 import time
 import zlib
 from collections.abc import Mapping
@@ -14,20 +15,25 @@ from math import isfinite
 from typing import Any, Final, Self
 
 from actorbot._state.codec import decode_state, encode_state, pack_fields, unpack_fields
-from actorbot._state.committed import Committed
+from actorbot._state.committed import OWNER_BYTES, Committed
 from actorbot._state.document import RESERVED, from_document, to_document
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["RING_BYTES", "TOMBSTONE_AGE", "Record", "has_id"]
+__all__ = ["BY_HAND", "RING_BYTES", "TOMBSTONE_AGE", "Record", "find_flaw", "has_id", "is_of_another_release"]
 
 TOMBSTONE_AGE: Final = 3600.0
 """Seconds that a destroyed session is remembered, so that no older write brings it back."""
+
+BY_HAND: Final = bytes(OWNER_BYTES)
+"""The owner of writes that no manager makes: of tools, and of programs that call a store."""
 
 RING_BYTES: Final = 16 * 8
 FORMAT: Final = 1
 MAGIC: Final = b"ABS" + bytes([FORMAT])
 MAX_ADOPTED_BYTES: Final = 16 * 1024**2
+
+_OTHER_RELEASE: Final = re.compile(r"its format version is \d+,")
 
 _FIELDS: Final = (str, int, bytes, bytes, bytes, float, float)
 _TOMBSTONE_FIELDS: Final = (str, int, type(None), bytes, bytes, float, float)
@@ -39,6 +45,14 @@ def has_id(ids: bytes, one: bytes) -> bool:
     while at > 0 and at % 8:
         at = ids.find(one, at + 1)
     return at >= 0
+
+
+def is_of_another_release(error: object) -> bool:
+    """Tell whether a record could not be read because a newer release has written it.
+
+    Then it is no damage, and nothing goes over it.
+    """
+    return isinstance(error, CorruptSessionError) and _OTHER_RELEASE.match(error.reason) is not None
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -54,9 +68,10 @@ class Record:
     state: bytes | None
     """The session's values, as `codec.encode_state` makes them; `None` in a tombstone."""
     write_ids: bytes
-    """The ids of the last 16 writes, 8 random bytes each, newest first.
+    """The ids of the last 16 writes, 8 bytes each, newest first.
 
-    Empty for an adopted document.
+    In an id, 4 bytes say who has written, and 4 which of his writes it is. Empty for an adopted
+    document.
     """
     event_ids: bytes
     """The digests of the last 64 event ids, 8 bytes each, oldest first."""
@@ -81,12 +96,12 @@ class Record:
 
     def next_write(self) -> Self:
         """Return the same record as a new write: with a fresh write id."""
-        return replace(self, write_ids=(os.urandom(8) + self.write_ids)[:RING_BYTES])
+        return replace(self, write_ids=(_new_id() + self.write_ids)[:RING_BYTES])
 
     @classmethod
     def tombstone(cls, session_id: str, *, now: float) -> Self:
         """Make the record of a destroyed session."""
-        return cls(session_id, 0, None, os.urandom(8), b"", now, now + TOMBSTONE_AGE)
+        return cls(session_id, 0, None, _new_id(), b"", now, now + TOMBSTONE_AGE)
 
     # --- bytes -----------------------------------------------------------------------------------
 
@@ -110,7 +125,7 @@ class Record:
 
         Raises: CorruptSessionError.
         """
-        reason = _flaw(data)
+        reason = find_flaw(data)
         if reason is None:
             try:
                 fields = unpack_fields(data[8:])
@@ -178,7 +193,11 @@ class Record:
         return cls(session_id, 0, state, b"", b"", now, now + expires_in)
 
 
-def _flaw(data: bytes) -> str | None:
+def _new_id() -> bytes:
+    return BY_HAND + os.urandom(4)
+
+
+def find_flaw(data: bytes) -> str | None:
     """Say what is wrong with *data* before anything in it is decoded; `None` if nothing is."""
     if data[:3] != MAGIC[:3]:
         return "it is not a record of actorbot" if len(data) >= 3 else "it is truncated"

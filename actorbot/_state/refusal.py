@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 from actorbot._state.values import BOXES, MAX_DEPTH, MAX_INT, SCALARS
 from actorbot.errors import NotEncodableError, SessionTooLargeError
 
-__all__ = ["explain"]
+__all__ = ["explain", "name_session"]
+
+
+def name_session(error: NotEncodableError | SessionTooLargeError, session_id: str) -> None:
+    """Name the session in an error of code that does not know whose values it looks at."""
+    if error.session_id is None:
+        error.session_id = session_id
+        error.args = (f"session {session_id!r}: {error}",)
 
 
 class _Step(NamedTuple):

@@ -26,8 +26,11 @@ def write_through(actor: SessionActor, context: Context, committed: Committed) -
         if error is None:
             actor.committed = committed
             shared.handled += 1
+            shared.dirty.fullness.meet(actor, len(committed[STATE] or b""))
             actor.send(context)
-        elif isinstance(error, OutcomeUnknownError | ConflictError):
+        elif isinstance(error, OutcomeUnknownError):
+            actor.doubt()
+        elif isinstance(error, ConflictError):
             actor.committed = None  # to be read again before the next turn
         if not isinstance(error, ConflictError) or not actor.regain_turn(context):
             actor.unanswered = 0

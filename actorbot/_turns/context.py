@@ -10,9 +10,9 @@ from typing import Any, Final
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
 from actorbot._state.committed import SEEN, STATE
-from actorbot.errors import ActorbotError, HandlerTimeoutError, TurnEndedError
+from actorbot.errors import ActorbotError, ConfigError, CorruptSessionError, HandlerTimeoutError, TurnEndedError
 
-__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "shield"]
+__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "never_begun", "shield"]
 
 
 _QUEUED = Sent()
@@ -169,6 +169,17 @@ class Apology(Context):
         outbox.reserve(self)
         outbox.put(self)
         return _QUEUED
+
+
+def never_begun(actor: Any, event: Any, error: BaseException) -> Context | None:
+    """Return a turn to tell `on_error` of *error*, if a session's own values were why none began.
+
+    They can be read, but not decoded, or the session's type refuses them. A read that failed is
+    told otherwise.
+    """
+    if actor.committed is None or not isinstance(error, ConfigError | CorruptSessionError):
+        return None
+    return Context(actor, None, event, actor.committed, None, None)
 
 
 def innermost() -> Context | None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from actorbot._journal.ahead import Ahead
 from actorbot._runtime.home import new_future
-from actorbot._state.committed import ANYBODYS, VERSION, Committed, Lineage
+from actorbot._state.committed import ANYBODYS, OWNER_BYTES, VERSION, Committed, Lineage
 from actorbot._state.record import TOMBSTONE_AGE
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
@@ -29,8 +29,10 @@ class Destroy(Ahead):
         self._done = new_future()
         gone = self._make_gone()
         # A lineage of its own: if the session was not read, nobody knows which versions of it this
-        # manager has made before.
-        super().__init__(actor.session_id, gone, actor.write_ids, (Lineage(os.urandom(8), gone[VERSION]), ANYBODYS))
+        # manager has made before. Its owner is this manager all the same.
+        journal = actor.shared.journal
+        name = os.urandom(8) if journal is None else journal.lineage[:OWNER_BYTES] + os.urandom(4)
+        super().__init__(actor.session_id, gone, actor.write_ids, (Lineage(name, gone[VERSION]), ANYBODYS))
 
     def _make_gone(self) -> Committed:
         """Make what is left of the session. It may not have been read."""
@@ -85,7 +87,7 @@ class Destroy(Ahead):
             self._shared.ended += actor.committed is not None
             actor.committed = self.committed
         elif isinstance(error, OutcomeUnknownError) and not actor.behind():
-            actor.committed = None
+            actor.doubt()
         self._leave(error)
 
     def _leave(self, error: BaseException | None) -> None:

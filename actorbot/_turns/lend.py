@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from actorbot._runtime.once import Once
 from actorbot._turns.cancelled import is_cancelled, swallowed
-from actorbot._turns.context import Context
+from actorbot._turns.context import Context, never_begun
+from actorbot._turns.ready import make_ready
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import DuplicateEventError
 
@@ -21,9 +22,12 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
     Raises: DuplicateEventError; what `on_session_start` raises.
     """
     try:
-        await actor.make_ready()
+        await make_ready(actor, actor.shared)
         context = actor.begin_turn(None, event_id, actor.shared.home.current_task())
-    except BaseException:
+    except BaseException as error:
+        refused = never_begun(actor, None, error)
+        if refused is not None:
+            await actor.fail_turn(refused, error)
         actor.leave()
         raise
     if context is None:

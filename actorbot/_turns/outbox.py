@@ -16,7 +16,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from actorbot._runtime.current import outside_of_turns
+from actorbot._runtime.current import Errand, errand, outside_of_turns
 from actorbot._runtime.home import Home, new_future
 from actorbot._turns.context import Context
 from actorbot._turns.reply_room import ReplyRoom
@@ -58,7 +58,11 @@ class Outbox:
 
     def __len__(self) -> int:
         """How many sessions have replies on their way."""
-        return len(self._lines.keys() | self._ungated.keys())
+        return len(self.addressees())
+
+    def addressees(self) -> set[str]:
+        """Return the ids of the sessions that have replies on their way."""
+        return self._lines.keys() | self._ungated.keys()
 
     def check(self) -> None:
         """Raises: ConfigError if there is nowhere to send to."""
@@ -113,6 +117,7 @@ class Outbox:
         session_id = context.session_id
 
         async def send() -> None:
+            errand.set(Errand(session_id, self._home.current_task()))
             try:
                 await self._hand_over(context, message, delivered)
             finally:
@@ -152,6 +157,7 @@ class Outbox:
 
     async def _work_off(self, session_id: str, line: deque[Parcel], parcel: Parcel) -> None:
         """Deliver *parcel*, then the next of *line*, each with the variables of its own turn."""
+        errand.set(Errand(session_id, self._home.current_task()))
         try:
             if parcel.context is not None and await self._passes(parcel.gate):
                 while parcel.messages:

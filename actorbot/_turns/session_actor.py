@@ -14,20 +14,24 @@ from actorbot._journal.entry import Entry
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION
-from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
+from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed
+from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id, is_of_another_release
+from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
 from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
-from actorbot._turns.context import Context, find_parent
+from actorbot._turns.context import Context, find_parent, never_begun
 from actorbot._turns.depth import check_depth
+from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import (
+    ActorbotError,
     ConflictError,
     CorruptSessionError,
     HandlerExitError,
+    NotEncodableError,
     OutcomeUnknownError,
-    OverloadedError,
+    SessionTooLargeError,
     StoreUnavailableError,
 )
 
@@ -58,12 +62,32 @@ class SessionActor(Flushable):
     # --- a turn ----------------------------------------------------------------------------------
 
     def adopt(self, record: Record | None) -> None:
-        """Take what the store holds."""
+        """Take what the store holds; but not what is older than the state before a doubt."""
         self.trusted = False
+        if self.doubted is not None and self.keep_doubted(record):
+            return
         if record is None:
             self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
+
+    def doubt(self) -> None:
+        """Have the session read before its next turn: nobody knows whether a write was done."""
+        self.doubted, self.committed = self.committed, None
+
+    def keep_doubted(self, record: Record | ActorbotError | None) -> bool:
+        """End the doubt; tell whether the state before it stays and is to be written."""
+        self.committed, self.doubted = self.outdates(record), None
+        return self.committed is not None
+
+    def outdates(self, record: Record | ActorbotError | None) -> Committed | None:
+        """Return the state before a doubt, if the store has an older one, none, or a damaged one.
+
+        Any thread.
+        """
+        if isinstance(record, Record):
+            return self.doubted if self.shared.flusher.set_backs.is_older(record, self) else None
+        return None if is_of_another_release(record) else self.doubted
 
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds. What the store has shows when the session is flushed."""
@@ -84,7 +108,7 @@ class SessionActor(Flushable):
             while True:
                 committed = self.committed
                 if committed is None or shared.dirty.pressed or committed[VERSION] - self.flushed >= shared.many_events:
-                    await self.make_ready()
+                    await make_ready(self, shared)
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
                     if durable and shared.journal is None:  # the store may not have it yet
@@ -106,6 +130,7 @@ class SessionActor(Flushable):
                 else:
                     return value
         except BaseException as error:
+            context = context or never_begun(self, event, error)
             await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
@@ -159,34 +184,6 @@ class SessionActor(Flushable):
                 name, "a try had no answer, and many others have written since", session_id=self.session_id
             )
 
-    async def make_ready(self) -> None:
-        """Wait until the session is read, and until there is room for what the turn will change."""
-        shared = self.shared
-        if shared.dirty.full:
-            await self._wait_for_room()
-        elif shared.dirty.late:
-            shared.home.give_way()
-        behind = self.behind()
-        if behind >= shared.policy.max_events and shared.flusher.retries.outage_since is None:
-            await shared.home.wait(shared.flusher.relieve(self))
-        elif behind == shared.many_events:
-            shared.dirty.hurry(self)  # half-way to the bound: with luck no turn ever waits
-        if self.committed is None:  # last: a conflict may have come while this waited
-            await shared.load(self)
-
-    async def _wait_for_room(self) -> None:
-        policy = self.shared.policy
-        if policy.when_full == "wait":
-            try:
-                await self.shared.home.wait(self.shared.dirty.room(), policy.store_deadline)
-            except TimeoutError:
-                pass  # the error below says so
-            else:
-                return
-        raise OverloadedError(
-            f"{policy.max_dirty_bytes} bytes wait to be flushed (max_dirty_bytes)", retry_after=policy.max_delay
-        )
-
     def begin_turn(self, event: Any, event_id: str | None, task: asyncio.Task[Any] | None) -> Context | None:
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
         shared = self.shared
@@ -221,7 +218,7 @@ class SessionActor(Flushable):
             if shared.shape is not None:
                 session = shared.shape.load(session)
         except UndecodableError as error:
-            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error
+            raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
         context = Context(self, session, event, committed, parent, task)
         if digest is not None:
@@ -290,8 +287,12 @@ class SessionActor(Flushable):
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
             return None
-        shape = self.shared.shape
-        return encode_state(session if shape is None else shape.dump(session), self.shared.max_session_bytes)
+        shape, most = self.shared.shape, self.shared.max_session_bytes
+        try:
+            return encode_state(session, most) if shape is None else shape.encode(session, most)
+        except (NotEncodableError, SessionTooLargeError) as error:
+            name_session(error, self.session_id)
+            raise
 
     def send(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Hand the replies of a committed turn to the outbox. They wait for *gate* to succeed."""

@@ -34,6 +34,7 @@ def export(url: str, file: Path | None, prefix: str) -> None:
     The exit status is 1 if one cannot be read; the others are exported all the same. FILE appears
     when it is complete.
     """
+    file = file and Path(os.path.expanduser(file))  # noqa: PTH111  # `~nobody` stays as it is
     done = unreadable = 0
     with opened(url) as store, _output(file) as write:
         for found in _documents(store, prefix):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import click
 
+from actorbot.cli._format import clean
 from actorbot.errors import ActorbotError
-from actorbot.stores import FileSessionStore, RecordStore, store_from_url
+from actorbot.stores import RecordStore, store_from_url
 from actorbot.stores.driver import as_records
 
 __all__ = ["make_store", "made", "opened"]
@@ -45,9 +46,32 @@ def made(url: str) -> Iterator[RecordStore]:
 def opened(url: str, *, to_read: bool = True) -> Iterator[RecordStore]:
     """Open the store of *url*.
 
-    If it is only *to_read*, a missing folder is not made. Raises: ClickException; errors of stores.
+    If it is only *to_read*, a missing folder or collection is not made. What the store warns of
+    from then on is told on stderr. Raises: ClickException; errors of stores.
     """
     with made(url) as store:
-        if to_read and isinstance(store, FileSessionStore) and not os.path.lexists(store.directory):
-            raise click.ClickException(f"{store.name}: there is no folder {store.directory}")
-        yield store.init()
+        missing = store.look() if to_read else None
+        if missing is not None:
+            raise click.ClickException(f"{store.name}: {missing}")
+        if not to_read:
+            store.init()
+        with _told():
+            yield store
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what actorbot warns of, as of sessions that are left out."""
+    notes = _Notes(logging.WARNING)
+    logger = logging.getLogger("actorbot")
+    if not any(isinstance(each, _Notes) for each in logger.handlers):  # two stores, as in a copy, are told of once
+        logger.addHandler(notes)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"note: {clean(record.getMessage())}", err=True)

@@ -8,17 +8,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
-from actorbot._checks import check_count
+from actorbot._checks import check_count, check_plain
 from actorbot._event import Event, Message
 from actorbot.errors import ConfigError
-from actorbot.ext._requests import Headers, RefusedError, check_fresh, joined, media_type, only, read_json
+from actorbot.ext._requests import Headers, RefusedError, at, check_fresh, joined, media_type, only, read_json
 
 __all__ = ["HmacPlatform", "Incoming", "Options", "Platform", "Signed", "WebhookEvent", "compare", "incoming", "key"]
+
+logger = logging.getLogger("actorbot")
 
 Answer = Literal["acknowledged", "handled", "accepted"]
 SessionOf = Callable[[Any], str | None]
@@ -41,6 +44,8 @@ class WebhookEvent(Event):
 
     raw: Any = None
     """The event as the platform sent it. If a delivery has several events: the part of this one."""
+    mode: str = "active"
+    """"standby": the platform only tells of the event, and another bot answers. LINE and Meta."""
 
     @classmethod
     def from_text(cls, text: str, raw: Any = None) -> Self:
@@ -53,9 +58,11 @@ class Incoming:
     """One event of a delivery, and where it belongs."""
 
     session_id: str | None
-    """`None`: the event belongs to no session. It is acknowledged and not handled."""
+    """`None`: the event belongs to no session. It is acknowledged, logged, and not handled."""
     event_id: str | None
     event: WebhookEvent
+    left_out: bool = False
+    """Whether it has no session on purpose, as an echo of the bot's own words: logged at DEBUG."""
 
 
 class Platform(ABC):
@@ -75,8 +82,11 @@ class Platform(ABC):
     def __init__(
         self, *, session_id: SessionOf | None = None, answer: Answer = "acknowledged", max_body: int = 1_048_576
     ) -> None:
-        if session_id is not None and not callable(session_id):
-            raise ConfigError("session_id", session_id, "a function of the event as the platform sent it")
+        if session_id is not None:
+            check_plain("session_id", session_id, "a function of the event as the platform sent it")
+        for name in ("admit", "verify", "parse", "open", "reply", "subscribe"):
+            # A `verify` that does not run would let everybody in.
+            check_plain(f"{type(self).__name__}.{name}", getattr(type(self), name), "a method")
         if answer not in get_args(Answer):
             raise ConfigError("answer", answer, f"one of {', '.join(get_args(Answer))}")
         self.answer: Answer = answer
@@ -116,12 +126,21 @@ class Platform(ABC):
         """Find the events in a delivery, with the platform's own session ids."""
 
     def incoming(self, payload: Any) -> list[Incoming]:
-        """List the events of a delivery that have a session."""
+        """List the events of a delivery that have a session, and log the others."""
         found = self.events(payload)
         if self._session_id is not None:
             name = self._session_id
-            found = (Incoming(name(each.event.raw), each.event_id, each.event) for each in found)
-        return [each for each in found if each.session_id is not None]
+            found = (Incoming(name(each.event.raw), each.event_id, each.event, left_out=True) for each in found)
+        kept: list[Incoming] = []
+        for each in found:
+            if each.session_id is not None:
+                kept.append(each)
+            else:
+                level = logging.DEBUG if each.left_out else logging.INFO
+                logger.log(
+                    level, "%s: no session for %s; no handler sees it", type(self).__name__, _kind(each.event.raw)
+                )
+        return kept
 
     def reply(self, payload: Any) -> str:
         """Return the text of the answer to a delivery. Most platforms want none."""
@@ -184,6 +203,9 @@ class Signed(HmacPlatform):
         max_body: int = 1_048_576,
     ) -> None:
         super().__init__("secret", secret, session_id=session_id, answer=answer, max_body=max_body)
+        for name, function in (("event_id", event_id), ("text", text)):
+            if function is not None:
+                check_plain(name, function, "a function of the payload")
         if encoding not in {"hex", "base64"}:
             raise ConfigError("encoding", encoding, "hex or base64")
         self._event_id, self._text = event_id, text
@@ -217,10 +239,25 @@ def compare(given: bytes, expected: bytes) -> None:
         raise RefusedError(401, "a wrong signature or token")
 
 
-def incoming(session_id: str | None, event_id: Any, texts: Iterable[Any], raw: Any) -> Incoming:
+def incoming(
+    session_id: str | None,
+    event_id: Any,
+    texts: Iterable[Any],
+    raw: Any,
+    *,
+    mode: Any = "active",
+    left_out: bool = False,
+) -> Incoming:
     """Make an event. Its text is the first of *texts* that is a text.
 
     It has no event id if *event_id* is no text and no number.
     """
     text = next((text for text in texts if isinstance(text, str)), "")
-    return Incoming(session_id, joined(event_id), WebhookEvent.from_text(text, raw))
+    event = WebhookEvent(Message(text), raw, mode if isinstance(mode, str) else "active")
+    return Incoming(session_id, joined(event_id), event, left_out)
+
+
+def _kind(raw: Any) -> str:
+    """Return what is logged of an event: its type, or the names of its parts; no content."""
+    kind = next((found for path in (("event", "type"), ("type",)) if isinstance(found := at(raw, *path), str)), None)
+    return repr((kind or ", ".join(raw) if isinstance(raw, dict) else "an event")[:100])

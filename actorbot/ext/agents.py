@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from actorbot._checks import check_count
-from actorbot._manager.embedding import SessionManager, check_dict, joined, values
+from actorbot._manager.embedding import SessionManager, check_dict, joined, max_session_bytes, size_of, values
+from actorbot.ext._conversation import fit, newest
 
 try:
     from agents import TResponseInputItem
@@ -20,6 +22,9 @@ if TYPE_CHECKING:  # older versions have none
 
 __all__ = ["AgentSession"]
 
+logger = logging.getLogger("actorbot")
+
+ROOM: Final = 0.75  # of max_session_bytes; the manager warns of a session that takes 0.8
 ITEMS: Final = "agents:items"
 """The session's key for the items of the conversation, oldest first."""
 
@@ -32,8 +37,9 @@ class AgentSession:
     last, and each change is a short turn of its own: two runs at once would mix their items.
 
     With `max_items`, only about so many of the newest items are kept: whole exchanges, each from a
-    user's message on, and always the last one. Without it, a conversation grows until its session
-    exceeds `max_session_bytes` (SessionTooLargeError).
+    user's message on, and always the last one. With it or without, the oldest exchanges are
+    forgotten when the session would take more than three quarters of `max_session_bytes`. If the
+    last one alone is too large for that, its oldest tool calls are forgotten, each with its result.
     """
 
     session_settings: SessionSettings | None = None
@@ -60,8 +66,28 @@ class AgentSession:
         async with joined(self._manager, self.session_id) as turn:
             kept = turn.session.setdefault(ITEMS, [])
             kept.extend(deepcopy(items))
-            if self._max_items is not None:
-                del kept[: _surplus(kept, self._max_items)]
+            self._shorten(kept, turn.session)
+
+    def _shorten(self, kept: list[TResponseInputItem], session: dict[str, Any]) -> None:
+        """Drop the oldest of *kept*, which are among the values of *session*."""
+        if self._max_items is not None:
+            del kept[: newest(kept, self._max_items)]
+        most = max_session_bytes(self._manager)
+        if size_of(session, most) <= ROOM * most:
+            return
+        others = sum(size_of(value, most) + len(key) for key, value in session.items() if key != ITEMS)
+        sizes = [size_of(item, most) for item in kept]
+        begin, steps = fit(kept, sizes, int(ROOM * most) - others, most - others)
+        del kept[:begin]
+        if left_out := kept[steps]:
+            del kept[steps]
+            logger.warning(
+                "session %r: a run is too large for a session (max_session_bytes): the memory leaves out its oldest"
+                " %d items, tool calls with their results",
+                self.session_id,
+                len(left_out),
+                extra={"session_id": self.session_id},
+            )
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the newest item and return it; `None` if there is none."""
@@ -73,15 +99,3 @@ class AgentSession:
         """Forget the conversation. The session's other values stay."""
         async with joined(self._manager, self.session_id) as turn:
             turn.session.pop(ITEMS, None)
-
-
-def _surplus(items: list[TResponseInputItem], most: int) -> int:
-    """Count the oldest items to drop.
-
-    What is kept begins with a user's message, so that no tool call is cut from its result.
-    """
-    least = len(items) - most
-    if least <= 0:
-        return 0
-    begins = [place for place, item in enumerate(items) if item.get("role") == "user"]
-    return next((place for place in begins if place >= least), begins[-1] if begins else 0)

@@ -12,7 +12,7 @@ from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
 
 try:
-    from aiogram import Dispatcher
+    from aiogram import Dispatcher, exceptions
     from aiogram.dispatcher.middlewares.error import ErrorsMiddleware
     from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
     from aiogram.fsm.state import State
@@ -24,6 +24,9 @@ except ImportError as error:
     ) from error
 
 __all__ = ["AiogramSessions", "deliver"]
+
+# What aiogram's own storages raise; older versions have no name for it.
+NOT_DICT_LIKE: Final[type[Exception]] = getattr(exceptions, "DataNotDictLikeError", TypeError)
 
 FSM: Final = "aiogram:fsm"
 """The session's key for what aiogram's FSM keeps: `{destiny: {"state": …, "data": …}}`."""
@@ -153,6 +156,8 @@ class _Storage(BaseStorage):
         return (await self._get(key)).get("state")
 
     async def set_data(self, key: StorageKey, data: Mapping[str, Any]) -> None:
+        if not isinstance(data, Mapping):
+            raise NOT_DICT_LIKE(f"Data must be a dict or dict-like object, got {type(data).__name__}")
         await self._put(key, "data", dict(data))
 
     async def get_data(self, key: StorageKey) -> dict[str, Any]:

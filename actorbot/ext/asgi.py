@@ -108,7 +108,8 @@ def _route(manager: SessionManager, path: str, platform: Platform) -> Route:
             return await _guarded(path, request, _take(manager, path, platform, request))
         return await _guarded(path, request, _subscribe(platform, request))
 
-    return Route(path, deliver, methods=["POST", "GET"])
+    takes_get = type(platform).subscribe is not Platform.subscribe
+    return Route(path, deliver, methods=["POST", "GET"] if takes_get else ["POST"])
 
 
 async def _guarded(path: str, request: Request, answer: Awaitable[Response]) -> Response:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import wraps
 from typing import Any, Final
 
+from actorbot._checks import check_function, check_plain
 from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError
 from actorbot.ext._signature import Lent
 
 try:
-    from discord import Interaction, Message
-    from discord.ext.commands import Context, Parameter
+    with warnings.catch_warnings():
+        # Of its voice module, on Pythons before 3.13. A bot's author can do nothing about it, and
+        # under `-W error` could not import this.
+        warnings.filterwarnings("ignore", "'audioop' is deprecated", DeprecationWarning)
+        from discord import Interaction, Message
+        from discord.ext.commands import Context, Parameter
 except ImportError as error:
     raise ImportError(
         "actorbot.ext.discord needs discord.py: pip install '.[discord]' in a clone of actorbot"
@@ -54,10 +60,13 @@ def in_turn(
 
     When the handler has succeeded with a message or interaction that Discord then delivers again,
     it does not run again. What the handler raises, and OverloadedError, ManagerClosedError or an
-    error of the store, goes to discord.py.
+    error of the store, goes to discord.py. Raises: ConfigError, TypeError.
     """
 
+    check_plain("session_id", session_id, "a function of a message, an interaction or a context")
+
     def decorate(handler: Handler) -> Handler:
+        check_function("handler", handler, "an `async def`")
         if not inspect.iscoroutinefunction(handler):
             raise TypeError("in_turn stands directly above an `async def`, below the decorators of discord.py")
         lent = Lent(handler)

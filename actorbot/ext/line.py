@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
+from actorbot._checks import check_plain
 from actorbot._event import DUPLICATE
 from actorbot._manager.embedding import SessionManager
 from actorbot._turns.context import Context
@@ -25,10 +27,14 @@ except ImportError as error:
 __all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id_of"]
 
 
+logger = logging.getLogger("actorbot")
+
+
 def session_id_of(event: Event) -> str | None:
     """Return `line:<group, room or user>`.
 
-    `None` if an event has no source, or a type that the SDK does not know.
+    `None` if an event has no source, or if the SDK does not know the type of the event, of its
+    message or of its source: it then leaves out who has sent it.
     """
     for name in ("group_id", "room_id", "user_id"):
         found = getattr(event.source, name, None)
@@ -40,7 +46,8 @@ def session_id_of(event: Event) -> str | None:
 async def dispatch_all(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
     """Dispatch the events of `WebhookParser.parse` at once, each with its `webhookEventId`.
 
-    Return what the handler returned for each; `None` stands for an event without a session.
+    Return what the handler returned for each; `None` stands for an event without a session, which
+    is logged.
 
     Raises, when all have ended: ExceptionGroup of what failed. Answer LINE something other than 200
     then. When it delivers again, the events that did not fail are duplicates.
@@ -53,7 +60,7 @@ def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[
     """The same as `dispatch_all`, for threads: one event after the other, in the calling thread."""
     ends: list[Any] = []
     for event in events:
-        whose = session_id_of(event)
+        whose = _session_id_of(event)
         try:
             ends.append(whose and manager.dispatch_sync(whose, event, event_id=event.webhook_event_id))
         except Exception as error:
@@ -67,10 +74,12 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
     A `def on_message(event, turn)` then runs in the turn of its session. `turn` is what
     `manager.turn_sync` lends: what is changed in `turn.session` is committed at the end, or rolled
     back if the function raises. For an event that was handled before, `DUPLICATE` is returned. For
-    events that have a source. Any thread but that of the manager's loop.
+    events that have a source. Any thread but that of the manager's loop. Raises: ConfigError.
     """
 
     def decorate(function: Callable[[Any, Context], Any]) -> Callable[[Any], Any]:
+        check_plain("listener", function, "a function of (event, turn)")
+
         @functools.wraps(function)
         def listen(event: Any) -> Any:
             with ExitStack() as stack:
@@ -87,8 +96,22 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
     return decorate
 
 
+def _session_id_of(event: Event) -> str | None:
+    """As `session_id_of`, and log an event that no handler will see."""
+    session_id = session_id_of(event)
+    if session_id is None and event.source is not None:  # somebody has sent it
+        logger.warning(
+            "no session for an event of type %r: this line-bot-sdk does not know it, or a part of it, and has lost its"
+            " user; a newer one may know it, and actorbot.ext.webhooks.Line needs none",
+            event.type,
+        )
+    elif session_id is None:
+        logger.info("no session for an event of type %r, which nobody has sent; no handler sees it", event.type)
+    return session_id
+
+
 async def _dispatch(manager: SessionManager, event: Event) -> Any:
-    whose = session_id_of(event)
+    whose = _session_id_of(event)
     return whose and await manager.dispatch(whose, event, event_id=event.webhook_event_id)
 
 

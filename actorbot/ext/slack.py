@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import wraps
 from inspect import Parameter
 from typing import Any
 
+from actorbot._checks import check_function, check_plain
 from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
 from actorbot.ext._signature import Lent
+from actorbot.ext._slack_ids import asked_user, session_id_of_ids, thread_user
 
 try:
     from slack_bolt.context.base_context import BaseContext
+    from slack_bolt.request import internals
 except ImportError as error:
     raise ImportError("actorbot.ext.slack needs slack-bolt: pip install '.[slack]' in a clone of actorbot") from error
 
@@ -26,16 +30,41 @@ Listener = Callable[..., Any]
 def session_id_of(context: BaseContext) -> str:
     """Return `slack:{team}:{channel}:{user}` without the parts that the request does not have.
 
-    Views, global shortcuts and the home tab have no channel: `slack:{team}:{user}`. The team is the
-    workspace that has installed the app. It is the organisation, if that has installed the app and
-    Slack names no workspace. Raises: InvalidSessionIdError.
+    The same as `actorbot.ext.webhooks.Slack` gives. Views, global shortcuts and the steps of
+    workflows have no channel: `slack:{team}:{user}`. The team is the workspace, or the whole
+    organisation, that has installed the app. Raises: InvalidSessionIdError.
     """
-    parts = [context.team_id or context.enterprise_id, context.channel_id, context.user_id]
-    if not any(parts):
+    session_id = session_id_of_ids(
+        team=context.team_id,
+        organisation=context.enterprise_id,
+        has_organisation_installed=context.is_enterprise_install,
+        channel=context.channel_id,
+        user=context.user_id or asked_user(context.get("inputs")),
+    )
+    if session_id is None:
         raise InvalidSessionIdError(
             "the Slack request names no team, channel or user; give in_turn a session_id= of your own"
         )
-    return ":".join(["slack", *filter(None, parts)])
+    return session_id
+
+
+def _find_users_of_threads() -> None:
+    """Have Bolt's contexts name the user also when an assistant's thread begins or changes.
+
+    Slack names him there, and Bolt looks elsewhere: in such an event `context.user_id` is `None`,
+    and the body is out of reach. A Bolt that finds him by itself is not changed by this.
+    """
+    find = internals.extract_user_id
+
+    def extract_user_id(payload: dict[str, Any]) -> str | None:
+        return find(payload) or thread_user(payload)
+
+    for name in (internals.__name__, "slack_bolt.request.async_internals"):
+        if name in sys.modules:  # the second needs aiohttp, and takes the function from the first
+            sys.modules[name].extract_user_id = extract_user_id  # type: ignore[attr-defined]
+
+
+_find_users_of_threads()
 
 
 def in_turn(
@@ -54,10 +83,13 @@ def in_turn(
     acknowledged before the wait for the turn; otherwise the listener acknowledges, inside it.
 
     What the listener raises, and OverloadedError, ManagerClosedError or an error of the store, goes
-    to Bolt's error handler.
+    to Bolt's error handler. Raises: ConfigError.
     """
 
+    check_plain("session_id", session_id, "a function of Bolt's context")
+
     def decorate(listener: Listener) -> Listener:
+        check_function("listener", listener)
         lent = Lent(listener)
         acknowledges = not lent.shown.parameters.keys().isdisjoint(("ack", "args"))
         wants_request = "request" in lent.shown.parameters

@@ -25,6 +25,7 @@ from actorbot.ext._platform import (
     key,
 )
 from actorbot.ext._requests import Headers, RefusedError, at, check_fresh, joined, media_type, only, read_json, unique
+from actorbot.ext._slack_ids import session_id_of_body
 
 __all__ = ["Incoming", "Line", "Meta", "Platform", "RefusedError", "Signed", "Slack", "Telegram", "WebhookEvent"]
 
@@ -49,7 +50,7 @@ class Telegram(Platform):
 
     def events(self, payload: Any) -> Iterator[Incoming]:
         update = next((value for value in payload.values() if isinstance(value, dict)), {})
-        places = (("chat", "id"), ("message", "chat", "id"), ("from", "id"), ("user", "id"))
+        places = (("chat", "id"), ("message", "chat", "id"), ("from", "id"), ("user", "id"), ("voter_chat", "id"))
         whose = next((found for path in places if (found := at(update, *path)) is not None), None)
         texts = (update.get(name) for name in ("text", "caption", "data", "query"))
         yield incoming(joined("telegram", whose), at(payload, "update_id"), texts, payload)
@@ -58,8 +59,9 @@ class Telegram(Platform):
 class Slack(HmacPlatform):
     """Slack's events, slash commands and interactions (v0 signatures).
 
-    Sessions are `slack:<team>:<channel>:<user>`, without the parts that an event does not have.
-    Messages of bots, also of this one, have no session.
+    Sessions are `slack:<team>:<channel>:<user>`, without the parts that an event does not have; the
+    same as with Bolt. An event of no user is its team's. Messages of bots, also of this one, have
+    no session.
     """
 
     _header = b"x-slack-signature"
@@ -91,21 +93,16 @@ class Slack(HmacPlatform):
         kind = payload.get("type")
         if kind == "url_verification":
             return
+        bot = False
         if kind == "event_callback":
-            inner = at(payload, "event") or {}
-            message = at(inner, "message") or at(inner, "previous_message") or {}
-            channel = at(inner, "channel", "id") or at(inner, "channel") or at(inner, "item", "channel")
-            user = at(inner, "user", "id") or at(inner, "user") or at(message, "user")
-            bot = at(inner, "bot_id") or at(message, "bot_id")
-            event_id, texts = at(payload, "event_id"), [at(inner, "text")]
+            inner = at(payload, "event")
+            message = at(inner, "message") or at(inner, "previous_message")
+            if at(inner, "type") in ("message", "app_mention"):
+                bot = bool(at(inner, "bot_id") or at(message, "bot_id"))
+            event_id, text = at(payload, "event_id"), at(inner, "text")
         else:
-            channel = at(payload, "channel", "id") or at(payload, "channel_id")
-            user = at(payload, "user", "id") or at(payload, "user_id")
-            bot, event_id, texts = None, at(payload, "trigger_id"), [_command(payload)]
-        team = at(payload, "team", "id") or at(payload, "team_id") or at(payload, "enterprise", "id")
-        parts = [part for part in (channel, user) if isinstance(part, str)]
-        session_id = None if bot or not parts else joined("slack", team, *parts)
-        yield incoming(session_id, event_id, texts, payload)
+            event_id, text = at(payload, "trigger_id"), _command(payload)
+        yield incoming(None if bot else session_id_of_body(payload), event_id, [text], payload, left_out=bot)
 
     def reply(self, payload: Any) -> str:
         """Return the challenge that Slack checks an address with."""
@@ -114,7 +111,10 @@ class Slack(HmacPlatform):
 
 
 class Line(HmacPlatform):
-    """LINE's events, several in a delivery. Sessions `line:<group, room or user>`."""
+    """LINE's events, several in a delivery. Sessions `line:<group, room or user>`.
+
+    `event.mode` is "standby" while another bot of the channel has the word.
+    """
 
     _header = b"x-line-signature"
     _base64 = True
@@ -126,7 +126,8 @@ class Line(HmacPlatform):
         for event in _objects(payload.get("events")):
             whose = at(event, "source", "groupId") or at(event, "source", "roomId") or at(event, "source", "userId")
             texts = (at(event, "message", "text"), at(event, "postback", "data"))
-            yield incoming(joined("line", whose), at(event, "webhookEventId"), texts, event)
+            mode = at(event, "mode")
+            yield incoming(joined("line", whose), at(event, "webhookEventId"), texts, event, mode=mode)
 
 
 class Meta(HmacPlatform):
@@ -136,6 +137,7 @@ class Meta(HmacPlatform):
     `whatsapp:<phone id>:<user>`. WhatsApp's user is a business-scoped id, which stays the same when
     the user hides the phone number; if a message has no such id, it is the number. Echoes of the
     page's own messages, receipts of delivery and reading, and WhatsApp's statuses have no session.
+    `event.mode` is "standby" while another app answers the user.
     """
 
     _header = b"x-hub-signature-256"
@@ -159,12 +161,18 @@ class Meta(HmacPlatform):
         for entry in _objects(payload.get("entry")):
             if kind == "whatsapp_business_account":
                 for change in _objects(entry.get("changes")):
-                    yield from self._whatsapp(change.get("value"))
+                    yield from self._whatsapp(change)
             elif kind in ("page", "instagram"):  # not a set: it may be unhashable
-                for item in _objects(entry.get("messaging")):
-                    yield self._messenger("messenger" if kind == "page" else "instagram", item)
+                prefix = "messenger" if kind == "page" else "instagram"
+                for part, mode in (("messaging", "active"), ("standby", "standby")):
+                    for item in _objects(entry.get(part)):
+                        yield self._messenger(prefix, item, mode)
+                for change in _objects(entry.get("changes")):  # a comment, for example
+                    yield incoming(None, None, (), change)
+            else:
+                yield incoming(None, None, (), entry)
 
-    def _messenger(self, prefix: str, item: dict[str, Any]) -> Incoming:
+    def _messenger(self, prefix: str, item: dict[str, Any], mode: str) -> Incoming:
         silent = "delivery" in item or "read" in item or at(item, "message", "is_echo")
         session_id = joined(prefix, at(item, "recipient", "id"), at(item, "sender", "id"))
         event_id = at(item, "message", "mid") or at(item, "postback", "mid")
@@ -173,10 +181,12 @@ class Meta(HmacPlatform):
             # Here the content is the id: the same content is the same event, delivered again.
             event_id = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
         texts = (at(item, "message", "text"), at(item, "postback", "payload"))
-        return incoming(None if silent else session_id, event_id, texts, item)
+        return incoming(None if silent else session_id, event_id, texts, item, mode=mode, left_out=bool(silent))
 
-    def _whatsapp(self, value: Any) -> Iterator[Incoming]:
-        if not isinstance(value, dict):
+    def _whatsapp(self, change: dict[str, Any]) -> Iterator[Incoming]:
+        value = change.get("value")
+        if not isinstance(value, dict) or value.keys().isdisjoint(("messages", "statuses")):
+            yield incoming(None, None, (), change)  # about the account, or a template, for example
             return
         rest = {name: part for name, part in value.items() if name not in {"messages", "statuses"}}
         for message in _objects(value.get("messages")):
@@ -187,7 +197,7 @@ class Meta(HmacPlatform):
             yield incoming(session_id, at(message, "id"), texts, rest | {"messages": [message]})
         for status in _objects(value.get("statuses")):
             event_id = joined(at(status, "id"), at(status, "status"))
-            yield incoming(None, event_id, (), rest | {"statuses": [status]})
+            yield incoming(None, event_id, (), rest | {"statuses": [status]}, left_out=True)
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

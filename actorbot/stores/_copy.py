@@ -7,10 +7,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from time import time
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from actorbot._checks import check_plain
 from actorbot._state.record import Record, has_id
-from actorbot.errors import ActorbotError, ConfigError, ConflictError
+from actorbot.errors import (
+    ActorbotError,
+    ConfigError,
+    ConflictError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreUnavailableError,
+)
+from actorbot.stores._batches import ask_in_parts
+from actorbot.stores._users import is_used
 from actorbot.stores.base import RecordStore, Write
 from actorbot.stores.driver import as_records
 
@@ -18,6 +28,8 @@ __all__ = ["CopyReport", "copy"]
 
 AT_ONCE: Final = 100  # records that are compared and written at a time
 BYTES_AT_ONCE: Final = 16 * 1024**2
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +57,23 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
 
     It blocks (on an event loop: `await asyncio.to_thread(copy, …)`). Bots that use one of the two
     should not run meanwhile. Stores of actorbot's are opened if need be, and stay open. Drivers of
-    four methods are opened and closed; `async def` ones run on a loop of the copy's own. After each
-    batch, *progress* is called with the number of records that were looked at so far.
+    four methods are opened, and closed unless a manager uses them; `async def` ones run on a loop
+    of the copy's own. After each batch, *progress* is called with the number of records that were
+    looked at so far.
 
-    Raises: StoreUnavailableError, also OutcomeUnknownError, if a whole batch fails; what was copied
-    before is in the target. ConfigError.
+    A batch that fails is divided, until the sessions that cannot be copied are alone. `failed`
+    names them; the others are copied.
+
+    Raises: StoreUnavailableError, also OutcomeUnknownError, if a store is down or takes nothing;
+    what was copied before is in the target. StoreError if the source's folder or collection is not
+    there: it is not made. ConfigError.
     """
     if source is target:
         raise ConfigError("target", type(target), "another store than the source")
+    if progress is not None:
+        check_plain("progress", progress, "a function of a number")
     with ExitStack() as stack:
-        out_of, into = (stack.enter_context(_opened(store)) for store in (source, target))
+        out_of, into = (stack.enter_context(_opened(store, look)) for store, look in ((source, True), (target, False)))
         totals: dict[str, int] = dict.fromkeys(("copied", "already_there", "expired", "destroyed"), 0)
         failed: list[ActorbotError] = []
         seen = 0
@@ -79,13 +98,17 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
 
 
 @contextmanager
-def _opened(store: Any) -> Iterator[RecordStore]:
+def _opened(store: Any, look: bool) -> Iterator[RecordStore]:
     with as_records(store) as records:
-        records.init()
+        missing = records.look() if look else None
+        if missing is not None:
+            raise StoreError(records.name, missing)
+        if not look:
+            records.init()
         try:
             yield records
         finally:
-            if records is not store:
+            if records is not store and not is_used(store):
                 records.close()
 
 
@@ -105,7 +128,7 @@ def _batches(store: RecordStore) -> Iterator[list[Record | ActorbotError]]:
 def _copy_batch(records: Sequence[Record], target: RecordStore) -> Iterator[ActorbotError | str]:
     """Yield what became of each: the count that it belongs to (`""`: none), or the error."""
     records = [_with_write_id(record) for record in {record.session_id: record for record in records}.values()]
-    there = _in_turn(target.read_many, [record.session_id for record in records], target.reads_at_once)
+    there = _read_in_turn(target, [record.session_id for record in records])
     writes: list[Write] = []
     for record, stored in zip(records, there, strict=True):
         decided = _decide(record, stored, target.name)
@@ -113,7 +136,7 @@ def _copy_batch(records: Sequence[Record], target: RecordStore) -> Iterator[Acto
             writes.append(decided)
         else:
             yield decided
-    outcomes = _in_turn(target.write_many, writes, target.writes_at_once)
+    outcomes = _write_in_turn(target, writes)
     for write, error in zip(writes, outcomes, strict=True):
         if error is not None:
             yield error
@@ -121,8 +144,23 @@ def _copy_batch(records: Sequence[Record], target: RecordStore) -> Iterator[Acto
             yield "destroyed" if write.record.state is None else "copied"
 
 
-def _in_turn(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any], at_once: int) -> list[Any]:
-    return [answer for at in range(0, len(items), at_once) for answer in call(items[at : at + at_once])]
+def _read_in_turn(store: RecordStore, ids: Sequence[str]) -> list[Record | ActorbotError | None]:
+    parts = _parts(ids, store.reads_at_once)
+    return [each for part in parts for each in ask_in_parts(StoreUnavailableError, store.name, store.read_many, part)]
+
+
+def _write_in_turn(store: RecordStore, writes: Sequence[Write]) -> list[ActorbotError | None]:
+    return [
+        outcome
+        for part in _parts(writes, store.writes_at_once)
+        for outcome in ask_in_parts(
+            OutcomeUnknownError, store.name, store.write_many, part, lambda write: write.record.session_id
+        )
+    ]
+
+
+def _parts(items: Sequence[_T], at_once: int) -> Iterator[Sequence[_T]]:
+    return (items[at : at + at_once] for at in range(0, len(items), at_once))
 
 
 def _with_write_id(record: Record) -> Record:

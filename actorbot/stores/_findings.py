@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal
 
-__all__ = ["Finding", "has_expiry", "judge_clock", "judge_folder", "judge_mongo", "judge_redis"]
+__all__ = ["CLOCK_WARNS", "Finding", "has_expiry", "judge_clock", "judge_folder", "judge_mongo", "judge_redis"]
 
-CLOCK_WARNS: Final = 1.0  # seconds that two clocks may differ: NTP, just started, gets that close
-CLOCK_FAILS: Final = 60.0  # a server keeps a record hardly longer than that beyond its end
+CLOCK_WARNS: Final = 5.0  # seconds that two clocks may differ: NTP, just started, gets that close
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,11 @@ class Finding:
 
 def judge_clock(ahead: float) -> Finding:
     """Judge a server's clock: it is *ahead* seconds ahead of the clock here (below 0: behind)."""
-    off = abs(ahead)
-    level: Literal["ok", "warning", "failure"] = "ok"
-    if off > CLOCK_WARNS:
-        level = "failure" if off > CLOCK_FAILS else "warning"
-    text = f"{off:.3f} s {'ahead of' if ahead >= 0 else 'behind'} the clock here"
-    if level != "ok":
-        text += ", so sessions end too early or too late; let both follow a time server (NTP)"
-    return Finding("clock", level, text)
+    text = f"{abs(ahead):.3f} s {'ahead of' if ahead >= 0 else 'behind'} the clock here"
+    if abs(ahead) <= CLOCK_WARNS:
+        return Finding("clock", "ok", text)
+    text += ", and sessions end by the server's; let both follow a time server (NTP)"
+    return Finding("clock", "warning", text)
 
 
 # --- a folder -----------------------------------------------------------------------------------
@@ -134,7 +130,7 @@ def _sync(folder: int, temporary: str) -> Finding:
 # --- a Redis or Valkey server: will it do, and may it lose sessions? ----------------------------
 
 
-OLDEST: Final = (6, 2)  # the first with SET … PXAT
+OLDEST: Final = (6, 2)  # the oldest that is tested
 FULL: Final = 0.9  # of its memory limit
 
 
@@ -142,6 +138,8 @@ def judge_redis(facts: Mapping[str, str], *, in_cluster: bool) -> Iterator[Findi
     """Judge the *facts* of `INFO` and `CONFIG GET`, as far as this user may ask for them."""
     if "redis_version" in facts:
         yield _version(facts)
+    if facts.get("redis_mode") == "sentinel":
+        yield Finding("role", "failure", "is a Sentinel, which keeps no sessions; name the primary that it watches")
     if "role" in facts:
         yield _redis_role(facts, in_cluster)
     if "aof_enabled" in facts and "save" in facts:
@@ -166,7 +164,11 @@ def _redis_role(facts: Mapping[str, str], in_cluster: bool) -> Finding:
     if facts["role"] == "slave":
         primary = f"{facts.get('master_host')}:{facts.get('master_port')}"
         return Finding("role", "failure", f"is a replica, which takes no writes; name its primary, {primary}")
-    return Finding("role", "ok", f"is a primary with {facts.get('connected_slaves', '0')} replicas")
+    replicas = facts.get("connected_slaves", "0")
+    text = f"is a primary with {replicas} replicas"
+    if replicas != "0":
+        text += "; when one takes over, bots follow only a name that leads to it then"
+    return Finding("role", "ok", text)
 
 
 def _redis_persistence(facts: Mapping[str, str]) -> Finding:
@@ -201,21 +203,27 @@ def _memory(limit: int, used: int) -> Finding:
 
 
 def judge_mongo(
-    hello: Mapping[str, Any], version: str, status: Mapping[str, Any] | None, indexes: Iterable[Mapping[str, Any]]
+    hello: Mapping[str, Any],
+    version: str,
+    status: Mapping[str, Any] | None,
+    indexes: Sequence[Mapping[str, Any]] | None,
 ) -> Iterator[Finding]:
     """Judge the answer to `hello`, the *version*, `serverStatus` and a collection's *indexes*.
 
-    The *status* is `None` if this user may not ask for it.
+    The last two are `None` if this user may not ask for them.
     """
     yield Finding("version", "ok", f"runs MongoDB {version}")
     yield _mongo_role(hello)
     yield _mongo_persistence(status)
     yield Finding("writes", "ok", "are confirmed by a majority and journaled (w=majority, j=true)")
-    if has_expiry(indexes):
+    if indexes is None:
+        yield Finding("expiry", "warning", "cannot be told: this user may not ask for the collection's indexes")
+    elif has_expiry(indexes):
         yield Finding("expiry", "ok", "has a TTL index on expireAt, which removes what has ended")
     else:
-        text = "has no TTL index on expireAt, so expired sessions are not removed; drop the other index on expireAt"
-        yield Finding("expiry", "warning", text)
+        there = any(list(each["key"]) == [("expireAt", 1)] for each in indexes)
+        cure = "drop the other index on expireAt" if there else "a bot makes it when it starts"
+        yield Finding("expiry", "warning", f"has no TTL index on expireAt, so expired sessions are not removed; {cure}")
 
 
 def has_expiry(indexes: Iterable[Mapping[str, Any]]) -> bool:

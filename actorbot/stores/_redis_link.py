@@ -6,32 +6,44 @@ three different things.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.stores._scheme import as_drivers_write
+from actorbot.stores._secrets import Secrets
 
 try:
     import redis
-    from redis.backoff import NoBackoff
     from redis.crc import key_slot
-    from redis.exceptions import AskError, NoScriptError
-    from redis.retry import Retry
+    from redis.exceptions import AskError, NoPermissionError, NoScriptError
+
+    from actorbot.stores._redis_pool import CONNECT_TIMEOUT, READ_TIMEOUT, make_pool, pool_like
+    from actorbot.stores._redis_silence import DeadConnectionError, await_answer
 except ImportError as error:
     raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
-__all__ = ["Command", "Link", "is_about_script", "is_refused"]
-
-CONNECT_TIMEOUT: Final = 1.5  # seconds; with READ_TIMEOUT less than the 5 s of `store_deadline`
-READ_TIMEOUT: Final = 3.0  # seconds without a byte of the answer
-# To each server. More than the calls that can be under way, those left behind included.
-MAX_CONNECTIONS: Final = 20
+__all__ = ["Command", "Link", "is_about_script", "is_forbidden", "is_read_only", "is_refused"]
 
 # A server that answers this has not done what it was asked. After any other failure it may have.
 REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
+
+# The kinds of error that are told apart, the narrower ones first.
+KINDS: Final = (
+    *REFUSALS[1:],
+    NoPermissionError,
+    redis.ResponseError,
+    redis.TimeoutError,
+    redis.ConnectionError,
+    redis.RedisError,
+)
+
+# A script's error has more words in front, and another class.
+_READ_ONLY: Final = re.compile("READONLY|read[- ]only replica")
+REPLICA: Final = "is a replica, which takes no writes"
 
 Command = tuple["str | bytes | int", ...]
 
@@ -40,7 +52,11 @@ class Link:
     """What a URL leads to. All but `open` and `close` may run in several threads at once."""
 
     def __init__(self, url: str) -> None:
-        self._first = _Server(_make_pool(url))
+        url = as_drivers_write(url)
+        pool = make_pool(url)
+        if isinstance(pool, ConfigError):
+            raise pool
+        self._first = _Server(pool, Secrets(url))
         self._lock = threading.Lock()  # guards changes of `_others` and `_slots`
         self._others: dict[tuple[str, int], _Server] = {}
         self._slots: list[tuple[int, int, _Server]] | None = None  # first, last, whose; None: no cluster
@@ -80,6 +96,14 @@ class Link:
         if isinstance(answer, StoreUnavailableError):
             raise answer
         return answer
+
+    def ask_each(self, commands: Sequence[Command]) -> Iterator[list[Any]]:
+        """Ask each server that is known; yield its answers, or refusals.
+
+        Raises: StoreUnavailableError.
+        """
+        for server in (self._first, *list(self._others.values())):
+            yield server.ask(commands)
 
     def group(self, keys: Sequence[bytes]) -> list[list[int]]:
         """Return the numbers of *keys*, grouped: one command may be about one group.
@@ -136,6 +160,7 @@ class Link:
         answers: list[Any] = [None] * len(calls)
         until = time.monotonic() + READ_TIMEOUT
         for server, numbers in shares.items():
+            pool = server.pool
             try:
                 if time.monotonic() > until:
                     raise StoreUnavailableError("redis", f"{server.where} was not asked: no time was left")
@@ -143,6 +168,9 @@ class Link:
             except StoreUnavailableError as error:
                 self._stale = True  # a replica may have taken its place
                 given = [error] * len(numbers)
+            if server.pool is not pool:  # its connections were dead, and so are those to the others, most likely
+                for other in shares.keys() - {server}:
+                    other.renew(other.pool)
             for n, answer in zip(numbers, given, strict=True):
                 answers[n] = answer
         return answers
@@ -180,61 +208,72 @@ class Link:
         if address == (settings.get("host", "localhost"), settings.get("port", 6379)):
             return self._first
         if address not in self._others:
-            make: Any = redis.BlockingConnectionPool
-            pool = make(
-                MAX_CONNECTIONS,
-                CONNECT_TIMEOUT,
-                self._first.pool.connection_class,
-                **settings | {"host": host, "port": address[1]},
-            )
-            self._others[address] = _Server(pool)
+            pool = pool_like(self._first.pool, host=host, port=address[1])
+            self._others[address] = _Server(pool, self._first.secrets)
         return self._others[address]
 
 
 class _Server:
     """One server and the connections to it."""
 
-    def __init__(self, pool: Any) -> None:  # a BlockingConnectionPool, parts of whose interface are not typed
+    # *pool* is a BlockingConnectionPool, parts of whose interface are not typed.
+    def __init__(self, pool: Any, secrets: Secrets) -> None:
         self.pool = pool
+        self.secrets = secrets
         settings = pool.connection_kwargs
         self.where = str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
 
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
         """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
-        If the connection breaks, commands that only read are sent again: a failed read costs its
-        callers their events. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that
-        may have been done.
+        If the connection breaks or turns out to be dead, commands that only read are sent again: a
+        failed read costs its callers their events. Raises: StoreUnavailableError;
+        OutcomeUnknownError for *writes* that may have been done.
         """
-        began = time.monotonic()
+        began, pool = time.monotonic(), self.pool
         try:
             return self._ask(commands, writes)
         except StoreUnavailableError as error:
+            dead = self.pool is not pool
             broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
-            if writes or not broke or time.monotonic() - began > CONNECT_TIMEOUT / 2:
+            if writes or not (dead or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
                 raise
         return self._ask(commands, writes)
 
+    def renew(self, pool: Any) -> None:
+        """Use new connections from now on, if they are still those of *pool*, which end with it."""
+        if self.pool is pool:
+            self.pool = pool_like(pool)
+
     def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
+        answers = self._exchange(commands, writes)
+        if isinstance(answers, StoreUnavailableError):
+            raise answers  # here the driver's error is no `__context__`, which may show a secret
+        return answers
+
+    def _exchange(self, commands: Sequence[Command], writes: bool) -> list[Any] | StoreUnavailableError:
+        pool = self.pool
         try:
-            connection = self.pool.get_connection()
+            connection = pool.get_connection()
         except Exception as error:
-            failure = self._failure(error)
-            raise failure from failure.__cause__
+            return self._failure(error)
         try:
             connection.send_packed_command(connection.pack_commands(commands))
-            return [self._receive(connection) for _ in commands]
+            await_answer(connection, pool, connection.socket_timeout or READ_TIMEOUT)
+            answers = [self._receive(connection) for _ in commands]
+            if any(map(is_read_only, answers)):
+                self.renew(pool)  # the name of this server may lead to another one now
+            return answers
         except Exception as error:
+            if isinstance(error, DeadConnectionError):
+                self.renew(pool)  # its other connections are dead too, most likely
             connection.disconnect()  # a late answer must not be taken for that of the next command
-            if writes:
-                raise OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {error}") from error
-            failure = self._failure(error)
-            raise failure from failure.__cause__
+            return self._unknown(error) if writes else self._failure(error)
         except BaseException:
             connection.disconnect()
             raise
         finally:
-            self.pool.release(connection)
+            pool.release(connection)
 
     def _receive(self, connection: Any) -> Any:
         try:
@@ -242,19 +281,34 @@ class _Server:
         except REFUSALS as error:
             return self._failure(error)
 
+    def _unknown(self, error: Exception) -> OutcomeUnknownError:
+        said, cause = self._told(error)
+        failure = OutcomeUnknownError("redis", f"{self.where} was sent a write, and then: {said}")
+        failure.__cause__ = cause
+        return failure
+
     def _failure(self, error: Exception) -> StoreUnavailableError:
-        # A server that does not know a command repeats its arguments, data and passwords among
-        # them.
-        said, separator, _ = str(error).partition(", with args beginning with")
-        if separator:
-            error = redis.ResponseError(said)
+        said, cause = self._told(error)
         if isinstance(error, redis.AuthenticationError):
             said = f"{self.where} does not accept this user or password"
+        elif isinstance(error, redis.ResponseError) and _READ_ONLY.search(str(error)):
+            said = f"{self.where} {REPLICA}: name its primary, or a name that moves with the primary"
         else:
             said = f"{self.where} {'refuses' if isinstance(error, REFUSALS) else 'does not answer'}: {said}"
         failure = StoreUnavailableError("redis", said)
-        failure.__cause__ = error
+        failure.__cause__ = cause
         return failure
+
+    def _told(self, error: Exception) -> tuple[str, Exception]:
+        """Return what *error* says, and what may be a `__cause__`: both show no secret.
+
+        A server that does not know a command repeats its arguments, data and passwords among them.
+        """
+        said, repeats, _ = str(error).partition(", with args beginning with")
+        if not repeats and not self.secrets.show_in(error):
+            return said, error
+        said = self.secrets.hide(said)
+        return said, next((kind(said) for kind in KINDS if isinstance(error, kind)), OSError(said))
 
 
 def is_refused(answer: object) -> bool:
@@ -262,41 +316,16 @@ def is_refused(answer: object) -> bool:
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, REFUSALS)
 
 
+def is_forbidden(answer: object) -> bool:
+    """Tell whether *answer* is a server's word that this user lacks a right."""
+    return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoPermissionError)
+
+
+def is_read_only(answer: object) -> bool:
+    """Tell whether *answer* is a replica's word that it takes no writes."""
+    return is_refused(answer) and REPLICA in str(answer)
+
+
 def is_about_script(answer: object) -> bool:
     """Tell whether *answer* is a server's word that it does not know the script."""
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
-
-
-def _make_pool(url: str) -> redis.BlockingConnectionPool:
-    """Make a pool for *url*, and connect nowhere. Raises: ConfigError, which quotes no password."""
-    expected = "redis://[[user]:password@]host[:port][/database], rediss://… or unix:///path"
-    if not isinstance(url, str):
-        raise ConfigError("url", type(url), expected)
-    try:
-        parts = urlsplit(url)
-        if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
-            raise ValueError
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=CONNECT_TIMEOUT,  # to wait for a connection when all are in use
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=READ_TIMEOUT,
-            **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
-            retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
-            # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Leave it
-            # on: with TLS 1.3, before an answer was read, redis-py takes the session tickets for
-            # data of an earlier command and gives up the connection.
-            protocol=2,
-        )
-        pool.connection_class(**pool.connection_kwargs)
-    except TypeError as error:
-        raise ConfigError("url", _without_secrets(url), f"{expected}; {str(error).partition(') ')[2]}") from None
-    except (ValueError, redis.RedisError):  # their texts may quote the password
-        raise ConfigError("url", _without_secrets(url), expected) from None
-    return pool
-
-
-def _without_secrets(url: str) -> str:
-    scheme, separator, _ = url.partition("://")
-    return f"{scheme}://…" if separator else "…"

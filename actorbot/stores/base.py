@@ -6,6 +6,7 @@ stores are: they keep records, in batches, and compare before they write.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from actorbot.errors import ActorbotError, ConfigError, ConflictError
 from actorbot.stores._findings import Finding
 
 __all__ = [
+    "ASIDE_AGE",
     "ONE_YEAR",
     "Record",
     "RecordStore",
@@ -29,8 +31,13 @@ __all__ = [
     "judge",
 ]
 
+logger = logging.getLogger("actorbot")
+
 ONE_YEAR: Final = 365 * 24 * 3600.0
 """A year of 365 days, in seconds: a session's life after its last event, by default."""
+
+ASIDE_AGE: Final = 7 * 24 * 3600.0
+"""Seconds that a damaged record is kept when it was set aside."""
 
 MAX_EXPIRES_IN: Final = 1000 * ONE_YEAR
 
@@ -62,8 +69,9 @@ class SessionStore(Protocol):
     * `compare_and_write(session_id, data, base) -> bool`: write only if the stored
       `data["$actorbot"]["write_ids"][0]` equals *base* (`None`: nothing is stored), and return
       whether it was written. With it, two processes cannot overwrite each other's sessions.
-    * `ids()`: all session ids, as an iterable or an async iterable. `actorbot.stores.copy` and the
-      command `actorbot sessions` need it.
+    * `ids()`: all session ids, as an iterable or an async iterable of texts. Bytes are read as
+      UTF-8, and rows of one column, as cursors give them, as what they hold. `actorbot.stores.copy`
+      and the command `actorbot sessions` need it.
     * `close()`.
 
     A driver may drop sessions that have expired, a minute after `expires_at` at the earliest. A
@@ -107,6 +115,8 @@ class Write:
 
     `b""`: nothing must be stored. `None`: anything may be replaced, as by a destroy.
     """
+    over_damage: bool = False
+    """Whether a damaged record may be replaced: the session is in memory. It is then set aside."""
 
     def conflict(self, store: str) -> ConflictError:
         """Make the error of a write that met somebody else's."""
@@ -150,6 +160,15 @@ class RecordStore(ABC):
     while another thread writes.
     """
 
+    flaw: str | None = None
+    """Why nothing will be written or read until somebody sees to it: `health()` is then failing."""
+
+    compares: bool = True
+    """Whether a write is refused if somebody else has written since: see `judge`."""
+
+    set_aside: int = 0
+    """How many damaged records it has set aside, of sessions that were in memory."""
+
     reads_at_once: int = 10_000
     """The most records that one `read_many` may be about, so that it ends within a deadline."""
 
@@ -163,30 +182,63 @@ class RecordStore(ABC):
         Raises: StoreUnavailableError, StoreLockedError, InsecureStorageError.
         """
 
+    def look(self) -> str | None:
+        """Open the store as `init` does, for who only looks: no folder or collection is made.
+
+        Returns `None`, or says what is missing: "there is no folder …". Then there is nothing to
+        read. Raises what `init` raises.
+        """
+        self.init()
+        return None
+
     @abstractmethod
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         """Return for each id, in their order, its record, an error, or `None`.
 
-        Expired records and tombstones are returned too. Raises: StoreUnavailableError.
+        Expired records and tombstones are returned too.
+
+        Raises: StoreUnavailableError if the store is down. After any other exception the batch is
+        divided, as that of `write_many`.
         """
 
     @abstractmethod
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         """Write each record if `judge` allows it; return for each `None`, or the error that it met.
 
-        No id stands twice in one call. Raises: StoreUnavailableError if no record was written,
-        OutcomeUnknownError if some may have been. All may then be sent again with the same write
-        ids.
+        No id stands twice in one call. A damaged record is no record to compare with: a
+        CorruptSessionError, unless the write may go `over_damage`.
+
+        Raises: StoreUnavailableError if no record was written, OutcomeUnknownError if some may have
+        been: the store is down. All are then sent again later, with the same write ids. Any other
+        exception (but a ConnectionError or TimeoutError) says that it cannot store some record of
+        the batch. The batch is then divided and sent again, until that record is alone: with one
+        such record in 2 log2(n) further calls. If more than 2 + 2 log2(n) calls in a row fail so,
+        the store counts as down, too.
         """
 
     def sweep(self, now: float) -> Iterable[Record]:
         """Remove records whose `expires_at` is at or before *now*; yield those that were sessions.
 
         *now* is wall-clock seconds. Tombstones are removed and not yielded. It is called now and
-        then on the writing thread. By default it does nothing: a server may expire records by
-        itself.
+        then on the writing thread, at least every ten minutes. By default it does nothing: a server
+        may expire records by itself. (The stores with a server look at its clock then.)
         """
         return ()
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with the place at the moment, for `health()`; `""`: nothing. Any thread."""
+        return ""
+
+    def note_damage(self, session_id: str, reason: str, place: str) -> None:
+        """Count and report a damaged record that was replaced; *place* is where it is kept."""
+        self.set_aside += 1
+        logger.error(
+            "%s: the record of session %r was damaged under the session in memory: %s."
+            " The session was written in its place; the damaged record is %s",
+            self.name, session_id, reason, place,
+            extra={"session_id": session_id},
+        )  # fmt: skip
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         """Yield every record, in no particular order, and an error for each that cannot be read.

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from inspect import isawaitable
 from typing import Any, Self
 
+from actorbot._checks import check_function
 from actorbot._state.record import Record, has_id
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
     CorruptSessionError,
     OutcomeUnknownError,
+    StoreError,
     StoreUnavailableError,
 )
+from actorbot.stores._batches import ask_in_parts, is_outage
+from actorbot.stores._driver_calls import Calls, Runner
 from actorbot.stores._findings import Finding
+from actorbot.stores._ids import sort_ids
+from actorbot.stores._secrets import GIVEN
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
 __all__ = ["DriverStore", "as_records"]
 
-OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
-AT_ONCE = 32  # calls of an `async def` driver that run at the same time
+logger = logging.getLogger("actorbot")
 
-Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
+VERBS = ("init", "read", "write", "destroy")
+OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
 
 
 @contextmanager
@@ -61,7 +67,7 @@ class DriverStore(RecordStore):
     name: str  # type: ignore[misc]  # the driver's class, so not the same for all
 
     def __init__(self, driver: Any, run: Runner, deadline: float | None = None) -> None:
-        missing = [verb for verb in ("init", "read", "write", "destroy") if not callable(getattr(driver, verb, None))]
+        missing = [verb for verb in VERBS if not callable(getattr(driver, verb, None))]
         if missing or isinstance(driver, type):
             raise ConfigError(
                 "store",
@@ -70,13 +76,14 @@ class DriverStore(RecordStore):
                 + (f"; it lacks {', '.join(missing)}" if missing else "; it is the class itself, not an object of it"),
             )
         self.name = type(driver).__name__
+        for verb in (*VERBS, *OPTIONAL):
+            if verb != "ids" and (method := getattr(driver, verb, None)) is not None:
+                # Without the driver, whose `repr` may have a password.
+                check_function(f"{self.name}.{verb}", getattr(method, "__func__", method), "a method, def or async def")
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self._driver = driver
         self.compares = self._optional("compare_and_write") is not None
-        self._run = run
-        # An awaitable that hangs is cancelled a little earlier: so those beside it get their
-        # answers.
-        self._patience = None if deadline is None else 0.9 * deadline
+        self._calls = Calls(run, deadline)
         self._writes_many = not self.compares and self._optional("write_many") is not None
         # One by one, each with the whole deadline, until the answers turn out to be awaitable:
         # those are awaited side by side.
@@ -87,12 +94,13 @@ class DriverStore(RecordStore):
 
     def init(self) -> Self:
         try:
-            self._call(self._driver.init)
+            self._calls.one(self._driver.init)
+            return self
         except ActorbotError:
             raise
         except BaseException as error:
-            raise self._error(StoreUnavailableError, "init", error) from error
-        return self
+            failure = self._error(StoreUnavailableError, "init", error)
+        raise failure  # not while the driver's error is handled: as a `__context__` it may show a password
 
     def examine(self) -> Iterator[Finding]:
         self.init()
@@ -105,9 +113,11 @@ class DriverStore(RecordStore):
         if close is None:
             return
         try:
-            self._call(close)
+            self._calls.one(close)
+            return
         except BaseException as error:
-            raise self._error(StoreUnavailableError, "close", error) from error
+            failure = self._error(StoreUnavailableError, "close", error)
+        raise failure
 
     def _optional(self, name: str) -> Callable[..., Any] | None:
         """Return the driver's method of that *name*, if it has one."""
@@ -117,63 +127,90 @@ class DriverStore(RecordStore):
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         read_many = self._optional("read_many")
         if read_many is not None:
+            outage = None
             try:
-                found = self._call(read_many, list(session_ids))
+                found = self._calls.one(read_many, list(session_ids))
                 answers = [found.get(session_id) for session_id in session_ids]
             except BaseException as error:
-                raise self._error(StoreUnavailableError, "read_many", error) from error
+                if is_outage(error):
+                    outage = self._error(StoreUnavailableError, "read_many", error)
+                elif len(session_ids) > 1:
+                    raise  # who asks divides the batch
+                else:
+                    answers = [self._error(StoreUnavailableError, "read_many", error, session_ids[0])]
+            if outage is not None:
+                raise outage
         else:
             calls = [(self._driver.read, session_id) for session_id in session_ids]
-            answers, self.reads_at_once = self._call_each(calls)
+            answers, self.reads_at_once = self._calls.each(calls)
         return [self._to_record(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     def scan(self) -> Iterator[Record | ActorbotError]:
-        ids = self._ids()
+        ids, errors = sort_ids(self._ids(), self.name)
+        yield from errors
+        absent, listed = 0, len(ids)
         while ids:
             page, ids = ids[: self.reads_at_once], ids[self.reads_at_once :]
-            yield from (found for found in self.read_many(page) if found is not None)
+            found = ask_in_parts(StoreUnavailableError, self.name, self.read_many, page)
+            absent += found.count(None)
+            yield from (each for each in found if each is not None)
+        if absent:
+            said = f"read() has nothing for {absent} of the {listed} ids that ids() gives"
+            if absent == listed:
+                yield StoreError(self.name, f"{said}; do both mean the same ids?")
+            else:
+                logger.warning("%s: %s: they are left out", self.name, said)
 
     def count(self) -> int:
         return len(self._ids())
 
-    def _ids(self) -> list[str]:
+    def _ids(self) -> list[object]:
         ids = self._optional("ids")
         if ids is None:
             raise self._unlisted()
         try:
-            found = self._call(ids)
+            found = self._calls.one(ids)
             if isinstance(found, AsyncIterable):
                 listed = found
 
-                async def collect() -> list[str]:
-                    return [session_id async for session_id in listed]
+                async def collect() -> list[object]:
+                    return [each async for each in listed]
 
-                found = self._run(collect)
-            return list(found)
+                found = self._calls.run(collect)
+            return [found] if isinstance(found, str | bytes) else list(found)
         except BaseException as error:
-            raise self._error(StoreUnavailableError, "ids", error) from error
+            failure = self._error(StoreUnavailableError, "ids", error)
+        raise failure
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
         if not self._writes_many:
             return self._write_each(writes, self.compares)
-        kept = [write.record for write in writes if write.record.state is not None]
-        gone = [write for write in writes if write.record.state is None]
+        outcomes: dict[str, ActorbotError | None] = {}
+        kept: list[tuple[str, dict[str, Any]]] = []
+        for record in (write.record for write in writes if write.record.state is not None):
+            try:
+                kept.append((record.session_id, self._document(record)))
+            except StoreUnavailableError as error:
+                outcomes[record.session_id] = error
         failure = self._write_batch(kept) if kept else None
-        outcomes: dict[str, ActorbotError | None] = {record.session_id: failure for record in kept}
+        outcomes.update((session_id, failure) for session_id, _ in kept)
+        gone = [write for write in writes if write.record.state is None]
         destroyed = self._write_each(gone, False)
         outcomes.update((write.record.session_id, each) for write, each in zip(gone, destroyed, strict=True))
         return [outcomes[write.record.session_id] for write in writes]
 
-    def _write_batch(self, records: Sequence[Record]) -> ActorbotError | None:
+    def _write_batch(self, items: list[tuple[str, dict[str, Any]]]) -> ActorbotError | None:
         try:
-            self._call(self._driver.write_many, [(record.session_id, record.to_document()) for record in records])
+            self._calls.one(self._driver.write_many, items)
         except BaseException as error:
-            return self._failed("write_many", error)
+            if len(items) > 1 and not is_outage(error):
+                raise  # who writes divides the batch
+            return self._failed("write_many", error, items[0][0] if len(items) == 1 else None)
         return None
 
     def _write_each(self, writes: Sequence[Write], guarded: bool) -> list[ActorbotError | None]:
         """Write one by one. If *guarded*, a write with a base goes to `compare_and_write`."""
-        answers, at_once = self._call_each([self._as_call(write, guarded) for write in writes])
+        answers, at_once = self._calls.each([self._as_call(write, guarded) for write in writes])
         if not self._writes_many:
             self.writes_at_once = at_once
         pairs = zip(writes, answers, strict=True)
@@ -184,15 +221,29 @@ class DriverStore(RecordStore):
         record = write.record
         # The end of a session is compared too: the session may be somebody else's by now.
         if guarded and write.base is not None:
-            return self._driver.compare_and_write, record.session_id, record.to_document(), write.base.hex() or None
+            return self._hand_over, self._driver.compare_and_write, record, write.base.hex() or None
         if record.state is None:
             return self._driver.destroy, record.session_id
-        return self._driver.write, record.session_id, record.to_document()
+        return self._hand_over, self._driver.write, record
+
+    def _hand_over(self, method: Callable[..., Any], record: Record, *rest: Any) -> Any:
+        return method(record.session_id, self._document(record), *rest)
+
+    def _document(self, record: Record) -> dict[str, Any]:
+        try:
+            return record.to_document()
+        except Exception as error:  # for sure nothing was sent
+            raise self._error(StoreUnavailableError, "encoding", error, record.session_id) from error
 
     def _outcome(self, write: Write, guarded: bool, answer: Any) -> ActorbotError | None:
         if isinstance(answer, BaseException):
             verb = "destroying" if write.record.state is None else "writing"
-            return self._failed(verb, answer, write.record.session_id)
+            failure = self._failed(verb, answer, write.record.session_id)
+            if not guarded or is_outage(answer):
+                return failure
+            if (known := self._find_out(write, failure)) is not None:
+                return known
+            answer = True
         if not guarded or write.base is None:
             return None
         outcome = None if answer else self._look_back(write)
@@ -201,6 +252,18 @@ class DriverStore(RecordStore):
             outcome = self._write_each([replace(write, base=None)], False)[0]
         return outcome
 
+    def _find_out(self, write: Write, failure: ActorbotError) -> ActorbotError | None:
+        """Find out whether a write that the driver has refused with an error was done: `None`.
+
+        It was not, as a rule. Once that is known, newer state may be sent in its place.
+        """
+        found = self.read_many([write.record.session_id])[0]
+        if isinstance(found, ActorbotError) or not isinstance(failure, OutcomeUnknownError):
+            return failure
+        if found is not None and has_id(found.write_ids, write.record.write_id):
+            return None
+        return self._error(StoreUnavailableError, "writing", failure.__cause__ or failure, write.record.session_id)
+
     def _look_back(self, write: Write) -> ActorbotError | None:
         """Find out why a write was refused: it is a conflict, or applied before, or not comparable.
 
@@ -208,6 +271,9 @@ class DriverStore(RecordStore):
         records itself. Who holds its base writes it again.
         """
         found = self.read_many([write.record.session_id])[0]
+        if isinstance(found, CorruptSessionError) and write.over_damage:
+            self.note_damage(write.record.session_id, found.reason, "not kept: a driver has no place for it")
+            return self._write_each([replace(write, base=None)], False)[0]
         if isinstance(found, ActorbotError):
             return found
         if found is None and write.base:
@@ -244,50 +310,7 @@ class DriverStore(RecordStore):
     def _error(
         self, kind: type[StoreUnavailableError], what: str, error: BaseException, session_id: str | None = None
     ) -> StoreUnavailableError:
-        ours = kind(self.name, f"{what} failed: {type(error).__name__}: {error}", session_id=session_id)
-        ours.__cause__ = error
+        said, cause = GIVEN.tell(error)
+        ours = kind(self.name, f"{what} failed: {said}", session_id=session_id)
+        ours.__cause__ = cause
         return ours
-
-    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
-        answer = method(*args)
-        if not isawaitable(answer):
-            return answer
-
-        async def finish() -> Any:
-            return await answer
-
-        return self._run(finish)
-
-    def _call_each(self, calls: Sequence[tuple[Any, ...]]) -> tuple[list[Any], int]:
-        """Make *calls*, each a method with its arguments. If one raises, the error is its answer.
-
-        Answers that turn out to be awaitable are awaited side by side. Also returns how many such
-        calls to make at once the next time.
-        """
-        answers: list[Any] = []
-        for method, *args in calls:
-            try:
-                answers.append(method(*args))
-            except BaseException as error:
-                answers.append(error)
-        awaitable = sum(map(isawaitable, answers))
-        at_once = AT_ONCE if awaitable == len(answers) else 1
-        if not awaitable:
-            return answers, at_once
-        return list(self._run(lambda: _gather(answers, self._patience))), at_once
-
-
-async def _gather(answers: list[Any], patience: float | None) -> list[Any]:
-    limit = asyncio.Semaphore(AT_ONCE)
-
-    async def finish(answer: Any) -> Any:
-        if not isawaitable(answer):
-            return answer
-        async with limit:
-            try:
-                async with asyncio.timeout(patience) as time:
-                    return await answer
-            except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
-                return TimeoutError("cancelled, since it took too long (store_deadline)") if time.expired() else error
-
-    return await asyncio.gather(*map(finish, answers))

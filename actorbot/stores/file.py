@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from hashlib import sha256
 from math import floor
-from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from actorbot._runtime.file_lock import HAS_FLOCK, NO_FLOCK, FileLock, sync_folder
+from actorbot._runtime.file_lock import HAS_FLOCK, NO_FLOCK
 from actorbot._runtime.forks import kept_from_children
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
     CorruptSessionError,
-    InsecureStorageError,
     OutcomeUnknownError,
-    StoreLockedError,
+    StoreError,
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_folder
-from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
+from actorbot.stores._folder import LOCK, TEMPORARY, Folder
+from actorbot.stores.base import ASIDE_AGE, ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["FileSessionStore"]
 
 SUFFIX: Final = ".session"
-TEMPORARY: Final = ".tmp"
+DAMAGED: Final = ".damaged"  # after SUFFIX: what was set aside
 LATEST: Final = 2**33  # seconds, in the year 2242: file systems can keep such a time, or clamp it
 
 
@@ -43,6 +40,11 @@ class FileSessionStore(RecordStore):
     synced before a batch is reported as written: so a confirmed write survives a power loss. One
     process at a time can have the folder: a lock is held from `init` to `close`. All work is
     relative to the open folder, and no symbolic link is followed.
+
+    Each batch looks whether the folder and its lock are still there. A folder that was removed is
+    made again, and one that was put in its place is used; what is in memory is written there. If
+    the folder was moved away, or somebody else has locked the new one, nothing is written or read
+    until that has changed: `flaw` says so.
 
     A file's time of modification is its record's `expires_at`: so a sweep opens only files whose
     session may have ended.
@@ -60,62 +62,38 @@ class FileSessionStore(RecordStore):
         path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
-        self.directory = os.path.abspath(directory)
-        self._lock = FileLock(".lock")
-        # Guards `_folder`, and makes comparing and replacing one step. Held across the read of one
-        # record and a rename, for which a file system has no single call; never across a sync.
+        self.directory = os.path.abspath(os.path.expanduser(directory))
+        self._folder = Folder(self.directory)
+        # Guards changes of `_folder`, and makes comparing and replacing one step. Held across the
+        # read of one record and a rename, for which a file system has no single call. Held across a
+        # sync only when the folder has to be made again.
         self._swap = threading.Lock()
-        self._folder: int | None = None
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        if self._folder is not None:
-            return self
-        try:
-            with ExitStack() as undo:
-                folder = _open_folder(Path(self.directory))
-                undo.callback(os.close, folder)
-                self._check_owner(folder)
-                self._lock.take(dir_fd=folder)
-                undo.callback(self._lock.release)
-                _remove_temporary_files(folder)
-                undo.pop_all()
-        except BlockingIOError as error:
-            raise StoreLockedError(
-                self.name, f"{self.directory} is open in another process or store; one at a time can have it"
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise InsecureStorageError(
-                    self.name,
-                    f"{self.directory} is not a folder, or it or its file .lock is a symbolic link;"
-                    " name the folder itself",
-                ) from error
-            raise StoreUnavailableError(self.name, f"{self.directory} cannot be opened: {error}") from error
-        self._folder = folder
-        kept_from_children.add(self)
+        if not self._folder.is_open:
+            self._folder.open()
+            kept_from_children.add(self)
+        self.flaw = None
         return self
 
-    def _check_owner(self, folder: int) -> None:
-        status = os.fstat(folder)
-        if status.st_uid != os.geteuid():
-            raise InsecureStorageError(self.name, f"{self.directory} belongs to another user (uid {status.st_uid})")
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise InsecureStorageError(
-                self.name, f"{self.directory} may be written by others; run: chmod 700 {self.directory}"
-            )
+    def look(self) -> str | None:
+        if not self._folder.is_open:
+            if not os.path.lexists(self.directory):
+                return f"there is no folder {self.directory}"
+            if os.path.isdir(self.directory) and not _has_been_a_store(self.directory):
+                return f"there are no sessions in the folder {self.directory}"
+        self.init()
+        return None
 
     def examine(self) -> Iterator[Finding]:
-        was_there = os.path.lexists(self.directory)
-        self.init()
-        if was_there:
-            yield Finding("reach", "ok", f"{self.directory} opens")
-        else:
-            text = (
-                f"{self.directory} was not there and has been made, as a bot does; look at the path if you expected it"
-            )
+        if not os.path.lexists(self.directory):
+            text = f"{self.directory} is not there; a bot makes it when it starts; look at the path if you expected it"
             yield Finding("reach", "warning", text)
+            return
+        self.init()
+        yield Finding("reach", "ok", f"{self.directory} opens")
         yield Finding("lock", "ok", "is free: no other process has the folder open")
         try:
             yield from judge_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
@@ -124,10 +102,7 @@ class FileSessionStore(RecordStore):
 
     def close(self) -> None:
         with self._swap:
-            folder, self._folder = self._folder, None
-            if folder is not None:
-                os.close(folder)
-            self._lock.release()
+            self._folder.close()
         kept_from_children.discard(self)
 
     def _leave_to_parent(self) -> None:
@@ -136,13 +111,26 @@ class FileSessionStore(RecordStore):
 
     @property
     def _dir(self) -> int:
-        if self._folder is None:
-            raise StoreUnavailableError(self.name, f"{self.directory} is not open: init() comes first")
-        return self._folder
+        return self._folder.number
+
+    def _return(self) -> None:
+        """Look whether the open folder is still the one of its name, and go back to that if not."""
+        if not self._folder.is_open:
+            return
+        with self._swap:
+            try:
+                self._folder.return_to()
+            except StoreError as error:
+                self.flaw = str(error)
+                if isinstance(error, StoreUnavailableError):
+                    raise
+                raise StoreUnavailableError(self.name, f"it is lost: {error}") from error
+            self.flaw = None
 
     # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        self._return()
         return [self._read(session_id) for session_id in session_ids]
 
     def _read(self, session_id: str) -> Record | ActorbotError | None:
@@ -202,12 +190,16 @@ class FileSessionStore(RecordStore):
     # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self._return()
         folder = self._dir
         outcomes = [self._write(write) for write in writes]
         try:
             os.fsync(folder)
+            is_here = self._folder.is_here()
         except OSError as error:
             raise OutcomeUnknownError(self.name, f"{self.directory} could not be synced: {error}") from error
+        if not is_here:
+            raise OutcomeUnknownError(self.name, f"{self.directory} was removed while it was written to")
         return outcomes
 
     def _write(self, write: Write) -> ActorbotError | None:
@@ -218,6 +210,9 @@ class FileSessionStore(RecordStore):
             self._write_file(temporary, write.record)
             with self._swap:
                 verdict = self._judge(write)
+                if isinstance(verdict, CorruptSessionError) and write.over_damage:
+                    self._put_aside(name, verdict)
+                    verdict = Verdict.WRITE
                 if verdict is Verdict.WRITE:
                     os.replace(temporary, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         except OSError as error:
@@ -239,6 +234,12 @@ class FileSessionStore(RecordStore):
         if isinstance(stored, ActorbotError):
             return stored
         return judge(write, None if stored is None else stored.write_ids)
+
+    def _put_aside(self, name: str, damage: CorruptSessionError) -> None:
+        aside = f"{name}{DAMAGED}"
+        os.rename(name, aside, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        os.utime(aside, dir_fd=self._dir, follow_symlinks=False)  # it is kept from now on
+        self.note_damage(damage.session_id or "", damage.reason, f"kept for a week as {self.directory}/{aside}")
 
     def _write_file(self, name: str, record: Record) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -265,12 +266,15 @@ class FileSessionStore(RecordStore):
     # --- cleaning --------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> Iterator[Record]:
+        self._return()
         try:
             for name in _ended_files(self._dir, now):
                 with self._swap:
                     record = self._remove_if_ended(name, now)
                 if record is not None and record.state is not None:
                     yield record
+            for name in _ended_files(self._dir, now - ASIDE_AGE, SUFFIX + DAMAGED):
+                os.unlink(name, dir_fd=self._dir)
         except OSError as error:
             raise StoreUnavailableError(self.name, f"{self.directory} cannot be swept: {error}") from error
 
@@ -286,21 +290,16 @@ class FileSessionStore(RecordStore):
         return record
 
 
-def _open_folder(path: Path) -> int:
-    """Open the folder; make what is missing of it, so that it is there after a power loss too."""
-    for folder in reversed([each for each in (path, *path.parents) if not os.path.lexists(each)]):
-        folder.mkdir(0o700 if folder == path else 0o777, exist_ok=True)
-        sync_folder(folder.parent)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _has_been_a_store(directory: str) -> bool:
+    """Tell whether there is a lock in the folder, or a session, as in a backup that came back."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(entry.name == LOCK or entry.name.endswith(SUFFIX) for entry in entries)
+    except OSError:
+        return True  # `init` says why
 
 
-def _remove_temporary_files(folder: int) -> None:
-    for name in os.listdir(folder):
-        if name.startswith("s-") and name.endswith(TEMPORARY):
-            os.unlink(name, dir_fd=folder)
-
-
-def _ended_files(folder: int, now: float) -> list[str]:
+def _ended_files(folder: int, now: float, suffix: str = SUFFIX) -> list[str]:
     """List the files whose session may have ended, by the file times alone.
 
     So 100,000 sessions that live on cost a fraction of a second.
@@ -310,7 +309,8 @@ def _ended_files(folder: int, now: float) -> list[str]:
             entry.name
             for entry in entries
             if entry.name.startswith("s-")
-            and entry.name.endswith(SUFFIX)
+            and entry.name.endswith(suffix)
+            and not entry.is_dir(follow_symlinks=False)
             and entry.stat(follow_symlinks=False).st_mtime <= now
         ]
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Self
 
 from cachetools import Cache, LRUCache
 
-from actorbot._checks import check_count
+from actorbot._checks import check_count, check_plain
 from actorbot._state.codec import decode_state
 from actorbot._state.record import Record
-from actorbot.errors import ActorbotError, ConfigError
+from actorbot.errors import ActorbotError
 from actorbot.stores._findings import Finding
 from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
@@ -58,8 +58,8 @@ class MemorySessionStore(RecordStore):
         on_evict: Callable[[str, dict[str, Any]], object] | None = None,
     ) -> None:
         check_count("max_sessions", max_sessions, most=sys.maxsize)
-        if on_evict is not None and not callable(on_evict):
-            raise ConfigError("on_evict", on_evict, "a function of (session_id, state)")
+        if on_evict is not None:
+            check_plain("on_evict", on_evict, "a function of (session_id, state)")
         self.expires_in = check_expires_in(expires_in)
         self._on_evict = on_evict
         # Guards changes of `_sessions` and `_tombstones`. A read changes neither and takes no lock:

@@ -6,21 +6,21 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
-    ConfigError,
     CorruptSessionError,
     NotEncodableError,
     OutcomeUnknownError,
     SessionTooLargeError,
     StoreUnavailableError,
 )
-from actorbot.stores._findings import Finding, has_expiry, judge_clock, judge_mongo
+from actorbot.stores._findings import Finding
+from actorbot.stores._server_clock import ServerClock
 from actorbot.stores.base import ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 try:
@@ -28,16 +28,25 @@ try:
     from bson.raw_bson import RawBSONDocument
     from pymongo.errors import (
         BulkWriteError,
-        ConnectionFailure,
-        NetworkTimeout,
-        OperationFailure,
+        ExecutionTimeout,
         PyMongoError,
         ServerSelectionTimeoutError,
         WaitQueueTimeoutError,
     )
 
-    from actorbot.stores._mongo_documents import FORMAT, OPTIONS, decode_record, encode_record
-    from actorbot.stores._mongo_link import Call, Link, RawCollection, describe, describe_refusal, is_duplicate
+    from actorbot.stores._mongo_damage import SHAPE, set_aside
+    from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record, literal_id
+    from actorbot.stores._mongo_link import (
+        Call,
+        Link,
+        RawCollection,
+        describe,
+        describe_refusal,
+        is_duplicate,
+        is_too_slow,
+    )
+    from actorbot.stores._mongo_server import check_version, examine, make_index, prepare, time_of, what_is_missing
+    from actorbot.stores._mongo_url import check_names
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
@@ -49,15 +58,13 @@ logger = logging.getLogger("actorbot")
 
 TRIES: Final = 3
 PAGE: Final = 250  # sessions that a scan reads at a time
-OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps nested keys with `$`
-
-# An index of this name, or on these keys, is there with other options.
-_OTHER_INDEX: Final = frozenset({85, 86})
-_UNAUTHORIZED: Final = 13
 
 
 class MongoSessionStore(RecordStore):
     """Keeps each session in a document of *collection_name*. MongoDB 5.0 or newer.
+
+    The database is *database*, or else the one behind the host in *url*, or else `actorbot`.
+    (`admin`, `config` and `local` in a URL only say where its user is known.)
 
     The server may be standalone, a replica set or a sharded cluster. `_id` is the session id,
     `state` holds the session's values, and actorbot's own fields stand beside them. What BSON holds
@@ -68,11 +75,12 @@ class MongoSessionStore(RecordStore):
     Writes are confirmed by a majority and journaled, whatever the URL says. The driver retries none
     of them: by the write ids in a record, a write that was applied before is recognised. A call
     ends after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be
-    longer.
+    longer. Shorter times in the URL hold, such as `serverSelectionTimeoutMS=`. If there was no
+    answer after a second and a half, it goes on with new connections.
 
-    The server removes expired records about two minutes later, by an index that `init` makes. One
-    store may be used from several threads. In a forked process, call `init` again: it connects
-    anew.
+    The server removes expired records about two minutes later, by an index that `init` makes. Ends
+    are kept by the server's clock. One store may be used from several threads. In a forked process,
+    call `init` again: it connects anew.
 
     Raises: ConfigError.
     """
@@ -83,118 +91,121 @@ class MongoSessionStore(RecordStore):
         self,
         url: str,
         *,
-        database: str = "actorbot",
+        database: str | None = None,
         collection_name: str = "sessions",
         expires_in: float = ONE_YEAR,
     ) -> None:
         self.expires_in = check_expires_in(expires_in)
-        _check_name("database", database, ' ."$/\\\0')
-        _check_name("collection_name", collection_name, "$\0")
-        if collection_name.startswith((".", "system.")) or collection_name.endswith("."):
-            raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
+        check_names(database, collection_name)
         self._link = Link(url, database, collection_name)
+        self._clock = ServerClock(self.name, self._ask_time)
+        self._only_looked = False
+
+    def __repr__(self) -> str:
+        return f"<MongoSessionStore {self._link.hosts}, {self._link.database}.{self._link.collection_name}>"
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        if self._link.is_open:
-            return self
-        self._link.open()
+        if not self._link.is_open or self._only_looked:
+            self._open(prepare)
+            self._only_looked = False
+        return self
+
+    def look(self) -> str | None:
+        if not self._link.is_open:
+            self._open()
+            self._only_looked = True
         try:
-            self._prepare(self._link.collection, self._link.call())
+            return what_is_missing(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
+
+    def _open(self, make_ready: Callable[[Link], object] = lambda link: None) -> None:
+        try:
+            if not self._link.is_open:
+                self._link.open()
+            check_version(self._link)
+            make_ready(self._link)
+            self._clock.measure()
         except PyMongoError as error:
             self._link.close()
             raise self._link.unusable(error) from error
         except BaseException:
             self._link.close()
             raise
-        return self
-
-    def _prepare(self, collection: RawCollection, call: Call) -> None:
-        """Check the server's version, and make the index by which it removes what has expired."""
-        with call.command():
-            newest = collection.database.command("hello", codec_options=OPTIONS).get("maxWireVersion", 0)
-        if newest < OLDEST:
-            raise StoreUnavailableError(self.name, f"{self._link.hosts} is older than MongoDB 5.0")
-        try:
-            with call.command():
-                collection.create_index("expireAt", name="actorbot_expiry", expireAfterSeconds=0)
-        except OperationFailure as error:
-            if error.code not in _OTHER_INDEX:
-                raise
-            if not has_expiry(_indexes(collection, call)):
-                logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
 
     def close(self) -> None:
         self._link.close()
 
     def examine(self) -> Iterator[Finding]:
-        self.init()
-        call = self._link.call()
+        missing = self.look()
         yield Finding("reach", "ok", f"{self._link.hosts} answers")
         try:
-            yield from self._examine(self._link.collection, call)
+            yield from examine(self._link)
         except PyMongoError as error:
             raise self._link.unusable(error) from error
+        yield self._clock.measure()
+        if missing is not None:
+            text = f"{missing}; a bot makes it when it starts; look at the URL if you expected it"
+            yield Finding("collection", "warning", text)
 
-    def _examine(self, collection: RawCollection, call: Call) -> Iterator[Finding]:
-        database, before = collection.database, time.time()
-        with call.command():
-            hello = database.command("hello", codec_options=OPTIONS)
-        ahead = hello["localTime"].timestamp() - (before + time.time()) / 2
-        with call.command():
-            version = database.command("buildInfo", codec_options=OPTIONS)["version"]
+    def sweep(self, now: float) -> Sequence[Record]:
+        self._clock.keep()
         try:
-            with call.command():
-                status = database.client.admin.command("serverStatus", codec_options=OPTIONS)
-        except OperationFailure as error:
-            if error.code != _UNAUTHORIZED:
-                raise
-            status = None
-        yield from judge_mongo(hello, version, status, _indexes(collection, call))
-        yield judge_clock(ahead)
+            make_index(self._link)  # the collection may have been dropped
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
+        return ()
+
+    @property
+    def complaint(self) -> str:
+        return self._clock.complaint
+
+    def _ask_time(self) -> float | None:
+        try:
+            return time_of(self._link)
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
 
     # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        collection, call = self._link.collection, self._link.call()
+        self._clock.keep_if_set()
+        call = self._link.call()
         try:
-            call.reach(collection)
-            try:
-                return self._find(collection, session_ids, call)
-            except NetworkTimeout:
-                raise
-            except ConnectionFailure:
-                # Perhaps only this connection was closed in the meantime. Reading again changes
-                # nothing.
-                call.reach(collection)
-                return self._find(collection, session_ids, call)
+            return self._link.twice(call, partial(self._find, session_ids, call))
         except PyMongoError as error:
             raise StoreUnavailableError(
                 self.name, f"reading from {self._link.hosts} failed: {describe(error)}"
             ) from error
 
     def _find(
-        self, collection: RawCollection, session_ids: Sequence[str], call: Call
+        self, session_ids: Sequence[str], call: Call, collection: RawCollection
     ) -> list[Record | ActorbotError | None]:
         wanted = {"_id": {"$in": list(session_ids)}}
         with call.command():
             stored = list(collection.find(wanted, {"expireAt": False}, batch_size=len(session_ids) + 1))
-        found = dict(decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in stored)
+        found = dict(map(self._decode, stored))
         return [found.get(session_id) for session_id in session_ids]
 
-    def scan(self) -> Iterator[Record | ActorbotError]:
-        last = ""
-        while page := self._read_page(last):
-            yield from (record for _, record in page)
-            last = page[-1][0]
+    def _decode(self, document: RawBSONDocument) -> tuple[str, Record | CorruptSessionError]:
+        now = self._clock.now()
+        session_id, found = decode_record(document.raw, store=self.name, now=now, expires_in=self.expires_in)
+        return session_id, found if isinstance(found, CorruptSessionError) else self._clock.here(found)
 
-    def _read_page(self, after: str) -> list[tuple[str, Record | CorruptSessionError]]:
-        """Read the next sessions, in the order of their ids; an `_id` that is no text is none."""
+    def scan(self) -> Iterator[Record | ActorbotError]:
+        after: Mapping[str, Any] | None = None
+        while page := self._read_page(after):
+            yield from (self._decode(document)[1] for document in page)
+            after = literal_id(bytes(page[-1].raw))
+
+    def _read_page(self, after: Mapping[str, Any] | None) -> list[RawBSONDocument]:
+        """Read the next documents, in the order of their `_id`, which may be anything."""
+        wanted = {} if after is None else {"$expr": {"$gt": ["$_id", after]}}
         try:
             with self._link.call().command():
-                page = self._link.collection.find({"_id": {"$gt": after}}, {"expireAt": False}).sort("_id").limit(PAGE)
-                return [decode_record(document.raw, store=self.name, expires_in=self.expires_in) for document in page]
+                return list(self._link.collection.find(wanted, {"expireAt": False}).sort("_id").limit(PAGE))
         except PyMongoError as error:
             raise StoreUnavailableError(self.name, f"listing {self._link.hosts} failed: {describe(error)}") from error
 
@@ -210,28 +221,29 @@ class MongoSessionStore(RecordStore):
     # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        collection, call = self._link.collection, self._link.call()
+        self._clock.keep_if_set()
+        call = self._link.call()
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         operations: dict[int, pymongo.ReplaceOne[Any]] = {}
         for n, write in enumerate(writes):
             try:
-                operations[n] = self._operation(write)
-            except (CorruptSessionError, NotEncodableError, SessionTooLargeError) as error:
+                operations[n] = self._operation(write, call)
+            except (CorruptSessionError, NotEncodableError, SessionTooLargeError, StoreUnavailableError) as error:
                 outcomes[n] = error
-        sent = False
         try:
-            call.reach(collection)
             for _ in range(TRIES):
                 if not operations:
                     return outcomes
-                refused = self._send(collection, list(operations.values()), call)
-                sent = True
+                refused, inserted = self._link.twice(
+                    call, partial(self._send, list(operations.values()), call), writes=True
+                )
                 numbers = list(operations)
+                self._note_gone(sum(bool(writes[numbers[at]].base) for at in inserted))
                 errors = {numbers[at]: error for at, error in refused.items()}
-                again = self._resolve(collection, writes, outcomes, errors, call)
+                again = self._resolve(writes, outcomes, errors, call)
                 operations = {n: operations[n] for n in again}
         except (ServerSelectionTimeoutError, WaitQueueTimeoutError) as error:
-            kind = OutcomeUnknownError if sent else StoreUnavailableError
+            kind = OutcomeUnknownError if call.sent else StoreUnavailableError
             raise kind(self.name, f"{self._link.hosts} cannot be reached: {describe(error)}") from error
         except PyMongoError as error:
             raise OutcomeUnknownError(self.name, f"writing to {self._link.hosts} failed: {describe(error)}") from error
@@ -241,40 +253,67 @@ class MongoSessionStore(RecordStore):
             outcomes[n] = StoreUnavailableError(self.name, reason, session_id=session_id)
         return outcomes
 
-    def _operation(self, write: Write) -> pymongo.ReplaceOne[Any]:
+    def _operation(self, write: Write, call: Call) -> pymongo.ReplaceOne[Any]:
         """Make the operation: replace what the write may replace, and insert where nothing matches.
 
         Where another document has the `_id`, the server refuses the insert, for `_id` is unique.
+        Raises: StoreUnavailableError if a damaged document could not be set aside.
         """
         record = write.record
-        raw = encode_record(record, store=self.name)
+        raw = encode_record(self._clock.there(record), store=self.name)
         may_replace: dict[str, Any] = {"_id": record.session_id}
-        if write.base is None:
+        damaged = None
+        if write.over_damage:
+            damaged = set_aside(self._link.collection, call, record.session_id, self._decode, self.note_damage)
+        if damaged is not None:
+            may_replace = damaged
+        elif write.base is None:
             # If this write was applied before, a session may have begun since, and must not end.
             may_replace["write_ids"] = {"$ne": record.write_id}
         elif write.base:
-            may_replace |= {"write_ids.0": write.base, "format": FORMAT}
+            may_replace |= {"write_ids.0": write.base, "format": FORMAT, **SHAPE}
         else:  # a session to be adopted
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)
 
-    def _send(self, collection: RawCollection, operations: list[Any], call: Call) -> dict[int, Mapping[str, Any]]:
-        """Send *operations*; return the errors, by number. What has none was applied."""
+    def _note_gone(self, number: int) -> None:
+        """Note that so many sessions in memory had no document any more.
+
+        Perhaps somebody has dropped the collection, and the index with it. It was made again by the
+        first write, but without the index.
+        """
+        if not number:
+            return
+        logger.warning("mongo store: %d sessions were gone, and are written again from memory", number)
+        try:
+            make_index(self._link)
+        except (PyMongoError, StoreUnavailableError) as error:  # the writes are done, and the sweep tries it again
+            logger.warning("mongo store: the index could not be made again: %s", describe(error))
+
+    def _send(
+        self, operations: list[Any], call: Call, collection: RawCollection
+    ) -> tuple[dict[int, Mapping[str, Any]], list[int]]:
+        """Send *operations*; return the errors by number, and the numbers of those that inserted.
+
+        What has no error was applied. Raises: OutcomeUnknownError, PyMongoError.
+        """
         try:
             with call.command():
-                collection.bulk_write(operations, ordered=False)
+                result = collection.bulk_write(operations, ordered=False)
         except BulkWriteError as error:
             details = error.details  # the error itself quotes the sessions, so it is no `__cause__`
             unconfirmed = details.get("writeConcernErrors")
+            if call.is_first_try and is_too_slow([*details["writeErrors"], *(unconfirmed or ())]):
+                raise ExecutionTimeout("not all was done in the time of the first try") from None
             if unconfirmed:
                 reason = f"{self._link.hosts} did not confirm a write as safe: {unconfirmed[0].get('errmsg')}"
                 raise OutcomeUnknownError(self.name, reason) from None
-            return {each["index"]: each for each in details["writeErrors"]}
-        return {}
+            refused = {each["index"]: each for each in details["writeErrors"]}
+            return refused, [each["index"] for each in details["upserted"]]
+        return {}, list(result.upserted_ids or ())
 
     def _resolve(
         self,
-        collection: RawCollection,
         writes: Sequence[Write],
         outcomes: list[ActorbotError | None],
         refused: Mapping[int, Mapping[str, Any]],
@@ -297,7 +336,7 @@ class MongoSessionStore(RecordStore):
         if not compared:
             return []
         again = []
-        found = self._find(collection, [writes[n].record.session_id for n in compared], call)
+        found = self._find([writes[n].record.session_id for n in compared], call, self._link.collection)
         for n, stored in zip(compared, found, strict=True):
             if isinstance(stored, ActorbotError):
                 outcomes[n] = stored
@@ -308,13 +347,3 @@ class MongoSessionStore(RecordStore):
             elif verdict is Verdict.CONFLICT:
                 outcomes[n] = writes[n].conflict(self.name)
         return again
-
-
-def _indexes(collection: RawCollection, call: Call) -> list[Mapping[str, Any]]:
-    with call.command():
-        return list(collection.with_options(codec_options=OPTIONS).index_information().values())
-
-
-def _check_name(field: str, name: object, forbidden: str) -> None:
-    if not isinstance(name, str) or not name or set(name) & set(forbidden):
-        raise ConfigError(field, name, f"text without any of {forbidden!r}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hashlib import sha1
 from typing import Any, ClassVar, Final, Self
 
@@ -17,11 +19,16 @@ from actorbot.errors import (
     ActorbotError,
     ConfigError,
     CorruptSessionError,
+    ForeignSessionError,
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores._findings import Finding, judge_clock, judge_redis
+from actorbot.stores._findings import Finding
+from actorbot.stores._redis_damage import Damage
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
+from actorbot.stores._redis_rights import Rights, try_rights
+from actorbot.stores._redis_server import check_server, examine, time_of
+from actorbot.stores._server_clock import ServerClock
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
 __all__ = ["RedisSessionStore"]
@@ -29,24 +36,27 @@ __all__ = ["RedisSessionStore"]
 logger = logging.getLogger("actorbot")
 
 GRACE: Final = 300.0  # seconds that the server keeps a record longer: its next write may be on its way
-LATEST: Final = 10**15  # milliseconds: after the year 30,000, and far from the most that a server takes
+LONGEST: Final = 10**15  # milliseconds: 30,000 years, and far from the most that a server takes
 CALL_BYTES: Final = 16 * 1024**2  # the most of a batch that goes into one command
 SCANNED: Final = 1_000  # keys that the server looks at in one go
 PAGE: Final = 250  # records that are read at a time, of the keys found
+MOST_TOLD: Final = 5  # other key prefixes that are told of
 
 # A value consists of the number of write ids, those ids (8 bytes each, newest first), and the
 # record's bytes. There are three arguments for each key: the base ("*": anything may be replaced),
-# the value, and when the server drops it, in milliseconds. The answer has a letter for each key: w,
-# written; d, done before; c, a conflict; x, the key holds something else. The rules are those of
-# `base.judge`.
+# the value, and in how many milliseconds the server drops it (it counts by its own clock). The
+# answer has a letter for each key: w, written; d, done before; c, a conflict; x, the key holds
+# something else; r, it may not be read. Then come the values that were compared and replaced: only
+# here can it be seen whether one was damaged. The rules are those of `base.judge`.
 SCRIPT: Final = b"""
-local answers = {}
+local letters, answer_and_old = {}, {''}
 for i, key in ipairs(KEYS) do
-  local base, value, answer = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w'
+  local base, value, answer, old = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w', ''
   if base ~= '*' then
-    local head = redis.pcall('GETRANGE', key, 0, 128)
+    old = redis.pcall('GET', key) or ''
+    local head = old
     if type(head) ~= 'string' then
-      answer = 'x'
+      answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'
     elseif head ~= '' and string.sub(head, 2, 1 + 8 * math.min(1, string.byte(head))) ~= base then
       answer = 'c'
       local id = string.sub(value, 2, 9)
@@ -55,10 +65,12 @@ for i, key in ipairs(KEYS) do
       end
     end
   end
-  if answer == 'w' then redis.call('SET', key, value, 'PXAT', ARGV[3 * i]) end
-  answers[i] = answer
+  if answer == 'w' then redis.call('SET', key, value, 'PX', ARGV[3 * i]) end
+  letters[i] = answer
+  answer_and_old[i + 1] = answer == 'w' and old or ''
 end
-return table.concat(answers)
+answer_and_old[1] = table.concat(letters)
+return answer_and_old
 """
 SCRIPT_SHA: Final = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
@@ -71,9 +83,9 @@ class RedisSessionStore(RecordStore):
     `?socket_timeout=` and `?socket_connect_timeout=` (seconds; 3 and 1.5 by default) should
     together be less than the policy's `store_deadline`.
 
-    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +getrange` on
-    `~<key_prefix>*`. With `+info +config|get` too, `init` warns of a server that may lose sessions.
-    With `+scan` the sessions can be listed. In a Redis Cluster, give it `+cluster|slots`.
+    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +time` on
+    `~<key_prefix>*`, and `+cluster|slots` in a Redis Cluster. `init` names what is missing, and
+    docs/stores.md says what more is good for what.
 
     A batch is one script call, which compares and writes: about 140,000 records of 0.8 KB a second.
     Pipelined SETs, which compare nothing, reach 115,000. In a Redis Cluster it is one call for each
@@ -82,10 +94,11 @@ class RedisSessionStore(RecordStore):
     that is being moved are refused until it has been moved.
 
     A write is sent once. Its caller sends it again, with the same write id. All threads share at
-    most 20 connections to a server.
+    most 20 connections to a server. If one says nothing for a second, and the server answers on a
+    new one, all are made anew.
 
-    The server drops a record by itself five minutes after its `expires_at`, or five minutes after
-    it was written if that is later.
+    The server drops a record by itself five minutes after it has ended, or five minutes after it
+    was written if that is later. Ends are kept by the server's clock.
 
     Raises: ConfigError.
     """
@@ -99,6 +112,8 @@ class RedisSessionStore(RecordStore):
         self.key_prefix = key_prefix
         self._prefix = key_prefix.encode()
         self._link = Link(url)
+        self._clock = ServerClock(self.name, partial(time_of, self._link))
+        self._damage = Damage(self._link, self.note_damage)
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -111,13 +126,25 @@ class RedisSessionStore(RecordStore):
             return self
         try:
             self._link.open()
-            self._link.ask("SCRIPT", "LOAD", SCRIPT)
-            self._look_at(self._facts())
+            check_server(self._link)
+            self._try_rights().check(self._link.where)
+            self._clock.measure()
         except BaseException:
             self._link.close()
             raise
         self._is_open = True
         return self
+
+    def look(self) -> str | None:
+        if self._is_open:
+            return None
+        try:
+            self._link.open()
+            self._clock.measure()
+        except BaseException:
+            self._link.close()
+            raise
+        return None
 
     def close(self) -> None:
         self._is_open = False
@@ -127,51 +154,26 @@ class RedisSessionStore(RecordStore):
         self._link.open()
         answers = "answers, a node of a cluster" if self._link.is_cluster else "answers"
         yield Finding("reach", "ok", f"{self._link.where} {answers}")
-        facts = self._facts()
-        yield from judge_redis(facts, in_cluster=self._link.is_cluster)
-        if not {"redis_version", "save"} <= facts.keys():
-            text = "cannot be told: this user needs +info +config|get for it"
-            yield Finding("server" if "redis_version" not in facts else "persistence", "warning", text)
-        yield self._examine_clock()
+        found = [*examine(self._link), self._clock.measure()]
+        yield from found
+        if "failure" not in {each.level for each in found}:
+            yield from self._try_rights().judge()
 
-    def _examine_clock(self) -> Finding:
-        before = time.time()
-        try:
-            seconds, micro = self._link.ask("TIME")
-        except StoreUnavailableError as error:
-            if not is_refused(error):
-                raise
-            return Finding("clock", "warning", "cannot be told: this user needs +time for it")
-        return judge_clock(int(seconds) + int(micro) / 1e6 - (before + time.time()) / 2)
+    def _try_rights(self) -> Rights:
+        return try_rights(self._link, script=SCRIPT, sha=SCRIPT_SHA, prefix=self._prefix)
 
-    def _facts(self) -> dict[str, str]:
-        """Return what `INFO` and `CONFIG GET` tell, as far as this user may ask."""
-        facts: dict[str, str] = {}
-        try:
-            told = self._link.ask("INFO")
-            if type(told) is not bytes:
-                raise self._link.misunderstood(StoreUnavailableError)
-            lines = told.decode("utf-8", "replace").splitlines()
-            facts.update(line.split(":", 1) for line in lines if ":" in line)  # type: ignore[misc]
-            for name in ("appendfsync", "save"):
-                setting = self._link.ask("CONFIG", "GET", name)  # its name and its value
-                facts[name] = setting[-1].decode() if type(setting) is list and setting else "unknown"
-        except StoreUnavailableError as error:
-            if not is_refused(error):
-                raise
-            logger.debug("%s: whether the server may lose sessions cannot be told: %s", self.name, error)
-        return facts
+    def sweep(self, now: float) -> Sequence[Record]:
+        self._clock.keep()
+        return ()
 
-    def _look_at(self, facts: dict[str, str]) -> None:
-        for finding in judge_redis(facts, in_cluster=self._link.is_cluster):
-            if finding.level == "failure":
-                raise StoreUnavailableError(self.name, f"{self._link.where} {finding.text}")
-            if finding.level == "warning":
-                logger.warning("%s: %s %s", self.name, self._link.where, finding.text)
+    @property
+    def complaint(self) -> str:
+        return self._clock.complaint
 
     # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        self._clock.keep_if_set()
         keys = [self._key(session_id) for session_id in session_ids]
         values: list[Any] = [None] * len(keys)
         for group, found in self._run_grouped("MGET", keys, range(len(keys))):
@@ -208,15 +210,25 @@ class RedisSessionStore(RecordStore):
         try:
             record = Record.from_bytes(value[head:], session_id=session_id, store=self.name)
         except CorruptSessionError as error:
+            inner, key = Record.peek_id(value[head:]), self.key_prefix + session_id
+            if inner not in {"", session_id, key} and key.endswith(inner):
+                return ForeignSessionError(self.name, session_id, inner, key.removesuffix(inner))
             return error
         if record.write_ids != value[1:head]:
             return CorruptSessionError(self.name, session_id, "its write ids are not those in front of it")
-        return record
+        return self._clock.here(record)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
+        others: Counter[str] = Counter()  # prefixes that begin with this one: who has them sees to their sessions
         for keys in self._link.scan(self._pattern, SCANNED):
             for at in range(0, len(keys), PAGE):
-                yield from self._read_page(keys[at : at + PAGE])
+                for found in self._read_page(keys[at : at + PAGE]):
+                    if isinstance(found, ForeignSessionError):
+                        others[found.key_prefix] += 1
+                    else:
+                        yield found
+        for prefix, number in others.most_common(MOST_TOLD):
+            logger.warning("%s: sessions of the key prefix %r were left out: %d", self.name, prefix, number)
 
     def _read_page(self, keys: Sequence[bytes]) -> Iterator[Record | ActorbotError]:
         session_ids = []
@@ -226,10 +238,14 @@ class RedisSessionStore(RecordStore):
             except UnicodeDecodeError:
                 yield self._foreign(repr(key[len(self._prefix) :]))
         found = self.read_many(session_ids) if session_ids else ()
-        yield from (each for each in found if each is not None)
+        for session_id, each in zip(session_ids, found, strict=True):
+            aside = isinstance(each, CorruptSessionError) and Damage.may_be_aside(session_id.encode())
+            if each is not None and not aside:
+                yield each
 
     def count(self) -> int:
-        return sum(len(keys) for keys in self._link.scan(self._pattern, SCANNED))
+        keys = (key for page in self._link.scan(self._pattern, SCANNED) for key in page)
+        return sum(not Damage.may_be_aside(key[len(self._prefix) :]) for key in keys)
 
     @property
     def _pattern(self) -> bytes:
@@ -238,7 +254,10 @@ class RedisSessionStore(RecordStore):
     # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self._clock.keep_if_set()
         keys = [self._key(write.record.session_id) for write in writes]
+        if any(write.over_damage for write in writes):
+            writes = self._damage.make_way(writes, keys)
         groups, calls = [], []
         for group in self._link.group(keys):
             for part, arguments in self._arguments(writes, group):
@@ -246,10 +265,13 @@ class RedisSessionStore(RecordStore):
                 calls.append((keys[part[0]], (len(part), *(keys[n] for n in part), *arguments)))
         outcomes: list[ActorbotError | None] = [None] * len(writes)
         for part, answer in zip(groups, self._run_script(calls), strict=True):
-            fits = type(answer) is bytes and len(answer) == len(part) and not answer.strip(b"wdcx")
-            each = answer.decode() if fits else self._spread(answer, len(part), OutcomeUnknownError)
+            letters, replaced = _understand(answer, len(part))
+            each: Sequence[str | ActorbotError] = letters or self._spread(answer, len(part), OutcomeUnknownError)
             for n, one in zip(part, each, strict=True):
                 outcomes[n] = self._outcome(writes[n], one)
+            for n, old in replaced:
+                if writes[part[n]].record.state is not None:  # what is destroyed leaves nothing behind
+                    self._damage.look_at(writes[part[n]].record.session_id, keys[part[n]], old)
         _raise_if_all_failed(outcomes)
         return outcomes
 
@@ -258,19 +280,19 @@ class RedisSessionStore(RecordStore):
 
         They come in one part, unless that would be larger than CALL_BYTES.
         """
-        soonest = time.time()
+        now = time.time()
         part: list[int] = []
         arguments: list[bytes | int] = []
         size = 0
         for n in group:
             record, base = writes[n].record, writes[n].base
-            value = bytes([len(record.write_ids) // 8]) + record.write_ids + record.to_bytes()
+            value = bytes([len(record.write_ids) // 8]) + record.write_ids + self._clock.there(record).to_bytes()
             if part and size + len(value) > CALL_BYTES:
                 yield part, arguments
                 part, arguments, size = [], [], 0
-            goes = min(int((max(record.expires_at, soonest) + GRACE) * 1000), LATEST)
+            stays = min(int((max(record.expires_at - now, 0.0) + GRACE) * 1000), LONGEST)
             part.append(n)
-            arguments += (b"*" if base is None else base, value, goes)
+            arguments += (b"*" if base is None else base, value, stays)
             size += len(value)
         yield part, arguments
 
@@ -288,6 +310,9 @@ class RedisSessionStore(RecordStore):
             return answer
         if answer == "c":
             return write.conflict(self.name)
+        if answer == "r":
+            reason = f"{self._link.where} does not let this user read it: +get is missing"
+            return StoreUnavailableError(self.name, reason, session_id=write.record.session_id)
         return self._foreign(write.record.session_id) if answer == "x" else None
 
     # --- both ------------------------------------------------------------------------------------
@@ -305,6 +330,15 @@ class RedisSessionStore(RecordStore):
 
     def _foreign(self, session_id: str) -> CorruptSessionError:
         return CorruptSessionError(self.name, session_id, "its key holds something that is not a record of actorbot")
+
+
+def _understand(answer: Any, size: int) -> tuple[str, list[tuple[int, bytes]]]:
+    """Return the script's letters, and the values that it has replaced, by number; or nothing."""
+    if type(answer) is list and len(answer) == size + 1 and all(type(each) is bytes for each in answer):
+        letters = answer[0]
+        if len(letters) == size and not letters.strip(b"wdcxr"):
+            return letters.decode(), [(n, old) for n, old in enumerate(answer[1:]) if old]
+    return "", []
 
 
 def _raise_if_all_failed(answers: Sequence[object]) -> None:

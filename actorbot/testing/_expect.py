@@ -130,7 +130,7 @@ def get(store: RecordStore, session_id: str) -> Any:
 def read_document(store: RecordStore, session_id: str) -> Any:
     """Return what the store itself returns: a driver's own dict and not what is made of it."""
     if isinstance(store, DriverStore):
-        return store._call(store._driver.read, session_id)
+        return store._calls.one(store._driver.read, session_id)
     return store.read(session_id)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 
 from actorbot.errors import (
@@ -38,6 +39,13 @@ class _Around(RecordStore):
         self.expires_in = self.inner.expires_in
         self.outlives_process = self.inner.outlives_process
 
+    @property
+    def set_aside(self) -> int:  # type: ignore[override]
+        return self.inner.set_aside
+
+    def note_damage(self, session_id: str, reason: str, place: str) -> None:
+        self.inner.note_damage(session_id, reason, place)
+
     def init(self) -> Self:
         self.inner.init()
         return self
@@ -50,6 +58,10 @@ class _Around(RecordStore):
 
     def sweep(self, now: float) -> Iterable[Record]:
         return self.inner.sweep(now)
+
+    @property
+    def complaint(self) -> str:
+        return self.inner.complaint
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         return self.inner.scan()
@@ -130,7 +142,7 @@ class FaultyStore(_Around):
     def corrupt(self, session_id: str) -> None:
         """Let the record of *session_id* be damaged, until `mend` or a destroy.
 
-        No event overwrites it.
+        It is replaced only by a session that is in memory, as in every store.
         """
         self._corrupt.add(session_id)
 
@@ -169,6 +181,10 @@ class FaultyStore(_Around):
         if self._down or self._failing_writes > 0:
             self._failing_writes -= 1
             raise StoreUnavailableError(self.name, "told to fail")
+        over = self._corrupt & {write.record.session_id for write in writes if write.over_damage}
+        for session_id in over:
+            self.note_damage(session_id, "told to be damaged", "not kept")
+        writes = [replace(write, base=None) if write.record.session_id in over else write for write in writes]
         self._corrupt -= {write.record.session_id for write in writes if write.base is None}
         ids = [write.record.session_id for write in writes]
         damaged = self._corrupt.intersection(ids)

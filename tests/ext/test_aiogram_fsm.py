@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import make_dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pytest
-from aiogram import Dispatcher, F
+from aiogram import Dispatcher, F, exceptions
 from aiogram.fsm.context import FSMContext
 from aiogram.fsm.scene import Scene, SceneRegistry, ScenesManager, on
 from aiogram.fsm.state import State, StatesGroup
 from aiogram.fsm.storage.base import StorageKey
+from aiogram.fsm.storage.memory import MemoryStorage
 from aiogram.fsm.strategy import FSMStrategy
 from aiogram.methods import SendMessage
 from aiogram.types import Chat, Message, Poll, PollOption, Update
@@ -202,6 +204,19 @@ async def test_data_that_no_store_could_keep_is_refused_by_name_and_rolled_back(
         with pytest.raises(NotEncodableError, match=r"\['aiogram:fsm'\]\['default'\]\['data'\]\['who'\]"):
             await dispatcher.feed_update(bot, message(1, "a"))
         assert await manager.peek(sid(1)) is None
+
+
+@pytest.mark.parametrize("data", [[], [("a", 1)], "text", 5, None, {1, 2}])
+async def test_data_that_is_no_mapping_is_refused_as_aiogram_refuses_it(data: Any) -> None:
+    key = StorageKey(bot_id=42, chat_id=1, user_id=1)
+    async with SessionManager() as manager:
+        storage = AiogramSessions(manager).storage
+        await storage.set_data(key, MappingProxyType({"a": 1}))
+        refuses = getattr(exceptions, "DataNotDictLikeError", None)  # older versions have none
+        for store in (storage, MemoryStorage()) if refuses else (storage,):
+            with pytest.raises(refuses or TypeError, match="dict or dict-like"):
+                await store.set_data(key, data)
+        assert await storage.get_data(key) == {"a": 1}
 
 
 async def test_a_reply_that_is_returned_or_sent_by_the_turn_waits_and_one_that_is_awaited_does_not() -> None:

@@ -503,8 +503,20 @@ async def test_slack_and_meta_may_check_the_address() -> None:
         ):
             assert (await client.get("/meta", params=wrong)).status_code == 401
         assert (await client.get("/meta", params=right | {"hub.mode": "x"})).status_code == 400
-        answer = await client.get("/telegram")
-        assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
+async def test_a_405_names_the_methods_that_the_route_takes() -> None:
+    body = b"[" * 100
+    async with serving(app_of(manager_of())) as client:
+        for platform in PLATFORMS:
+            takes = {"GET", "HEAD", "POST"} if platform == "meta" else {"POST"}  # Meta checks an address with a GET
+            for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"):
+                answer = await client.request(method, f"/{platform}", content=body)
+                if method in takes:
+                    assert answer.status_code == 401
+                else:
+                    assert answer.status_code == 405
+                    assert set(answer.headers["Allow"].split(", ")) == takes, (platform, method)
 
 
 async def test_the_probes_tell_how_the_manager_is_and_strangers_no_more() -> None:

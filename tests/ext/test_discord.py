@@ -14,6 +14,7 @@ import pytest
 
 from actorbot import FileSessionStore, MemorySessionStore, SessionManager
 from actorbot.errors import DeadlockError
+from actorbot.ext.discord import in_turn, session_id_of
 from actorbot.testing import ManualClock
 from tests import ROOT
 from tests.ext.discord_api import (
@@ -29,8 +30,6 @@ from tests.ext.discord_api import (
     message,
 )
 from tests.ext.pages import program
-
-from actorbot.ext.discord import in_turn, session_id_of  # isort: skip - after the import above, which is quiet
 
 EXAMPLE = ROOT / "examples" / "with_discord.py"
 TEN_OF_TEN = dict.fromkeys(CHANNELS, 10)

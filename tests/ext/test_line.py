@@ -22,6 +22,7 @@ from linebot.v3.webhooks import MessageEvent, TextMessageContent
 from actorbot import Context, FileSessionStore, SessionManager
 from actorbot.errors import InvalidSessionIdError
 from actorbot.ext.line import dispatch_all, dispatch_all_sync, listener, session_id_of
+from actorbot.ext.webhooks import Line
 from actorbot.testing import ManualClock
 from tests import ROOT
 from tests.ext.deliveries import SECRET, deliver, encode, line_event, serving, sign
@@ -143,6 +144,82 @@ async def test_of_several_events_in_a_delivery_only_what_failed_runs_again(tmp_p
         assert [end or None for end in others] == ["b", None, None, None]
 
     assert [(await stored(tmp_path, f"line:{user}"))["texts"] for user in "ABC"] == [["a", "d", "e"], ["b"], ["c"]]
+
+
+USER = {"type": "user", "userId": "U"}
+GROUP = {"type": "group", "groupId": "G", "userId": "U"}
+ROOM = {"type": "room", "roomId": "R", "userId": "U"}
+OF_A_KIND: dict[str, tuple[Any, dict[str, Any], str | None]] = {
+    "message": (USER, {"message": {"type": "text", "id": "1", "quoteToken": "q", "text": "hi"}}, "line:U"),
+    "message in a group": (GROUP, {"type": "message"}, "line:G"),
+    "message in a room": (ROOM, {"type": "message"}, "line:R"),
+    "message of nobody in a group": ({"type": "group", "groupId": "G"}, {"type": "message"}, "line:G"),
+    "taken back": (GROUP, {"type": "unsend", "unsend": {"messageId": "1"}}, "line:G"),
+    "follow": (USER, {"type": "follow", "follow": {"isUnblocked": False}}, "line:U"),
+    "unfollow": (USER, {"type": "unfollow"}, "line:U"),
+    "join": ({"type": "group", "groupId": "G"}, {"type": "join"}, "line:G"),
+    "leave": ({"type": "room", "roomId": "R"}, {"type": "leave"}, "line:R"),
+    "members join": (GROUP, {"type": "memberJoined", "joined": {"members": [USER]}}, "line:G"),
+    "members leave": (GROUP, {"type": "memberLeft", "left": {"members": [USER]}}, "line:G"),
+    "postback": (USER, {"type": "postback", "postback": {"data": "d"}}, "line:U"),
+    "video seen": (USER, {"type": "videoPlayComplete", "videoPlayComplete": {"trackingId": "t"}}, "line:U"),
+    "beacon": (USER, {"type": "beacon", "beacon": {"hwid": "h", "type": "enter"}}, "line:U"),
+    "account linked": (USER, {"type": "accountLink", "link": {"result": "ok", "nonce": "n"}}, "line:U"),
+    "activated": (USER, {"type": "activated", "chatControl": {"expireAt": 1}}, "line:U"),
+    "deactivated": (USER, {"type": "deactivated"}, "line:U"),
+    "bot suspended": (None, {"type": "botSuspended"}, None),
+    "bot resumed": (None, {"type": "botResumed"}, None),
+    "module": (None, {"type": "module", "module": {"type": "attached", "botId": "B", "scopes": []}}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["active", "standby"])
+@pytest.mark.parametrize("again", [False, True], ids=["first", "delivered again"])
+@pytest.mark.parametrize(("source", "fields", "expected"), OF_A_KIND.values(), ids=OF_A_KIND)
+def test_an_event_belongs_to_the_same_session_with_the_sdk_as_by_webhooks(
+    source: Any, fields: dict[str, Any], expected: str | None, again: bool, mode: str
+) -> None:
+    event = line_event("U", 1) | fields | {"mode": mode, "deliveryContext": {"isRedelivery": again}}
+    event = {name: value for name, value in event.items() if name != "source"} | (
+        {} if source is None else {"source": source}
+    )
+
+    (by_sdk,) = parsed(event)
+    by_webhooks = Line(SECRET).incoming({"destination": "Ubot", "events": [event]})
+
+    assert session_id_of(by_sdk) == expected
+    assert [each.session_id for each in by_webhooks] == ([] if expected is None else [expected])
+    assert by_sdk.mode == mode  # both tell the handler the same, by the same name
+    assert by_sdk.delivery_context.is_redelivery is again
+    for each in by_webhooks:
+        assert (each.event_id, each.event.mode) == (by_sdk.webhook_event_id, mode)
+        assert each.event.raw["deliveryContext"] == {"isRedelivery": again}
+
+
+async def test_a_handler_tells_standby_from_active_the_same_way_with_the_sdk() -> None:
+    async def handle(context: Context) -> None:
+        if context.event.mode != "standby":
+            context.session["n"] = context.session.get("n", 0) + 1
+
+    events = [line_event("U", 1), line_event("U", 2) | {"mode": "standby"}]
+    async with SessionManager(handler=handle) as manager:
+        await dispatch_all(manager, parsed(*events))
+        for each in Line(SECRET).incoming({"events": [line_event("V", 3), line_event("V", 4) | {"mode": "standby"}]}):
+            await manager.dispatch(each.session_id or "", each.event)
+        assert [await manager.peek(f"line:{user}") for user in "UV"] == [{"n": 1}, {"n": 1}]
+
+
+async def test_a_message_that_the_sdk_does_not_know_is_a_warning_and_has_its_session_by_webhooks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hologram = line_event("U", 1) | {"message": {"type": "hologram", "id": "1"}}
+    async with SessionManager(handler=count) as manager:
+        assert await dispatch_all(manager, parsed(hologram)) == [None]
+
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("actorbot", "WARNING")
+    assert "no session for an event of type 'message'" in record.getMessage()
+    assert [each.session_id for each in Line(SECRET).incoming({"events": [hologram]})] == ["line:U"]
 
 
 async def test_an_event_of_nobody_is_passed_over() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from actorbot import errors
 from actorbot.ext.webhooks import Line, Meta, RefusedError, Signed, Slack, Telegram
-from tests.ext.deliveries import NOW, PLATFORMS, SECRET, SESSION, encode, message, raw, sign
+from tests.ext.deliveries import NOW, PLATFORMS, SECRET, SESSION, encode, line_event, message, raw, sign
 
 SIGNING = [name for name in PLATFORMS if name != "telegram"]
 
@@ -246,7 +246,8 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
      "item": {"channel": "C"}}}, [("slack:T:C:U", "E", "")]),
     ("slack", {"type": "event_callback", "team_id": "T", "event_id": "E", "event": {"type": "team_join", "user": {"id": "U"}}},
      [("slack:T:U", "E", "")]),
-    ("slack", {"type": "event_callback", "team_id": "T", "event_id": "E", "event": {"type": "emoji_changed"}}, []),
+    ("slack", {"type": "event_callback", "team_id": "T", "event_id": "E", "event": {"type": "emoji_changed"}}, [("slack:T", "E", "")]),
+    ("slack", {"type": "of a kind to come"}, []),
     ("line", {"events": []}, []),
     ("line", {"events": [{"webhookEventId": "1", "source": {"type": "group", "groupId": "G", "userId": "U"}, "message": {"text": "a"}},
      {"webhookEventId": "2", "source": {"type": "room", "roomId": "R"}, "postback": {"data": "d"}},
@@ -259,6 +260,9 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
         {"sender": {"id": "1"}, "recipient": {"id": "P"}, "read": {"watermark": 5}}]},
         {"messaging": [{"sender": {"id": "2"}, "recipient": {"id": "P"}, "postback": {"mid": "m3", "payload": "START"}}]}]},
      [("messenger:P:1", "m1", "a"), ("messenger:P:2", "m3", "START")]),
+    ("meta", {"object": "page", "entry": [{"standby": [
+        {"sender": {"id": "1"}, "recipient": {"id": "P"}, "message": {"mid": "m4", "text": "b"}}],
+     "changes": [{"field": "feed", "value": {"item": "comment"}}]}]}, [("messenger:P:1", "m4", "b")]),
     ("meta", {"object": "instagram", "entry": [{"messaging": [{"sender": {"id": "1"}, "recipient": {"id": "I"},
      "message": {"mid": "m", "text": "a"}}]}]}, [("instagram:I:1", "m", "a")]),
     ("meta", {"object": "whatsapp_business_account", "entry": [{"changes": [{"field": "messages", "value": {
@@ -271,6 +275,7 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
         {"from": "49", "from_user_id": "DE.1", "id": "wamid.1", "type": "text", "text": {"body": "a"}},
         {"from_user_id": "DE.1", "id": "wamid.2", "type": "text", "text": {"body": "b"}}]}}]}]},  # with a user name, maybe no number
      [("whatsapp:9:DE.1", "wamid.1", "a"), ("whatsapp:9:DE.1", "wamid.2", "b")]),
+    ("meta", {"object": "whatsapp_business_account", "entry": [{"changes": [{"field": "account_update", "value": {"event": "e"}}]}]}, []),
     ("meta", {"object": "permissions", "entry": [{}]}, []),
 ]  # fmt: skip
 
@@ -322,6 +327,46 @@ def test_the_handler_sees_its_part_of_a_delivery_of_many() -> None:
 
     assert first.event.raw == {"metadata": {"phone_number_id": "9"}, "messages": [{"from": "1", "id": "a"}]}
     assert second.event.raw["messages"] == [{"from": "2", "id": "b"}]
+
+
+LEFT_OUT: list[tuple[str, dict[str, Any], str]] = [
+    ("telegram", {"update_id": 6, "poll": {"id": "9"}}, "INFO Telegram: no session for 'update_id, poll'"),
+    ("slack", {"type": "of a kind to come"}, "INFO Slack: no session for 'of a kind to come'"),
+    ("slack", {"type": "event_callback", "event": {"type": "message", "bot_id": "B"}}, "DEBUG Slack: no session for 'message'"),
+    ("line", {"events": [{"type": "module", "module": {"type": "attached"}}]}, "INFO Line: no session for 'module'"),
+    ("meta", {"object": "page", "entry": [{"changes": [{"field": "feed", "value": {}}]}]}, "INFO Meta: no session for 'field, value'"),
+    ("meta", {"object": "page", "entry": [{"messaging": [{"sender": {"id": "1"}, "recipient": {"id": "P"}, "read": {}}]}]},
+     "DEBUG Meta: no session for 'sender, recipient, read'"),
+    ("meta", {"object": "whatsapp_business_account", "entry": [{"changes": [{"field": "account_update", "value": {"event": "e"}}]}]},
+     "INFO Meta: no session for 'field, value'"),
+    ("meta", {"object": "permissions", "entry": [{"changed_fields": ["a"]}]}, "INFO Meta: no session for 'changed_fields'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("platform", "payload", "line"), LEFT_OUT)
+def test_what_no_handler_sees_is_logged(
+    platform: str, payload: dict[str, Any], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "actorbot")
+    body = encode(payload)
+
+    assert take(platform, body, sign(platform, body)) == []
+    assert [f"{each.levelname} {each.getMessage()}" for each in caplog.records] == [f"{line}; no handler sees it"]
+
+
+@pytest.mark.parametrize("mode", ["active", "standby"])
+def test_a_handler_is_told_when_another_bot_answers(mode: str) -> None:
+    item = {"sender": {"id": "1"}, "recipient": {"id": "P"}, "message": {"mid": "m", "text": "hi"}}
+    said = {"active": "messaging", "standby": "standby"}
+
+    for found in (
+        Line(SECRET).incoming({"events": [line_event("U", 1) | {"mode": mode}]}),
+        Meta(SECRET, "t").incoming({"object": "page", "entry": [{said[mode]: [item]}]}),
+        Meta(SECRET, "t").incoming({"object": "instagram", "entry": [{said[mode]: [item]}]}),
+        Line(SECRET, session_id=lambda _: "mine:1").incoming({"events": [line_event("U", 1) | {"mode": mode}]}),
+    ):
+        assert [each.event.mode for each in found] == [mode]
+    assert Telegram(SECRET).incoming(message("telegram", 7, 1))[0].event.mode == "active"
 
 
 def test_a_reaction_on_messenger_which_has_no_id_is_the_same_only_when_it_is_the_same() -> None:

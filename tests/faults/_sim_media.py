@@ -41,6 +41,19 @@ class Network:
     troubled: float = -1e9
     """When a call last went wrong or was slow."""
     records: dict[str, Record] = field(default_factory=dict)
+    history: dict[str, list[Record | None]] = field(default_factory=dict)
+    """What it has had of each session until now, oldest first."""
+
+    def go_back(self, session_id: str, random: Random) -> Record | None:
+        """Have again what was there at some time before, as after a restart from a snapshot."""
+        past = self.history.setdefault(session_id, [None])
+        del past[random.randint(1, len(past)) :]
+        record = past[-1]
+        if record is None:
+            self.records.pop(session_id, None)
+        else:
+            self.records[session_id] = record
+        return record
 
     def mood(self, now: float) -> str:
         """Draw what becomes of a call."""
@@ -60,6 +73,7 @@ class Network:
             return write.conflict("network")
         if verdict is Verdict.WRITE:
             self.records[write.record.session_id] = write.record
+            self.history.setdefault(write.record.session_id, [None]).append(write.record)
             self.on_stored(write.record)
         return None
 

@@ -27,6 +27,8 @@ class Run:
     base: Log
     order: int
     branches: list[Branch]
+    older: list[Branch]
+    """What the store had been set back to when it began, and what it did not see."""
     borrowed: bool = False
     ends: bool = False
     returned: bool = False
@@ -48,6 +50,8 @@ class Branch:
     """Whether it is that of a destroy which has not returned: what is counted meanwhile may have
     come before it.
     """
+    older: bool = False
+    """Whether the store was set back to it: it counts if the session is not in memory any more."""
 
 
 class Story:
@@ -174,7 +178,8 @@ class Model:
         branches = self.observe(session_id, log, "a handler")
         number = next(self._numbers)
         branches = [branch for branch in branches if not branch.pending]
-        run = Run(f"{event}.{number}", event, log, number, branches, borrowed)
+        older = [branch for branch in story.branches if branch.older and branch not in branches]
+        run = Run(f"{event}.{number}", event, log, number, branches, older, borrowed)
         story.runs[run.token] = run
         if story.running is not None and not story.running.borrowed:  # whose turn can be taken from it
             self._complain(f"{session_id}: {run.token} began while {story.running.token} ran")
@@ -206,6 +211,8 @@ class Model:
             self._complain(f"{session_id}: {run.token} was acknowledged and had failed")
         if not self.is_safe(story, run, durable=durable):
             self._complain(f"{session_id}: {run.token} was acknowledged before it was durable")
+        # It went on from what was in memory, and is to be written over what the store has.
+        story.branches = [branch for branch in story.branches if branch not in run.older]
         if run.ends:
             story.strangers.clear()
             if story.doubtful:
@@ -299,7 +306,7 @@ class Model:
         """Another process appends a token of its own to what is stored; return it."""
         story = self.story(session_id)
         number = next(self._numbers)
-        run = Run(f"stranger-{number}", f"stranger-{number}", log, number, [], returned=True, wall=self._wall())
+        run = Run(f"stranger-{number}", f"stranger-{number}", log, number, [], [], returned=True, wall=self._wall())
         story.runs[run.token] = run
         story.branches.append(Branch({*log, run.token}))
         # A destroy that is in the journal replaces anything, until the store has confirmed what
@@ -309,6 +316,20 @@ class Model:
         story.doubtful = True
         story.gone -= story.ended - story.destroyed  # which may be lost to a conflict now
         return run.token
+
+    def may_go_back(self, session_id: str) -> bool:
+        """Tell whether all ends of the session are known: then it may come back from one."""
+        story = self.story(session_id)
+        ends = any(run.ends and run.returned and not run.told for run in story.runs.values())
+        return not (ends or story.running or any(branch.pending for branch in story.branches))
+
+    def set_back(self, session_id: str, log: Log) -> None:
+        """The store has this state again. What is in memory is newer, and stays if it goes on."""
+        story = self.story(session_id)
+        for past in (story.gone, story.ended, story.destroyed):
+            past.difference_update(log)
+        story.strangers.clear()
+        story.branches.append(Branch(set(log), set(story.runs) - set(log), older=True))
 
     # --- media -----------------------------------------------------------------------------------
 
@@ -329,6 +350,8 @@ class Model:
         for story in self.stories.values():
             story.running = None
             story.last_order = -1
+            # What an earlier process wrote is not always known by what is left of the journal.
+            story.doubtful = story.doubtful or any(branch.older for branch in story.branches)
             for branch in story.branches:
                 branch.pending = False
 

@@ -15,6 +15,7 @@ import pytest
 
 from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.queue import WriteQueue
+from actorbot._flushing.set_back import SetBacks
 from actorbot._journal.ahead import Ahead
 from actorbot._journal.journal import Journal
 from actorbot._residents.table import Table
@@ -47,6 +48,7 @@ def test_whatever_goes_wrong_no_promise_is_broken(part: int) -> None:
         "expired",
         "duplicates",
         "delivered",
+        "set back",
     ):
         assert seen[kind] > 0, f"there were no {kind}: nothing was proven about them"
 
@@ -56,7 +58,9 @@ def test_a_destroyed_session_never_comes_back_from_a_flush_an_outage_a_replay_or
     seen: Counter[str] = Counter()
     for seed in itertools.count(1_000_000):
         mode = ("journaled", "journaled", "write-behind", "write-through")[seed % 4]
-        seen += simulate(seed, mode=mode, destroys=0.5, operations=50, lives=2, jumps=False, max_mailbox=100).counts
+        seen += simulate(
+            seed, mode=mode, destroys=0.5, operations=50, lives=2, jumps=False, max_mailbox=100, set_backs=False
+        ).counts
         if seen["destroyed"] >= scaled(10_000, 100_000):
             break
     assert min(seen[kind] for kind in ("crashes", "outages", "ended", "acknowledged")) > 100
@@ -174,7 +178,12 @@ def _leaves_who_waits_for_a_hanging_disk_to_the_close(patch: Patch) -> None:
     patch.setattr(DeadlineThread, "_leave_behind", leave_behind)
 
 
-JOURNALED: dict[str, Any] = {"mode": "journaled", "strangers": False, "jumps": False}
+def _takes_its_own_older_states_for_somebody_elses(patch: Patch) -> None:
+    patch.setattr(SetBacks, "is_older", lambda self, stored, session: False)
+
+
+JOURNALED: dict[str, Any] = {"mode": "journaled", "strangers": False, "jumps": False, "set_backs": False}
+SET_BACK: dict[str, Any] = {"strangers": False, "jumps": False, "set_backs": True}
 DESTROYING = JOURNALED | {"destroys": 0.3, "operations": 30, "weather": 0.3, "max_mailbox": 100}
 UNSURE = DESTROYING | {
     "faults": 0.3,
@@ -207,7 +216,10 @@ UNSURE = DESTROYING | {
         pytest.param(_writes_an_older_state_over_a_tombstone, UNSURE, 2_000_000, id="an older flush after a destroy"),
         pytest.param(_gives_a_version_twice, DESTROYING, 2_000_000, id="a version twice"),
         pytest.param(
-            _leaves_who_waits_for_a_hanging_disk_to_the_close, JOURNALED, 2_000_000, id="a hanging disk at the close"
+            _leaves_who_waits_for_a_hanging_disk_to_the_close, JOURNALED, 2_000_800, id="a hanging disk at the close"
+        ),
+        pytest.param(
+            _takes_its_own_older_states_for_somebody_elses, SET_BACK, 2_000_000, id="an older state is a conflict"
         ),
     ],
 )

@@ -64,7 +64,8 @@ async def test_state_that_cannot_be_kept_fails_the_event_and_names_the_place() -
         with pytest.raises(errors.NotEncodableError) as caught:
             await manager.dispatch("ann", "hi")
 
-        assert caught.value.path == "session['cart'][2]"
+        assert (caught.value.session_id, caught.value.path) == ("ann", "session['cart'][2]")
+        assert str(caught.value).startswith("session 'ann': session['cart'][2]: is of type object")
         assert await manager.peek("ann") is None
 
 

@@ -7,6 +7,7 @@ import random
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,8 +194,9 @@ async def test_hostile_depth_and_size_are_refused() -> None:
 
     async with SessionManager(handler=handle) as manager:
         for event in ("deep", "large"):
-            with pytest.raises(errors.SessionTooLargeError):
+            with pytest.raises(errors.SessionTooLargeError) as caught:
                 await soon(manager.dispatch("ann", event))
+            assert caught.value.session_id == "ann"
         assert await manager.peek("ann") is None
 
 
@@ -260,3 +262,58 @@ async def test_a_turn_that_waits_at_the_bound_goes_on_as_soon_as_the_store_is_kn
         assert store.write_calls == 1
         store.restore()
         await clock.advance(5.0)
+
+
+def say(context: Context) -> int:
+    history: list[str] = context.session.setdefault("history", [])
+    history.append("x" * 500)
+    if context.event == "forget":
+        history.clear()
+    return len(history)
+
+
+@both_homes
+@pytest.mark.parametrize("policy", ["write-behind", "write-through", "journaled"])
+def test_a_session_that_is_nearly_full_is_named_once_before_its_events_fail(
+    home: Any, policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flush = FlushPolicy.journaled(tmp_path / "journal") if policy == "journaled" else FlushPolicy.parse(policy)
+
+    def warnings() -> list[Any]:
+        return [record.session_id for record in caplog.records if "max_session_bytes" in record.getMessage()]  # type: ignore[attr-defined]
+
+    with home(handler=say, flush=flush, max_session_bytes=20_000) as manager:
+        manager.dispatch_sync("bob", "hi")
+        while manager.dispatch_sync("ann", "hi") < 31:
+            assert warnings() == []
+        assert manager.stats().nearly_full == 0
+        while manager.dispatch_sync("ann", "hi") < 38:
+            pass
+        assert warnings() == ["ann"]
+        assert manager.stats().nearly_full == 1
+        with pytest.raises(errors.SessionTooLargeError):
+            for _ in range(3):
+                manager.dispatch_sync("ann", "hi")
+        manager.dispatch_sync("ann", "forget")
+        assert manager.stats().nearly_full == 0
+        while manager.dispatch_sync("ann", "hi") < 38:
+            pass
+        assert warnings() == ["ann"]
+        assert manager.stats().nearly_full == 1
+        manager.destroy_sync("ann")
+        assert manager.stats().nearly_full == 0
+
+
+async def test_a_session_that_left_memory_nearly_full_is_named_again_when_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    async with SessionManager(handler=say, clock=clock, idle_timeout=60.0, max_session_bytes=20_000) as manager:
+        for _ in range(2):
+            for _ in range(18):
+                await manager.dispatch("ann", "hi")
+            await clock.advance(120.0)
+            assert manager.stats().nearly_full == manager.stats().resident == 0
+        await manager.dispatch("ann", "hi")
+        assert manager.stats().nearly_full == 1
+    assert caplog.text.count("max_session_bytes") == 2

@@ -209,3 +209,10 @@ def is_update(request: bytes) -> bool:
     Behind its header, flags and kind stands a document whose first key says so.
     """
     return request[12:16] == struct.pack("<i", 2013) and request[26:33] == b"update\0"
+
+
+@contextmanager
+def raw(store: MongoSessionStore) -> Iterator[Any]:
+    """What somebody else sees of a store that `shared_store` has made."""
+    with shared().client() as client:
+        yield client["actorbot_tests"][store._link.collection_name]

@@ -39,10 +39,15 @@ class Proxy:
         the upstream has replied, the reply is dropped and the connection cut."""
         self.lost = 0
         """How many replies were lost."""
+        self.swallowed = 0
+        """How many pieces of requests were swallowed."""
+        self.connections = 0
+        """How many were made."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._closed = threading.Event()
         self._cut = threading.Event()  # replaced by each reset
+        self._forgotten = threading.Event()  # replaced by each `forget`
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # guards the last two
 
@@ -54,6 +59,14 @@ class Proxy:
         cut.set()
         for thread in threads[1:]:
             thread.join(PATIENCE)
+
+    def forget(self) -> None:
+        """Swallow what comes on the connections of now, as a firewall does that has forgotten them.
+
+        New ones work.
+        """
+        forgotten, self._forgotten = self._forgotten, threading.Event()
+        forgotten.set()
 
     def __enter__(self) -> Self:
         self._spawn(self._accept)
@@ -81,9 +94,10 @@ class Proxy:
         while not self._closed.is_set():
             if select.select([self._listener], [], [], TICK)[0]:
                 client, _ = self._listener.accept()
-                self._spawn(self._carry, client, self._cut)
+                self.connections += 1
+                self._spawn(self._carry, client, self._cut, self._forgotten)
 
-    def _carry(self, client: socket.socket, cut: threading.Event) -> None:
+    def _carry(self, client: socket.socket, cut: threading.Event, forgotten: threading.Event) -> None:
         try:
             if self._tls is not None:
                 client.settimeout(PATIENCE)
@@ -96,20 +110,23 @@ class Proxy:
             for side in (client, upstream):
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                self._carry_on(client, upstream, cut)
+                self._carry_on(client, upstream, cut, forgotten)
             except OSError:
                 pass  # one of the two has gone
             # A reset rather than an orderly end, whoever asked for it.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    def _carry_on(self, client: socket.socket, upstream: socket.socket, cut: threading.Event) -> None:
+    def _carry_on(
+        self, client: socket.socket, upstream: socket.socket, cut: threading.Event, forgotten: threading.Event
+    ) -> None:
         losing = False
         while not cut.is_set():
             for side in select.select([client, upstream], [], [], TICK)[0]:
                 data = side.recv(65_536)
                 if not data:
                     return
-                if self.black_hole:
+                if self.black_hole or forgotten.is_set():
+                    self.swallowed += side is client
                     continue
                 if self.garbage:
                     client.sendall(self.garbage)

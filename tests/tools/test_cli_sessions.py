@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from click.testing import Result
+from rich.cells import cell_len
 
-from actorbot import MemorySessionStore, store_from_url
-from actorbot.stores import RecordStore, Write
+from actorbot import ONE_YEAR, MemorySessionStore, errors, store_from_url
+from actorbot.cli._format import show_when
+from actorbot.stores import RecordStore, Write, copy
 from actorbot.testing._expect import make_record, make_tombstone, write_all
 from tests.backends import AsyncDictStore, DictStore
 from tests.servers import mongo_servers, redis_servers
@@ -79,6 +86,92 @@ def test_ls_can_be_narrowed(url: str) -> None:
     assert "telegram:42" not in run("sessions", "ls", url, "--prefix", "telegram:43").stdout
 
 
+def on_terminal(columns: int, *args: str) -> str:
+    """Return what the command prints on a terminal of so many columns; if 0, in a pipe."""
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    if not columns:
+        return run_apart(*args, env=env).stdout
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    assert run_apart(*args, stdout=terminal, env=env).stderr == ""
+    os.close(terminal)
+    said = b""
+    with suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # its end is an error
+        while part := stream.read(4096):
+            said += part
+    return said.decode()
+
+
+@pytest.mark.parametrize("columns", [0, 54, 60, 80, 130])
+def test_ls_keeps_its_columns_whatever_the_ids_and_the_terminal(columns: int, tmp_path: Path) -> None:
+    store: RecordStore = store_from_url(in_files(tmp_path)).init()
+    ids = ["a", "telegram:42", "x" * 35, "日本語:ユーザー"]
+    write_all(store, [Write(make_record(each, {}, expires_at=time.time() + ONE_YEAR), b"") for each in ids])
+    store.close()
+
+    heading, *lines = on_terminal(columns, "sessions", "ls", in_files(tmp_path)).splitlines()
+    rows = [line for line in lines if "in 1 year" in line]
+    assert len(rows) == len(ids)
+    assert len({cell_len(line.partition("in 1 year")[0]) for line in rows}) == 1
+    assert [sum(line.split()[0] == session_id for line in lines) for session_id in ids] == [1, 1, 1, 1]
+    if columns:
+        assert [line for line in [heading, *lines] if cell_len(line) > columns] == []
+    if not columns or columns == 130:
+        assert lines == rows
+        assert [line for line in rows if time.strftime("%Y-", time.localtime(1.5e9)) not in line] == []
+
+
+@pytest.mark.parametrize(("columns", "dates"), [("60", False), ("80", True)])
+def test_a_width_that_somebody_has_set_counts_in_a_pipe_unless_it_is_the_usual_one(
+    columns: str, dates: bool, tmp_path: Path
+) -> None:
+    fill(in_files(tmp_path), 1)
+    done = run_apart("sessions", "ls", in_files(tmp_path), env=os.environ | {"COLUMNS": columns})
+
+    assert ("2017-" in done.stdout) == dates
+
+
+def test_a_store_that_fails_in_the_middle_of_a_list_hides_nothing_of_what_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(MemorySessionStore):
+        def scan(self) -> Any:
+            yield make_record("ann", {})
+            raise errors.StoreUnavailableError("memory", "it has gone")
+
+    serve(monkeypatch, lambda url: Failing())
+    done = run("sessions", "ls", "plain://here")
+
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[1].split()[0] == "ann"
+    assert done.stderr == "Error: memory: it has gone\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (ONE_YEAR, "in 1 year"),
+        (ONE_YEAR - 5, "in 1 year"),
+        (ONE_YEAR - 86_400, "in 364 days"),
+        (1.9 * ONE_YEAR, "in 1 year"),
+        (10 * ONE_YEAR - 1, "in 10 years"),
+        (86_400 - 1, "in 1 day"),
+        (3 * 86_400 - 60, "in 3 days"),
+        (3600 - 1, "in 1 hour"),
+        (59 * 60, "in 59 minutes"),
+        (1.5, "in 1 second"),
+        (-3600, "1 hour ago"),
+        (-90, "1 minute ago"),
+        (0, "0 seconds ago"),
+        (float("inf"), "in the far future"),
+        (1e18, "in the far future"),
+        (-1e18, "in the far past"),
+    ],
+)
+def test_how_far_a_time_is_is_said_as_one_would(seconds: float, says: str) -> None:
+    assert says in show_when(1e9 + seconds, now=1e9)
+
+
 def test_show_shows_values_and_times(url: str) -> None:
     done = run("sessions", "show", url, "telegram:42")
 
@@ -128,6 +221,18 @@ def test_export_gives_what_is_alive_as_json_lines_in_a_file_of_ones_own(url: str
     assert run("sessions", "export", url, "--prefix", "telegram:42").stdout.count("\n") == 1
 
 
+def test_a_file_and_a_store_may_stand_in_the_users_own_folder(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+
+    assert run("sessions", "copy", url, "file://~/bot").exit_code == 0
+    assert run("sessions", "export", "file://~/bot", "-o", "~/sessions.jsonl").exit_code == 0
+    assert (tmp_path / "home" / "sessions.jsonl").read_text("utf-8").count("\n") == 2
+    assert (tmp_path / "home" / "bot").is_dir()
+
+
 def test_copy_moves_all_to_another_store_and_may_be_run_again(url: str, tmp_path: Path) -> None:
     target = f"file://{quote(str(tmp_path / 'new house'))}"
     first, second = (run("sessions", "copy", url, target, "--json") for _ in range(2))
@@ -173,6 +278,91 @@ def test_a_folder_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+LOOKING = [
+    ("ls",), ("ls", "--json"), ("export",), ("show", "ann"), ("rm", "--yes", "ann"), ("copy", "memory://"), ("doctor",),
+]  # fmt: skip
+
+
+def look(verb: tuple[str, ...], url: str) -> Result:
+    name, *rest = verb
+    return run("doctor", url) if name == "doctor" else run("sessions", name, url, *reversed(rest))
+
+
+@pytest.mark.parametrize("verb", LOOKING, ids=" ".join)
+@pytest.mark.parametrize("kind", ["file", "mongo", "redis"])
+def test_looking_at_a_mistyped_place_makes_nothing_there_and_says_so(
+    verb: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    typo = f"typo_{sha256(bytes(tmp_path)).hexdigest()[:16]}"
+    if kind == "file":
+        done = look(verb, f"file://{tmp_path / typo / 'sessions'}")
+        assert list(tmp_path.iterdir()) == []
+        says = "there is no folder"
+    elif kind == "mongo":
+        server = mongo_servers.shared()
+        done = look(verb, f"{server.url}?database={typo}")
+        other = look(verb, f"{server.url}?database=admin&collection_name={typo}")
+        with server.client() as client:
+            assert typo not in client.list_database_names()
+            assert typo not in client.admin.list_collection_names()
+        says = f"there is no collection 'sessions' in the database '{typo}'"
+        assert other.exit_code == done.exit_code
+    elif verb[0] == "doctor":
+        pytest.skip("there is nothing to mistype but a prefix, under which it tries a session")
+    else:
+        redis = redis_servers.shared()
+        done = look(verb, f"{redis.url}?key_prefix={typo}:")
+        assert redis.ask("KEYS", f"{typo}*") == []
+        assert done.exit_code == (verb[0] == "show")
+        return
+
+    if verb[0] == "doctor":
+        assert done.exit_code == 0
+        assert [line.split()[0] for line in done.stdout.splitlines() if "a bot makes it when it starts" in line][
+            -1
+        ] == "warning"
+        assert "write and read" not in done.stdout
+    else:
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1
+        assert says in done.stderr
+
+
+def test_looking_leaves_no_lock_in_a_folder_that_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    done = run("sessions", "ls", f"file://{tmp_path}")
+
+    assert done.exit_code == 1
+    assert f"there are no sessions in the folder {tmp_path}" in done.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_store_that_has_been_emptied_is_no_mistake(tmp_path: Path) -> None:
+    fill(in_files(tmp_path), 0)
+    done = run("sessions", "ls", in_files(tmp_path), "--prefix", "telegram:")
+
+    assert done.exit_code == 0
+    assert done.stderr == "there is no session that begins with telegram: that is alive; --all lists the others too\n"
+
+
+def test_a_copy_from_a_place_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.StoreError, match="there is no folder"):
+        copy(store_from_url(in_files(tmp_path)), store_from_url(f"file://{tmp_path}/target"))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_was_looked_at_can_be_used_by_a_bot(tmp_path: Path) -> None:
+    for url in (in_files(tmp_path), in_redis(tmp_path), in_mongo(tmp_path)):
+        store: RecordStore = store_from_url(url)
+        assert (store.look() is None) == url.startswith("redis")
+        write_all(store.init(), [Write(make_record("ann", {}), b"")])
+        assert store.look() is None
+        if url.startswith("mongodb"):
+            assert "expiry" not in {each.what for each in store.examine() if each.level != "ok"}
+        store.close()
+
+
 def test_a_session_id_steers_no_terminal(tmp_path: Path) -> None:
     url = in_files(tmp_path)
     store: RecordStore = store_from_url(url).init()
@@ -180,6 +370,72 @@ def test_a_session_id_steers_no_terminal(tmp_path: Path) -> None:
     store.close()
 
     assert "\x1b" not in run("sessions", "ls", url).stdout
+
+
+# --- what is left out ---------------------------------------------------------------------------
+
+
+def test_sessions_of_a_longer_key_prefix_are_another_bot_s_and_are_counted(tmp_path: Path) -> None:
+    """`bot:` finds the keys of `bot:2:` too."""
+    mine, theirs = in_redis(tmp_path), f"{in_redis(tmp_path)}2:"
+    for url, ids in ((mine, ["ann", "2:x"]), (theirs, ["carl", "dora"])):
+        store: RecordStore = store_from_url(url).init()
+        write_all(store, [Write(make_record(each, {"n": 1}), b"") for each in ids])
+        store.close()
+    note = f"note: redis: sessions of the key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
+
+    listed = run("sessions", "ls", mine, "--json")
+    exported = run("sessions", "export", mine)
+    copied = run("sessions", "copy", mine, in_files(tmp_path), "--json")
+    assert {json.loads(line)["session_id"] for line in listed.stdout.splitlines()} == {"ann", "2:x"}
+    assert (listed.exit_code, exported.exit_code, copied.exit_code) == (0, 0, 0)
+    assert listed.stderr == exported.stderr == copied.stderr == note
+    assert (json.loads(copied.stdout)["copied"], json.loads(copied.stdout)["failed"]) == (2, [])
+
+
+def test_a_session_of_a_longer_key_prefix_is_not_destroyed_as_a_damaged_one(tmp_path: Path) -> None:
+    theirs = f"{in_redis(tmp_path)}2:"
+    fill(theirs, 1)
+
+    for verb in (("show",), ("rm", "--yes")):
+        done = run("sessions", *verb, in_redis(tmp_path), "2:user:0")
+        assert done.exit_code == 1
+        assert "its key is that of session 'user:0' under the prefix" in done.stderr
+        assert "destroy()" not in done.stderr
+    assert run("sessions", "show", theirs, "user:0").exit_code == 0
+
+
+def test_a_session_of_a_shorter_key_prefix_is_another_bot_s_too(tmp_path: Path) -> None:
+    store: RecordStore = store_from_url(in_redis(tmp_path)).init()
+    write_all(store, [Write(make_record("2:carl", {"n": 1}), b"")])
+    store.close()
+
+    done = run("sessions", "ls", f"{in_redis(tmp_path)}2:")
+    assert done.exit_code == 0
+    assert f"sessions of the key prefix '{store.key_prefix}' were left out: 1" in done.stderr  # type: ignore[attr-defined]
+
+
+def test_what_a_driver_lists_and_nobody_can_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(Listed):
+        def ids(self) -> Any:
+            return [("ann",), b"bob", 42, "gone"]
+
+    driver = Odd()
+    driver.data = {"ann": {"n": 1}, "bob": {"n": 2}}
+    serve(monkeypatch, lambda url: driver)
+    said = {
+        "ls": run("sessions", "ls", "plain://here"),
+        "export": run("sessions", "export", "plain://here"),
+        "copy": run("sessions", "copy", "plain://here", "memory://"),
+    }
+
+    for done in said.values():
+        assert done.exit_code == 1
+        assert "ids() gives 42, which is no session id" in done.stderr
+        assert "note: Odd: read() has nothing for 1 of the 3 ids that ids() gives: they are left out" in done.stderr
+    assert {"ann", "bob"} <= set(said["ls"].stdout.split())
+    assert said["export"].stdout.count("\n") == 2
+    assert "2 copied" in said["copy"].stdout
 
 
 # --- what interrupts ----------------------------------------------------------------------------
@@ -225,7 +481,8 @@ def test_a_copy_that_is_interrupted_says_that_it_goes_on_and_does(
     second = run("sessions", "copy", in_files(tmp_path), "plain://there", "--json")
 
     assert first.exit_code == 130
-    assert first.stderr == "interrupted: run the same command again, and it goes on\n"
+    # click 8.1 ends the line of the ^C itself
+    assert first.stderr.lstrip("\n") == "interrupted: run the same command again, and it goes on\n"
     report = json.loads(second.stdout)
     assert (report["copied"], report["already_there"]) == (150, 100)
     assert store.count() == 250

@@ -39,35 +39,38 @@ def test_no_example_is_left_untested() -> None:
 def test_with_memory_session(tmp_path: Path) -> None:
     for _ in range(2):  # the second run has forgotten
         assert run("with_memory_session.py", tmp_path, "Hi\nTim\n") == (
-            "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+            "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
         )
 
 
 def test_with_file_session(tmp_path: Path) -> None:
     assert run("with_file_session.py", tmp_path, "Hi\nTim\n") == (
-        "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+        "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
     )
-    assert run("with_file_session.py", tmp_path, "It rains\n/quit\n") == "You > Bot > You said 'It rains', Tim\nYou > "
+    assert (
+        run("with_file_session.py", tmp_path, "It rains\n/quit\n")
+        == "You > It rains\nBot > You said 'It rains', Tim\nYou > /quit\n"
+    )
     assert (tmp_path / ".sessions").is_dir()
 
 
 def test_with_redis_session(redis_server: Server, tmp_path: Path) -> None:
     url = redis_server.url
     assert run("with_redis_session.py", tmp_path, "Hi\nTim\n", REDIS_URL=url) == (
-        "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+        "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
     )
     assert run("with_redis_session.py", tmp_path, "It rains\n/quit\n", REDIS_URL=url) == (
-        "You > Bot > You said 'It rains', Tim\nYou > "
+        "You > It rains\nBot > You said 'It rains', Tim\nYou > /quit\n"
     )
 
 
 def test_with_mongo_session(tmp_path: Path) -> None:
     with mongo_servers.server() as own:
         assert run("with_mongo_session.py", tmp_path, "Hi\nTim\n", MONGO_URL=own.url) == (
-            "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+            "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
         )
         assert run("with_mongo_session.py", tmp_path, "It rains\n/quit\n", MONGO_URL=own.url) == (
-            "You > Bot > You said 'It rains', Tim\nYou > "
+            "You > It rains\nBot > You said 'It rains', Tim\nYou > /quit\n"
         )
         with own.client() as client:
             assert client["actorbot"]["sessions"].find_one({"state.nickname": "Tim"})["_id"] == "console:1"
@@ -75,9 +78,9 @@ def test_with_mongo_session(tmp_path: Path) -> None:
 
 def test_custom_store(tmp_path: Path) -> None:
     assert run("custom_store.py", tmp_path, "a\nb\n") == (
-        "You > Bot > That was number 1\nYou > Bot > That was number 2\nYou > \n"
+        "You > a\nBot > That was number 1\nYou > b\nBot > That was number 2\nYou > \n"
     )
-    assert run("custom_store.py", tmp_path, "c\n") == "You > Bot > That was number 3\nYou > \n"
+    assert run("custom_store.py", tmp_path, "c\n") == "You > c\nBot > That was number 3\nYou > \n"
 
 
 def test_embed_asyncio(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 import configparser
 import importlib.metadata
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests import ROOT
+from tests import ROOT, ranges
 from tests.backends import STORES
 from tests.mutants.catalogue import MUTANTS, Mutant
 
@@ -34,6 +36,19 @@ def test_pyproject_says_nothing_about_the_build():
 
 def test_the_installed_version_is_the_one_in_pyproject():
     assert importlib.metadata.version("actorbot") == PYPROJECT["project"]["version"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_help_lists_what_there_is_to_make():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)).split())
+    help_ = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    listed = dict(line.split(maxsplit=1) for line in help_.stdout.splitlines())
+
+    assert listed.keys() == targets
+    assert all(len(line) <= 100 for line in help_.stdout.splitlines())
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert set(re.findall(r"`make ([a-z-]+)", (ROOT / page).read_text("utf-8"))) <= targets, page
 
 
 def test_every_seeded_fault_has_its_place():
@@ -87,3 +102,12 @@ def test_every_seeded_fault_names_tests_that_exist(mutant: Mutant) -> None:
 def files_of(place: Path) -> list[Path]:
     """Return the files of tests that a place named in the catalogue stands for."""
     return [place] if place.is_file() else sorted(place.rglob("test_*.py"))
+
+
+def test_every_extra_is_tested_at_both_ends_of_its_range() -> None:
+    asked = PYPROJECT["project"]["optional-dependencies"]
+
+    no_ranges = {"all", "dev", "more-servers", "release", "servers", "types"}  # other extras, and our own tools
+    assert set(ranges.TESTS) == {"core", *asked} - no_ranges
+    for extra in ranges.TESTS:
+        assert ranges.lowest(extra)

@@ -33,7 +33,7 @@ def test_the_first_page_s_dialogue_at_the_console(example: str, tmp_path: Path) 
     done = run(example, "Hi\nTim\n", tmp_path)
 
     assert done.stderr == ""
-    assert done.stdout == "You > Bot > Hi, what's your nickname?\nYou > Bot > Hello Tim\nYou > \n"
+    assert done.stdout == "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
     assert done.returncode == 0
 
 
@@ -47,6 +47,13 @@ def test_a_second_run_still_knows_the_nickname(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_help_says_what_can_be_said_to_the_console(talk: Talk) -> None:
+    printed, complaints = talk(console(), "/help\n /HELP \n")
+
+    assert (printed.count("/session  shows"), printed.count("/quit     leaves"), complaints) == (2, 2, "")
+    assert "Bot > " not in printed
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_bot_with_everything_in_the_store(number: signal.Signals, tmp_path: Path) -> None:
     with subprocess.Popen(
@@ -57,8 +64,8 @@ def test_a_signal_ends_the_bot_with_everything_in_the_store(number: signal.Signa
         assert process.stdout is not None
         process.stdin.write(b"Hi\nTim\n")
         process.stdin.flush()
-        process.stdout.readline()
-        process.stdout.readline()
+        while process.stdout.readline() != b"Bot > Hello Tim\n":
+            pass
         process.send_signal(number)
 
         assert process.wait(timeout=20) == 0
@@ -156,11 +163,11 @@ def console(**options: Any) -> ConsoleBot:
     ("given", "printed"),
     [
         (b"", b"You > \n"),
-        (b"no end of line", b"You > Bot > no end of line\nYou > \n"),
-        (b"\r\n/QUIT \r\nnever\n", b"You > Bot > \nYou > "),
-        (b"\xff\xfe\n", b"You > Bot > \xef\xbf\xbd\xef\xbf\xbd\nYou > \n"),
-        (b"a\0b\x1bc\n", b"You > Bot > a\0b\x1bc\nYou > \n"),
-        (b"x" * 200_000 + b"\n", b"You > Bot > " + b"x" * 200_000 + b"\nYou > \n"),
+        (b"no end of line", b"You > no end of line\nBot > no end of line\nYou > \n"),
+        (b"\r\n/QUIT \r\nnever\n", b"You > \nBot > \nYou > /QUIT \n"),
+        (b"\xff\xfe\n", b"You > \xef\xbf\xbd\xef\xbf\xbd\nBot > \xef\xbf\xbd\xef\xbf\xbd\nYou > \n"),
+        (b"a\0b\x1bc\n", b"You > a\0b\x1bc\nBot > a\0b\x1bc\nYou > \n"),
+        (b"x" * 200_000 + b"\n", b"You > " + b"x" * 200_000 + b"\nBot > " + b"x" * 200_000 + b"\nYou > \n"),
     ],
     ids=["nothing", "no end", "quit", "no text", "control", "long"],
 )
@@ -215,10 +222,10 @@ def test_a_signal_lets_the_event_under_way_finish(talk: Talk) -> None:
             await asyncio.sleep(0)
         context.send_text("finished")
 
-    assert talk(bot, "Hi\nnever\n") == ("You > Bot > finished\n", "")
+    assert talk(bot, "Hi\nnever\n") == ("You > Hi\nBot > finished\n", "")
 
 
-def test_a_signal_ends_a_bot_whose_handler_does_not_end(talk: Talk) -> None:
+def test_a_signal_ends_a_bot_whose_handler_does_not_end(talk: Talk, caplog: pytest.LogCaptureFixture) -> None:
     bot = ConsoleBot(close_timeout=0.1)
 
     @bot.on_event
@@ -230,17 +237,28 @@ def test_a_signal_ends_a_bot_whose_handler_does_not_end(talk: Talk) -> None:
     printed, complaints = talk(bot, "Hi\n")
 
     assert "never" not in printed
-    assert "unfinished=1" in complaints
+    assert "ManagerClosedError" in complaints
+    assert "1 unfinished" in caplog.text
 
 
 def test_a_failing_handler_shows_its_author_where_and_the_talk_goes_on(talk: Talk) -> None:
     printed, complaints = talk(console(), "fail\nHi\n/session\n")
 
-    assert printed == 'You > You > Bot > Hi\nYou > {\n  "n": 1\n}\nYou > \n'
+    assert printed == 'You > fail\nYou > Hi\nBot > Hi\nYou > /session\n{\n  "n": 1\n}\nYou > \n'
     assert 'raise KeyError("nickname")' in complaints
 
 
-@pytest.mark.parametrize("failure", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()], ids=repr)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        asyncio.CancelledError(),
+        BaseException("own"),
+        BaseExceptionGroup("", [SystemExit()]),
+    ],
+    ids=repr,
+)
 def test_a_handler_cannot_end_the_bot(failure: BaseException, talk: Talk) -> None:
     bot = ConsoleBot()
 
@@ -252,7 +270,7 @@ def test_a_handler_cannot_end_the_bot(failure: BaseException, talk: Talk) -> Non
 
     printed, complaints = talk(bot, "Hi\nHo\n")
 
-    assert printed == "You > You > Bot > still here\nYou > \n"
+    assert printed == "You > Hi\nYou > Ho\nBot > still here\nYou > \n"
     assert type(failure).__name__ in complaints
 
 
@@ -262,7 +280,7 @@ def test_a_store_that_fails_is_told_of_and_the_talk_goes_on(talk: Talk) -> None:
 
     printed, complaints = talk(console(session_store=store), "/session\nHi\nHo\n")
 
-    assert printed == "You > You > You > Bot > Ho\nYou > \n"
+    assert printed == "You > /session\nYou > Hi\nYou > Ho\nBot > Ho\nYou > \n"
     assert complaints.count("(StoreUnavailableError: ") == 2
 
 

@@ -132,7 +132,7 @@ async def test_a_store_that_finds_too_little_fails_whoever_waits() -> None:
             return []
 
     async with SessionManager(ReadsNothing(), handler=count, close_timeout=0.2) as manager:
-        with pytest.raises(errors.StoreUnavailableError, match="0 records for 1 session"):
+        with pytest.raises(errors.StoreUnavailableError, match="0 answers for 1 session"):
             await soon(manager.dispatch("ann", "hi"))
 
 

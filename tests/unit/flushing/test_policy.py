@@ -31,7 +31,10 @@ BEHIND = {
     "max_dirty_bytes": st.integers(64 * 1024, 1024**4),
     "when_full": st.sampled_from(["wait", "reject"]),
 }
-JOURNAL = {"path": st.from_regex(r"/[\w./-]*\w", fullmatch=True), "sync": st.sampled_from(["full", "normal"])}
+PATHS = st.text(st.sampled_from("/x.,='\" \n\\%:~"), min_size=1) | st.text(
+    st.characters(exclude_characters="\0"), min_size=1
+)
+JOURNAL = {"path": PATHS, "sync": st.sampled_from(["full", "normal"])}
 POLICIES = (
     st.builds(FlushPolicy.write_through, **BATCHES)
     | st.builds(FlushPolicy.write_behind, **BEHIND, **BATCHES)
@@ -162,6 +165,9 @@ def test_a_retry_out_of_range_is_refused_and_named(field, knobs):
             "journaled:path=bot.journal,sync=normal,max_delay=2",
             FlushPolicy.journaled(Path("bot.journal"), sync="normal", max_delay=2.0),
         ),
+        ('journaled:path="a,b.db",sync=normal', FlushPolicy.journaled("a,b.db", sync="normal")),
+        ("journaled: path = ' a,b ' , max_events = '5'", FlushPolicy.journaled(" a,b ", max_events=5)),
+        ('journaled:path="say ""hi"", twice"', FlushPolicy.journaled('say "hi", twice')),
         (" write-behind : max_delay = 2 \n", FlushPolicy.write_behind(max_delay=2.0)),
     ],
 )
@@ -177,6 +183,7 @@ def test_the_text_of_a_policy_reads_back_as_the_same_policy(policy):
 def test_the_text_of_a_policy_names_only_what_was_chosen():
     assert str(FlushPolicy.write_behind()) == "write-behind"
     assert str(FlushPolicy.write_behind(max_delay=0.5)) == "write-behind:max_delay=0.5"
+    assert str(FlushPolicy.journaled("/var/lib/a b=c")) == "journaled:path=/var/lib/a b=c"
 
 
 @pytest.mark.parametrize(

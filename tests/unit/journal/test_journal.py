@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actorbot._flushing.recovery import Rebased, SetBack, Settled, rebase
+from actorbot._flushing.recovery import JournalBehind, Rebased, Settled, rebase
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import KEPT, JournalFile
 from actorbot._journal.wal import find_flaw
 from actorbot._state.committed import ANYBODYS, Committed, write_id_of
 from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
-from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError, JournalError
+from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError, JournalError, StoreUnavailableError
 from actorbot.stores import Write
 from tests.faults._scale import scaled
 from tests.tiers import tiers
@@ -273,7 +273,8 @@ KNOWN = ((MINE, 7),)
         pytest.param(make_record(6, write_id_of(THEIRS, 6)), KNOWN, "conflict", id="somebody else's, as new"),
         pytest.param(make_record(5, b""), KNOWN, "conflict", id="one without a write id"),
         pytest.param(make_record(5, THEIRS), (*KNOWN, ANYBODYS), "written", id="it replaces whatever is there"),
-        pytest.param(CorruptSessionError("s", "ann", "torn"), KNOWN, "refused", id="it cannot be read"),
+        pytest.param(StoreUnavailableError("s", "busy"), KNOWN, "refused", id="it cannot be looked at"),
+        pytest.param(CorruptSessionError("s", "ann", "torn"), KNOWN, "set aside", id="it is damaged"),
         pytest.param(CorruptSessionError("s", "ann", "torn"), (*KNOWN, ANYBODYS), "written", id="and is replaced"),
     ],
 )
@@ -290,7 +291,9 @@ def test_what_is_decided_about_a_recovered_state(stored: Any, known: Any, expect
         case "refused":
             assert verdict == Settled(stored)
         case "set back":
-            assert verdict == SetBack()
+            assert verdict == JournalBehind()
+        case "set aside":
+            assert verdict == Rebased(Write(RECOVERED, BASE, over_damage=True))
         case "written":
             assert isinstance(verdict, Rebased)
             write = verdict.write

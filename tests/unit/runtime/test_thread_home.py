@@ -30,6 +30,42 @@ def test_a_lambda_may_pass_on_a_coroutine_in_threads_too() -> None:
         assert said.wait(20)
 
 
+@both_homes
+def test_a_plain_handler_that_calls_an_async_one_has_it_run(home: Any) -> None:
+    async def order(context: Context) -> str:
+        await asyncio.sleep(0)
+        context.session["ordered"] = True
+        return "thank you"
+
+    def route(context: Context) -> Any:
+        return order(context) if context.event == "order" else "what?"
+
+    with home(handler=route) as manager:
+        assert manager.dispatch_sync("ann", "hi") == "what?"
+        assert manager.dispatch_sync("ann", "order") == "thank you"
+        assert manager.peek_sync("ann") == {"ordered": True}
+
+
+def test_an_async_handler_that_a_plain_one_calls_is_stopped_when_its_time_is_up() -> None:
+    ended = threading.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def route(context: Context) -> Any:
+        context.session["n"] = 1
+        return hang()
+
+    with SessionManager(handler=route, handler_timeout=0.05) as manager:
+        with pytest.raises(errors.HandlerTimeoutError):
+            manager.dispatch_sync("ann", "hi")
+        assert ended.wait(HANGS)
+        assert manager.peek_sync("ann") is None
+
+
 def test_a_reply_that_a_lambda_passes_on_needs_no_loop() -> None:
     said: list[str] = []
     told = threading.Event()

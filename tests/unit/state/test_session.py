@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from datetime import date
-from typing import Any, ClassVar, Literal, Optional
+from datetime import date, datetime
+from enum import Enum, StrEnum
+from typing import Any, ClassVar, Literal, NamedTuple, Optional, TypedDict
 
 import pytest
 
 from actorbot._state.codec import decode_state, encode_state
+from actorbot._state.document import from_document, to_document
 from actorbot._state.typed import SessionShape
 from actorbot._state.values import UndecodableError
 from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
@@ -244,3 +246,285 @@ def test_a_session_type_that_cannot_work_is_refused_at_once(session_type, reason
         SessionShape(session_type)
 
     assert caught.value.field == "session_type"
+
+
+# --- one of several types -----------------------------------------------------------------------
+
+
+@dataclass
+class Cat:
+    name: str = ""
+
+
+@dataclass
+class Dog:
+    name: str = ""
+
+
+@dataclass
+class Kitten(Cat):
+    weeks: int = 0
+
+
+@dataclass
+class Pair:
+    first: Cat | Dog | None = None
+    second: Pair | Cat | None = None
+
+
+def back_from_the_store(session: Any) -> Any:
+    """The same session after a turn, through bytes and through a document."""
+    shape = SessionShape(type(session))
+    values = decode_state(encode_state(shape.dump(session), 10_000))
+    assert from_document(to_document(values)) == values
+    return shape.load(values)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Cat | Dog, Dog("Rex")),
+        (Dog | Cat | None, Cat("Tom")),
+        (Cat | Dog | None, None),
+        (Cat | Kitten, Kitten("Tom")),
+        (Kitten | Cat, Cat("Tom")),
+        (list[Cat | Dog], [Dog(), Cat(), Dog()]),
+        (list[Cat] | list[Dog], [Dog(), Dog()]),
+        (list[Cat] | list[Dog] | None, []),
+        (list[Cat | Kitten] | list[Dog | Kitten], [Dog(), Kitten()]),
+        (dict[str, Cat | Dog], {"a": Dog(), "b": Cat()}),
+        (dict[str, Cat] | dict[str, Dog], {"$type": Dog()}),
+        (tuple[Cat | Dog, int], (Dog(), 1)),
+        (tuple[Cat, ...] | tuple[Dog, ...], (Dog(),)),
+        (Cat | list[Dog], [Dog()]),
+        (Cat | str | list[int], Cat("Tom")),
+        (Pair | Cat, Pair(Dog(), Pair(Cat(), Cat()))),
+        (dict[str, Any], {"$type": "Cat", "name": 5}),
+        (date | datetime, datetime(2020, 1, 1)),  # noqa: DTZ001
+        (date | datetime, date(2020, 1, 1)),
+        (float | int, 1),
+        (float | int, 1.0),
+        (list[float], [1, 2.0]),
+        (bool | int, True),
+        (int | bool, 1),
+        (list[str] | tuple[str, ...], ("a",)),
+        (set[int] | frozenset[int], frozenset({1})),
+        (Literal[1, True, "1"], True),
+        (str | bytes, b"1"),
+    ],
+    ids=repr,
+)
+def test_one_of_several_types_comes_back_equal_and_of_the_same_type(annotation, value):
+    made = dataclasses.make_dataclass("Made", [("value", annotation, None)])
+
+    back = back_from_the_store(made(value)).value
+
+    assert (back, repr(back)) == (value, repr(value))  # repr: 1, 1.0 and True are equal
+
+
+@dataclass
+class Old:
+    animal: Dog | Kitten | Cat | None = None
+    several: list[Cat] | list[Dog] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("values", "session"),
+    [
+        ({"animal": {"name": "Tom", "weeks": 3}}, Old(Kitten("Tom", 3))),
+        ({"animal": {"name": "Tom"}}, Old(Dog("Tom"))),  # the first, as it was when it was written
+        ({"animal": {"weeks": 3}}, Old(Kitten("", 3))),  # written before Kitten had a name
+        ({"several": [{"name": "Tom"}, {}]}, Old(None, [Cat("Tom"), Cat()])),
+        ({"animal": None, "several": []}, Old()),
+    ],
+)
+def test_what_was_stored_before_types_were_named_in_it_is_still_read(values, session):
+    assert SessionShape(Old).load(values) == session
+
+
+def test_a_type_that_stands_alone_is_stored_as_before_and_reads_what_named_it():
+    made = dataclasses.make_dataclass("Made", [("pet", Cat | None, None)])
+
+    assert SessionShape(made).dump(made(Cat("Tom"))) == {"pet": {"name": "Tom"}}
+    assert SessionShape(made).load({"pet": {"$type": "Cat", "name": "Tom"}}) == made(Cat("Tom"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"first": {"$type": "Bird"}}, "session.first: expected .*Cat | .*Dog | None, found Bird"),
+        ({"first": {"$type": "Dog", "name": 5}}, "session.first.name: expected str, found int"),
+        ({"first": {"$type": 5}}, "session.first: expected"),
+        (
+            {"second": {"$type": "Pair", "first": {"$type": "Cat", "wings": 2}}},
+            "session.second.first: Cat has no field",
+        ),
+    ],
+)
+def test_a_stored_type_that_is_none_of_them_is_refused_by_name(values, message):
+    with pytest.raises(UndecodableError, match=message):
+        SessionShape(Pair).load(values)
+
+
+def test_a_subclass_is_not_stored_as_its_base():
+    made = dataclasses.make_dataclass("Made", [("pet", Cat, field(default_factory=Cat))])
+
+    with pytest.raises(NotEncodableError, match="expected Cat, found Kitten; annotate it with its own class") as caught:
+        SessionShape(made).dump(made(Kitten()))
+    assert caught.value.path == "session.pet"
+
+
+class Color(Enum):
+    RED = 1
+
+
+class Size(StrEnum):
+    BIG = "big"
+
+
+class Point(NamedTuple):
+    x: int = 0
+
+
+class Fields(TypedDict):
+    x: int
+
+
+Other = dataclasses.make_dataclass("Cat", [("color", str, "")])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "instead"),
+    [
+        (Cat | dict, "a dataclass in place of dict: beside Cat"),
+        (dict[str, int] | Cat, "a dataclass in place of dict: beside Cat"),
+        (list[Cat] | list[dict[str, int]], "a dataclass in place of dict"),
+        (Cat | Any, "in place of Any, beside Cat"),
+        (list[Cat] | list, "in place of Any, beside Cat"),
+        (list[dict[str, Cat] | dict], "in place of Any, beside Cat"),
+        (Cat | Other, "another name for one of the two dataclasses that are called Cat"),
+        (Color, "the member's value"),
+        (list[Size], "the member's value"),
+        (Literal[Color.RED], "a Literal of text, numbers or bytes"),
+        (Point, "write tuple"),
+        (Fields, "write dict"),
+        (OrderedDict[str, int], "write dict"),
+    ],
+    ids=repr,
+)
+def test_types_that_would_come_back_as_others_are_refused_at_once_with_what_to_write_instead(annotation, instead):
+    made = dataclasses.make_dataclass("Made", [("value", annotation, None)])
+    outer = dataclasses.make_dataclass("Outer", [("inner", made, field(default_factory=made))])
+
+    with pytest.raises(ConfigError, match=instead) as caught:
+        SessionShape(outer)
+
+    assert caught.value.field == "session_type"
+    assert "in the field Made.value" in str(caught.value)
+
+
+def test_a_field_that_has_no_value_any_more_is_named():
+    made = dataclasses.make_dataclass("Made", [("tags", list[str], field(default_factory=list))])
+    session = made()
+    del session.tags
+
+    with pytest.raises(NotEncodableError, match="has no value") as caught:
+        SessionShape(made).dump(session)
+    assert caught.value.path == "session.tags"
+    assert type(caught.value.__cause__) is AttributeError
+
+
+# --- code of the author's own --------------------------------------------------------------------
+
+
+def refuse(items: int) -> None:
+    if items > 3:
+        raise LookupError("no more than 3 items")
+
+
+@dataclass
+class ByPostInit:
+    items: int = 0
+
+    def __post_init__(self) -> None:
+        refuse(self.items)
+
+
+@dataclass
+class ByParent(ByPostInit):
+    name: str = ""
+
+
+@dataclass
+class ByInit:
+    items: int = 0
+
+    def __init__(self, items: int = 0) -> None:
+        refuse(items)
+        self.items = items
+
+
+@dataclass
+class ByNew:
+    items: int = 0
+
+    def __new__(cls, items: int = 0) -> ByNew:
+        refuse(items)
+        return super().__new__(cls)
+
+
+class Checking(type):
+    def __call__(cls, items: int = 0) -> Any:
+        refuse(items)
+        return super().__call__(items)
+
+
+@dataclass
+class ByMetaclass(metaclass=Checking):
+    items: int = 0
+
+
+class Few:
+    """A descriptor in place of a field."""
+
+    def __get__(self, instance: Any, owner: type) -> int:
+        return 0 if instance is None else vars(instance).get("_items", 0)
+
+    def __set__(self, instance: Any, value: int) -> None:
+        if getattr(instance, "is_made", False) is False:
+            refuse(value)
+        vars(instance)["_items"] = value
+
+
+@dataclass
+class ByDescriptor:
+    items: int = Few()  # type: ignore[assignment]
+
+
+OWN = [ByPostInit, ByParent, ByInit, ByNew, ByMetaclass, ByDescriptor]
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("where", ["itself", "in a list"])
+def test_a_type_with_code_of_its_own_is_asked_before_it_is_stored(kind, where):
+    made = dataclasses.make_dataclass("Made", [("parts", list[kind], field(default_factory=list))])
+    part = kind()
+    vars(part)["_items" if kind is ByDescriptor else "items"] = 4  # as a handler's `items += 1` may, without a check
+    session, path = (part, "session") if where == "itself" else (made([part]), "session.parts[0]")
+
+    with pytest.raises(NotEncodableError, match="no more than 3 items") as caught:
+        SessionShape(type(session)).encode(session, 10_000)
+
+    assert caught.value.path == path
+    assert type(caught.value.__cause__) is LookupError
+
+
+def test_a_type_without_code_of_its_own_is_not_asked():
+    @dataclass(frozen=True, slots=True)
+    class Plain:
+        items: int = 0
+
+    for kind in (Plain, Profile, Node):
+        assert not SessionShape(kind)._loader.has_own_code
+    for kind in OWN:
+        assert SessionShape(kind)._loader.has_own_code

@@ -256,3 +256,62 @@ async def test_a_bot_goes_on_in_the_new_house(make_store: Callable[[str, Path], 
     async with SessionManager(new, handler=count) as manager:
         assert await manager.dispatch("ann", "hi", event_id="2") is DUPLICATE
         assert await manager.dispatch("ann", "hi", event_id="3") == 4
+
+
+class Transactions(ListingStore):
+    """Reads and writes a batch in one go, and has a session that it can do neither with."""
+
+    def __init__(self, bad: str, verb: str) -> None:
+        super().__init__()
+        self.bad, self.verb = bad, verb
+        self.batches: list[int] = []
+
+    def look(self, verb: str, ids: list[str]) -> None:
+        self.batches.append(len(ids))
+        if verb == self.verb and self.bad in ids:
+            raise ValueError("no such text in jsonb")
+
+    def read_many(self, session_ids: list[str]) -> dict[str, Any]:
+        self.look("read", session_ids)
+        return {each: self.data[each] for each in session_ids if each in self.data}
+
+    def write_many(self, items: list[tuple[str, Any]]) -> None:
+        self.look("write", [session_id for session_id, _ in items])
+        self.data.update(items)
+
+
+@pytest.mark.parametrize("verb", ["read", "write"])
+def test_a_session_that_the_target_refuses_is_named_and_the_others_are_copied(verb):
+    source, target = MemorySessionStore(), Transactions("user:7", verb)
+    write_all(source, [Write(make_record(f"user:{n}", {"n": n}), None) for n in range(150)])
+    report = copy(source, target)
+
+    assert report.copied == len(target.data) == 149
+    (failure,) = report.failed
+    assert isinstance(failure, errors.StoreUnavailableError)
+    assert failure.session_id == "user:7"
+    assert "no such text in jsonb" in str(failure)
+    assert len(target.batches) <= 4 + 2 * 7  # two batches, and two calls for each time that one is divided
+
+
+def test_a_session_that_the_source_cannot_read_is_named_and_the_others_are_copied():
+    source, target = Transactions("user:7", "read"), MemorySessionStore()
+    fill(source, [make_record(f"user:{n}", {"n": n}) for n in range(150) if n != 7])
+    source.data["user:7"] = {}
+    report = copy(source, target)
+
+    assert report.copied == target.count() == 149
+    assert [failure.session_id for failure in report.failed] == ["user:7"]
+
+
+def test_a_target_that_takes_nothing_ends_the_copy():
+    class Full(Transactions):
+        def look(self, verb: str, ids: list[str]) -> None:
+            self.batches.append(len(ids))
+            raise ValueError("no")
+
+    source, target = MemorySessionStore(), Full("", "")
+    write_all(source, [Write(make_record(f"user:{n}", {"n": n}), None) for n in range(150)])
+    with pytest.raises(errors.StoreUnavailableError, match="ValueError: no"):
+        copy(source, target)
+    assert len(target.batches) <= 3 + 2 * 7

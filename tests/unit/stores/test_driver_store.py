@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from actorbot import ONE_YEAR, SessionManager, errors
+from actorbot import ONE_YEAR, MemorySessionStore, SessionManager, errors
 from actorbot._state.codec import decode_state, encode_state
 from actorbot._state.record import Record
+from actorbot.stores import copy
+from actorbot.stores._driver_calls import AT_ONCE
 from actorbot.stores.base import Write
-from actorbot.stores.driver import AT_ONCE, DriverStore
+from actorbot.stores.driver import DriverStore
 from tests.backends import AsyncDictStore, ComparingStore, DictStore
 
 Opener = Callable[[Any], DriverStore]
@@ -178,7 +182,7 @@ def test_a_driver_that_can_is_asked_once_per_batch(open_store: Opener):
 
 
 @pytest.mark.parametrize("answer", [None, [], RuntimeError("no")], ids=str)
-def test_a_failing_batch_fails_as_a_whole(open_store: Opener, answer):
+def test_a_failing_batch_is_an_error_of_the_one_that_is_alone_in_it(open_store: Opener, answer):
     def batch(_: Any) -> Any:
         if isinstance(answer, Exception):
             raise answer
@@ -188,8 +192,11 @@ def test_a_failing_batch_fails_as_a_whole(open_store: Opener, answer):
     driver.read_many = batch  # type: ignore[attr-defined]
     store = open_store(driver)
 
-    with pytest.raises(errors.StoreUnavailableError, match="read_many"):
-        store.read_many(["ann"])
+    (found,) = store.read_many(["ann"])
+    assert isinstance(found, errors.StoreUnavailableError)
+    assert "session 'ann': read_many failed" in str(found)
+    with pytest.raises((RuntimeError, AttributeError)):  # whoever asks divides the batch
+        store.read_many(["ann", "bob"])
 
 
 def test_a_failing_write_batch_is_unknown_for_each_and_destroys_all_the_same(open_store: Opener):
@@ -378,3 +385,81 @@ def test_a_driver_need_not_have_a_close(open_store: Opener):
     store = open_store(DictStore())
     store.close()
     store.close()
+
+
+# --- a driver that lists its sessions -----------------------------------------------------------
+
+
+class Listing(DictStore):
+    """Has the sessions *data*, and gives *listed* as their ids."""
+
+    def __init__(self, listed: Any, data: tuple[str, ...] = ("ann", "bob")) -> None:
+        super().__init__()
+        self.data = {session_id: {"n": 1} for session_id in data}
+        self.listed = listed
+
+    def ids(self) -> Any:
+        return self.listed
+
+
+def rows(*ids: str) -> list[sqlite3.Row]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.row_factory = sqlite3.Row
+        return [connection.execute("SELECT ? AS session_id", (each,)).fetchone() for each in ids]
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        ["ann", "bob"],
+        iter(["ann", "bob"]),
+        {"ann": 1, "bob": 2},
+        [b"ann", bytearray(b"bob")],
+        [("ann",), ("bob",)],
+        [["ann"], (b"bob",)],
+        [{"session_id": "ann"}, {"session_id": "bob"}],
+        rows("ann", "bob"),
+    ],
+    ids=["text", "iterator", "dict", "bytes", "tuples", "lists", "dicts", "rows of SQLite"],
+)
+def test_ids_are_understood_as_cursors_and_clients_give_them(listed: Any, open_store: Opener) -> None:
+    found = open_store(Listing(listed)).scan()
+
+    assert [each.session_id for each in found if isinstance(each, Record)] == ["ann", "bob"]
+
+
+def test_rows_of_an_async_cursor_are_understood(open_store: Opener) -> None:
+    async def listed() -> AsyncIterator[tuple[str]]:
+        yield ("ann",)
+
+    assert [type(each) for each in open_store(Listing(listed())).scan()] == [Record]
+
+
+@pytest.mark.parametrize("odd", [42, None, ("ann", 1), b"\xff", "", "a\nb", (), ("",), 1.5, "\ud800"], ids=repr)
+def test_what_is_no_id_is_named_and_counted_and_the_others_are_copied(odd: Any) -> None:
+    report = copy(Listing(["ann", odd, "bob"]), MemorySessionStore())
+
+    assert report.copied == 2
+    assert [
+        str(each) for each in report.failed if f"ids() gives {odd!r}, which is no session id" not in str(each)
+    ] == []
+    assert len(report.failed) == 1
+
+
+def test_ids_in_one_text_are_not_taken_letter_by_letter(open_store: Opener) -> None:
+    assert [type(each) for each in open_store(Listing("ann")).scan()] == [Record]
+    assert [str(each) for each in open_store(Listing("ann,bob")).scan()] == [
+        "Listing: read() has nothing for 1 of the 1 ids that ids() gives; do both mean the same ids?"
+    ]
+
+
+def test_ids_that_read_does_not_know_are_told_of(open_store: Opener, caplog: pytest.LogCaptureFixture) -> None:
+    """A driver may list keys with a prefix that it adds itself when it reads."""
+    none = [*open_store(Listing(["bot:ann", "bot:bob"])).scan()]
+    some = [*open_store(Listing(["ann", "gone"])).scan()]
+
+    assert [str(each) for each in none] == [
+        "Listing: read() has nothing for 2 of the 2 ids that ids() gives; do both mean the same ids?"
+    ]
+    assert [type(each) for each in some] == [Record]
+    assert "read() has nothing for 1 of the 2 ids that ids() gives" in caplog.text
