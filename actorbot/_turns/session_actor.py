@@ -318,13 +318,13 @@ class SessionActor(Flushable):
             self.shared.outbox.release(context)
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:
-        revoked, task = context._revoked, context._task
-        if revoked is not None and task is not None and context._may_cancel:
+        task = context._task
+        if task is not None and context._interrupted:
             task.uncancel()  # ours, also if the handler caught it: the task is the caller's
         if is_cancelled(context, task):
             return error if isinstance(error, asyncio.CancelledError | GeneratorExit) else swallowed()
-        if revoked is not None:
-            return revoked
+        if context._revoked is not None:
+            return context._revoked
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error
