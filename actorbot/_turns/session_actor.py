@@ -189,8 +189,7 @@ class SessionActor(Flushable):
         shared = self.shared
         wall = shared.wall()
         last: Any = current.get()  # usually over, and inside of no other: seen without a call
-        simple = last is None or (last._session is None and last._parent is None and last._revoked is None)
-        parent = None if simple else find_parent()
+        parent = None if last is None or last._session is last._parent is last._revoked is None else find_parent()
         if parent is not None:
             check_depth(self.session_id)
         committed = self.committed
