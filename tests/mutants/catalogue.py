@@ -57,8 +57,8 @@ MUTANTS = (
     Mutant(
         "a handler that catches its cancellation is committed",
         "_turns/session_actor.py",
-        "if task is not None and task.cancelling() > context._cancels:",
-        "if task is not None and task.cancelling() < context._cancels:",
+        "if (task := context._task) is not None and task.cancelling() > context._cancels:",
+        "if (task := context._task) is not None and task.cancelling() < context._cancels:",
         "tests/promises/test_cancellation.py -k test_a_cancelled_event_is_rolled_back",
     ),
     Mutant(
