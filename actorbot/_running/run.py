@@ -186,6 +186,8 @@ class _Run:
         """Cancel what still runs, as `asyncio.run` does, but do not wait for it for ever."""
         until = monotonic() + self._seconds
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:  # the close has ended turns, whose callers are to learn of that rather than be cancelled
+            _, tasks = await asyncio.wait(tasks, timeout=LOOK_AGAIN)
         for task in tasks:
             task.cancel()
         for task in await self._until_done(tasks, until):

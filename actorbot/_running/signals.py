@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextvars import Context as ContextVars
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import FrameType
@@ -80,7 +81,8 @@ class Signals:
             return
         self._ends.put(now + self._patience[count])
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._told[count])
+            # Not with the variables of the code that was interrupted: that may be a handler.
+            self._loop.call_soon_threadsafe(self._told[count], context=ContextVars())
 
     def _watch(self) -> None:
         """End the process if its loop is blocked, where a handler forgot to await something."""

@@ -14,7 +14,7 @@ from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Call, Link, RawCollection
 from actorbot.stores._mongo_rights import check_rights, judge_rights
 
-__all__ = ["check_server", "examine", "make_index", "time_of", "what_is_missing"]
+__all__ = ["check_version", "examine", "make_index", "prepare", "time_of", "what_is_missing"]
 
 logger = logging.getLogger("actorbot")
 
@@ -28,8 +28,8 @@ _OTHER_INDEX: Final = frozenset({85, 86})
 _UNAUTHORIZED: Final = 13
 
 
-def check_server(link: Link) -> None:
-    """Raises: StoreUnavailableError, also if the server is too old; PyMongoError."""
+def check_version(link: Link) -> None:
+    """Raises: StoreUnavailableError if the server is too old; PyMongoError."""
     call = link.call()
     link.reach_at_start(call)
     if _hello(link.collection, call).get("maxWireVersion", 0) < OLDEST:
@@ -56,14 +56,22 @@ def what_is_missing(link: Link) -> str | None:
     )
 
 
-def make_index(link: Link) -> None:
-    """Check user and collection, and make the index by which the server removes what has expired.
+def prepare(link: Link) -> None:
+    """Check rights and collection, and make the index.
 
     Raises: ConfigError, StoreUnavailableError, PyMongoError.
     """
     check_rights(link)
+    _check_collation(link.collection, link.call())
+    make_index(link)
+
+
+def make_index(link: Link) -> None:
+    """Make the index by which expired sessions are removed.
+
+    Raises: StoreUnavailableError, PyMongoError.
+    """
     collection, call = link.collection, link.call()
-    _check_collation(collection, call)
     try:
         with call.command():
             collection.create_index("expireAt", name="actorbot_expiry", expireAfterSeconds=0)

@@ -49,10 +49,11 @@ def test_a_bot_that_leaves_sessions_behind_exits_with_1_and_names_them(caplog: p
     store = FaultyStore()
 
     async def lose_the_store() -> None:
-        await bot.manager.peek("list:bob")
+        await until(lambda: bot.manager.stats().handled)
         store.outage()
 
-    bot = ListBot(lose_the_store, session_store=store, close_timeout=0.2)
+    behind = FlushPolicy.write_behind(max_delay=600.0)
+    bot = ListBot(lose_the_store, session_store=store, flush=behind, close_timeout=0.2)
     with pytest.raises(SystemExit) as exit_:
         bot.run()
 
