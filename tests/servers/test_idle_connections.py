@@ -116,6 +116,16 @@ def test_a_write_on_a_dead_connection_is_done_once(store: RecordStore, proxy: Pr
     assert store.write_many([second, end]) == [None, None]  # done before
 
 
+def test_a_look_at_the_clock_on_a_dead_connection_makes_the_others_anew(store: RecordStore, proxy: Proxy) -> None:
+    put(store, "ann", {"n": 1})
+    proxy.forget()
+    assert list(Call(store.sweep, 0.0).result()) == []
+    dead = proxy.swallowed
+    assert Call(get, store, "ann").result() == {"n": 1}
+
+    assert proxy.swallowed == dead
+
+
 def slots_of(node: Server) -> Any:
     return node.ask("CLUSTER", "SLOTS")
 
