@@ -192,6 +192,7 @@ def _logged(report: ShutdownReport) -> ShutdownReport:
         logger.error(
             "closed, and left behind: %d sessions not flushed, %d unfinished, %d with replies undelivered: %s",
             len(report.unflushed), report.unfinished, report.undelivered, ", ".join(map(repr, report.unflushed)) or "-",
+            extra={"session_ids": report.unflushed},
         )  # fmt: skip
     return report
 

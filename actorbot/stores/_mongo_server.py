@@ -96,7 +96,7 @@ def _check_collation(collection: RawCollection, call: Call) -> None:
         one, other = taken[0]
         expected = (
             f"a collection that tells {one!r} from {other!r}: by its collation they are one session."
-            " Name another collection, or copy this one into one with the collation { locale: 'simple' }"
+            " Name another collection, or move its documents into one with the collation { locale: 'simple' }"
         )
         raise ConfigError("collection_name", collection.name, expected)
 

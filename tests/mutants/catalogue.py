@@ -350,6 +350,27 @@ MUTANTS = (
         "tests/promises/test_close.py -k blocked",
     ),
     Mutant(
+        "a dead letter does not say where its handler failed",
+        "_turns/hooks.py",
+        "session_id, error, exc_info=error, extra=",
+        "session_id, error, extra=",
+        "tests/unit/turns/test_hooks.py -k nobody_waits_for",
+    ),
+    Mutant(
+        "a bot that runs shows no error where no logging is set up",
+        "_running/shown.py",
+        "    logger.addHandler(handler)\n",
+        "",
+        "tests/unit/running/test_shown.py",
+    ),
+    Mutant(
+        "a bot that runs shows errors that the author's logging shows, too",
+        "_running/shown.py",
+        " and not _is_set_up():",
+        ":",
+        "tests/unit/running/test_shown.py",
+    ),
+    Mutant(
         "a signal while a bot starts is lost",
         "_running/run.py",
         "            self._task.cancel()\n",
@@ -651,6 +672,20 @@ MUTANTS = (
         "tests/unit/journal/test_disk.py -k set_aside_holds_up_no_event",
     ),
     Mutant(
+        "an event is acknowledged from a journal that has no name any more",
+        "_journal/file.py",
+        "        self._check_names()\n\n",
+        "\n",
+        "tests/unit/journal/test_lost_journal.py",
+    ),
+    Mutant(
+        "a journal that was lost overwrites what has taken its place",
+        "_journal/file.py",
+        "            self._names.check_place()\n            self._copy(",
+        "            self._copy(",
+        "tests/unit/journal/test_lost_journal.py -k cannot_be_made_again",
+    ),
+    Mutant(
         "two bots share a journal",
         "_runtime/file_lock.py",
         "            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
@@ -667,7 +702,7 @@ MUTANTS = (
     Mutant(
         "a new file that could not be put in its place is never used",
         "_journal/file.py",
-        "        if self._connection is not None:\n            self._copy",
+        "        if self._connection is not None:\n            self._names.check_place()\n            self._copy",
         "        if self._open is not None:\n            self._copy",
         "tests/faults/test_bad_disk.py -k new_file",
     ),
@@ -800,6 +835,13 @@ MUTANTS = (
         "    return replace(write, base=None) if write.record.state is None else replace(write, over_damage=True)",
         "    return replace(write, over_damage=True)",
         "tests/promises/test_damage_under_resident.py -k leaves_nothing_behind",
+    ),
+    Mutant(
+        "what a newer release has written is taken for damage",
+        "_flushing/recovery.py",
+        "isinstance(stored, CorruptSessionError) and not is_of_another_release(stored):",
+        "isinstance(stored, CorruptSessionError):",
+        "tests/promises/test_damage_under_resident.py -k newer_release",
     ),
     # --- one store object, several managers -------------------------------------------------------
     Mutant(
