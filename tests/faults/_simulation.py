@@ -407,7 +407,8 @@ class _Told(logging.Handler):
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
+        # What happens to the author's own code and events is no error of the library.
+        if record.exc_info and not record.getMessage().startswith(("dead letter", "a reply")):
             self.errors.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
 
 
