@@ -71,7 +71,8 @@ def make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
         )
         pool.connection_class(**pool.connection_kwargs)
     except TypeError as error:
-        reason = "" if has_secret_option(url) else f"; {str(error).partition(') ')[2]}"
+        said = str(error).partition(") ")[2].replace("got an unexpected keyword argument", "redis-py has no option")
+        reason = "" if has_secret_option(url) else f"; {said}"
         return ConfigError("url", _without_secrets(url), expected + reason)
     except (ValueError, redis.RedisError):  # their texts may quote the password
         return ConfigError("url", _without_secrets(url), expected)

@@ -746,7 +746,7 @@ MUTANTS = (
     Mutant(
         "a part of a password is taken for a host",
         "stores/_secrets.py",
-        '    if authority and "@" in rest[len(authority) :]:',
+        '    if not rest.startswith("/") and "@" in rest[len(authority) :]:',
         "    if False:",
         "tests/unit/stores/test_secrets.py",
     ),
