@@ -1,5 +1,6 @@
 # Needs python3 (3.11 or newer), pip and make. `make run` and `make test` set up what they need in .venv.
 # Another Python: make PYTHON=python3.13 test      Some tests: make test ARGS="-k policy"
+# What there is to make: make help
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,52 +23,68 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-long test-all torture mutants lint types imports check constraints clean
+.PHONY: run help test test-long test-pythons test-all torture ranges mutants lint types imports check constraints clean
 
-run: $(VENV)/run.stamp
+run: $(VENV)/run.stamp  ## talk to a bot that remembers, in this terminal
 	$(BIN)/python examples/with_file_session.py
 
-# The first case of every promise on every store: all but what is marked `long`.
-test: $(VENV)/dev.stamp
+help:  ## this list
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "%-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: $(VENV)/dev.stamp  ## the first case of every promise on every store: about 4 minutes
 	$(PYTEST) -m "not long" $(ARGS)
 
-# What `test` leaves out: further servers of one kind, further seeds, the tests of the tests.
-test-long: $(VENV)/all.stamp
+test-long: $(VENV)/all.stamp  ## what `test` leaves out: further servers, further seeds, the tests of the tests
 	$(PYTEST) -m long $(ARGS)
 
-test-all: test test-long
+# Each Python has an environment of its own.
+# Not those of the benchmarks, which take a quarter of the time.
+# With pyenv, `python3.12` starts only where it is switched on; so it is looked for among pyenv's own too.
+PYTHONS := 3.11 3.12 3.13
+VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+test-pythons: $(VENV)/dev.stamp  ## the tests of `test` on the other Pythons that are on this machine
+	@mine=$$($(BIN)/python $(VERSION)); absent=; \
+	for version in $(PYTHONS); do \
+	  test $$version != $$mine || continue; \
+	  found=; for python in python$$version "$${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version".*/bin/python; do \
+	    if test "$$("$$python" $(VERSION) 2>/dev/null)" = $$version; then found=$$python; break; fi; \
+	  done; \
+	  if test -z "$$found"; then absent="$$absent $$version"; continue; fi; \
+	  printf '\n== %s\n' "$$("$$found" --version)"; \
+	  $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$found" ARGS="--ignore-glob=tests/tools/test_benchmarks* $(ARGS)" test || exit 1; \
+	done; \
+	if test -n "$$absent"; then echo "Not tested, since this machine has no Python of it:$$absent" >&2; fi
 
-# The fault and stress tests at a scale of hours, then `ranges`. -rP shows what each test has measured.
-torture: $(VENV)/all.stamp
+test-all: test test-long test-pythons  ## all of these
+
+# -rP shows what each test has measured.
+torture: $(VENV)/all.stamp  ## the faults and the stress at a scale of hours, then `ranges`
 	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_serial.py tests/unit/journal/test_journal.py -rP $(ARGS)
 	$(BIN)/python -m tests.ranges
 
 # The tests of each extra with the lowest and with the highest versions that pyproject.toml allows, in fresh environments
-# that it downloads: a quarter of an hour. One extra: make ranges ARGS=slack
-.PHONY: ranges
-ranges: $(VENV)/dev.stamp
+# that it downloads. One extra: make ranges ARGS=slack
+ranges: $(VENV)/dev.stamp  ## each extra with its lowest and its highest versions: a quarter of an hour
 	$(BIN)/python -m tests.ranges $(ARGS)
 
-# Faults seeded on purpose: each must be caught by the test named for it. A quarter of an hour.
-mutants: $(VENV)/dev.stamp
+mutants: $(VENV)/dev.stamp  ## faults seeded on purpose, each caught by the test named for it: a quarter of an hour
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-# ruff, codespell and the ends of lines, over the files that git knows. A tool repairs what it can, and then fails.
-lint: $(VENV)/dev.stamp
+lint: $(VENV)/dev.stamp  ## ruff, codespell and the ends of lines: repairs what it can, and then fails
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-types: $(VENV)/types.stamp
+types: $(VENV)/types.stamp  ## mypy in its strict mode, and pyright over the public API
 	$(BIN)/mypy
 	$(BIN)/basedpyright
 
-imports: $(VENV)/dev.stamp
+imports: $(VENV)/dev.stamp  ## the contracts that say which room may import which
 	$(BIN)/lint-imports
 
-check: lint types imports test
+check: lint types imports test  ## lint, types, imports and test: before a commit
 
 # Builds what a release uploads, in dist/, and checks it: its content, its tests, and the bot in a fresh environment.
 .PHONY: release-check
-release-check: $(VENV)/release.stamp
+release-check: $(VENV)/release.stamp  ## build what a release uploads, and check it
 	$(BIN)/python -m tests.release $(ARGS)
 
 $(VENV)/release.stamp: $(VENV)/dev.stamp
@@ -76,13 +93,13 @@ $(VENV)/release.stamp: $(VENV)/dev.stamp
 
 # Adds to constraints.txt what pyproject.toml newly asks for; the other versions stay. It is for every Python and system.
 # The newest version of everything: make constraints ARGS=--upgrade
-constraints: $(BIN)/python
+constraints: $(BIN)/python  ## pin what pyproject.toml newly asks for; ARGS=--upgrade: the newest of all
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra more-servers --extra release --extra types --no-annotate \
 	  --custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml $(ARGS)
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove .venv and all that was made
+	rm -rf $(VENV) .venv-* build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find actorbot tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says: installed since one of these files last changed. The development tools include the package.

@@ -11,6 +11,7 @@ the rooms of the code.
 
 import logging
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from actorbot import errors
@@ -29,6 +30,7 @@ from actorbot.stores.memory import MemorySessionStore
 from actorbot.stores.url import store_from_url
 
 if TYPE_CHECKING:
+    __version__: str
     from actorbot.stores.mongo import MongoSessionStore as MongoSessionStore
     from actorbot.stores.redis import RedisSessionStore as RedisSessionStore
 
@@ -60,6 +62,8 @@ _ON_DEMAND = {"MongoSessionStore": "actorbot.stores.mongo", "RedisSessionStore":
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # read from the installed package when somebody asks
+        return version("actorbot")
     if name in _ON_DEMAND:
         return getattr(import_module(_ON_DEMAND[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from actorbot._checks import check_function
 from actorbot._event import Event
+from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
 from actorbot._policy import FlushPolicy
 from actorbot._reports import ShutdownReport
+from actorbot._running.run import run
 from actorbot.errors import ConfigError, ManagerClosedError
 
 __all__ = ["Bot"]
@@ -34,6 +33,8 @@ class Bot:
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
         self._manager: SessionManager | None = None
         self._report = ShutdownReport((), 0, 0, 0.0)
+        self._close_time: float | None = None  # while it runs, what is left of `close_timeout`
+        self._told: Callable[[], None] | None = None  # while it runs: ends that
         # To refuse a wrong option or method here rather than at the start:
         check_function("receive", self.receive)
         self._make_manager()
@@ -79,28 +80,16 @@ class Bot:
     # --- life ------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Receive until nothing more comes, or until SIGINT or SIGTERM.
+        """Start, receive until nothing more comes or until SIGINT or SIGTERM, and close.
 
-        Then finish what was accepted, flush, and return. It makes its own event loop. Call it in
-        the main thread, the only one that gets signals.
+        All that follows a signal takes `close_timeout` seconds, or 1 s after a second signal; a
+        third ends the process at once. It makes its own event loop. Signals come to the main thread
+        alone: in another, `close` ends it. docs/running.md has more.
+
+        Raises: what `receive` raises, after the close; SystemExit(1) if sessions were not flushed,
+        SystemExit(2) if the bot could not start; WrongLoopError where a loop runs already.
         """
-        asyncio.run(self._run())
-
-    async def _run(self) -> None:
-        await self.start()
-        loop = asyncio.get_running_loop()
-        receiving = loop.create_task(self.receive())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # Windows, or another thread
-                loop.add_signal_handler(number, receiving.cancel)  # until the loop is closed
-        try:
-            await asyncio.wait({receiving})
-        finally:
-            report = await self.close()
-            if not report.clean:
-                print(f"(left behind: {report})", file=sys.stderr, flush=True)
-        if not receiving.cancelled():
-            receiving.result()
+        run(self, self._make_manager()._options.close_timeout)
 
     # Positional only and loosely typed, so that a method with other names and narrower types, `def`
     # or `async def`, overrides it for every type checker.
@@ -115,7 +104,8 @@ class Bot:
         """Dispatch what users write, until nothing more comes. A platform's bot overrides it.
 
         `run` cancels it on a signal. If it waits for `dispatch` then, that event is rolled back: so
-        `submit` to the manager, or shield the dispatch.
+        `submit` to the manager, or shield the dispatch. It may clean up for most of
+        `close_timeout`; after that the bot ends without it.
         """
         raise ConfigError("receive", None, f"a method that dispatches events: override it in {type(self).__name__}")
 
@@ -134,11 +124,33 @@ class Bot:
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Finish accepted events, flush, and close the store. A second call returns the report."""
+        """Finish accepted events, flush, and close the store. A second call returns the report.
+
+        It also ends `run`. *timeout*: in seconds, or else `close_timeout`.
+        """
+        if self._told is not None:
+            self._told()
         if self._manager is not None:
-            self._report = await self._manager.close(timeout)
+            self._report = await self._manager.close(self._close_time if timeout is None else timeout)
             self._manager = None
         return self._report
+
+    # What `run` needs besides.
+
+    def _hurry(self, seconds: float) -> None:
+        if self._manager is not None:
+            self._hurrying = asyncio.ensure_future(self._manager.close(seconds))
+
+    def _give_up(self, seconds: float) -> None:
+        if self._is_open() and self._manager is not None:
+            self._manager._close_without_loop(seconds)
+
+    def _is_open(self) -> bool:
+        return self._manager is not None and self._manager._life in (Life.OPEN, Life.CLOSING)
+
+    def _is_flushed(self) -> bool:
+        report = self._report if self._manager is None else self._manager._report
+        return report is not None and not report.unflushed
 
     async def dispatch(self, session_id: str, text: str, *, event_id: str | None = None) -> Any:
         """Handle what a user wrote."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 from actorbot._bot import Bot
 from actorbot._runtime.home import new_future
-from actorbot.errors import ActorbotError, ManagerClosedError
+from actorbot.errors import ActorbotError, ConfigError, ManagerClosedError
 
 __all__ = ["ConsoleBot"]
 
@@ -85,9 +85,11 @@ class ConsoleBot(Bot):
                 await self.dispatch(self.session_id, text)
         except ActorbotError as error:
             print(f"({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-        except (Exception, asyncio.CancelledError):  # from the handler: show its author where
+        except GeneratorExit:  # the loop has gone
+            raise
+        except BaseException:  # from the handler: show its author where
             traceback.print_exc()
-        with contextlib.suppress(ManagerClosedError):  # the close has waited for the replies
+        with contextlib.suppress(ManagerClosedError, ConfigError):  # the close has waited for the replies
             await self.manager.delivered(self.session_id)
 
 

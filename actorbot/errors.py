@@ -66,7 +66,8 @@ def _facts_of(error: BaseException) -> dict[str, Any]:
 
 def _made_again(kind: Any, args: tuple[Any, ...], facts: dict[str, Any]) -> Any:
     """Make an error as it was, without `__init__`, whose arguments nobody has kept."""
-    error = kind.__new__(kind)
+    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    error = native.__new__(kind)  # not an author's `__new__`, for the same reason
     error.args = args
     for name, fact in facts.items():
         object.__setattr__(error, name, fact)
@@ -192,16 +193,15 @@ class CorruptSessionError(ActorbotError):
 
 
 class ForeignSessionError(CorruptSessionError):
-    """The key of this session holds a session of another bot, whose key prefix is longer.
+    """The key of this session holds another bot's session *inner*.
 
-    `key_prefix` is that prefix. The other session is whole; do not destroy it.
+    `key_prefix` is the other bot's; one of the two prefixes begins with the other. Do not destroy
+    the session: nothing is wrong with it.
     """
 
     def __init__(self, store: str, session_id: str, inner: str, key_prefix: str) -> None:
-        self.key_prefix = key_prefix + session_id.removesuffix(inner)
-        super().__init__(
-            store, session_id, f"its key is that of session {inner!r} under the prefix {self.key_prefix!r}"
-        )
+        super().__init__(store, session_id, f"its key is that of session {inner!r} under the prefix {key_prefix!r}")
+        self.key_prefix = key_prefix
 
     _advice = "let no bot's key prefix begin with another's"
 

@@ -71,6 +71,11 @@ def journal(manager: SessionManager) -> Any:
     return shared(manager).journal
 
 
+def connection(manager: SessionManager) -> Any:
+    """Return the journal's connection to SQLite."""
+    return journal(manager)._file._connection
+
+
 def has_journal(manager: SessionManager) -> bool:
     """Tell whether the manager keeps a journal."""
     return shared(manager).journal is not None

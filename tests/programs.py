@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -59,3 +62,20 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=HANGS, check=False
     )
+
+
+def wait_for(stream: Any, text: bytes) -> None:
+    """Read until *text* has come."""
+    got, ends = b"", monotonic() + HANGS
+    while text not in got:
+        assert select.select([stream], [], [], max(0.0, ends - monotonic()))[0], f"never said {text!r}, only {got!r}"
+        new = os.read(stream if isinstance(stream, int) else stream.fileno(), 4096)
+        assert new, f"ended before it said {text!r}: {got!r}"
+        got += new
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(HANGS)
+    except subprocess.TimeoutExpired:
+        pytest.fail("the process hangs")

@@ -35,6 +35,8 @@ class Retries:
         """Writes that were to be tried again."""
         self.outage_since: float | None = None
         """The monotonic second since which no call has succeeded; `None` if the store answers."""
+        self.outage: ActorbotError | None = None
+        """What the last such call has failed with."""
         self.refusing = False
         """Whether the store answers, and does not take the writes of some sessions."""
         self._last = ""  # the session whose write failed last
@@ -69,6 +71,7 @@ class Retries:
 
         A *slow* call counts as all attempts: nobody has the time to wait for another one.
         """
+        self.outage = error
         self._failures = max(self._failures + 1, self._retry.attempts if slow else 0)
         if self.outage_since is None:
             self.outage_since = self._clock.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
@@ -22,7 +22,8 @@ __all__ = ["SetBacks"]
 logger = logging.getLogger("actorbot")
 
 MOST_NUMBERS: Final = 2**32  # of one owner's write ids
-QUIET: Final = 600.0  # seconds without a set back session, after which the next one is logged again
+SKEW: Final = 5.0  # seconds that the clocks of two machines may differ unnoticed
+QUIET: Final = 60.0  # seconds without a set back session, after which the next one is news
 
 
 class SetBacks:
@@ -40,6 +41,8 @@ class SetBacks:
         self._owner = os.urandom(OWNER_BYTES) if lineage is None else lineage[:OWNER_BYTES]
         self._own = {self._owner}
         self._number = 0
+        self.on_news: Callable[[], None] = lambda: None
+        """Called on the store's thread when the first session of many turns out to be set back."""
         self._last = -inf  # the monotonic second at which a session was last set back
         self.count = 0
         """Writes that went over an older state of the same session."""
@@ -68,15 +71,19 @@ class SetBacks:
         if owner in self._own:
             return True
         # Of an earlier process. One that is still there would make a record with a later event.
-        # Each write counts the version up: what goes on from the confirmed one has a greater one.
-        return owner != BY_HAND and stored.version < session.flushed and stored.last_activity < self._began
+        # Each write counts the version up: what goes on from the confirmed one has a greater one,
+        # but for a destroy by somebody who has not read it.
+        made_before = stored.last_activity < self._began - SKEW and stored.version < session.flushed
+        return made_before and stored.state is not None and owner != BY_HAND
 
     def note(self, sessions: Sequence[Flushable]) -> None:
         """Count *sessions* whose older states were written over; log the first of many."""
         if not sessions:
             return
         now = self._clock.monotonic()
-        if now - self._last > QUIET:
+        is_news, self._last = now - self._last > QUIET, now
+        self.count += len(sessions)
+        if is_news:
             logger.warning(
                 "%s has gone back in time: it holds older states of sessions that this process has written since"
                 " (restarted from a snapshot, failed over to a replica that lagged, or restored from a backup)."
@@ -84,5 +91,4 @@ class SetBacks:
                 self._store,
                 extra={"session_id": sessions[0].session_id},
             )
-        self._last = now
-        self.count += len(sessions)
+            self.on_news()

@@ -9,20 +9,19 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from time import perf_counter
 from typing import Final
 
 from actorbot._journal.ahead import Ahead
+from actorbot._journal.commits import PAUSE, Commits, Part
 from actorbot._journal.entry import Entry, pack_entry
 from actorbot._journal.file import JournalFile
-from actorbot._journal.places import Place, Places
 from actorbot._journal.removals import Removals
 from actorbot._journal.untold import Untold
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.deadline_thread import LATE, DeadlineThread
 from actorbot._state.committed import VERSION, Committed
 from actorbot._state.values import UndecodableError
-from actorbot.errors import ActorbotError, JournalError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.errors import ActorbotError, ManagerClosedError, StoreUnavailableError
 
 __all__ = ["Journal"]
 
@@ -31,7 +30,6 @@ logger = logging.getLogger("actorbot")
 MANY: Final = 256  # entries that one transaction commits at most
 ELSEWHERE: Final = 4e-5  # seconds that an event takes outside of the journal, about
 OPENING: Final = 600.0  # seconds to check and read what an earlier manager has left
-PAUSE: Final = 1.0  # seconds between two attempts to make a new file, or to remove entries
 
 
 class Journal:
@@ -71,14 +69,9 @@ class Journal:
         self._resting = False  # whether removals wait for a later attempt, or for the next entry
         # The rest changes on the journal's thread only; any thread may look.
         self._untold = Untold(post)
-        self._places = Places()
-        self._took = 0.0  # seconds for the last transaction
+        self._commits = Commits(file, clock, self._untold.tell_while_writing)
+        self._places = self._commits.places
         self._away = False  # whether a transaction was left behind, which has the file
-        # Why the file must be renewed before it is used again.
-        self._failure: Exception | None = None
-        self._renew_from = 0.0  # the monotonic second from which a renewal may be tried
-        self.broken: str | None = None
-        """Why it takes nothing now."""
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -93,26 +86,14 @@ class Journal:
     def _open(self) -> None:
         self._file.open()
         try:
-            self._index()
+            self._commits.index()
+            if not self.yields:
+                now = self._clock.wall()
+                ended = [record for record, _ in self._commits.rows() if record.is_expired(now)]
+                self._removals.flushed.update((record.session_id, record.version) for record in ended)
         except BaseException:
             self._file.close()
             raise
-
-    def _index(self) -> None:
-        found: dict[str, Place] = {}
-        for number, data in self._file.rows():
-            try:
-                record = Entry.from_bytes(data).record
-            except UndecodableError as error:
-                raise JournalError(
-                    "journal",
-                    f"row {number} of {self._file.path} is damaged ({error}). The file was left as it is."
-                    " Restore it from a copy, or move it away to start without the events that only it holds",
-                ) from error
-            found[record.session_id] = Place(number, record.version, len(data))
-            if not self.yields and record.is_expired(self._clock.wall()):
-                self._removals.flushed[record.session_id] = record.version
-        self._places.replace(found)
 
     def close(self) -> Future[None]:
         """Commit what was asked for so far and close the file; then the thread ends."""
@@ -132,6 +113,16 @@ class Journal:
                 self._file.close()
 
     # --- what it holds ---------------------------------------------------------------------------
+
+    @property
+    def broken(self) -> str | None:
+        """Why it takes nothing now."""
+        return f"{self._file.path} does not answer" if self._away else self._commits.broken
+
+    @property
+    def hampered(self) -> str | None:
+        """Why it grows, although it takes events."""
+        return self._commits.hampered
 
     @property
     def size(self) -> int:
@@ -235,7 +226,8 @@ class Journal:
             self._thread.submit(self._came_back)
             return False
         if batch:
-            self._untold.add(batch, answer.error)
+            for part, error in answer.value or [(batch, answer.error)]:
+                self._untold.add(part, error)
         elif answer.error is not None:
             self._rest()
         return True
@@ -260,10 +252,10 @@ class Journal:
         """
         in_flight = len(self._asked) + len(self._untold)
         half = max(1, in_flight // 2)
-        return min(half, MANY) if self._took < in_flight * ELSEWHERE else MANY
+        return min(half, MANY) if self._commits.took < in_flight * ELSEWHERE else MANY
 
     def _left_behind(self, batch: Sequence[Ahead], error: ActorbotError) -> None:
-        self._away, self.broken = True, f"{self._file.path} does not answer"
+        self._away = True
         self._untold.add(batch, error)
         self._work()
 
@@ -273,62 +265,27 @@ class Journal:
         What became of that transaction stands in `_places`.
         """
         self._away = False
-        if self._failure is None:
-            self.broken = None
         if self._closed:
             self._file.close()
         self._wake()
 
-    def _commit(self, batch: Sequence[Ahead], removals: Removals) -> None:
+    def _commit(self, batch: Sequence[Ahead], removals: Removals) -> list[Part]:
         try:
-            self._write(batch, removals)
+            self._check_here()
+            parts = self._commits.commit(batch, removals)
         except BaseException:
-            with self._lock:  # else nobody would ever remove these entries
-                self._removals.put_back(removals)
+            self._put_back(removals)
             raise
-
-    def _write(self, batch: Sequence[Ahead], removals: Removals) -> None:
-        self._check_here()
-        if self._failure is not None:
-            self._renew(self._failure)
-        rows, places = self._places.plan(batch, removals.flushed)
-        self._untold.tell_while_writing()
-        began = perf_counter()
-        try:
-            self._file.commit(rows, removals.conflicts)
-        except (sqlite3.Error, OSError) as error:
-            logger.error("the journal could not be written, and is renewed: %s", error)
-            self._failure, self._renew_from = error, 0.0
-            self._renew(error)
-            try:
-                self._file.commit(rows, removals.conflicts)  # the first time on this file
-            except (sqlite3.Error, OSError) as second:
-                self._failure = second
-                raise self._unwritable(second, OutcomeUnknownError) from second
-        self._took = perf_counter() - began
-        self._places.note(places)
+        if self._commits.hampered:
+            self._put_back(removals)
         if self.yields:
             self._on_size(self._places.bytes)
+        return parts
+
+    def _put_back(self, removals: Removals) -> None:
+        with self._lock:  # else nobody would ever remove these entries
+            self._removals.put_back(removals)
 
     def _check_here(self) -> None:
         if self._away:
             raise StoreUnavailableError("journal", f"{self._file.path} does not answer; nothing was read or written")
-
-    def _renew(self, cause: Exception) -> None:
-        """Go on with a new file. Raises: OutcomeUnknownError if that is not possible now."""
-        now = self._clock.monotonic()
-        try:
-            if now < self._renew_from:
-                raise cause
-            self._file.renew()
-            self._index()
-        except (sqlite3.Error, OSError, ActorbotError) as error:
-            self._renew_from = max(self._renew_from, now + PAUSE)
-            raise self._unwritable(error, OutcomeUnknownError) from error
-        self._failure = self.broken = None
-
-    def _unwritable(self, error: Exception, kind: type[StoreUnavailableError]) -> StoreUnavailableError:
-        self.broken = f"{self._file.path} cannot be written: {error}"
-        return kind(
-            "journal", f"{self.broken}; the event was rolled back. Free space or mend the disk; it is tried again"
-        )

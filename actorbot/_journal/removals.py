@@ -20,6 +20,10 @@ class Removals:
         self.conflicts: list[bytes] = []
         """Entries that a conflict took."""
 
+    def __bool__(self) -> bool:
+        """Tell whether there is anything to do."""
+        return bool(self.flushed or self.conflicts)
+
     def take(self) -> Removals:
         """Take out what one transaction removes, and all conflicts.
 

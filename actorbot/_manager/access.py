@@ -6,6 +6,7 @@ Also how a `_sync` verb gets from the calling thread to the manager's home and b
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from enum import Enum
@@ -13,6 +14,7 @@ from threading import get_ident
 from typing import Any
 
 from actorbot._checks import check_timeout
+from actorbot._reports import ShutdownReport
 from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
@@ -43,7 +45,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
-class Access:
+class Access(ABC):
     """The base of `SessionManager`, so that the check of a call looks at one object only."""
 
     _home: Home  # from the start on
@@ -54,6 +56,14 @@ class Access:
         # The usual event looks at one of these two. They are set only while the manager is open.
         self._here = 0  # the thread of the home loop
         self._inline: ThreadHome | None = None  # the home, if turns run in the calling thread
+
+    @abstractmethod
+    async def _close(self, seconds: float) -> ShutdownReport:
+        """Close at home."""
+
+    @abstractmethod
+    def _close_without_loop(self, seconds: float) -> ShutdownReport:
+        """Flush what is committed, and close. Any thread."""
 
     def _live(self, life: Life) -> None:
         """Go on to *life*."""

@@ -51,13 +51,19 @@ def health_of(parts: Parts) -> Health:
         return Health("failing", "an actor of the manager has ended; restart the process")
     if parts.journal is not None and parts.journal.broken is not None:
         return Health("failing", f"journal: {parts.journal.broken}; no event is acknowledged")
+    if parts.store.flaw is not None:
+        return Health("failing", parts.store.flaw)
+    if parts.journal is not None and parts.journal.hampered is not None:
+        return Health("degraded", f"journal: {parts.journal.hampered}")
     if dirty.full:
         return Health("degraded", f"{dirty.bytes} bytes wait to be flushed (max_dirty_bytes)")
     if (reason := parts.shared.outbox.room.crowded()) is not None:
         return Health("degraded", reason)
     if flusher.retries.outage_since is not None:
         seconds = parts.clock.monotonic() - flusher.retries.outage_since
-        return Health("degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s")
+        return Health(
+            "degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s: {flusher.retries.outage}"
+        )
     if (reason := parts.loader.unreadable()) is not None:
         return Health("degraded", f"the last read failed: {reason}")
     if flusher.retries.refusing:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from actorbot._checks import check_timeout
 from actorbot._manager.access import Access, Life
-from actorbot._manager.closing import Close, recover_or_end, shut, shut_without_loop
+from actorbot._manager.closing import Close, CloseTime, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
 from actorbot._manager.figures import health_of, sessions_of, stats_of
 from actorbot._manager.options import Options
@@ -25,7 +25,7 @@ from actorbot._runtime.current import current
 from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
-from actorbot._turns.context import Context, shield
+from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import Loan, take_back, undo
 from actorbot._turns.session_actor import raise_for
@@ -100,11 +100,11 @@ class SessionManager(Access):
         return self
 
     async def close(self, timeout: float | None = None) -> ShutdownReport:
-        """Stop intake, finish accepted events, flush, and close the store.
+        """Stop intake, finish accepted events, flush, and close the store if nobody else uses it.
 
-        All this takes at most *timeout* seconds, or else `close_timeout`. There is one close: a
-        second call, also meanwhile, waits for it and returns its report. It goes on if its caller
-        is cancelled.
+        All this takes *timeout* seconds, or else `close_timeout`. There is one close: a later call
+        returns its report, and one with less time hurries it. It goes on if its caller is
+        cancelled, and does not wait for a handler or hook that calls it.
         """
         seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
@@ -121,7 +121,7 @@ class SessionManager(Access):
             return self._close_without_loop(seconds)
         try:
             self._check_away(closing=True)
-            return self._run_sync(self._close, seconds)  # type: ignore[no-any-return]
+            return self._closing.wait_in_thread(self, seconds)
         except ManagerClosedError:
             if self._report is None:
                 raise
@@ -173,23 +173,23 @@ class SessionManager(Access):
         return self._report
 
     async def _close(self, seconds: float) -> ShutdownReport:
-        shield()
-        return await self._closing.wait(self._home, lambda: self._end(seconds))
+        return await self._closing.wait(self._home, seconds, self._end)
 
-    async def _end(self, seconds: float) -> ShutdownReport:
+    async def _end(self, time: CloseTime) -> ShutdownReport:
         self._live(Life.CLOSING)
-        return self._finish(await shut(self._parts, seconds))
+        return self._finish(await shut(self._parts, time, self._closing.asking))
 
     def _close_without_loop(self, seconds: float) -> ShutdownReport:
         self._live(Life.CLOSED)
         return self._finish(shut_without_loop(self._parts, seconds))
 
     def _finish(self, report: ShutdownReport) -> ShutdownReport:
-        self._report = report
-        self._live(Life.CLOSED)
-        forget(self)
-        self._parts.end()
-        return report
+        if self._report is None:  # or else a loop that was blocked, and not waited for, is back
+            self._report = report
+            self._live(Life.CLOSED)
+            forget(self)
+            self._parts.end()
+        return self._report
 
     # --- verbs -----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
 from actorbot._residents.activation import Activation
+from actorbot._residents.anew import WriteAnew
 from actorbot._residents.backoff import BrokenRecords
 from actorbot._residents.idle import IdleBuckets
 from actorbot._residents.loader import Loader
@@ -20,6 +21,7 @@ from actorbot._residents.sweeper import Sweeper
 from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, is_plain, new_future
+from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import ThreadHome
 from actorbot._turns.acknowledge import write_ahead, write_through
 from actorbot._turns.context import Context
@@ -29,6 +31,7 @@ from actorbot._turns.overdue import RunningTurns
 from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ConfigError
+from actorbot.stores._users import close_after_last, open_for
 from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
 
@@ -60,6 +63,8 @@ class Parts:
         if not isinstance(given, RecordStore):
             self.store = DriverStore(given, home.run_awaitable, deadline)
         name = self.store.name
+        # Taken by a store that has opened, and by a start that fails: the second of them closes it.
+        self._opening = Once()
         self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
         if not isinstance(self.store, DriverStore):  # whose calls all share one thread
             self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)
@@ -71,8 +76,10 @@ class Parts:
         try:
             if journal is not None:
                 await self.home.wait(journal.open())
-            await self.home.wait(self.writer.call(self.store.init))
+            await self.home.wait(self.writer.call(self._open_store))
         except BaseException:
+            if not self._opening.take():
+                self.close_store()
             if journal is not None:
                 await self.home.wait(journal.close())
             self.writer.close()
@@ -102,6 +109,7 @@ class Parts:
         self.broken = BrokenRecords()
         self.activation = Activation(shared, table, room, idle, self.loader, self.broken)
         shared.load = self.activation.load
+        shared.flusher.set_backs.on_news = WriteAnew(shared, table).begin
         self.replay = Replay(shared, table, self.activation)
         self.sweeper = Sweeper(shared, table, idle, options.idle_timeout, self.store, self.writer)
 
@@ -183,6 +191,15 @@ class Parts:
             acknowledge=write_through if writes_through else None if journal is None else write_ahead,
         )
 
+    def _open_store(self) -> None:
+        open_for(self, self._options.store, self.store.init)
+        if not self._opening.take():  # the start was cancelled meanwhile
+            close_after_last(self, self._options.store, self.store.close)
+
+    def close_store(self) -> Future[Any]:
+        """Close the store, unless another manager uses the same object."""
+        return self.writer.call(lambda: close_after_last(self, self._options.store, self.store.close))
+
     def close_journal(self) -> Future[None]:
         """Have the journal commit what it was given, and close its file."""
         if self.journal is not None:
@@ -199,6 +216,7 @@ class Parts:
         """End every thread: the last step of a close."""
         for actor in (self.shared.flusher, self.sweeper):
             actor.end()
+        self.shared.outbox.release_waiters()
         self._release()
 
     def _release(self) -> None:

@@ -119,7 +119,12 @@ class Activation:
                 return
             if damaged:
                 pause = self._broken.note(actor.session_id, error, self._shared.clock.monotonic())
-                logger.error("a session cannot be read; it is not read again for %g s: %s", pause, error)
+                logger.error(
+                    "a session cannot be read; it is not read again for %g s: %s",
+                    pause,
+                    error,
+                    extra={"session_id": actor.session_id},
+                )
             if actor.doubted is None:
                 self._table.discard(actor)
             self._table.dismiss(actor, error)

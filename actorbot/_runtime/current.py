@@ -1,13 +1,14 @@
-"""Which turn the running code is part of, and what a home does to that turn."""
+"""Which turn the running code is part of, or which other call of a bot author's function."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextvars import Context as ContextVars
 from contextvars import ContextVar, copy_context
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-__all__ = ["RunningTurn", "current", "outside_of_turns"]
+__all__ = ["Errand", "RunningTurn", "current", "errand", "outside_of_turns"]
 
 
 class RunningTurn(Protocol):
@@ -23,6 +24,18 @@ current: ContextVar[RunningTurn | None] = ContextVar("actorbot_turn", default=No
 It is not set back when the turn ends, which would cost each event 5 % of its time. So whoever looks
 here must skip turns that have ended.
 """
+
+
+class Errand(NamedTuple):
+    """What runs outside of turns and what a close waits for: a hook's call, a session's replies."""
+
+    what: object
+    task: asyncio.Task[Any] | None
+    """The task that does it; `None` in a threaded home."""
+
+
+errand: ContextVar[Errand | None] = ContextVar("actorbot_errand", default=None)
+"""The last errand that the running code, or the code that spawned it, has begun."""
 
 
 def outside_of_turns() -> ContextVars:

@@ -13,10 +13,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["HAS_FLOCK", "FileLock", "sync_folder"]
+__all__ = ["HAS_FLOCK", "FileLock", "is_named", "sync_folder"]
 
 HAS_FLOCK: Final = fcntl is not None
 NO_FLOCK: Final = "it needs flock, which this platform lacks; Linux and macOS have it"
+
+# The locks of this process by name, however the name is written. A locked file may have been
+# removed meanwhile: then another file of its name can be locked too, and means the same.
+_held: Final[dict[str, FileLock]] = {}
 
 
 class FileLock:
@@ -27,26 +31,36 @@ class FileLock:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self._path = Path(path)
+        self._name: str | None = None  # in `_held`
         self._file: int | None = None
 
     def take(self, *, dir_fd: int | None = None) -> None:
-        """Take the lock, at once or not at all; the path may start at the open folder *dir_fd*.
+        """Take the lock, at once or not at all; the file may be in the open folder *dir_fd*.
 
         Raises: BlockingIOError if somebody has it; OSError.
         """
         if fcntl is None:
             raise OSError(NO_FLOCK)
+        self._name = str(self._path.parent.resolve() / self._path.name)
+        if _held.setdefault(self._name, self) is not self:
+            self._name = None
+            raise BlockingIOError(f"{self._path} is held in this process")
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(self._path, flags, 0o600, dir_fd=dir_fd)
         try:
-            os.fchmod(file, 0o600)  # whatever the umask: who comes next must be able to open it
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = os.open(self._path if dir_fd is None else self._path.name, flags, 0o600, dir_fd=dir_fd)
+            os.fchmod(self._file, 0o600)  # whatever the umask: who comes next must be able to open it
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
-            os.close(file)
+            self.release()
             raise
-        self._file = file
         kept_from_children.add(self)
+
+    def is_here(self, *, dir_fd: int | None = None) -> bool:
+        """Tell whether it is held, and the locked file still has its name. Raises: OSError."""
+        if self._file is None:
+            return False
+        return is_named(self._file, self._path if dir_fd is None else self._path.name, dir_fd=dir_fd)
 
     def release(self) -> None:
         """Let it go; twice is no error.
@@ -56,10 +70,22 @@ class FileLock:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
+        if self._name is not None:
+            del _held[self._name]
+            self._name = None
         kept_from_children.discard(self)
 
     def _leave_to_parent(self) -> None:
         self.release()
+
+
+def is_named(file: int, path: str | Path, *, dir_fd: int | None = None) -> bool:
+    """Tell whether *path* is the name of the open *file*, or folder. Raises: OSError."""
+    try:
+        found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(file))
 
 
 def sync_folder(path: Path) -> None:

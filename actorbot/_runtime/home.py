@@ -104,6 +104,10 @@ class Home(ABC):
     def give_way(self) -> None:
         """Let the flusher's thread, which is late, run. Called before a turn begins."""
 
+    def spare(self) -> None:
+        """Let the running code, which waits for the close of this home, go on after it."""
+        return  # a thread goes on anyway
+
     def current_task(self) -> asyncio.Task[Any] | None:
         """Return the task that runs here; `None` in a threaded home, which has none to cancel."""
         return None

@@ -136,6 +136,10 @@ class LoopHome(Home):
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return run_on(self.loop, make).result()
 
+    def spare(self) -> None:
+        if (task := self.current_task()) is not None:
+            self._tasks.discard(task)
+
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task(self.loop)
 

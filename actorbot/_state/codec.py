@@ -84,6 +84,8 @@ def encode_state(state: dict[str, Any], max_bytes: int) -> bytes:
             data: bytes = _packers.pack(state)
         else:
             data = b"\xc1" + packb(state, default=_pack_extension, strict_types=True, buf_size=_BUFFER)
+    except RecursionError:
+        raise  # the stack is full, whatever the state is
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise explain(state, max_bytes, error) from None
     if len(data) > max_bytes:

@@ -36,6 +36,8 @@ def _datetime_text(value: datetime) -> str:
     else:
         try:
             text = _zoned_text(value, zone)
+        except RecursionError:
+            raise
         except Exception as error:  # a tzinfo may be anyone's code
             raise ValueError("its time zone is neither a ZoneInfo nor a fixed offset") from error
     return f"{text}[_fold=1]" if value.fold else text

@@ -11,6 +11,7 @@ from typing import Any
 
 from actorbot._flushing.write import Flushable
 from actorbot._reports import Conflict
+from actorbot._runtime.current import Errand, errand
 from actorbot._runtime.home import Home, new_future
 from actorbot._state.codec import decode_state
 from actorbot._state.committed import STATE, Committed
@@ -68,7 +69,11 @@ class Hooks:
         if isinstance(context, Apology) or self.bound("on_error") is None:
             session_id = context.session_id
             logger.error(
-                "a reply of session %r was not delivered: %r", session_id, error, extra={"session_id": session_id}
+                "a reply of session %r was not delivered: %r",
+                session_id,
+                error,
+                exc_info=error,
+                extra={"session_id": session_id},
             )
         else:
             await self.report_error(context, error)
@@ -115,7 +120,9 @@ class Hooks:
     def bury(self, session_id: str, event: Any, error: BaseException) -> None:
         """Make *event* a dead letter."""
         self.dead_letters += 1
-        logger.warning("dead letter of session %r: %r", session_id, error)
+        logger.error(
+            "dead letter of session %r: %r", session_id, error, exc_info=error, extra={"session_id": session_id}
+        )
         self._call_later("on_dead_letter", session_id, event, f"{type(error).__name__}: {error}")
 
     def _call_later(self, name: str, *args: Any) -> None:
@@ -126,6 +133,7 @@ class Hooks:
         self.running.add(done)
 
         async def call() -> None:
+            errand.set(Errand(done, self._home.current_task()))
             try:
                 await hook(*args)
             except BaseException as failure:

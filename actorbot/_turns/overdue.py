@@ -72,8 +72,13 @@ class RunningTurns:
         running, self.deadlines = self.deadlines, _NoMore()
         for context in list(running):
             if running.pop(context, None) is not None:
-                error = ManagerClosedError("the manager was closed while the handler ran; its changes were discarded")
-                self._revoke(context, error)
+                self._revoke(context, _closed())
+
+    def refuse_all(self) -> None:
+        """Let no turn commit, and none begin. Any thread: the loop has gone, or is blocked."""
+        running, self.deadlines = self.deadlines, _NoMore()
+        for context in list(running):
+            context._revoked = _closed()
 
     def _revoke(self, context: Context, error: ActorbotError) -> None:
         """Take the session from a turn that is out of `deadlines`; its caller gets *error*."""
@@ -87,6 +92,10 @@ class RunningTurns:
         if context._interrupt is not None:
             context._interrupt()
         _leave_for(context)  # a `def` handler cannot be stopped: it goes on without its session
+
+
+def _closed() -> ManagerClosedError:
+    return ManagerClosedError("the manager was closed while the handler ran; its changes were discarded")
 
 
 def _leave_for(context: Context) -> None:

@@ -15,11 +15,12 @@ from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
 from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed
-from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
+from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id, is_of_another_release
 from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
 from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
 from actorbot._turns.context import Context, find_parent, never_begun
+from actorbot._turns.depth import check_depth
 from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
@@ -84,9 +85,9 @@ class SessionActor(Flushable):
 
         Any thread.
         """
-        if isinstance(record, Record) and not self.shared.flusher.set_backs.is_older(record, self):
-            return None
-        return self.doubted
+        if isinstance(record, Record):
+            return self.doubted if self.shared.flusher.set_backs.is_older(record, self) else None
+        return None if is_of_another_release(record) else self.doubted
 
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds. What the store has shows when the session is flushed."""
@@ -187,6 +188,9 @@ class SessionActor(Flushable):
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
         shared = self.shared
         wall = shared.wall()
+        parent = find_parent()
+        if parent is not None:
+            check_depth(self.session_id)
         committed = self.committed
         if committed is None:  # the flusher has met a conflict since `make_ready`
             raise self._conflict("written by another process; try again")
@@ -214,7 +218,7 @@ class SessionActor(Flushable):
         except UndecodableError as error:
             raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
-        context = Context(self, session, event, committed, find_parent(), task)
+        context = Context(self, session, event, committed, parent, task)
         if digest is not None:
             context._event_id = digest
         current.set(context)

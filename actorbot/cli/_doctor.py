@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -47,11 +48,13 @@ def doctor(url: str, as_json: bool) -> None:
     if as_json:
         level = next((each for each in ("failure", "warning") if each in {one.level for one in findings}), "ok")
         write_json({"store": name, "level": level, "findings": [dataclasses.asdict(each) for each in findings]})
-    else:
-        _show(findings)
-    for each in findings:
-        if each.level == "failure":
-            raise click.ClickException(each.text)
+        sys.exit(level == "failure")
+    failures = [each.text for each in findings if each.level == "failure"]
+    _show(each if each.level != "failure" else replace(each, text="see the error") for each in findings)
+    for text in failures[:-1]:
+        click.echo(f"Error: {text}", err=True)
+    if failures:
+        raise click.ClickException(failures[-1])
 
 
 def _show(findings: Iterable[Finding]) -> None:

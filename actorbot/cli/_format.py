@@ -13,12 +13,19 @@ import click
 
 from actorbot.stores._secrets import Secrets
 
-__all__ = ["clean", "count_of", "hide_secrets_of", "redact", "show_id", "show_when", "write_json"]
+__all__ = ["clean", "count_of", "hide_secrets_of", "redact", "show_distance", "show_id", "show_when", "write_json"]
 
 SECRETS: Final = "actorbot.secrets"
 """The key in the context's `meta` for what must not be shown."""
 
-UNITS: Final = ((365 * 86_400, "year"), (86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+UNITS: Final = (
+    (365 * 86_400, "year", 43_200),
+    (86_400, "day", 1800),
+    (3600, "hour", 30),
+    (60, "minute", 0),
+    (1, "second", 0),
+)
+"""Each with its seconds, and how many of them may be missing."""
 
 
 def hide_secrets_of(context: click.Context, args: Iterable[str]) -> None:
@@ -50,15 +57,29 @@ def show_id(text: str) -> str:
 
 def show_when(when: float, *, now: float | None = None) -> str:
     """Return a wall-clock time as local time, and how far from now it is."""
-    seconds = int(when - (time.time() if now is None else now))
     try:
+        seconds = int(when - (time.time() if now is None else now))
         local = _local_minute(int(when // 60))
     except (OverflowError, OSError, ValueError):
-        return "in the far future" if seconds > 0 else "in the far past"
-    size, unit = next((each for each in UNITS if abs(seconds) >= each[0]), UNITS[-1])
-    number = abs(seconds) // size
-    distance = count_of(number, unit)
-    return f"{local} ({f'in {distance}' if seconds > 0 else f'{distance} ago'})"
+        return "in the far future" if when > 0 else "in the far past"
+    return f"{local} ({_distance(seconds)})"
+
+
+def show_distance(when: float) -> str:
+    """Return how far from now a wall-clock time is: `in 3 days`."""
+    try:
+        return _distance(int(when - time.time()))
+    except OverflowError:
+        return "in the far future" if when > 0 else "in the far past"
+
+
+def _distance(seconds: int) -> str:
+    far = abs(seconds)
+    # What ends in a year and was written a second ago ends in a year, not in 364 days: half a unit
+    # of the next smaller kind is made up for.
+    size, unit, slack = next((each for each in UNITS if far + each[2] >= each[0]), UNITS[-1])
+    distance = count_of((far + slack) // size, unit)
+    return f"in {distance}" if seconds > 0 else f"{distance} ago"
 
 
 def count_of(number: int, noun: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -17,12 +18,11 @@ from actorbot.cli._copy import copy
 from actorbot.cli._export import export
 from actorbot.cli._format import clean, count_of, show_id, show_when, write_json
 from actorbot.cli._store import opened
+from actorbot.cli._table import SessionTable
 from actorbot.errors import ActorbotError, CorruptSessionError, ForeignSessionError
 from actorbot.stores import Record, RecordStore
 
 __all__ = ["sessions"]
-
-LINE = "{:<32} {:>9} {:>8}  {:<36} {}"
 
 
 @click.group()
@@ -50,9 +50,10 @@ sessions.add_command(export)
 def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool) -> None:
     """List the sessions, in the store's own order. The exit status is 1 if one cannot be read."""
     listed = unreadable = 0
-    with opened(url) as store:
+    with opened(url) as store, ExitStack() as at_last:
+        table = SessionTable()
         if not as_json:
-            click.echo(LINE.format("SESSION", "BYTES", "VERSION", "LAST ACTIVITY", "EXPIRES"))
+            at_last.callback(table.flush)  # also when the store fails in the middle
         for found in store.scan():
             if isinstance(found, ActorbotError):
                 session_id = getattr(found, "session_id", None) or ""
@@ -64,7 +65,7 @@ def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool
                 if as_json:
                     _print_json(found)
                 else:
-                    _print_line(found)
+                    table.add(found)
             else:
                 continue
             listed += 1
@@ -81,13 +82,6 @@ def _status(record: Record) -> str:
     if record.state is None:
         return "destroyed"
     return "expired" if record.is_expired(time.time()) else "alive"
-
-
-def _print_line(record: Record) -> None:
-    ends = show_when(record.expires_at) if record.state is not None else "destroyed"
-    size = 0 if record.state is None else len(record.state)
-    seen = show_when(record.last_activity)
-    click.echo(LINE.format(show_id(record.session_id), size, record.version, seen, ends))
 
 
 def _print_json(record: Record) -> None:

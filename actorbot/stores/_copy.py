@@ -20,6 +20,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores._batches import ask_in_parts
+from actorbot.stores._users import is_used
 from actorbot.stores.base import RecordStore, Write
 from actorbot.stores.driver import as_records
 
@@ -56,8 +57,9 @@ def copy(source: Any, target: Any, *, progress: Callable[[int], object] | None =
 
     It blocks (on an event loop: `await asyncio.to_thread(copy, …)`). Bots that use one of the two
     should not run meanwhile. Stores of actorbot's are opened if need be, and stay open. Drivers of
-    four methods are opened and closed; `async def` ones run on a loop of the copy's own. After each
-    batch, *progress* is called with the number of records that were looked at so far.
+    four methods are opened, and closed unless a manager uses them; `async def` ones run on a loop
+    of the copy's own. After each batch, *progress* is called with the number of records that were
+    looked at so far.
 
     A batch that fails is divided, until the sessions that cannot be copied are alone. `failed`
     names them; the others are copied.
@@ -106,7 +108,7 @@ def _opened(store: Any, look: bool) -> Iterator[RecordStore]:
         try:
             yield records
         finally:
-            if records is not store:
+            if records is not store and not is_used(store):
                 records.close()
 
 

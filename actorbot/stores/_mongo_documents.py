@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Callable, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Final
 from uuid import UUID
@@ -28,7 +28,17 @@ from actorbot._state.record import Record
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["FORMAT", "GRACE", "LENIENT", "MAX_BYTES", "OPTIONS", "RAW", "decode_record", "encode_record"]
+__all__ = [
+    "FORMAT",
+    "GRACE",
+    "LENIENT",
+    "MAX_BYTES",
+    "OPTIONS",
+    "RAW",
+    "decode_record",
+    "encode_record",
+    "literal_id",
+]
 
 FORMAT: Final = 1
 GRACE: Final = 120.0  # seconds that the server keeps a record longer: its next write may be on its way
@@ -91,13 +101,37 @@ def decode_record(
     try:
         document = bson.decode(raw, OPTIONS)
     except (BSONError, ArithmeticError, ValueError) as error:
-        session_id = bson.decode(raw, LENIENT)["_id"]
+        lenient = bson.decode(raw, LENIENT)["_id"]
+        session_id = lenient if type(lenient) is str else repr(lenient)
         return session_id, CorruptSessionError(store, session_id, f"its BSON is malformed: {error}")
     session_id = document.pop("_id")
+    if type(session_id) is not str:
+        reason = f"its _id is no text, but of type {type(session_id).__name__}: no session of actorbot"
+        return repr(session_id), CorruptSessionError(store, repr(session_id), reason)
     try:
         return session_id, _to_record(session_id, document, now, expires_in)
     except (UndecodableError, NotEncodableError, SessionTooLargeError) as error:
         return session_id, CorruptSessionError(store, session_id, str(error))
+
+
+def literal_id(raw: bytes) -> Mapping[str, Any]:
+    """Return the `_id` of a document, byte by byte, as a constant in a query's expression.
+
+    It may be of any type, and no valid text. A server keeps it as a document's first field.
+    """
+    kind, begin = raw[4], 4 + len(b"?_id\0")
+    size = _SIZES.get(kind)
+    if size is None:  # it begins with its length, which counts itself in some types
+        size = int.from_bytes(raw[begin : begin + 4], "little") + _MORE.get(kind, 0)
+    element = raw[4:5] + b"$literal\0" + raw[begin : begin + size]
+    return RawBSONDocument((len(element) + 5).to_bytes(4, "little") + element + b"\0")
+
+
+# How many bytes a value of each type takes; of others, how many more than its length says.
+_SIZES: Final = {
+    0x01: 8, 0x06: 0, 0x07: 12, 0x08: 1, 0x09: 8, 0x0A: 0, 0x10: 4, 0x11: 8, 0x12: 8, 0x13: 16, 0x7F: 0, 0xFF: 0,
+}  # fmt: skip
+_MORE: Final = {0x02: 4, 0x05: 5, 0x0C: 16, 0x0D: 4, 0x0E: 4}
 
 
 def _exact_decimal(text: str) -> Decimal128 | None:
@@ -184,20 +218,34 @@ def _read_rest(
     document: Mapping[str, Any], state: bytes | None
 ) -> tuple[int, bytes | None, bytes, bytes, float, float]:
     """Return all fields after the session id. Raises: UndecodableError."""
-    if document.get("format") != FORMAT:
+    if _to_number(document.get("format")) != FORMAT:
         raise UndecodableError(f"its format version is {document.get('format')!r}, and this release reads {FORMAT}")
     try:
-        version = document["version"]
+        version = _to_number(document["version"])
         write_ids, event_ids = document["write_ids"], document["event_ids"]
-        last_activity, expires_at = document["last_activity"], document["expires_at"]
+        last_activity, expires_at = (_to_number(document[name]) for name in ("last_activity", "expires_at"))
     except KeyError as error:
         raise UndecodableError(f"it has no {error}") from None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+    if version is None or version != int(version) or not 0 <= version < 2**63:
         raise UndecodableError("its version is out of range")
     if type(write_ids) is not list or any(type(one) is not bytes or len(one) != 8 for one in write_ids):
         raise UndecodableError("its write_ids are not ids of 8 bytes")
     if type(event_ids) is not bytes or len(event_ids) % 8:
         raise UndecodableError("its event_ids are not ids of 8 bytes")
-    if type(last_activity) is not float or type(expires_at) is not float or not isfinite(last_activity + expires_at):
+    if last_activity is None or expires_at is None:
         raise UndecodableError("one of its times is no finite number")
-    return int(version), state, b"".join(write_ids), event_ids, last_activity, expires_at
+    return int(version), state, b"".join(write_ids), event_ids, float(last_activity), float(expires_at)
+
+
+def _to_number(value: Any) -> int | float | None:
+    """Return a number as any tool may have stored it, and a date in seconds; `None`: it is neither.
+
+    mongosh stores a whole number in 32 bits, and the result of a calculation as a double.
+    """
+    if type(value) is Decimal128:
+        value = float(value.to_decimal())
+    elif type(value) is datetime:
+        value = value.timestamp()
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+        return value
+    return None

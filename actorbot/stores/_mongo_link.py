@@ -29,6 +29,7 @@ from pymongo.uri_parser import parse_uri
 
 from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._mongo_documents import RAW
+from actorbot.stores._mongo_url import database_of, times_of
 from actorbot.stores._scheme import as_drivers_write
 from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
 
@@ -43,6 +44,14 @@ REACH: Final = 1.0
 # Seconds for the first try of a call: its connection may be dead, forgotten by a firewall.
 FIRST: Final = 1.5
 IDLE: Final = 60.0  # seconds after which a connection that nobody used is made anew; firewalls wait longer
+# The driver's own times, for what `Call` does not bound, in seconds: no URL makes them longer.
+TIMES: Final = {
+    "connectTimeoutMS": CALL,
+    "serverSelectionTimeoutMS": CALL,
+    "socketTimeoutMS": CALL,
+    "waitQueueTimeoutMS": REACH,
+    "maxIdleTimeMS": IDLE,
+}
 CLOSE: Final = 1.0  # seconds
 FAREWELL: Final = 0.1  # seconds to tell a server, on connections that are most likely dead, that they end
 
@@ -62,7 +71,7 @@ class Link:
     *url* is checked, and quoted nowhere: it may hold a password. Raises: ConfigError.
     """
 
-    def __init__(self, url: str, database: str, collection_name: str) -> None:
+    def __init__(self, url: str, database: str | None, collection_name: str) -> None:
         url = as_drivers_write(url)
         error = _flaw_of(url)
         if error is not None:
@@ -70,7 +79,8 @@ class Link:
         self.hosts = hosts_of(url, ends="/?") or ""
         self._url = url
         self._secrets = Secrets(url)
-        self._database = database
+        self._asked: dict[str, Any] = {}
+        self.database = database_of(url) if database is None else database
         self.collection_name = collection_name
         self._client: pymongo.MongoClient[RawBSONDocument] | None = None
         self._collection: RawCollection | None = None
@@ -86,13 +96,14 @@ class Link:
         """Make the client; nothing is sent yet. Raises: StoreUnavailableError."""
         self._client = None  # from before a fork it is the parent's, and stays as it is
         self._renewing = threading.Lock()
+        self._asked = times_of(self._url, TIMES)
         self._connect()
 
     def _connect(self) -> None:
         client = self._make_client()
         if isinstance(client, StoreUnavailableError):
             raise client
-        self._collection = client[self._database].get_collection(
+        self._collection = client[self.database].get_collection(
             self.collection_name,
             codec_options=RAW,
             read_preference=ReadPreference.PRIMARY,  # a secondary may be behind, which would be a conflict
@@ -105,12 +116,7 @@ class Link:
         try:
             return pymongo.MongoClient(
                 self._url,
-                # These three are for the driver's own threads, which `Call` does not bound.
-                connectTimeoutMS=round(CALL * 1000),
-                serverSelectionTimeoutMS=round(CALL * 1000),
-                socketTimeoutMS=round(CALL * 1000),
-                waitQueueTimeoutMS=round(REACH * 1000),
-                maxIdleTimeMS=round(IDLE * 1000),
+                **{name: round(most * 1000) for name, most in TIMES.items()} | self._asked,
                 maxPoolSize=10,  # the writer, the reader, and eight calls that a manager may leave behind
                 retryWrites=False,  # a standalone server cannot; the write ids do the same everywhere
                 retryReads=False,  # its retry may take as long again
@@ -172,7 +178,15 @@ class Link:
 
     def call(self) -> Call:
         """Begin a call: from now on its time runs."""
-        return Call(self._patience)
+        return Call(self._patience, reach=self._asked.get("serverSelectionTimeoutMS", REACH * 1000) / 1000)
+
+    def reach_at_start(self, call: Call) -> None:
+        """Wait for a server as long as the URL says, or else as long as a call takes.
+
+        Raises: ServerSelectionTimeoutError.
+        """
+        if "serverSelectionTimeoutMS" in self._asked:
+            call.reach(self.collection)
 
     def unusable(self, error: Exception) -> StoreUnavailableError:
         """Make the error of a server that could not be opened or examined."""
@@ -189,7 +203,8 @@ class Call:
     time-out of its own: what is left.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, reach: float) -> None:
+        self._reach = reach
         now = time.monotonic()
         self._first = now + min(FIRST, 0.4 * seconds)
         self._all = now + seconds
@@ -222,13 +237,15 @@ class Call:
         """
         client = collection.database.client
         if not client.topology_description.has_writable_server():
-            with self.command(REACH):
+            with self.command(self._reach):
                 client.is_mongos  # noqa: B018  # waits for such a server, and sends nothing
 
 
 def describe(error: Exception) -> str:
-    """Return the driver's message, without the topology and the reply that it quotes."""
-    text = str(error).partition(", Timeout:")[0].partition(", full error")[0]
+    """Return the driver's message, without the topology, time-outs and reply that it quotes."""
+    text = str(error)
+    for quoted in (", Timeout:", ", full error", " (configured timeouts:"):
+        text = text.partition(quoted)[0]
     return (text or type(error).__name__)[:300]
 
 

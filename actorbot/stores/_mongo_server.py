@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pymongo.errors import OperationFailure
 
-from actorbot.errors import StoreUnavailableError
+from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._findings import Finding, has_expiry, judge_mongo
 from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Call, Link, RawCollection
+from actorbot.stores._mongo_rights import check_rights, judge_rights
 
-__all__ = ["check_version", "examine", "make_index", "time_of", "what_is_missing"]
+__all__ = ["check_version", "examine", "make_index", "prepare", "time_of", "what_is_missing"]
 
 logger = logging.getLogger("actorbot")
 
 OLDEST: Final = 13  # wire version of MongoDB 5.0, the first that keeps nested keys with `$`
+
+# Ids that some collations take for the same: by case, accent, punctuation, the value of a number.
+DIFFERENT: Final = (("a", "A"), ("e", "é"), ("a:b", "ab"), ("1", "01"))
 
 # An index of this name, or on these keys, is there with other options.
 _OTHER_INDEX: Final = frozenset({85, 86})
@@ -26,7 +30,9 @@ _UNAUTHORIZED: Final = 13
 
 def check_version(link: Link) -> None:
     """Raises: StoreUnavailableError if the server is too old; PyMongoError."""
-    if _hello(link.collection, link.call()).get("maxWireVersion", 0) < OLDEST:
+    call = link.call()
+    link.reach_at_start(call)
+    if _hello(link.collection, call).get("maxWireVersion", 0) < OLDEST:
         raise StoreUnavailableError("mongo", f"{link.hosts} is older than MongoDB 5.0")
 
 
@@ -50,8 +56,18 @@ def what_is_missing(link: Link) -> str | None:
     )
 
 
+def prepare(link: Link) -> None:
+    """Check rights and collection, and make the index.
+
+    Raises: ConfigError, StoreUnavailableError, PyMongoError.
+    """
+    check_rights(link)
+    _check_collation(link.collection, link.call())
+    make_index(link)
+
+
 def make_index(link: Link) -> None:
-    """Make the index by which the server removes what has expired.
+    """Make the index by which expired sessions are removed.
 
     Raises: StoreUnavailableError, PyMongoError.
     """
@@ -62,8 +78,27 @@ def make_index(link: Link) -> None:
     except OperationFailure as error:
         if error.code not in _OTHER_INDEX:
             raise
-        if not has_expiry(_indexes(collection, call)):
+        if not _removes_expired(collection, call):
             logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
+
+
+def _check_collation(collection: RawCollection, call: Call) -> None:
+    """Raises: ConfigError if the collection takes different session ids for the same."""
+    same = [{"$eq": [{"$literal": one}, {"$literal": other}]} for one, other in DIFFERENT]
+    # `$facet` makes a document out of nothing, by the collation of the collection.
+    pipeline: list[Any] = [{"$match": {"_id": {"$in": []}}}, {"$facet": {"none": [{"$limit": 1}]}}]
+    with call.command():
+        answers = collection.with_options(codec_options=OPTIONS).aggregate([*pipeline, {"$project": {"same": same}}])
+        taken = next(
+            (pair for answer in answers for pair in zip(DIFFERENT, answer["same"], strict=True) if pair[1]), None
+        )
+    if taken is not None:
+        one, other = taken[0]
+        expected = (
+            f"a collection that tells {one!r} from {other!r}: by its collation they are one session."
+            " Name another collection, or move its documents into one with the collation { locale: 'simple' }"
+        )
+        raise ConfigError("collection_name", collection.name, expected)
 
 
 def time_of(link: Link) -> float | None:
@@ -89,7 +124,23 @@ def examine(link: Link) -> Iterator[Finding]:
         if error.code != _UNAUTHORIZED:
             raise
         status = None
-    yield from judge_mongo(hello, version, status, _indexes(collection, call))
+    try:
+        indexes: Sequence[Mapping[str, Any]] | None = _indexes(collection, call)
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        indexes = None
+    yield from judge_mongo(hello, version, status, indexes)
+    yield from judge_rights(link)
+
+
+def _removes_expired(collection: RawCollection, call: Call) -> bool:
+    try:
+        return has_expiry(_indexes(collection, call))
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        return False  # nobody can tell
 
 
 def _hello(collection: RawCollection, call: Call) -> dict[str, Any]:

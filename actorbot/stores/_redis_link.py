@@ -6,39 +6,45 @@ three different things.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores._scheme import as_drivers_write
-from actorbot.stores._secrets import ENCODED, Secrets, has_secret_option, hosts_of
+from actorbot.stores._secrets import Secrets
 
 try:
     import redis
-    from redis.backoff import NoBackoff
     from redis.crc import key_slot
-    from redis.exceptions import AskError, NoScriptError
-    from redis.retry import Retry
+    from redis.exceptions import AskError, NoPermissionError, NoScriptError
 
-    from actorbot.stores._redis_silence import KEEPALIVE, DeadConnectionError, await_answer
+    from actorbot.stores._redis_pool import CONNECT_TIMEOUT, READ_TIMEOUT, make_pool, pool_like
+    from actorbot.stores._redis_silence import DeadConnectionError, await_answer
 except ImportError as error:
     raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
-__all__ = ["Command", "Link", "is_about_script", "is_refused"]
-
-CONNECT_TIMEOUT: Final = 1.5  # seconds; with READ_TIMEOUT less than the 5 s of `store_deadline`
-READ_TIMEOUT: Final = 3.0  # seconds without a byte of the answer
-# To each server. More than the calls that can be under way, those left behind included.
-MAX_CONNECTIONS: Final = 20
+__all__ = ["Command", "Link", "is_about_script", "is_forbidden", "is_read_only", "is_refused"]
 
 # A server that answers this has not done what it was asked. After any other failure it may have.
 REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
 
 # The kinds of error that are told apart, the narrower ones first.
-KINDS: Final = (*REFUSALS[1:], redis.ResponseError, redis.TimeoutError, redis.ConnectionError, redis.RedisError)
+KINDS: Final = (
+    *REFUSALS[1:],
+    NoPermissionError,
+    redis.ResponseError,
+    redis.TimeoutError,
+    redis.ConnectionError,
+    redis.RedisError,
+)
+
+# A script's error has more words in front, and another class.
+_READ_ONLY: Final = re.compile("READONLY|read[- ]only replica")
+REPLICA: Final = "is a replica, which takes no writes"
 
 Command = tuple["str | bytes | int", ...]
 
@@ -48,7 +54,7 @@ class Link:
 
     def __init__(self, url: str) -> None:
         url = as_drivers_write(url)
-        pool = _make_pool(url)
+        pool = make_pool(url)
         if isinstance(pool, ConfigError):
             raise pool
         self._first = _Server(pool, Secrets(url))
@@ -91,6 +97,17 @@ class Link:
         if isinstance(answer, StoreUnavailableError):
             raise answer
         return answer
+
+    def ask_each(self, commands: Sequence[Command]) -> Iterator[list[Any]]:
+        """Ask each server that is known; yield its answers, or refusals.
+
+        A node of a cluster that does not answer is left out. Raises: StoreUnavailableError if the
+        server of the URL does not.
+        """
+        yield self._first.ask(commands)
+        for server in list(self._others.values()):
+            with suppress(StoreUnavailableError):
+                yield server.ask(commands)
 
     def group(self, keys: Sequence[bytes]) -> list[list[int]]:
         """Return the numbers of *keys*, grouped: one command may be about one group.
@@ -195,7 +212,7 @@ class Link:
         if address == (settings.get("host", "localhost"), settings.get("port", 6379)):
             return self._first
         if address not in self._others:
-            pool = _pool_like(self._first.pool, host=host, port=address[1])
+            pool = pool_like(self._first.pool, host=host, port=address[1])
             self._others[address] = _Server(pool, self._first.secrets)
         return self._others[address]
 
@@ -203,7 +220,8 @@ class Link:
 class _Server:
     """One server and the connections to it."""
 
-    def __init__(self, pool: Any, secrets: Secrets) -> None:  # not all of a BlockingConnectionPool is typed
+    # *pool* is a BlockingConnectionPool, parts of whose interface are not typed.
+    def __init__(self, pool: Any, secrets: Secrets) -> None:
         self.pool = pool
         self.secrets = secrets
         settings = pool.connection_kwargs
@@ -212,24 +230,25 @@ class _Server:
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
         """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
-        If the connection breaks or turns out to be dead, commands that only read are sent again: a
-        failed read costs its callers their events. Raises: StoreUnavailableError;
-        OutcomeUnknownError for *writes* that may have been done.
+        If the connection breaks, commands that only read are sent again: a failed read costs its
+        callers their events. If it turns out to be dead, *writes* are too: the server knows those
+        that it has done. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that may
+        have been done.
         """
-        began = time.monotonic()
+        began, pool = time.monotonic(), self.pool
         try:
             return self._ask(commands, writes)
         except StoreUnavailableError as error:
-            cut = isinstance(error.__cause__, DeadConnectionError)
+            dead = self.pool is not pool
             broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
-            if writes or not (cut or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
+            if not dead and (writes or not broke or time.monotonic() - began > CONNECT_TIMEOUT / 2):
                 raise
         return self._ask(commands, writes)
 
     def renew(self, pool: Any) -> None:
         """Use new connections from now on, if they are still those of *pool*, which end with it."""
         if self.pool is pool:
-            self.pool = _pool_like(pool)
+            self.pool = pool_like(pool)
 
     def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
         answers = self._exchange(commands, writes)
@@ -246,7 +265,10 @@ class _Server:
         try:
             connection.send_packed_command(connection.pack_commands(commands))
             await_answer(connection, pool, connection.socket_timeout or READ_TIMEOUT)
-            return [self._receive(connection) for _ in commands]
+            answers = [self._receive(connection) for _ in commands]
+            if any(map(is_read_only, answers)):
+                self.renew(pool)  # the name of this server may lead to another one now
+            return answers
         except Exception as error:
             if isinstance(error, DeadConnectionError):
                 self.renew(pool)  # its other connections are dead too, most likely
@@ -274,6 +296,8 @@ class _Server:
         said, cause = self._told(error)
         if isinstance(error, redis.AuthenticationError):
             said = f"{self.where} does not accept this user or password"
+        elif isinstance(error, redis.ResponseError) and _READ_ONLY.search(str(error)):
+            said = f"{self.where} {REPLICA}: name its primary, or a name that moves with the primary"
         else:
             said = f"{self.where} {'refuses' if isinstance(error, REFUSALS) else 'does not answer'}: {said}"
         failure = StoreUnavailableError("redis", said)
@@ -297,54 +321,16 @@ def is_refused(answer: object) -> bool:
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, REFUSALS)
 
 
+def is_forbidden(answer: object) -> bool:
+    """Tell whether *answer* is a server's word that this user lacks a right."""
+    return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoPermissionError)
+
+
+def is_read_only(answer: object) -> bool:
+    """Tell whether *answer* is a replica's word that it takes no writes."""
+    return is_refused(answer) and REPLICA in str(answer)
+
+
 def is_about_script(answer: object) -> bool:
     """Tell whether *answer* is a server's word that it does not know the script."""
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoScriptError)
-
-
-def _pool_like(pool: Any, **changes: Any) -> Any:
-    """Make a pool of new connections with the settings of *pool*, but for *changes*."""
-    make: Any = redis.BlockingConnectionPool
-    return make(MAX_CONNECTIONS, CONNECT_TIMEOUT, pool.connection_class, **pool.connection_kwargs | changes)
-
-
-def _make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
-    """Make a pool for *url*, and connect nowhere; or return the error, which quotes no password.
-
-    The caller raises it, away from the driver's error, whose text may quote one.
-    """
-    expected = "redis://[[user]:password@]host[:port][/database], rediss://… or unix:///path"
-    given: object = url
-    if not isinstance(given, str):
-        return ConfigError("url", type(given), expected)
-    if hosts_of(url) is None:
-        return ConfigError("url", _without_secrets(url), ENCODED)
-    try:
-        parts = urlsplit(url)
-        if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
-            raise ValueError
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=CONNECT_TIMEOUT,  # to wait for a connection when all are in use
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=READ_TIMEOUT,
-            **({} if parts.scheme == "unix" else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}),
-            retry=Retry(NoBackoff(), 0),  # ten by default, of writes too
-            # Each connection begins with CLIENT SETINFO, whose refusal redis-py ignores. Leave it
-            # on: with TLS 1.3, before an answer was read, redis-py takes the session tickets for
-            # data of an earlier command and gives up the connection.
-            protocol=2,
-        )
-        pool.connection_class(**pool.connection_kwargs)
-    except TypeError as error:
-        reason = "" if has_secret_option(url) else f"; {str(error).partition(') ')[2]}"
-        return ConfigError("url", _without_secrets(url), expected + reason)
-    except (ValueError, redis.RedisError):  # their texts may quote the password
-        return ConfigError("url", _without_secrets(url), expected)
-    return pool
-
-
-def _without_secrets(url: str) -> str:
-    scheme = url.partition("://")[0]
-    return f"{scheme}://…" if scheme in {"redis", "rediss", "unix"} else "…"

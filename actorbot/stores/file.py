@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from hashlib import sha256
 from math import floor
-from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from actorbot._runtime.file_lock import HAS_FLOCK, NO_FLOCK, FileLock, sync_folder
+from actorbot._runtime.file_lock import HAS_FLOCK, NO_FLOCK
 from actorbot._runtime.forks import kept_from_children
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
     CorruptSessionError,
-    InsecureStorageError,
     OutcomeUnknownError,
-    StoreLockedError,
+    StoreError,
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_folder
+from actorbot.stores._folder import LOCK, TEMPORARY, Folder
 from actorbot.stores.base import ASIDE_AGE, ONE_YEAR, RecordStore, Verdict, Write, check_expires_in, judge
 
 __all__ = ["FileSessionStore"]
 
-LOCK: Final = ".lock"
 SUFFIX: Final = ".session"
-TEMPORARY: Final = ".tmp"
 DAMAGED: Final = ".damaged"  # after SUFFIX: what was set aside
 LATEST: Final = 2**33  # seconds, in the year 2242: file systems can keep such a time, or clamp it
 
@@ -45,6 +40,11 @@ class FileSessionStore(RecordStore):
     synced before a batch is reported as written: so a confirmed write survives a power loss. One
     process at a time can have the folder: a lock is held from `init` to `close`. All work is
     relative to the open folder, and no symbolic link is followed.
+
+    Each batch looks whether the folder and its lock are still there. A folder that was removed is
+    made again, and one that was put in its place is used; what is in memory is written there. If
+    the folder was moved away, or somebody else has locked the new one, nothing is written or read
+    until that has changed: `flaw` says so.
 
     A file's time of modification is its record's `expires_at`: so a sweep opens only files whose
     session may have ended.
@@ -63,59 +63,29 @@ class FileSessionStore(RecordStore):
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError("directory", directory, "the path of a folder")
         self.directory = os.path.abspath(os.path.expanduser(directory))
-        self._lock = FileLock(LOCK)
-        # Guards `_folder`, and makes comparing and replacing one step. Held across the read of one
-        # record and a rename, for which a file system has no single call; never across a sync.
+        self._folder = Folder(self.directory)
+        # Guards changes of `_folder`, and makes comparing and replacing one step. Held across the
+        # read of one record and a rename, for which a file system has no single call. Held across a
+        # sync only when the folder has to be made again.
         self._swap = threading.Lock()
-        self._folder: int | None = None
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        if self._folder is not None:
-            return self
-        try:
-            with ExitStack() as undo:
-                folder = _open_folder(Path(self.directory))
-                undo.callback(os.close, folder)
-                self._check_owner(folder)
-                self._lock.take(dir_fd=folder)
-                undo.callback(self._lock.release)
-                _remove_temporary_files(folder)
-                undo.pop_all()
-        except BlockingIOError as error:
-            raise StoreLockedError(
-                self.name, f"{self.directory} is open in another process or store; one at a time can have it"
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise InsecureStorageError(
-                    self.name,
-                    f"{self.directory} is not a folder, or it or its file .lock is a symbolic link;"
-                    " name the folder itself",
-                ) from error
-            raise StoreUnavailableError(self.name, f"{self.directory} cannot be opened: {error}") from error
-        self._folder = folder
-        kept_from_children.add(self)
+        if not self._folder.is_open:
+            self._folder.open()
+            kept_from_children.add(self)
+        self.flaw = None
         return self
 
     def look(self) -> str | None:
-        if self._folder is None:
+        if not self._folder.is_open:
             if not os.path.lexists(self.directory):
                 return f"there is no folder {self.directory}"
             if os.path.isdir(self.directory) and not _has_been_a_store(self.directory):
                 return f"there are no sessions in the folder {self.directory}"
         self.init()
         return None
-
-    def _check_owner(self, folder: int) -> None:
-        status = os.fstat(folder)
-        if status.st_uid != os.geteuid():
-            raise InsecureStorageError(self.name, f"{self.directory} belongs to another user (uid {status.st_uid})")
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise InsecureStorageError(
-                self.name, f"{self.directory} may be written by others; run: chmod 700 {self.directory}"
-            )
 
     def examine(self) -> Iterator[Finding]:
         if not os.path.lexists(self.directory):
@@ -132,10 +102,7 @@ class FileSessionStore(RecordStore):
 
     def close(self) -> None:
         with self._swap:
-            folder, self._folder = self._folder, None
-            if folder is not None:
-                os.close(folder)
-            self._lock.release()
+            self._folder.close()
         kept_from_children.discard(self)
 
     def _leave_to_parent(self) -> None:
@@ -144,13 +111,26 @@ class FileSessionStore(RecordStore):
 
     @property
     def _dir(self) -> int:
-        if self._folder is None:
-            raise StoreUnavailableError(self.name, f"{self.directory} is not open: init() comes first")
-        return self._folder
+        return self._folder.number
+
+    def _return(self) -> None:
+        """Look whether the open folder is still the one of its name, and go back to that if not."""
+        if not self._folder.is_open:
+            return
+        with self._swap:
+            try:
+                self._folder.return_to()
+            except StoreError as error:
+                self.flaw = str(error)
+                if isinstance(error, StoreUnavailableError):
+                    raise
+                raise StoreUnavailableError(self.name, f"it is lost: {error}") from error
+            self.flaw = None
 
     # --- reading ---------------------------------------------------------------------------------
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
+        self._return()
         return [self._read(session_id) for session_id in session_ids]
 
     def _read(self, session_id: str) -> Record | ActorbotError | None:
@@ -210,12 +190,16 @@ class FileSessionStore(RecordStore):
     # --- writing ---------------------------------------------------------------------------------
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
+        self._return()
         folder = self._dir
         outcomes = [self._write(write) for write in writes]
         try:
             os.fsync(folder)
+            is_here = self._folder.is_here()
         except OSError as error:
             raise OutcomeUnknownError(self.name, f"{self.directory} could not be synced: {error}") from error
+        if not is_here:
+            raise OutcomeUnknownError(self.name, f"{self.directory} was removed while it was written to")
         return outcomes
 
     def _write(self, write: Write) -> ActorbotError | None:
@@ -282,6 +266,7 @@ class FileSessionStore(RecordStore):
     # --- cleaning --------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> Iterator[Record]:
+        self._return()
         try:
             for name in _ended_files(self._dir, now):
                 with self._swap:
@@ -305,14 +290,6 @@ class FileSessionStore(RecordStore):
         return record
 
 
-def _open_folder(path: Path) -> int:
-    """Open the folder; make what is missing of it, so that it is there after a power loss too."""
-    for folder in reversed([each for each in (path, *path.parents) if not os.path.lexists(each)]):
-        folder.mkdir(0o700 if folder == path else 0o777, exist_ok=True)
-        sync_folder(folder.parent)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
 def _has_been_a_store(directory: str) -> bool:
     """Tell whether there is a lock in the folder, or a session, as in a backup that came back."""
     try:
@@ -320,12 +297,6 @@ def _has_been_a_store(directory: str) -> bool:
             return any(entry.name == LOCK or entry.name.endswith(SUFFIX) for entry in entries)
     except OSError:
         return True  # `init` says why
-
-
-def _remove_temporary_files(folder: int) -> None:
-    for name in os.listdir(folder):
-        if name.startswith("s-") and name.endswith(TEMPORARY):
-            os.unlink(name, dir_fd=folder)
 
 
 def _ended_files(folder: int, now: float, suffix: str = SUFFIX) -> list[str]:

@@ -5,6 +5,7 @@ They can be queried: `db.sessions.find({"state.nickname": "Tim"})`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
@@ -12,7 +13,6 @@ from typing import Any, ClassVar, Final, Self
 from actorbot._state.record import Record
 from actorbot.errors import (
     ActorbotError,
-    ConfigError,
     CorruptSessionError,
     NotEncodableError,
     OutcomeUnknownError,
@@ -35,7 +35,7 @@ try:
     )
 
     from actorbot.stores._mongo_damage import SHAPE, set_aside
-    from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record
+    from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record, literal_id
     from actorbot.stores._mongo_link import (
         Call,
         Link,
@@ -45,7 +45,8 @@ try:
         is_duplicate,
         is_too_slow,
     )
-    from actorbot.stores._mongo_server import check_version, examine, make_index, time_of, what_is_missing
+    from actorbot.stores._mongo_server import check_version, examine, make_index, prepare, time_of, what_is_missing
+    from actorbot.stores._mongo_url import check_names
 except ImportError as missing:
     raise ImportError(
         "MongoSessionStore needs the driver pymongo: pip install '.[mongo]' in a clone of actorbot"
@@ -53,12 +54,17 @@ except ImportError as missing:
 
 __all__ = ["MongoSessionStore"]
 
+logger = logging.getLogger("actorbot")
+
 TRIES: Final = 3
 PAGE: Final = 250  # sessions that a scan reads at a time
 
 
 class MongoSessionStore(RecordStore):
     """Keeps each session in a document of *collection_name*. MongoDB 5.0 or newer.
+
+    The database is *database*, or else the one behind the host in *url*, or else `actorbot`.
+    (`admin`, `config` and `local` in a URL only say where its user is known.)
 
     The server may be standalone, a replica set or a sharded cluster. `_id` is the session id,
     `state` holds the session's values, and actorbot's own fields stand beside them. What BSON holds
@@ -69,7 +75,8 @@ class MongoSessionStore(RecordStore):
     Writes are confirmed by a majority and journaled, whatever the URL says. The driver retries none
     of them: by the write ids in a record, a write that was applied before is recognised. A call
     ends after four seconds, or after the `timeoutMS=` of the URL; `store_deadline` should be
-    longer. If there was no answer after a second and a half, it goes on with new connections.
+    longer. Shorter times in the URL hold, such as `serverSelectionTimeoutMS=`. If there was no
+    answer after a second and a half, it goes on with new connections.
 
     The server removes expired records about two minutes later, by an index that `init` makes. Ends
     are kept by the server's clock. One store may be used from several threads. In a forked process,
@@ -84,24 +91,24 @@ class MongoSessionStore(RecordStore):
         self,
         url: str,
         *,
-        database: str = "actorbot",
+        database: str | None = None,
         collection_name: str = "sessions",
         expires_in: float = ONE_YEAR,
     ) -> None:
         self.expires_in = check_expires_in(expires_in)
-        _check_name("database", database, ' ."$/\\\0')
-        _check_name("collection_name", collection_name, "$\0")
-        if collection_name.startswith((".", "system.")) or collection_name.endswith("."):
-            raise ConfigError("collection_name", collection_name, "no dot at its ends, and not `system.`")
+        check_names(database, collection_name)
         self._link = Link(url, database, collection_name)
         self._clock = ServerClock(self.name, self._ask_time)
         self._only_looked = False
+
+    def __repr__(self) -> str:
+        return f"<MongoSessionStore {self._link.hosts}, {self._link.database}.{self._link.collection_name}>"
 
     # --- life ------------------------------------------------------------------------------------
 
     def init(self) -> Self:
         if not self._link.is_open or self._only_looked:
-            self._open(make_index)
+            self._open(prepare)
             self._only_looked = False
         return self
 
@@ -114,12 +121,12 @@ class MongoSessionStore(RecordStore):
         except PyMongoError as error:
             raise self._link.unusable(error) from error
 
-    def _open(self, prepare: Callable[[Link], object] = lambda link: None) -> None:
+    def _open(self, make_ready: Callable[[Link], object] = lambda link: None) -> None:
         try:
             if not self._link.is_open:
                 self._link.open()
             check_version(self._link)
-            prepare(self._link)
+            make_ready(self._link)
             self._clock.measure()
         except PyMongoError as error:
             self._link.close()
@@ -145,6 +152,10 @@ class MongoSessionStore(RecordStore):
 
     def sweep(self, now: float) -> Sequence[Record]:
         self._clock.keep()
+        try:
+            make_index(self._link)  # the collection may have been dropped
+        except PyMongoError as error:
+            raise self._link.unusable(error) from error
         return ()
 
     @property
@@ -184,17 +195,17 @@ class MongoSessionStore(RecordStore):
         return session_id, found if isinstance(found, CorruptSessionError) else self._clock.here(found)
 
     def scan(self) -> Iterator[Record | ActorbotError]:
-        last = ""
-        while page := self._read_page(last):
-            yield from (record for _, record in page)
-            last = page[-1][0]
+        after: Mapping[str, Any] | None = None
+        while page := self._read_page(after):
+            yield from (self._decode(document)[1] for document in page)
+            after = literal_id(bytes(page[-1].raw))
 
-    def _read_page(self, after: str) -> list[tuple[str, Record | CorruptSessionError]]:
-        """Read the next sessions, in the order of their ids; an `_id` that is no text is none."""
+    def _read_page(self, after: Mapping[str, Any] | None) -> list[RawBSONDocument]:
+        """Read the next documents, in the order of their `_id`, which may be anything."""
+        wanted = {} if after is None else {"$expr": {"$gt": ["$_id", after]}}
         try:
             with self._link.call().command():
-                page = self._link.collection.find({"_id": {"$gt": after}}, {"expireAt": False}).sort("_id").limit(PAGE)
-                return [self._decode(document) for document in page]
+                return list(self._link.collection.find(wanted, {"expireAt": False}).sort("_id").limit(PAGE))
         except PyMongoError as error:
             raise StoreUnavailableError(self.name, f"listing {self._link.hosts} failed: {describe(error)}") from error
 
@@ -223,8 +234,11 @@ class MongoSessionStore(RecordStore):
             for _ in range(TRIES):
                 if not operations:
                     return outcomes
-                refused = self._link.twice(call, partial(self._send, list(operations.values()), call), writes=True)
+                refused, inserted = self._link.twice(
+                    call, partial(self._send, list(operations.values()), call), writes=True
+                )
                 numbers = list(operations)
+                self._note_gone(sum(bool(writes[numbers[at]].base) for at in inserted))
                 errors = {numbers[at]: error for at, error in refused.items()}
                 again = self._resolve(writes, outcomes, errors, call)
                 operations = {n: operations[n] for n in again}
@@ -262,14 +276,30 @@ class MongoSessionStore(RecordStore):
             may_replace |= {"write_ids": {"$exists": False}, "format": {"$exists": False}, "state": {"$type": "object"}}
         return pymongo.ReplaceOne(may_replace, RawBSONDocument(raw), upsert=True)
 
-    def _send(self, operations: list[Any], call: Call, collection: RawCollection) -> dict[int, Mapping[str, Any]]:
-        """Send *operations*; return the errors, by number. What has none was applied.
+    def _note_gone(self, number: int) -> None:
+        """Note that so many sessions in memory had no document any more.
 
-        Raises: OutcomeUnknownError, PyMongoError.
+        Perhaps somebody has dropped the collection, and the index with it. It was made again by the
+        first write, but without the index.
+        """
+        if not number:
+            return
+        logger.warning("mongo store: %d sessions were gone, and are written again from memory", number)
+        try:
+            make_index(self._link)
+        except (PyMongoError, StoreUnavailableError) as error:  # the writes are done, and the sweep tries it again
+            logger.warning("mongo store: the index could not be made again: %s", describe(error))
+
+    def _send(
+        self, operations: list[Any], call: Call, collection: RawCollection
+    ) -> tuple[dict[int, Mapping[str, Any]], list[int]]:
+        """Send *operations*; return the errors by number, and the numbers of those that inserted.
+
+        What has no error was applied. Raises: OutcomeUnknownError, PyMongoError.
         """
         try:
             with call.command():
-                collection.bulk_write(operations, ordered=False)
+                result = collection.bulk_write(operations, ordered=False)
         except BulkWriteError as error:
             details = error.details  # the error itself quotes the sessions, so it is no `__cause__`
             unconfirmed = details.get("writeConcernErrors")
@@ -278,8 +308,9 @@ class MongoSessionStore(RecordStore):
             if unconfirmed:
                 reason = f"{self._link.hosts} did not confirm a write as safe: {unconfirmed[0].get('errmsg')}"
                 raise OutcomeUnknownError(self.name, reason) from None
-            return {each["index"]: each for each in details["writeErrors"]}
-        return {}
+            refused = {each["index"]: each for each in details["writeErrors"]}
+            return refused, [each["index"] for each in details["upserted"]]
+        return {}, list(result.upserted_ids or ())
 
     def _resolve(
         self,
@@ -316,8 +347,3 @@ class MongoSessionStore(RecordStore):
             elif verdict is Verdict.CONFLICT:
                 outcomes[n] = writes[n].conflict(self.name)
         return again
-
-
-def _check_name(field: str, name: object, forbidden: str) -> None:
-    if not isinstance(name, str) or not name or set(name) & set(forbidden):
-        raise ConfigError(field, name, f"text without any of {forbidden!r}")

@@ -5,6 +5,8 @@ time.
 from __future__ import annotations
 
 import asyncio
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +19,13 @@ from actorbot import (
     SessionManager,
     errors,
 )
+from actorbot._manager import closing
 from actorbot.testing import FaultyStore
+from tests import inside
 from tests.handlers import count, count_plainly
+from tests.homes import both_homes, on_a_loop
 from tests.programs import run_program
-from tests.waiting import breathe, soon, until
+from tests.waiting import HANGS, Call, breathe, soon, until, until_sync
 
 
 async def test_a_closed_manager_says_so_and_its_report_says_what_was_left() -> None:
@@ -374,3 +379,186 @@ async def test_a_handler_that_takes_all_the_time_of_a_close_keeps_no_other_sessi
     await asyncio.gather(hanging, return_exceptions=True)
     assert (report.unflushed, report.unfinished) == ((), 1)
     assert store.read("ann") is not None
+
+
+# --- its time, and who asks for it ---------------------------------------------------------------
+
+
+class Hours:
+    """Real time as a close sees it, in which every wait for what does not come is over at once."""
+
+    def __init__(self, manager: SessionManager, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now, self._wait = 0.0, inside.home(manager).wait
+        monkeypatch.setattr(closing, "monotonic", lambda: self._now)
+        monkeypatch.setattr(inside.home(manager), "wait", self.wait)
+
+    async def wait(self, future: Any, timeout: float | None = None) -> Any:
+        if timeout is None or future.done():
+            return await self._wait(future, timeout)
+        self._now += timeout
+        raise TimeoutError
+
+
+HANGING = ["write", "close", "deliver", "on_error", "journal and write", "write-through"]
+
+
+def hanging(what: str, folder: Path, ends: threading.Event) -> SessionManager:
+    """A manager that cannot close: where *what* says, its author's code waits for *ends*."""
+
+    class Store(MemorySessionStore):
+        def close(self) -> None:
+            if what == "close":
+                ends.wait(HANGS)
+
+    def handle(context: Context) -> None:
+        if what == "on_error":
+            context.send_text("hello", gated=False)
+        else:
+            context.session["n"] = 1
+            context.send_text("hello")
+
+    def deliver(_: str, __: str) -> None:
+        if what == "deliver":
+            ends.wait(HANGS)
+        if what == "on_error":
+            raise ValueError
+
+    def apologise(_: Context, __: BaseException) -> None:
+        ends.wait(HANGS)
+
+    class Hung(FaultyStore):
+        def write(self, *_: Any) -> None:
+            ends.wait(HANGS)
+
+    store = Hung() if "write" in what else Store()
+    policy = FlushPolicy.write_through() if what == "write-through" else FlushPolicy.write_behind()
+    if "journal" in what:
+        policy = FlushPolicy.journaled(folder / "journal")
+    return SessionManager(store, handler=handle, deliver=deliver, on_error=apologise, flush=policy)
+
+
+@pytest.mark.parametrize("what", HANGING)
+async def test_a_close_keeps_to_its_time_whatever_hangs(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = threading.Event()
+    manager = await hanging(what, tmp_path, ends).start()
+    try:
+        await manager.submit("ann", "hi")
+        await breathe()
+        Hours(manager, monkeypatch)
+        report = await soon(manager.close(timeout=3600.0))
+        assert report.seconds <= 3600.2
+    finally:
+        ends.set()
+
+
+@pytest.mark.parametrize("what", HANGING)
+def test_a_close_of_threads_keeps_to_its_time_whatever_hangs(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = threading.Event()
+    manager = hanging(what, tmp_path, ends).start_sync()
+    try:
+        manager.submit_sync("ann", "hi")
+        until_sync(lambda: manager.stats().running or manager.stats().handled)
+        Hours(manager, monkeypatch)
+        report = Call(manager.close_sync, timeout=3600.0).result()
+        assert report.seconds <= 3600.2
+    finally:
+        ends.set()
+
+
+async def test_a_later_close_with_less_time_hurries_the_first() -> None:
+    async def handle(context: Context) -> None:
+        await asyncio.Event().wait()
+
+    manager = await SessionManager(handler=handle).start()
+    await manager.submit("ann", "hi")
+    await until(lambda: manager.stats().running == 1)
+    first = asyncio.create_task(manager.close(timeout=3600.0))
+    await breathe()
+    assert not first.done()
+
+    assert await soon(manager.close(timeout=0.0)) is await soon(first)
+    assert first.result().unfinished == 1
+
+
+@pytest.mark.parametrize("verb", ["dispatch", "submit"])
+async def test_a_handler_that_closes_its_manager_is_not_waited_for(verb: str) -> None:
+    store = MemorySessionStore()
+    reports: list[Any] = []
+
+    async def handle(context: Context) -> None:
+        context.session["n"] = 1
+        if context.event == "shut down":
+            reports.append(await manager.close())
+
+    manager = await SessionManager(store, handler=handle, close_timeout=3600.0).start()
+    await manager.dispatch("bob", "hi")
+    told = asyncio.ensure_future(getattr(manager, verb)("ann", "shut down"))
+    (outcome,) = await soon(asyncio.gather(told, return_exceptions=True))
+    await until(lambda: reports)
+
+    assert reports[0].unfinished == 1
+    assert isinstance(outcome, errors.ManagerClosedError) == (verb == "dispatch")
+    assert (store.read("ann"), store.read("bob") is not None) == (None, True)
+
+
+@both_homes
+def test_a_plain_handler_that_closes_its_manager_is_not_waited_for(home: Any) -> None:
+    reports: list[Any] = []
+
+    def handle(context: Context) -> None:
+        reports.append(manager.close_sync())
+
+    with home(handler=handle, close_timeout=3600.0) as manager:
+        dispatching = Call(manager.dispatch_sync, "ann", "shut down")
+        until_sync(lambda: reports)
+        assert isinstance(dispatching.error(), errors.ManagerClosedError)
+    assert reports[0].unfinished == 1
+
+
+@pytest.mark.parametrize("who", ["deliver", "on_error", "on_dead_letter", "on_session_start"])
+async def test_a_hook_that_closes_its_manager_is_not_waited_for(who: str) -> None:
+    reports: list[Any] = []
+
+    async def close(*_: Any) -> None:
+        if not reports:
+            reports.append(await manager.close())
+
+    async def handle(context: Context) -> None:
+        context.send_text("hello")
+        if who in ("on_error", "on_dead_letter"):
+            raise ValueError
+
+    hooks: dict[str, Any] = {"deliver": count} | {who: close}
+    manager = await SessionManager(handler=handle, close_timeout=3600.0, **hooks).start()
+    await manager.submit("ann", "hi")
+    await until(lambda: reports)
+
+    assert await soon(manager.close()) is reports[0]
+
+
+def test_a_close_from_a_thread_ends_though_the_loop_is_blocked() -> None:
+    store, go_on = MemorySessionStore(), threading.Event()
+
+    async def handle(context: Context) -> None:
+        context.session["n"] = 1
+        if context.event == "block":
+            go_on.wait(HANGS)
+
+    behind = FlushPolicy.write_behind(max_delay=600.0)
+    with on_a_loop(store=store, handler=handle, flush=behind) as manager:
+        try:
+            manager.dispatch_sync("ann", "hi")
+            blocking = Call(manager.dispatch_sync, "bob", "block")
+            until_sync(lambda: manager.stats().running == 1)
+            report = Call(manager.close_sync, timeout=2.0).result()
+        finally:
+            go_on.set()
+        assert isinstance(blocking.error(), errors.ManagerClosedError)
+
+    assert (report.unflushed, report.unfinished) == ((), 1)
+    assert store.read("ann") is not None
+    assert store.read("bob") is None

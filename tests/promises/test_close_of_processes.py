@@ -6,19 +6,16 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
 
-from tests.programs import PROGRAM, run, start, stored
-from tests.waiting import HANGS
+from tests.programs import PROGRAM, ended, run, start, stored, wait_for
 
 BOT = """
 import asyncio, sys, threading
@@ -42,23 +39,6 @@ async def handle(context):
 bot.run()
 print("after run", flush=True)
 """
-
-
-def wait_for(stream: Any, text: bytes) -> None:
-    """Read until *text* has come."""
-    got, ends = b"", monotonic() + HANGS
-    while text not in got:
-        assert select.select([stream], [], [], max(0.0, ends - monotonic()))[0], f"never said {text!r}, only {got!r}"
-        new = os.read(stream if isinstance(stream, int) else stream.fileno(), 4096)
-        assert new, f"ended before it said {text!r}: {got!r}"
-        got += new
-
-
-def ended(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait(HANGS)
-    except subprocess.TimeoutExpired:
-        pytest.fail("the process hangs")
 
 
 def say(text: bytes) -> Callable[[int, subprocess.Popen[bytes]], None]:

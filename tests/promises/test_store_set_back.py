@@ -14,13 +14,15 @@ import pytest
 from actorbot import FlushPolicy, MemorySessionStore, Retry, SessionManager, errors
 from actorbot.stores.base import Write
 from actorbot.stores.mongo import MongoSessionStore
-from actorbot.testing import FaultyStore
+from actorbot.testing import FaultyStore, ManualClock
+from tests import inside
 from tests.backends import AsyncDictStore, ComparingStore, DictStore, each_store
 from tests.handlers import count, count_plainly
 from tests.homes import both_homes
 from tests.journals import kill
 from tests.servers import mongo_servers
 from tests.tiers import tiers
+from tests.waiting import until
 
 POLICIES: dict[str, Callable[[Path], FlushPolicy]] = {
     "write-behind": lambda _: FlushPolicy.write_behind(max_delay=3600.0),
@@ -114,12 +116,14 @@ async def test_what_an_earlier_process_of_the_bot_had_written_is_an_older_state_
 ) -> None:
     store = MemorySessionStore()
     store.outlives_process = True  # type: ignore[misc]  # it stands for a server
-    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path)) as before:
+    clock = ManualClock()
+    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path), clock=clock) as before:
         await before.dispatch("ann", "hi")
         await before.flush()
         go_back = backup(store, tmp_path)
         await before.dispatch("ann", "hi")
-    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path)) as manager:
+    await clock.advance(10.0)
+    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path), clock=clock) as manager:
         for _ in range(MANY):
             await manager.dispatch("ann", "hi")
             await manager.flush()
@@ -196,6 +200,23 @@ async def test_whoever_goes_on_from_an_older_state_is_another_process() -> None:
         assert manager.stats().set_back == 0
         assert await manager.dispatch("ann", "hi") == 3
     assert handed == [("ann", {"n": MANY + 2})]
+
+
+async def test_the_end_of_a_session_that_another_process_has_destroyed_is_no_older_state() -> None:
+    store, clock, behind = MemorySessionStore(), ManualClock(), ManualClock(1_700_000_000.0 - 60.0)
+    async with (
+        SessionManager(store, handler=count, clock=clock) as manager,
+        SessionManager(store, handler=count, clock=behind) as other,
+    ):
+        for _ in range(3):
+            await manager.dispatch("ann", "hi")
+        await manager.flush()
+        await other.destroy("ann")
+        await manager.dispatch("ann", "hi")
+        with pytest.raises(errors.ConflictError):
+            await manager.flush()
+
+        assert await manager.peek("ann") is None
 
 
 async def test_an_older_state_that_somebody_has_put_there_by_hand_is_another_process_too() -> None:
@@ -289,3 +310,47 @@ async def test_a_store_that_has_gone_back_is_logged_once_and_each_session_counte
         assert manager.health().status == "ready"
     said = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert ["gone back in time" in each.getMessage() for each in said] == [True]
+
+
+@each_policy
+async def test_sessions_without_an_event_are_brought_back_too(policy: str, tmp_path: Path) -> None:
+    store = MemorySessionStore()
+    users = [f"user:{number}" for number in range(20)]
+    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path)) as manager:
+        for user in users:
+            await manager.dispatch(user, "hi")
+        await manager.flush()
+        ways_back = [backup(store, Path(), user) for user in users]
+        for user in users:
+            await manager.dispatch(user, "hi")
+        await manager.flush()
+        for go_back in ways_back:
+            go_back()
+        await manager.dispatch(users[0], "hi")
+        await manager.flush()
+        await until(lambda: manager.stats().set_back == len(users))
+
+        assert (manager.stats().conflicts, manager.stats().events_at_risk) == (0, 0)
+        assert [(store.read(user) or {})["n"] for user in users] == [3, *[2] * 19]
+
+
+async def test_what_another_process_has_gone_on_from_is_read_again_and_no_conflict_when_nothing_is_lost() -> None:
+    store, handed = MemorySessionStore(), []
+    async with SessionManager(store, handler=count, on_conflict=lambda *lost: handed.append(lost)) as manager:
+        for user in ("ann", "bob"):
+            await manager.dispatch(user, "hi")
+        await manager.flush()
+        go_back = backup(store, Path())
+        await manager.dispatch("ann", "hi")
+        await manager.flush()
+        async with SessionManager(store, handler=count) as other:
+            await other.dispatch("bob", "hi")
+        go_back()
+        await manager.dispatch("ann", "hi")
+        await manager.flush()
+        await until(lambda: inside.resident(manager, "bob").committed is None)
+
+        assert await manager.dispatch("bob", "hi") == 3
+        await manager.flush()
+        assert (manager.stats().conflicts, manager.stats().set_back, manager.stats().events_at_risk) == (0, 1, 0)
+    assert handed == []

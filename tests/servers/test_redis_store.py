@@ -23,7 +23,7 @@ import pytest
 
 from actorbot import RedisSessionStore, errors
 from actorbot._state.record import TOMBSTONE_AGE, Record
-from actorbot.stores import _redis_link
+from actorbot.stores import _redis_pool
 from actorbot.stores import redis as redis_module
 from actorbot.stores.base import Write
 from actorbot.testing import StoreContract
@@ -155,6 +155,16 @@ def test_a_damaged_record_is_reported_and_not_absent(damage: str, redis_server: 
         assert client.get("actorbot:ann") == bytes(value)
 
 
+def test_a_destroy_that_arrives_twice_does_not_end_what_has_begun_since(store: RedisSessionStore) -> None:
+    put(store, "ann", {"n": 1})
+    end = Write(make_tombstone("ann"), None)
+    write_all(store, [end])
+    begun = put(store, "ann", {"n": 2}, end.record)
+
+    assert store.write_many([end]) == [None]
+    assert store.read_many(["ann"]) == [begun]
+
+
 # --- expiry -------------------------------------------------------------------------------------
 
 
@@ -218,8 +228,9 @@ def test_a_user_who_may_do_no_more_than_the_docstring_says_will_do(redis_server:
 
 
 def test_a_user_who_may_not_write_is_refused_and_not_unknown(redis_server: Server) -> None:
-    redis_server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~other:*", "+@all")
+    redis_server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~*", "+@all")
     store = RedisSessionStore(f"redis://bot:{SECRET}@127.0.0.1:{redis_server.port}/0").init()
+    redis_server.ask("ACL", "SETUSER", "bot", "resetkeys", "~other:*")
     try:
         with pytest.raises(errors.StoreUnavailableError) as caught:
             put(store, "ann", {"n": 1})
@@ -445,7 +456,7 @@ def test_many_threads_share_a_bounded_number_of_connections(redis_server: Server
 
     assert not failures
     clients = str(redis_server.ask("CLIENT", "LIST", "TYPE", "normal")).count(" addr=127")
-    assert clients <= _redis_link.MAX_CONNECTIONS + 1
+    assert clients <= _redis_pool.MAX_CONNECTIONS + 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

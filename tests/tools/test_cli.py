@@ -16,9 +16,11 @@ from urllib.parse import unquote
 import pytest
 from click.testing import CliRunner, Result
 
+import actorbot
 from actorbot import FileSessionStore, RedisSessionStore, store_from_url
 from actorbot.cli._command import command
 from actorbot.stores._findings import judge_clock
+from tests import ROOT
 from tests.backends import AsyncDictStore, DictStore
 from tests.servers import mongo_servers
 from tests.servers.redis_servers import KINDS, QUICK, Server
@@ -36,12 +38,16 @@ def run(*args: str, stdin: str = "") -> Result:
 
 
 def run_apart(
-    *args: str, stdin: str = "", cwd: Path | None = None, stdout: int = subprocess.PIPE
+    *args: str,
+    stdin: str = "",
+    cwd: Path | None = None,
+    stdout: int = subprocess.PIPE,
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed command in a process of its own."""
     return subprocess.run(
         [str(Path(sys.executable).with_name("actorbot")), *args],
-        input=stdin, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        input=stdin, cwd=cwd, stdout=stdout, env=env, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
     )  # fmt: skip
 
 
@@ -72,6 +78,7 @@ def levels_of(findings: dict[str, tuple[str, str]]) -> dict[str, str]:
 def test_it_says_its_version() -> None:
     said = f"actorbot {version('actorbot')}\n"
 
+    assert actorbot.__version__ == version("actorbot")
     assert run_apart("--version").stdout == said
     assert run_code("import runpy; runpy.run_module('actorbot', run_name='__main__')", "--version").stdout == said
 
@@ -137,7 +144,8 @@ def test_a_server_that_never_answers_is_given_up(args: tuple[str, ...]) -> None:
         port = silent.getsockname()[1]
         done = Call(run, *args, f"redis://bot:{SECRET}@127.0.0.1:{port}/?socket_timeout=0.2").result()
 
-    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    could_not_start = 2  # the status of a bot
+    assert (done.exit_code, done.stderr.count("\n")) == (could_not_start if args[0] == "chat" else 1, 1)
     assert f"127.0.0.1:{port}" in done.stderr
     assert SECRET not in done.output
 
@@ -162,6 +170,50 @@ def serve(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     point = EntryPoint("plain", "builtins:str", "actorbot.stores")
     monkeypatch.setattr(EntryPoint, "load", lambda self: make)
     monkeypatch.setattr("actorbot.stores.url.entry_points", EntryPoints([point]).select)
+
+
+def test_a_failure_is_said_once() -> None:
+    done = run("doctor", "redis://localhost:1/0")
+
+    assert done.exit_code == 1
+    assert done.output.count("localhost:1 does not answer") == 1
+    assert done.stdout == "failure  reach  see the error\n"
+    assert json.loads(run("doctor", "redis://localhost:1/0", "--json").output)["level"] == "failure"
+
+
+@pytest.mark.parametrize("path", ["foo", "/var/lib/bot/sessions", "localhost:6379", "", "C:\\bot"])
+def test_what_is_no_url_is_told_what_a_url_is(path: str) -> None:
+    for verb in (("doctor",), ("sessions", "ls"), ("chat", "--store")):
+        done = run(*verb, path)
+
+        assert done.exit_code == 1
+        assert "a URL" in done.stderr
+        assert "<class" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run_apart("doctor", "memory://", "--json", stdout=full.fileno())
+
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("actorbot ", ["chat", "doctor", "sessions"]), ("actorbot sessions ", ["copy", "export", "ls", "rm", "show"])],
+)
+def test_a_shell_can_complete_what_is_typed(words: str, completed: list[str]) -> None:
+    env = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split())), "_ACTORBOT_COMPLETE": "bash_complete"}
+    done = run_apart(env=os.environ | env)
+
+    assert [line.partition(",")[2] for line in done.stdout.splitlines()] == completed
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    for shell in ("bash", "zsh", "fish"):
+        assert f"_ACTORBOT_COMPLETE={shell}_source actorbot" in page
+        source = run_apart(env=os.environ | {"_ACTORBOT_COMPLETE": f"{shell}_source"})
+        assert "actorbot" in source.stdout or "Couldn't detect" in source.stderr
 
 
 # --- chat ---------------------------------------------------------------------------------------
@@ -238,8 +290,10 @@ def test_the_doctor_says_what_it_was_not_allowed_to_ask(tmp_path: Path) -> None:
         server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~actorbot:*", *rights)
         findings = examine(f"redis://bot:{SECRET}@127.0.0.1:{server.port}/0")
 
-    assert levels_of(findings) == {"reach": "ok", "server": "warning", "clock": "warning"} | LIFE
+    warnings = dict.fromkeys(("server", "clock", "rights"), "warning")
+    assert levels_of(findings) == {"reach": "ok"} | warnings | LIFE
     assert "+info +config|get" in findings["server"][1]
+    assert "+time +info +config|get +scan" in findings["rights"][1]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ from urllib.parse import quote
 
 import pytest
 from click.testing import Result
+from rich.cells import cell_len
 
-from actorbot import MemorySessionStore, errors, store_from_url
+from actorbot import ONE_YEAR, MemorySessionStore, errors, store_from_url
+from actorbot.cli._format import show_when
 from actorbot.stores import RecordStore, Write, copy
 from actorbot.testing._expect import make_record, make_tombstone, write_all
 from tests.backends import AsyncDictStore, DictStore
@@ -78,6 +84,92 @@ def test_ls_gives_a_json_object_per_line_and_all_if_asked(url: str) -> None:
 def test_ls_can_be_narrowed(url: str) -> None:
     assert len(run("sessions", "ls", url, "--limit", "1").stdout.splitlines()) == 2
     assert "telegram:42" not in run("sessions", "ls", url, "--prefix", "telegram:43").stdout
+
+
+def on_terminal(columns: int, *args: str) -> str:
+    """Return what the command prints on a terminal of so many columns; if 0, in a pipe."""
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    if not columns:
+        return run_apart(*args, env=env).stdout
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    assert run_apart(*args, stdout=terminal, env=env).stderr == ""
+    os.close(terminal)
+    said = b""
+    with suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # its end is an error
+        while part := stream.read(4096):
+            said += part
+    return said.decode()
+
+
+@pytest.mark.parametrize("columns", [0, 54, 60, 80, 130])
+def test_ls_keeps_its_columns_whatever_the_ids_and_the_terminal(columns: int, tmp_path: Path) -> None:
+    store: RecordStore = store_from_url(in_files(tmp_path)).init()
+    ids = ["a", "telegram:42", "x" * 35, "日本語:ユーザー"]
+    write_all(store, [Write(make_record(each, {}, expires_at=time.time() + ONE_YEAR), b"") for each in ids])
+    store.close()
+
+    heading, *lines = on_terminal(columns, "sessions", "ls", in_files(tmp_path)).splitlines()
+    rows = [line for line in lines if "in 1 year" in line]
+    assert len(rows) == len(ids)
+    assert len({cell_len(line.partition("in 1 year")[0]) for line in rows}) == 1
+    assert [sum(line.split()[0] == session_id for line in lines) for session_id in ids] == [1, 1, 1, 1]
+    if columns:
+        assert [line for line in [heading, *lines] if cell_len(line) > columns] == []
+    if not columns or columns == 130:
+        assert lines == rows
+        assert [line for line in rows if time.strftime("%Y-", time.localtime(1.5e9)) not in line] == []
+
+
+@pytest.mark.parametrize(("columns", "dates"), [("60", False), ("80", True)])
+def test_a_width_that_somebody_has_set_counts_in_a_pipe_unless_it_is_the_usual_one(
+    columns: str, dates: bool, tmp_path: Path
+) -> None:
+    fill(in_files(tmp_path), 1)
+    done = run_apart("sessions", "ls", in_files(tmp_path), env=os.environ | {"COLUMNS": columns})
+
+    assert ("2017-" in done.stdout) == dates
+
+
+def test_a_store_that_fails_in_the_middle_of_a_list_hides_nothing_of_what_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(MemorySessionStore):
+        def scan(self) -> Any:
+            yield make_record("ann", {})
+            raise errors.StoreUnavailableError("memory", "it has gone")
+
+    serve(monkeypatch, lambda url: Failing())
+    done = run("sessions", "ls", "plain://here")
+
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[1].split()[0] == "ann"
+    assert done.stderr == "Error: memory: it has gone\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (ONE_YEAR, "in 1 year"),
+        (ONE_YEAR - 5, "in 1 year"),
+        (ONE_YEAR - 86_400, "in 364 days"),
+        (1.9 * ONE_YEAR, "in 1 year"),
+        (10 * ONE_YEAR - 1, "in 10 years"),
+        (86_400 - 1, "in 1 day"),
+        (3 * 86_400 - 60, "in 3 days"),
+        (3600 - 1, "in 1 hour"),
+        (59 * 60, "in 59 minutes"),
+        (1.5, "in 1 second"),
+        (-3600, "1 hour ago"),
+        (-90, "1 minute ago"),
+        (0, "0 seconds ago"),
+        (float("inf"), "in the far future"),
+        (1e18, "in the far future"),
+        (-1e18, "in the far past"),
+    ],
+)
+def test_how_far_a_time_is_is_said_as_one_would(seconds: float, says: str) -> None:
+    assert says in show_when(1e9 + seconds, now=1e9)
 
 
 def test_show_shows_values_and_times(url: str) -> None:
@@ -290,7 +382,7 @@ def test_sessions_of_a_longer_key_prefix_are_another_bot_s_and_are_counted(tmp_p
         store: RecordStore = store_from_url(url).init()
         write_all(store, [Write(make_record(each, {"n": 1}), b"") for each in ids])
         store.close()
-    note = f"note: redis: sessions of the longer key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
+    note = f"note: redis: sessions of the key prefix '{theirs.partition('=')[2]}' were left out: 2\n"
 
     listed = run("sessions", "ls", mine, "--json")
     exported = run("sessions", "export", mine)
@@ -311,6 +403,16 @@ def test_a_session_of_a_longer_key_prefix_is_not_destroyed_as_a_damaged_one(tmp_
         assert "its key is that of session 'user:0' under the prefix" in done.stderr
         assert "destroy()" not in done.stderr
     assert run("sessions", "show", theirs, "user:0").exit_code == 0
+
+
+def test_a_session_of_a_shorter_key_prefix_is_another_bot_s_too(tmp_path: Path) -> None:
+    store: RecordStore = store_from_url(in_redis(tmp_path)).init()
+    write_all(store, [Write(make_record("2:carl", {"n": 1}), b"")])
+    store.close()
+
+    done = run("sessions", "ls", f"{in_redis(tmp_path)}2:")
+    assert done.exit_code == 0
+    assert f"sessions of the key prefix '{store.key_prefix}' were left out: 1" in done.stderr  # type: ignore[attr-defined]
 
 
 def test_what_a_driver_lists_and_nobody_can_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import configparser
 import importlib.metadata
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -34,6 +36,19 @@ def test_pyproject_says_nothing_about_the_build():
 
 def test_the_installed_version_is_the_one_in_pyproject():
     assert importlib.metadata.version("actorbot") == PYPROJECT["project"]["version"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_help_lists_what_there_is_to_make():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)).split())
+    help_ = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    listed = dict(line.split(maxsplit=1) for line in help_.stdout.splitlines())
+
+    assert listed.keys() == targets
+    assert all(len(line) <= 100 for line in help_.stdout.splitlines())
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert set(re.findall(r"`make ([a-z-]+)", (ROOT / page).read_text("utf-8"))) <= targets, page
 
 
 def test_every_seeded_fault_has_its_place():

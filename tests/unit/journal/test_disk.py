@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 
 from actorbot import (
+    Context,
     MemorySessionStore,
     SessionManager,
     errors,
 )
+from actorbot._journal.entry import pack_entry
 from actorbot._journal.file import JournalFile
 from actorbot._journal.removals import REMOVED
 from actorbot.testing import ManualClock
 from tests import inside
+from tests.handlers import count_plainly
 from tests.journals import Server, idle, kill, make_manager
-from tests.waiting import until
+from tests.waiting import soon, until
 
 
 async def test_what_was_lost_to_a_conflict_is_not_read_again_while_the_disk_is_busy(
@@ -216,3 +219,70 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_used_again_when_it_
         assert await manager.dispatch("ann", "hi", event_id="2") == 2
     async with make_manager(MemorySessionStore(), tmp_path / "journal") as manager:
         assert inside.parts(manager).only_in_journal() == []
+
+
+# --- what is not the disk's fault ----------------------------------------------------------------
+
+
+async def talk(manager: SessionManager, *users: str) -> list[Any]:
+    return await soon(asyncio.gather(*(manager.dispatch(user, "hi") for user in users), return_exceptions=True))
+
+
+async def test_an_entry_that_the_journal_cannot_hold_fails_its_own_event_alone(tmp_path: Path) -> None:
+    def grow(context: Context) -> int:
+        context.session["text"] = "x" * (20_000 if context.session_id == "bad" else 10)
+        return count_plainly(context)
+
+    async with make_manager(Server(), tmp_path / "journal", handler=grow, policy={"max_delay": 3600.0}) as manager:
+        inside.connection(manager).setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
+        for n in range(1, 4):
+            *good, bad = await talk(manager, "ann", "bob", "eve", "bad")
+            assert good == [n, n, n]
+            assert isinstance(bad, errors.StoreUnavailableError)
+            assert "'bad'" in str(bad)
+            assert manager.health().status == "ready"
+        inside.connection(manager).setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
+        assert await talk(manager, "bad") == [1]
+
+
+async def test_an_entry_that_cannot_be_encoded_fails_its_own_event_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(session_id: str, *rest: Any) -> bytes:
+        if session_id == "bad":
+            raise OverflowError("int too big to convert")
+        return pack_entry(session_id, *rest)
+
+    async with make_manager(Server(), tmp_path / "journal", policy={"max_delay": 3600.0}) as manager:
+        monkeypatch.setattr("actorbot._journal.places.pack_entry", encode)
+        *good, bad = await talk(manager, "ann", "bob", "eve", "bad")
+        assert good == [1, 1, 1]
+        assert isinstance(bad, errors.StoreUnavailableError)
+        assert isinstance(bad.__cause__, OverflowError)
+        assert manager.health().status == "ready"
+
+
+async def test_what_cannot_be_set_aside_holds_up_no_event_and_is_kept_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a newer Python warns of a statement, and warnings are errors."""
+    clock, store, path = ManualClock(), Server(), tmp_path / "journal"
+    async with make_manager(store, path, clock=clock) as manager:
+        await manager.dispatch("ann", "hi")
+        await manager.flush()
+        store.write("ann", {"n": 100})  # somebody else's
+        await manager.dispatch("ann", "hi")
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalFile, "_set_aside", lambda *_: (_ for _ in ()).throw(DeprecationWarning("old")))
+            await clock.advance(1.0)
+            await until(lambda: "DeprecationWarning: old" in manager.health().reason)
+            assert manager.health().status == "degraded"
+            assert await talk(manager, "bob", "eve") == [1, 1]
+            assert await talk(manager, "ann", "bob") == [101, 2]
+            left = kill(path)
+        await clock.advance(1.0)
+        await until(lambda: manager.health().status == "ready")
+    async with make_manager(store, path) as manager:
+        assert [(each.session_id, each.state) for each in manager.conflicts()] == [("ann", {"n": 2})]
+    async with make_manager(Server(), left, clock=clock) as manager:
+        assert await talk(manager, "bob", "eve") == [3, 2]

@@ -49,7 +49,7 @@ async def test_a_quick_disk_gets_half_of_what_is_in_flight_and_a_slow_one_all_th
         commit(file, rows, conflicts)
 
     monkeypatch.setattr(JournalFile, "commit", commit_when_told)
-    monkeypatch.setattr("actorbot._journal.journal.perf_counter", lambda: now[0])
+    monkeypatch.setattr("actorbot._journal.commits.perf_counter", lambda: now[0])
     policy = {"max_delay": 60}
     async with make_manager(Server(), tmp_path / "journal", policy=policy) as manager:
         talking = [asyncio.create_task(manager.dispatch("user:0", "hi"))]
@@ -268,10 +268,16 @@ async def test_a_broken_record_is_destroyed_through_the_journal_too(tmp_path: Pa
         assert await manager.dispatch("ann", "hi") == 1
 
 
-async def test_a_second_bot_on_the_same_journal_is_refused_at_once(tmp_path: Path) -> None:
+async def test_a_second_bot_on_the_same_journal_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with make_manager(Server(), tmp_path / "journal"):
         with pytest.raises(errors.StoreLockedError, match="journal"):
             await make_manager(Server(), tmp_path / "journal").start()
+        with monkeypatch.context() as patch:
+            patch.setattr("actorbot._runtime.file_lock._held", {})  # another process knows nothing of this one
+            with pytest.raises(errors.StoreLockedError, match="journal"):
+                await make_manager(Server(), tmp_path / "journal").start()
 
 
 def test_a_forked_child_that_ends_does_no_harm_to_its_parents_journal(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_failing_sync_leaves_the_old_record_in_place(
 ) -> None:
     first = record("ann")
     store.write_many([Write(first, b"")])
-    folder = store._folder
+    folder = store._folder.number
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -209,7 +209,7 @@ def test_one_record_that_cannot_be_written_does_not_fail_its_batch(store: FileSe
 def test_a_folder_that_cannot_be_synced_leaves_the_outcome_unknown(
     store: FileSessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, folder = os.fsync, store._folder
+    real, folder = os.fsync, store._folder.number
 
     def fsync(descriptor: int) -> None:
         if descriptor == folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from actorbot import Context, MemorySessionStore, SessionManager
 from actorbot.testing import ManualClock
 from tests.handlers import OddError, count
+from tests.homes import both_homes
+from tests.waiting import until_sync
 
 
 async def test_hooks_that_exit_end_nothing() -> None:
@@ -98,3 +101,30 @@ async def test_failing_hooks_harm_nobody() -> None:
         clock.jump_wall(11.0)
         assert await manager.dispatch("ann", "hi") == 1
         assert manager.health().status == "ready"
+
+
+@both_homes
+@pytest.mark.parametrize("what", ["handler", "deliver", "ungated", "apology"])
+def test_what_nobody_waits_for_and_fails_is_logged_with_its_session_and_its_place(
+    what: str, home: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(context: Context) -> None:
+        if what in ("handler", "apology"):
+            raise LookupError("here")
+        context.send_text("hello", gated=what != "ungated")
+
+    def deliver(_: str, __: str) -> None:
+        raise LookupError("here")
+
+    def apologise(context: Context, _: BaseException) -> None:
+        context.send_text("sorry")
+
+    hooks = {"on_error": apologise} if what == "apology" else {}
+    with home(handler=handle, deliver=deliver, **hooks) as manager:
+        manager.submit_sync("ann", "hi")
+        until_sync(lambda: len(caplog.records) == (2 if what == "apology" else 1))
+
+    for record in caplog.records:
+        assert record.session_id == "ann"  # type: ignore[attr-defined]
+        assert record.levelname == "ERROR"
+        assert 'raise LookupError("here")' in logging.Formatter().format(record)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import Context as ContextVars
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -212,6 +213,40 @@ async def test_the_callers_variables_are_seen_by_the_handler_however_it_is_calle
         request.set("r2")
         assert await receipt.result() == "r1"
         assert await asyncio.to_thread(manager.dispatch_sync, "ann", "hi") == "r2"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+async def test_the_callers_variables_reach_the_handler_and_deliver_also_after_a_wait_in_line(
+    told: bool, plain: bool
+) -> None:
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[tuple[str, str]] = []
+
+    def answer(context: Context) -> None:
+        seen.append((context.event, request.get()))
+        context.send_text("hello")
+
+    async def answer_there(context: Context) -> None:
+        answer(context)
+
+    async def deliver(_: str, text: str) -> None:
+        seen.append((text, request.get()))
+
+    async def call(name: str) -> None:
+        request.set(name)
+        if told:
+            await (await manager.submit("ann", name)).result()
+        else:
+            await manager.dispatch("ann", name)
+        await manager.delivered("ann")
+
+    async with SessionManager(handler=answer if plain else answer_there, deliver=deliver) as manager:
+        async with manager.turn("ann"):
+            callers = [asyncio.create_task(call(name), context=ContextVars()) for name in ("r1", "r2")]
+            await breathe()
+        await soon(asyncio.gather(*callers))
+    assert sorted(seen) == sorted([("r1", "r1"), ("r2", "r2"), ("hello", "r1"), ("hello", "r2")])
 
 
 async def test_peek_shows_what_was_committed_while_a_turn_runs() -> None:

@@ -1,0 +1,77 @@
+"""Who uses a store object: several managers may share one, and the last of them closes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from actorbot._runtime.forks import kept_from_children
+
+__all__ = ["close_after_last", "is_used", "open_for"]
+
+
+@dataclass(slots=True, eq=False)
+class _Use:
+    store: Any  # kept, so that its id is not given to another
+    users: set[int] = field(default_factory=set)
+    looking: int = 0
+    # Makes opening and closing one step each, and is held across them: a store that is being closed
+    # must not be taken for open. Both have a deadline, and nothing else waits for this lock.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Uses:
+    """All stores that are used, by the ids of the objects: a driver may not be hashable."""
+
+    def __init__(self) -> None:
+        self._leave_to_parent()
+        kept_from_children.add(self)
+
+    def _leave_to_parent(self) -> None:
+        self._guard = threading.Lock()  # guards `of`, and `looking` of each
+        self.of: dict[int, _Use] = {}
+
+    @contextmanager
+    def hold(self, store: Any) -> Iterator[set[int]]:
+        with self._guard:
+            use = self.of.setdefault(id(store), _Use(store))
+            use.looking += 1
+        try:
+            with use.lock:
+                yield use.users
+        finally:
+            with self._guard:
+                use.looking -= 1
+                if not (use.looking or use.users):
+                    self.of.pop(id(store), None)
+
+
+_uses = _Uses()
+
+
+def open_for(user: object, store: Any, init: Callable[[], object]) -> None:
+    """Call *init*, which opens the *store*; from then on *user* uses it. Raises: as *init*."""
+    with _uses.hold(store) as users:
+        init()
+        users.add(id(user))
+
+
+def close_after_last(user: object, store: Any, close: Callable[[], object]) -> None:
+    """Note that *user* no longer uses the *store*, and call *close* if nobody else does.
+
+    Nothing happens if *user* has not opened it. Raises: as *close*.
+    """
+    with _uses.hold(store) as users:
+        if id(user) in users:
+            users.discard(id(user))
+            if not users:
+                close()
+
+
+def is_used(store: Any) -> bool:
+    """Tell whether somebody uses the *store* at the moment."""
+    use = _uses.of.get(id(store))
+    return use is not None and bool(use.users)
