@@ -15,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from actorbot._runtime.current import Errand, errand
+from actorbot._runtime.current import errand
 from actorbot._runtime.home import Home, new_future
 from actorbot._turns.context import Context
 from actorbot._turns.reply_room import ReplyRoom
@@ -113,7 +113,7 @@ class Outbox:
         session_id = context.session_id
 
         async def send() -> None:
-            errand.set(Errand(session_id, self._home.current_task()))
+            errand.set(session_id)
             try:
                 await self._hand_over(context, message, delivered)
             finally:
@@ -149,7 +149,7 @@ class Outbox:
         return future
 
     async def _work_off(self, session_id: str, line: deque[Parcel]) -> None:
-        errand.set(Errand(session_id, self._home.current_task()))
+        errand.set(session_id)
         parcel: Parcel | None = None
         try:
             while (parcel := self._next(session_id, line)) is not None:
