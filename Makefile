@@ -23,7 +23,7 @@ $(shell asked=$$($(PYTHON) $(WHICH) 2>/dev/null) && test "$$asked" != "$$($(BIN)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: run help test test-long test-pythons test-all torture mutants lint types imports check constraints clean
+.PHONY: run help test test-long test-pythons test-all torture ranges mutants lint types imports check constraints clean
 
 run: $(VENV)/run.stamp  ## talk to a bot that remembers, in this terminal
 	$(BIN)/python examples/with_file_session.py
@@ -58,8 +58,14 @@ test-pythons: $(VENV)/dev.stamp  ## the tests of `test` on the other Pythons tha
 test-all: test test-long test-pythons  ## all of these
 
 # -rP shows what each test has measured.
-torture: $(VENV)/all.stamp  ## the faults and the stress at a scale of hours
+torture: $(VENV)/all.stamp  ## the faults and the stress at a scale of hours, then `ranges`
 	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_serial.py tests/unit/journal/test_journal.py -rP $(ARGS)
+	$(BIN)/python -m tests.ranges
+
+# The tests of each extra with the lowest and with the highest versions that pyproject.toml allows, in fresh environments
+# that it downloads. One extra: make ranges ARGS=slack
+ranges: $(VENV)/dev.stamp  ## each extra with its lowest and its highest versions: a quarter of an hour
+	$(BIN)/python -m tests.ranges $(ARGS)
 
 mutants: $(VENV)/dev.stamp  ## faults seeded on purpose, each caught by the test named for it: a quarter of an hour
 	$(BIN)/python -m tests.mutants $(ARGS)

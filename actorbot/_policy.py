@@ -106,6 +106,10 @@ class FlushPolicy:
         path: object = self.path
         if not isinstance(path, str) or "\0" in path or (self.mode == "journaled" and not path):
             raise ConfigError("path", path, "the path of the journal's file")
+        if path == ":memory:" or path.startswith("file:"):
+            raise ConfigError(
+                "path", path, "the path of a file; a journal in memory keeps nothing, and SQLite's URIs are no paths"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in _JOURNAL + _BEHIND and field.name not in _KNOBS[self.mode] and value != field.default:

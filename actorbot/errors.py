@@ -66,7 +66,8 @@ def _facts_of(error: BaseException) -> dict[str, Any]:
 
 def _made_again(kind: Any, args: tuple[Any, ...], facts: dict[str, Any]) -> Any:
     """Make an error as it was, without `__init__`, whose arguments nobody has kept."""
-    error = kind.__new__(kind)
+    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    error = native.__new__(kind)  # not an author's `__new__`, for the same reason
     error.args = args
     for name, fact in facts.items():
         object.__setattr__(error, name, fact)

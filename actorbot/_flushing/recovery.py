@@ -13,7 +13,7 @@ from typing import Final
 from actorbot._flushing.set_back import SetBacks
 from actorbot._flushing.write import PendingWrite
 from actorbot._state.committed import ANYBODYS, Lineage, write_id_of
-from actorbot._state.record import RING_BYTES, Record, has_id
+from actorbot._state.record import RING_BYTES, Record, has_id, is_of_another_release
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
@@ -136,7 +136,7 @@ def _write_again(
 
 def _goes_over(job: PendingWrite, stored: Record | ActorbotError | None, set_backs: SetBacks) -> bool:
     """Tell whether what is *stored* is older or damaged, and make the write of *job* go over it."""
-    if isinstance(stored, CorruptSessionError):
+    if isinstance(stored, CorruptSessionError) and not is_of_another_release(stored):
         job.write = _over_damage(job.write)
         return True
     if not isinstance(stored, Record) or not set_backs.is_older(stored, job.session):
@@ -193,7 +193,7 @@ def rebase(
     if stored is None:
         return Rebased(replace(write, base=b"") if forced else write)
     if isinstance(stored, ActorbotError):
-        if isinstance(stored, CorruptSessionError) and not forced:
+        if isinstance(stored, CorruptSessionError) and not (forced or is_of_another_release(stored)):
             return Rebased(_over_damage(write))
         return Rebased(replace(write, base=None)) if forced else Settled(stored)
     record = write.record

@@ -22,6 +22,7 @@ __all__ = ["SetBacks"]
 logger = logging.getLogger("actorbot")
 
 MOST_NUMBERS: Final = 2**32  # of one owner's write ids
+SKEW: Final = 5.0  # seconds that the clocks of two machines may differ unnoticed
 QUIET: Final = 600.0  # seconds without a set back session, after which the next one is logged again
 
 
@@ -68,8 +69,10 @@ class SetBacks:
         if owner in self._own:
             return True
         # Of an earlier process. One that is still there would make a record with a later event.
-        # Each write counts the version up: what goes on from the confirmed one has a greater one.
-        return owner != BY_HAND and stored.version < session.flushed and stored.last_activity < self._began
+        # Each write counts the version up: what goes on from the confirmed one has a greater one,
+        # but for a destroy by somebody who has not read it.
+        made_before = stored.last_activity < self._began - SKEW and stored.version < session.flushed
+        return made_before and stored.state is not None and owner != BY_HAND
 
     def note(self, sessions: Sequence[Flushable]) -> None:
         """Count *sessions* whose older states were written over; log the first of many."""

@@ -133,14 +133,14 @@ class Commits:
             self._file.renew()
             self.index()
         except (sqlite3.Error, OSError, ActorbotError) as error:
-            self._renew_from = max(self._renew_from, now + PAUSE)
+            self._failure, self._renew_from = error, max(self._renew_from, now + PAUSE)
             raise self._unwritable(error) from error
         self._failure = self.broken = None
 
     def _unwritable(self, error: Exception) -> OutcomeUnknownError:
         self.broken = f"{self._file.path} cannot be written: {error}"
-        reason = f"{self.broken}; the event was rolled back. Free space or mend the disk; it is tried again"
-        return OutcomeUnknownError("journal", reason)
+        hint = "It" if isinstance(error, ActorbotError) else "Free space or mend the disk; it"
+        return OutcomeUnknownError("journal", f"{self.broken}; the event was rolled back. {hint} is tried again")
 
 
 def _refuse(ahead: Ahead, error: Exception) -> StoreUnavailableError:

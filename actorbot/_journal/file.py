@@ -6,7 +6,6 @@ When `commit` returns, its rows are on the disk, however many they are.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import sqlite3
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from actorbot._journal.names import Names
 from actorbot._journal.wal import find_flaw
 from actorbot._runtime.file_lock import FileLock, sync_folder
 from actorbot._runtime.forks import kept_from_children
@@ -43,9 +43,11 @@ class JournalFile:
     """
 
     def __init__(self, path: str, sync: Literal["full", "normal"]) -> None:
-        self.path = str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111  # `~nobody` stays as it is
+        named = Path(os.path.expanduser(path))  # noqa: PTH111  # `~nobody` stays as it is
+        self.path = str(named.parent.resolve() / named.name)
         self._sync = sync
         self._lock = FileLock(f"{self.path}.lock")
+        self._names = Names(Path(self.path))
         self._connection: sqlite3.Connection | None = None
 
     # --- life ------------------------------------------------------------------------------------
@@ -56,13 +58,9 @@ class JournalFile:
         Raises: StoreLockedError, JournalError, InsecureStorageError, StoreUnavailableError.
         """
         try:
+            self._names.look()
             self._make_folder()
-            try:
-                self._lock.take()
-            except BlockingIOError as error:
-                raise StoreLockedError(
-                    NAME, f"{self.path} is open in another process or manager; each needs a journal of its own"
-                ) from error
+            self._take_lock()
             self._finish_renewal()
             self._create(self.path)
             self._check_log()
@@ -72,8 +70,8 @@ class JournalFile:
             kept_from_children.add(self)
         except (OSError, sqlite3.OperationalError) as error:
             self.close()
-            if isinstance(error, OSError) and error.errno == errno.ELOOP:
-                raise InsecureStorageError(NAME, f"{self.path} is a symbolic link; name the file itself") from error
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname == "SQLITE_BUSY":
+                raise StoreLockedError(NAME, f"{self.path} is open in another process, under another name") from error
             raise StoreUnavailableError(NAME, f"{self.path} cannot be opened: {error}") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             # UnicodeDecodeError: SQLite's message quotes what is damaged.
@@ -91,6 +89,7 @@ class JournalFile:
             if connection is not None:
                 connection.close()  # with a checkpoint: what is left is one file
         finally:
+            self._names.forget()
             self._lock.release()
 
     def _leave_to_parent(self) -> None:
@@ -102,6 +101,14 @@ class JournalFile:
         connection, self._connection = self._connection, None
         if connection is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.take()
+        except BlockingIOError as error:
+            raise StoreLockedError(
+                NAME, f"{self.path} is open in another process or manager; each needs a journal of its own"
+            ) from error
 
     def _make_folder(self) -> None:
         folder = Path(self.path).parent
@@ -137,6 +144,7 @@ class JournalFile:
             if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                 self._make_table(connection)
             connection.execute("COMMIT")
+            self._names.note()
         except BaseException:
             connection.close()
             raise
@@ -207,12 +215,24 @@ class JournalFile:
         """Replace or add *rows* and set *conflicts* aside, all or nothing.
 
         What is committed survives a power loss (with `sync="full"`). Raises: sqlite3.Error; until
-        `renew` it is then unknown whether this was committed. After a DataError (a row is too
-        large), or an exception that is not sqlite3's, it was not, and the file may be used.
+        `renew` it is then unknown whether this was committed. FileNotFoundError: it was, to a file
+        without a name; `renew` gives it one. After a DataError (a row is too large), or another
+        exception that is not sqlite3's, it was not, and the file may be used.
         """
-        if not conflicts:
+        if conflicts:
+            self._replace_and_set_aside(rows, conflicts)
+        else:
             self._replace(rows)
+        self._check_names()
+
+    def _check_names(self) -> None:
+        if self._names.are_whole():
             return
+        lost = self._names.find_lost() if self._lock.is_here() else f"{self.path}.lock"
+        if lost is not None:
+            raise FileNotFoundError(f"{lost} was removed or replaced while it was in use")
+
+    def _replace_and_set_aside(self, rows: Sequence[tuple[int, bytes]], conflicts: Sequence[bytes]) -> None:
         connection = self._open
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -252,10 +272,18 @@ class JournalFile:
         """Copy what was committed to a new file, and go on with that.
 
         The copy counts from the moment when it is complete and synced: whoever opens the journal
-        prefers it to the old file. Raises: sqlite3.Error, OSError; try again later.
+        prefers it to the old file. What of its files has lost its name gets it again.
+
+        Raises: sqlite3.Error, OSError; StoreLockedError, JournalError if somebody else has the name
+        now. Try again later.
         """
+        self._make_folder()
+        if not self._lock.is_here():
+            self._lock.release()
+            self._take_lock()
         # Without a connection the copy is there: what came after it has failed the last time.
         if self._connection is not None:
+            self._names.check_place()
             self._copy(self._connection)
             old, self._connection = self._connection, None
             try:

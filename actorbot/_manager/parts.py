@@ -214,6 +214,7 @@ class Parts:
         """End every thread: the last step of a close."""
         for actor in (self.shared.flusher, self.sweeper):
             actor.end()
+        self.shared.outbox.release_waiters()
         self._release()
 
     def _release(self) -> None:

@@ -88,7 +88,7 @@ def from_dataclass(kind: type, fields: Mapping[str, Convert], make: Convert) -> 
         if attributes is not None and not attributes.keys() <= names:
             strangers = [name for name in _strangers(kind, attributes) if name not in names]
             if strangers and own_code:  # a `__post_init__` may set what it computes from the fields
-                strangers = sorted(set(strangers) - vars(make(deepcopy(values), depth)).keys())
+                strangers = sorted(set(strangers) - vars(make(_copy(values), depth)).keys())
             if strangers:
                 reason = f"{kind.__name__} has no such field, and its value would be lost; the fields are "
                 raise MismatchError(reason + ", ".join(fields)).inside(f".{strangers[0]}")
@@ -117,13 +117,27 @@ def _strangers(kind: type, attributes: Mapping[str, Any]) -> Iterator[str]:
 
 def has_own_code(kind: type) -> bool:
     """Tell whether its author's code runs, and may refuse, when an instance of *kind* is made."""
-    found = [
-        inspect.getattr_static(kind, name, None) for name in ("__init__", "__new__", "__post_init__", "__setattr__")
-    ]
-    if any(isinstance(each, FunctionType) and each.__code__.co_filename != "<string>" for each in found):
+    made: Any = kind
+    if hasattr(made, "__post_init__") or not _is_generated(made.__init__):
+        return True
+    if made.__setattr__ is not object.__setattr__ and not _is_generated(made.__setattr__):
+        return True
+    if made.__new__ is not object.__new__ or type(made).__call__ is not type.__call__:
         return True
     fields = (inspect.getattr_static(kind, field.name, None) for field in dataclasses.fields(kind))
     return any(hasattr(type(each), "__set__") and not isinstance(each, MemberDescriptorType) for each in fields)
+
+
+def _is_generated(function: object) -> bool:
+    """Tell whether `@dataclass` has made *function*."""
+    return isinstance(function, FunctionType) and function.__code__.co_filename == "<string>"
+
+
+def _copy(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return deepcopy(values)
+    except Exception:
+        return values  # no session keeps what cannot be copied: the codec will say where it is
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ It has two forms: bytes (memory, file, Redis, journal) and a JSON-safe document.
 from __future__ import annotations
 
 import os
+import re
 import time
 import zlib
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from actorbot._state.document import RESERVED, from_document, to_document
 from actorbot._state.values import UndecodableError
 from actorbot.errors import CorruptSessionError, NotEncodableError, SessionTooLargeError
 
-__all__ = ["BY_HAND", "RING_BYTES", "TOMBSTONE_AGE", "Record", "find_flaw", "has_id"]
+__all__ = ["BY_HAND", "RING_BYTES", "TOMBSTONE_AGE", "Record", "find_flaw", "has_id", "is_of_another_release"]
 
 TOMBSTONE_AGE: Final = 3600.0
 """Seconds that a destroyed session is remembered, so that no older write brings it back."""
@@ -32,6 +33,8 @@ FORMAT: Final = 1
 MAGIC: Final = b"ABS" + bytes([FORMAT])
 MAX_ADOPTED_BYTES: Final = 16 * 1024**2
 
+_OTHER_RELEASE: Final = re.compile(r"its format version is \d+,")
+
 _FIELDS: Final = (str, int, bytes, bytes, bytes, float, float)
 _TOMBSTONE_FIELDS: Final = (str, int, type(None), bytes, bytes, float, float)
 
@@ -42,6 +45,14 @@ def has_id(ids: bytes, one: bytes) -> bool:
     while at > 0 and at % 8:
         at = ids.find(one, at + 1)
     return at >= 0
+
+
+def is_of_another_release(error: object) -> bool:
+    """Tell whether a record could not be read because a newer release has written it.
+
+    Then it is no damage, and nothing goes over it.
+    """
+    return isinstance(error, CorruptSessionError) and _OTHER_RELEASE.match(error.reason) is not None
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextvars import Context as ContextVars
 from typing import Any, Final
 
 from actorbot._runtime.current import current
@@ -45,6 +46,7 @@ class Context:
     _interrupt: Callable[[], None] | None = None
     _may_cancel = True  # whether a time-out cancels the task
     _reserved = 0  # of its replies have room; see outbox.py
+    _variables: ContextVars | None = None  # those of its code, for `deliver`
     _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py
 
     def __init__(

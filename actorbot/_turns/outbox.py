@@ -11,11 +11,12 @@ import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
+from contextvars import Context as ContextVars
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from actorbot._runtime.current import errand
+from actorbot._runtime.current import errand, outside_of_turns
 from actorbot._runtime.home import Home, new_future
 from actorbot._turns.context import Context
 from actorbot._turns.reply_room import ReplyRoom
@@ -37,6 +38,7 @@ class Parcel:
     messages: list[Any]
     """Those that `deliver` is not done with yet."""
     gate: Future[Any] | None  # must succeed before they are delivered
+    variables: ContextVars | None  # those of the turn's code: a request's id, for example
     delivered: Future[Any] | None = None  # ends when everything before this parcel has left
 
 
@@ -71,6 +73,7 @@ class Outbox:
 
     def reserve(self, context: Context) -> None:
         """Take room for a turn's replies, until `put` or `release`. Raises: OverloadedError."""
+        context._variables = outside_of_turns()  # here its own code runs; perhaps not where it is put
         with self._lock:
             if not context._reserved:
                 self.room.check(context.session_id, replies := context._replies or [])
@@ -95,12 +98,13 @@ class Outbox:
             # All of them, if the caller was cancelled while the commit was on its way.
             self.room.take(session_id, messages[context._reserved :])
             context._reserved = 0
+            parcel = Parcel(context, messages, gate, context._variables)
             line = self._lines.get(session_id)
             if line is not None:
-                line.append(Parcel(context, messages, gate))
+                line.append(parcel)
                 return
-            line = self._lines[session_id] = deque([Parcel(context, messages, gate)])
-        self._home.spawn(lambda: self._work_off(session_id, line))
+            line = self._lines[session_id] = deque()
+        self._begin(session_id, line, parcel)
 
     def send_now(self, context: Context, message: Any) -> Future[Any]:
         """Deliver *message* at once, outside of the session's line.
@@ -141,28 +145,34 @@ class Outbox:
         with self._lock:
             line = None if session_id is None else self._lines.get(session_id)
             if line is not None:
-                line.append(Parcel(None, [], None, delivered=future))
+                line.append(Parcel(None, [], None, None, delivered=future))
             elif session_id is None and (self._lines or self._ungated):
                 self._waiting.append(future)
             else:
                 future.set_result(None)
         return future
 
-    async def _work_off(self, session_id: str, line: deque[Parcel]) -> None:
+    def _begin(self, session_id: str, line: deque[Parcel], parcel: Parcel) -> None:
+        self._home.spawn(lambda: self._work_off(session_id, line, parcel), parcel.variables)
+
+    async def _work_off(self, session_id: str, line: deque[Parcel], parcel: Parcel) -> None:
+        """Deliver *parcel*, then the next of *line*, each with the variables of its own turn."""
         errand.set(session_id)
-        parcel: Parcel | None = None
         try:
-            while (parcel := self._next(session_id, line)) is not None:
-                if parcel.delivered is not None:
-                    parcel.delivered.set_result(None)
-                elif parcel.context is not None and await self._passes(parcel.gate):
-                    while parcel.messages:
-                        await self._hand_over(parcel.context, parcel.messages[0])
-                        self._done_with(session_id, parcel, 1)
-                else:
-                    self._done_with(session_id, parcel, len(parcel.messages))
+            if parcel.context is not None and await self._passes(parcel.gate):
+                while parcel.messages:
+                    await self._hand_over(parcel.context, parcel.messages[0])
+                    self._done_with(session_id, parcel, 1)
+            else:
+                self._done_with(session_id, parcel, len(parcel.messages))
+            while (further := self._next(session_id, line)) is not None:
+                parcel = further
+                if parcel.delivered is None:
+                    self._begin(session_id, line, parcel)
+                    return
+                parcel.delivered.set_result(None)
         except BaseException:
-            self._break_off(session_id, line if parcel is None else (parcel, *line))
+            self._break_off(session_id, (parcel, *line))
             raise
 
     def _done_with(self, session_id: str, parcel: Parcel, count: int) -> None:
@@ -189,6 +199,17 @@ class Outbox:
                 self.room.give_back(session_id, parcel.messages)
             waiting = [parcel.delivered for parcel in line if parcel.delivered is not None] + self._take_waiting()
         logger.error("replies of session %r were given up", session_id, extra={"session_id": session_id})
+        _release(waiting)
+
+    def release_waiters(self) -> None:
+        """Keep nobody waiting any longer: the manager is closed, and its tasks end."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            for line in self._lines.values():
+                waiting += [parcel.delivered for parcel in line if parcel.delivered is not None]
+                left = [parcel for parcel in line if parcel.delivered is None]
+                line.clear()
+                line.extend(left)
         _release(waiting)
 
     def _take_waiting(self) -> list[Future[Any]]:

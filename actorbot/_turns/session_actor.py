@@ -15,7 +15,7 @@ from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
 from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed
-from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id
+from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id, is_of_another_release
 from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
 from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
@@ -85,9 +85,9 @@ class SessionActor(Flushable):
 
         Any thread.
         """
-        if isinstance(record, Record) and not self.shared.flusher.set_backs.is_older(record, self):
-            return None
-        return self.doubted
+        if isinstance(record, Record):
+            return self.doubted if self.shared.flusher.set_backs.is_older(record, self) else None
+        return None if is_of_another_release(record) else self.doubted
 
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds. What the store has shows when the session is flushed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib.metadata import version
 
 import click
@@ -33,6 +34,10 @@ class _Command(click.Group):
             raise click.ClickException(clean(error.format_message())) from error
         except ActorbotError as error:
             raise click.ClickException(clean(str(error))) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who reads the output has left, as `head` does
+                raise
+            raise click.ClickException(f"the output cannot be written: {error.strerror}") from error
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,6 +6,7 @@ It keeps its columns also with long ids, with wide characters and on a narrow te
 from __future__ import annotations
 
 import shutil
+import sys
 
 import click
 from rich.cells import cell_len
@@ -16,6 +17,7 @@ from actorbot.stores import Record
 __all__ = ["SessionTable"]
 
 PAGE = 250  # sessions that are held back, so that their columns are as wide as they need
+USUAL = 80  # cells
 COMMON = 32  # cells for an id where there is room; most ids are shorter
 HEADINGS = ("SESSION", "BYTES", "VERSION", "LAST ACTIVITY", "EXPIRES")
 WIDE = " {:>9} {:>8}  {:<36} {}"
@@ -23,16 +25,26 @@ NARROW = " {:>7} {:>7}  {:<14}  {}"
 WIDE_REST, NARROW_REST = 92, 47  # cells of the longest such lines
 
 
+def _room() -> int:
+    """Return how many cells a line has; 0 if there is no bound, as in a pipe.
+
+    COLUMNS sets another, but none of 80 or more in a pipe: a program that uses GNU readline leaves
+    its own width, or 80, to all that it starts.
+    """
+    columns = shutil.get_terminal_size((0, 0)).columns
+    return columns if columns < USUAL or sys.stdout.isatty() else 0
+
+
 class SessionTable:
     """Prints sessions, a page at a time. A million of them need no memory.
 
-    On a terminal no line is wider than that, if need be by leaving out the dates. An id for which
-    there is no room has a line of its own. In a pipe each session has one line.
+    On a terminal of at least 54 columns each line fits, if need be by leaving out the dates. An id
+    for which there is no room has a line of its own. In a pipe each session has one line.
     """
 
     def __init__(self) -> None:
         self._page: list[Record] = []
-        self._room = shutil.get_terminal_size((0, 0)).columns  # 0 in a pipe; COLUMNS sets another
+        self._room = _room()
         self._is_wide = True
         self._width = 0  # cells for an id
 

@@ -8,6 +8,7 @@ without its result, a result without its call, or a model's reasoning without wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 __all__ = ["fit", "newest"]
@@ -36,15 +37,16 @@ def fit(items: Sequence[Item], sizes: Sequence[int], room: int, most: int) -> tu
     its oldest steps go, from behind the user's message on. Its last step goes as well if nothing
     else helps: if it takes *most* bytes, with that message.
     """
+    behind = [*accumulate(reversed(sizes), initial=0)][::-1]  # each place's bytes, with all after it
     places = _exchanges(items)
-    begin = next((place for place in (0, *places) if sum(sizes[place:]) <= room), places[-1] if places else 0)
-    if sum(sizes[begin:]) <= room:
+    begin = next((place for place in (0, *places) if behind[place] <= room), places[-1] if places else 0)
+    if behind[begin] <= room:
         return begin, slice(0, 0)
     head = next((at for at in range(begin, len(items)) if not _is_users(items[at])), len(items))
-    message = sum(sizes[begin:head])
+    message = behind[begin] - behind[head]
     steps = [place for place in _steps(items) if place > head]
-    end = next((place for place in steps if message + sum(sizes[place:]) <= room), steps[-1] if steps else head)
-    if message + sum(sizes[end:]) >= most:
+    end = next((place for place in steps if message + behind[place] <= room), steps[-1] if steps else head)
+    if message + behind[end] >= most:
         end = len(items)
     return begin, slice(head - begin, end - begin)
 

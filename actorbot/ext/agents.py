@@ -73,6 +73,8 @@ class AgentSession:
         if self._max_items is not None:
             del kept[: newest(kept, self._max_items)]
         most = max_session_bytes(self._manager)
+        if size_of(session, most) <= ROOM * most:
+            return
         others = sum(size_of(value, most) + len(key) for key, value in session.items() if key != ITEMS)
         sizes = [size_of(item, most) for item in kept]
         begin, steps = fit(kept, sizes, int(ROOM * most) - others, most - others)

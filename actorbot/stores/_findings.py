@@ -138,6 +138,8 @@ def judge_redis(facts: Mapping[str, str], *, in_cluster: bool) -> Iterator[Findi
     """Judge the *facts* of `INFO` and `CONFIG GET`, as far as this user may ask for them."""
     if "redis_version" in facts:
         yield _version(facts)
+    if facts.get("redis_mode") == "sentinel":
+        yield Finding("role", "failure", "is a Sentinel, which keeps no sessions; name the primary that it watches")
     if "role" in facts:
         yield _redis_role(facts, in_cluster)
     if "aof_enabled" in facts and "save" in facts:
@@ -162,7 +164,11 @@ def _redis_role(facts: Mapping[str, str], in_cluster: bool) -> Finding:
     if facts["role"] == "slave":
         primary = f"{facts.get('master_host')}:{facts.get('master_port')}"
         return Finding("role", "failure", f"is a replica, which takes no writes; name its primary, {primary}")
-    return Finding("role", "ok", f"is a primary with {facts.get('connected_slaves', '0')} replicas")
+    replicas = facts.get("connected_slaves", "0")
+    text = f"is a primary with {replicas} replicas"
+    if replicas != "0":
+        text += "; when one takes over, bots follow only a name that leads to it then"
+    return Finding("role", "ok", text)
 
 
 def _redis_persistence(facts: Mapping[str, str]) -> Finding:
@@ -197,17 +203,22 @@ def _memory(limit: int, used: int) -> Finding:
 
 
 def judge_mongo(
-    hello: Mapping[str, Any], version: str, status: Mapping[str, Any] | None, indexes: Sequence[Mapping[str, Any]]
+    hello: Mapping[str, Any],
+    version: str,
+    status: Mapping[str, Any] | None,
+    indexes: Sequence[Mapping[str, Any]] | None,
 ) -> Iterator[Finding]:
     """Judge the answer to `hello`, the *version*, `serverStatus` and a collection's *indexes*.
 
-    The *status* is `None` if this user may not ask for it.
+    The last two are `None` if this user may not ask for them.
     """
     yield Finding("version", "ok", f"runs MongoDB {version}")
     yield _mongo_role(hello)
     yield _mongo_persistence(status)
     yield Finding("writes", "ok", "are confirmed by a majority and journaled (w=majority, j=true)")
-    if has_expiry(indexes):
+    if indexes is None:
+        yield Finding("expiry", "warning", "cannot be told: this user may not ask for the collection's indexes")
+    elif has_expiry(indexes):
         yield Finding("expiry", "ok", "has a TTL index on expireAt, which removes what has ended")
     else:
         there = any(list(each["key"]) == [("expireAt", 1)] for each in indexes)

@@ -26,8 +26,8 @@ SHAPE: Final[Mapping[str, Any]] = {
     "version": {"$type": "number"},
     "write_ids": {"$not": {"$elemMatch": {"$not": {"$type": "binData"}}}},
     "event_ids": {"$type": "binData"},
-    "last_activity": {"$type": "number"},
-    "expires_at": {"$type": "number"},
+    "last_activity": {"$type": ["number", "date"]},
+    "expires_at": {"$type": ["number", "date"]},
 }
 """What a document of a session looks like, as far as the server can tell.
 

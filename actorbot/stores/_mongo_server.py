@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pymongo.errors import OperationFailure
@@ -12,8 +12,9 @@ from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._findings import Finding, has_expiry, judge_mongo
 from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Call, Link, RawCollection
+from actorbot.stores._mongo_rights import check_rights, judge_rights
 
-__all__ = ["check_server", "examine", "make_index", "time_of", "what_is_missing"]
+__all__ = ["check_version", "examine", "make_index", "prepare", "time_of", "what_is_missing"]
 
 logger = logging.getLogger("actorbot")
 
@@ -27,16 +28,12 @@ _OTHER_INDEX: Final = frozenset({85, 86})
 _UNAUTHORIZED: Final = 13
 
 
-def check_server(link: Link) -> None:
-    """Check the server's version and the collection.
-
-    Raises: ConfigError; StoreUnavailableError, also if the server is too old; PyMongoError.
-    """
-    collection, call = link.collection, link.call()
+def check_version(link: Link) -> None:
+    """Raises: StoreUnavailableError if the server is too old; PyMongoError."""
+    call = link.call()
     link.reach_at_start(call)
-    if _hello(collection, call).get("maxWireVersion", 0) < OLDEST:
+    if _hello(link.collection, call).get("maxWireVersion", 0) < OLDEST:
         raise StoreUnavailableError("mongo", f"{link.hosts} is older than MongoDB 5.0")
-    _check_collation(collection, call)
 
 
 def what_is_missing(link: Link) -> str | None:
@@ -59,8 +56,18 @@ def what_is_missing(link: Link) -> str | None:
     )
 
 
+def prepare(link: Link) -> None:
+    """Check rights and collection, and make the index.
+
+    Raises: ConfigError, StoreUnavailableError, PyMongoError.
+    """
+    check_rights(link)
+    _check_collation(link.collection, link.call())
+    make_index(link)
+
+
 def make_index(link: Link) -> None:
-    """Make the index by which the server removes what has expired.
+    """Make the index by which expired sessions are removed.
 
     Raises: StoreUnavailableError, PyMongoError.
     """
@@ -71,7 +78,7 @@ def make_index(link: Link) -> None:
     except OperationFailure as error:
         if error.code not in _OTHER_INDEX:
             raise
-        if not has_expiry(_indexes(collection, call)):
+        if not _removes_expired(collection, call):
             logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
 
 
@@ -89,7 +96,7 @@ def _check_collation(collection: RawCollection, call: Call) -> None:
         one, other = taken[0]
         expected = (
             f"a collection that tells {one!r} from {other!r}: by its collation they are one session."
-            " Name another collection, or copy this one into one with the collation { locale: 'simple' }"
+            " Name another collection, or move its documents into one with the collation { locale: 'simple' }"
         )
         raise ConfigError("collection_name", collection.name, expected)
 
@@ -117,7 +124,23 @@ def examine(link: Link) -> Iterator[Finding]:
         if error.code != _UNAUTHORIZED:
             raise
         status = None
-    yield from judge_mongo(hello, version, status, _indexes(collection, call))
+    try:
+        indexes: Sequence[Mapping[str, Any]] | None = _indexes(collection, call)
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        indexes = None
+    yield from judge_mongo(hello, version, status, indexes)
+    yield from judge_rights(link)
+
+
+def _removes_expired(collection: RawCollection, call: Call) -> bool:
+    try:
+        return has_expiry(_indexes(collection, call))
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        return False  # nobody can tell
 
 
 def _hello(collection: RawCollection, call: Call) -> dict[str, Any]:

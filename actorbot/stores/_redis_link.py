@@ -6,6 +6,7 @@ three different things.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,20 +19,31 @@ from actorbot.stores._secrets import Secrets
 try:
     import redis
     from redis.crc import key_slot
-    from redis.exceptions import AskError, NoScriptError
+    from redis.exceptions import AskError, NoPermissionError, NoScriptError
 
     from actorbot.stores._redis_pool import CONNECT_TIMEOUT, READ_TIMEOUT, make_pool, pool_like
     from actorbot.stores._redis_silence import DeadConnectionError, await_answer
 except ImportError as error:
     raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
-__all__ = ["Command", "Link", "is_about_script", "is_refused"]
+__all__ = ["Command", "Link", "is_about_script", "is_forbidden", "is_read_only", "is_refused"]
 
 # A server that answers this has not done what it was asked. After any other failure it may have.
 REFUSALS: Final = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
 
 # The kinds of error that are told apart, the narrower ones first.
-KINDS: Final = (*REFUSALS[1:], redis.ResponseError, redis.TimeoutError, redis.ConnectionError, redis.RedisError)
+KINDS: Final = (
+    *REFUSALS[1:],
+    NoPermissionError,
+    redis.ResponseError,
+    redis.TimeoutError,
+    redis.ConnectionError,
+    redis.RedisError,
+)
+
+# A script's error has more words in front, and another class.
+_READ_ONLY: Final = re.compile("READONLY|read[- ]only replica")
+REPLICA: Final = "is a replica, which takes no writes"
 
 Command = tuple["str | bytes | int", ...]
 
@@ -84,6 +96,14 @@ class Link:
         if isinstance(answer, StoreUnavailableError):
             raise answer
         return answer
+
+    def ask_each(self, commands: Sequence[Command]) -> Iterator[list[Any]]:
+        """Ask each server that is known; yield its answers, or refusals.
+
+        Raises: StoreUnavailableError.
+        """
+        for server in (self._first, *list(self._others.values())):
+            yield server.ask(commands)
 
     def group(self, keys: Sequence[bytes]) -> list[list[int]]:
         """Return the numbers of *keys*, grouped: one command may be about one group.
@@ -240,7 +260,10 @@ class _Server:
         try:
             connection.send_packed_command(connection.pack_commands(commands))
             await_answer(connection, pool, connection.socket_timeout or READ_TIMEOUT)
-            return [self._receive(connection) for _ in commands]
+            answers = [self._receive(connection) for _ in commands]
+            if any(map(is_read_only, answers)):
+                self.renew(pool)  # the name of this server may lead to another one now
+            return answers
         except Exception as error:
             if isinstance(error, DeadConnectionError):
                 self.renew(pool)  # its other connections are dead too, most likely
@@ -268,6 +291,8 @@ class _Server:
         said, cause = self._told(error)
         if isinstance(error, redis.AuthenticationError):
             said = f"{self.where} does not accept this user or password"
+        elif isinstance(error, redis.ResponseError) and _READ_ONLY.search(str(error)):
+            said = f"{self.where} {REPLICA}: name its primary, or a name that moves with the primary"
         else:
             said = f"{self.where} {'refuses' if isinstance(error, REFUSALS) else 'does not answer'}: {said}"
         failure = StoreUnavailableError("redis", said)
@@ -289,6 +314,16 @@ class _Server:
 def is_refused(answer: object) -> bool:
     """Tell whether *answer* is a server's refusal to do what it was asked."""
     return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, REFUSALS)
+
+
+def is_forbidden(answer: object) -> bool:
+    """Tell whether *answer* is a server's word that this user lacks a right."""
+    return isinstance(answer, StoreUnavailableError) and isinstance(answer.__cause__, NoPermissionError)
+
+
+def is_read_only(answer: object) -> bool:
+    """Tell whether *answer* is a replica's word that it takes no writes."""
+    return is_refused(answer) and REPLICA in str(answer)
 
 
 def is_about_script(answer: object) -> bool:

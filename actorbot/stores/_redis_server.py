@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from actorbot.errors import StoreUnavailableError
+from actorbot.stores._findings import Finding, judge_redis
 from actorbot.stores._redis_link import Link, is_refused
 
-__all__ = ["facts_of", "time_of"]
+__all__ = ["check_server", "examine", "time_of"]
 
 logger = logging.getLogger("actorbot")
 
 
-def facts_of(link: Link) -> dict[str, str]:
+def check_server(link: Link) -> None:
+    """Warn of a server that may lose sessions. Raises: StoreUnavailableError if it will not do."""
+    for finding in judge_redis(_facts_of(link), in_cluster=link.is_cluster):
+        if finding.level == "failure":
+            raise StoreUnavailableError("redis", f"{link.where} {finding.text}")
+        log = logger.warning if finding.level == "warning" else logger.debug
+        log("redis: %s %s", link.where, finding.text)
+
+
+def examine(link: Link) -> Iterator[Finding]:
+    """Yield how good the server is for sessions. Raises: StoreUnavailableError."""
+    facts = _facts_of(link)
+    yield from judge_redis(facts, in_cluster=link.is_cluster)
+    if not {"redis_version", "save"} <= facts.keys():
+        text = "cannot be told: this user needs +info +config|get for it"
+        yield Finding("server" if "redis_version" not in facts else "persistence", "warning", text)
+
+
+def _facts_of(link: Link) -> dict[str, str]:
     """Return what `INFO` and `CONFIG GET` tell. Raises: StoreUnavailableError."""
     facts: dict[str, str] = {}
     try:

@@ -45,7 +45,7 @@ try:
         is_duplicate,
         is_too_slow,
     )
-    from actorbot.stores._mongo_server import check_server, examine, make_index, time_of, what_is_missing
+    from actorbot.stores._mongo_server import check_version, examine, make_index, prepare, time_of, what_is_missing
     from actorbot.stores._mongo_url import check_names
 except ImportError as missing:
     raise ImportError(
@@ -108,7 +108,7 @@ class MongoSessionStore(RecordStore):
 
     def init(self) -> Self:
         if not self._link.is_open or self._only_looked:
-            self._open(make_index)
+            self._open(prepare)
             self._only_looked = False
         return self
 
@@ -121,12 +121,12 @@ class MongoSessionStore(RecordStore):
         except PyMongoError as error:
             raise self._link.unusable(error) from error
 
-    def _open(self, prepare: Callable[[Link], object] = lambda link: None) -> None:
+    def _open(self, make_ready: Callable[[Link], object] = lambda link: None) -> None:
         try:
             if not self._link.is_open:
                 self._link.open()
-            check_server(self._link)
-            prepare(self._link)
+            check_version(self._link)
+            make_ready(self._link)
             self._clock.measure()
         except PyMongoError as error:
             self._link.close()

@@ -23,10 +23,11 @@ from actorbot.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from actorbot.stores._findings import Finding, judge_redis
+from actorbot.stores._findings import Finding
 from actorbot.stores._redis_damage import Damage
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
-from actorbot.stores._redis_server import facts_of, time_of
+from actorbot.stores._redis_rights import Rights, try_rights
+from actorbot.stores._redis_server import check_server, examine, time_of
 from actorbot.stores._server_clock import ServerClock
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
@@ -45,8 +46,8 @@ MOST_TOLD: Final = 5  # other key prefixes that are told of
 # record's bytes. There are three arguments for each key: the base ("*": anything may be replaced),
 # the value, and in how many milliseconds the server drops it (it counts by its own clock). The
 # answer has a letter for each key: w, written; d, done before; c, a conflict; x, the key holds
-# something else. Then come the values that were compared and replaced: only here can it be seen
-# whether one was damaged. The rules are those of `base.judge`.
+# something else; r, it may not be read. Then come the values that were compared and replaced: only
+# here can it be seen whether one was damaged. The rules are those of `base.judge`.
 SCRIPT: Final = b"""
 local letters, answer_and_old = {}, {''}
 for i, key in ipairs(KEYS) do
@@ -55,7 +56,7 @@ for i, key in ipairs(KEYS) do
     old = redis.pcall('GET', key) or ''
     local head = old
     if type(head) ~= 'string' then
-      answer = 'x'
+      answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'
     elseif head ~= '' and string.sub(head, 2, 1 + 8 * math.min(1, string.byte(head))) ~= base then
       answer = 'c'
       local id = string.sub(value, 2, 9)
@@ -82,9 +83,9 @@ class RedisSessionStore(RecordStore):
     `?socket_timeout=` and `?socket_connect_timeout=` (seconds; 3 and 1.5 by default) should
     together be less than the policy's `store_deadline`.
 
-    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set` on
-    `~<key_prefix>*`. With `+info +config|get` too, `init` warns of a server that may lose sessions.
-    With `+scan` the sessions can be listed. In a Redis Cluster, give it `+cluster|slots`.
+    An ACL user needs `+eval +evalsha +script|load +mget +get +exists +set +time` on
+    `~<key_prefix>*`, and `+cluster|slots` in a Redis Cluster. `init` names what is missing, and
+    docs/stores.md says what more is good for what.
 
     A batch is one script call, which compares and writes: about 140,000 records of 0.8 KB a second.
     Pipelined SETs, which compare nothing, reach 115,000. In a Redis Cluster it is one call for each
@@ -125,8 +126,8 @@ class RedisSessionStore(RecordStore):
             return self
         try:
             self._link.open()
-            self._link.ask("SCRIPT", "LOAD", SCRIPT)
-            self._look_at(facts_of(self._link))
+            check_server(self._link)
+            self._try_rights().check(self._link.where)
             self._clock.measure()
         except BaseException:
             self._link.close()
@@ -153,19 +154,13 @@ class RedisSessionStore(RecordStore):
         self._link.open()
         answers = "answers, a node of a cluster" if self._link.is_cluster else "answers"
         yield Finding("reach", "ok", f"{self._link.where} {answers}")
-        facts = facts_of(self._link)
-        yield from judge_redis(facts, in_cluster=self._link.is_cluster)
-        if not {"redis_version", "save"} <= facts.keys():
-            text = "cannot be told: this user needs +info +config|get for it"
-            yield Finding("server" if "redis_version" not in facts else "persistence", "warning", text)
-        yield self._clock.measure()
+        found = [*examine(self._link), self._clock.measure()]
+        yield from found
+        if "failure" not in {each.level for each in found}:
+            yield from self._try_rights().judge()
 
-    def _look_at(self, facts: dict[str, str]) -> None:
-        for finding in judge_redis(facts, in_cluster=self._link.is_cluster):
-            if finding.level == "failure":
-                raise StoreUnavailableError(self.name, f"{self._link.where} {finding.text}")
-            if finding.level == "warning":
-                logger.warning("%s: %s %s", self.name, self._link.where, finding.text)
+    def _try_rights(self) -> Rights:
+        return try_rights(self._link, script=SCRIPT, sha=SCRIPT_SHA, prefix=self._prefix)
 
     def sweep(self, now: float) -> Sequence[Record]:
         self._clock.keep()
@@ -315,6 +310,9 @@ class RedisSessionStore(RecordStore):
             return answer
         if answer == "c":
             return write.conflict(self.name)
+        if answer == "r":
+            reason = f"{self._link.where} does not let this user read it: +get is missing"
+            return StoreUnavailableError(self.name, reason, session_id=write.record.session_id)
         return self._foreign(write.record.session_id) if answer == "x" else None
 
     # --- both ------------------------------------------------------------------------------------
@@ -338,7 +336,7 @@ def _understand(answer: Any, size: int) -> tuple[str, list[tuple[int, bytes]]]:
     """Return the script's letters, and the values that it has replaced, by number; or nothing."""
     if type(answer) is list and len(answer) == size + 1 and all(type(each) is bytes for each in answer):
         letters = answer[0]
-        if len(letters) == size and not letters.strip(b"wdcx"):
+        if len(letters) == size and not letters.strip(b"wdcxr"):
             return letters.decode(), [(n, old) for n, old in enumerate(answer[1:]) if old]
     return "", []
 

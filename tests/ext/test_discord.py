@@ -37,16 +37,6 @@ INTENTS = discord.Intents.default()
 INTENTS.message_content = True
 
 
-def test_importing_the_adapter_is_quiet_though_every_warning_is_an_error() -> None:
-    code = "import actorbot.ext.discord"
-
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=False
-    )
-
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def make_client() -> discord.Client:
     return discord.Client(intents=INTENTS)
 

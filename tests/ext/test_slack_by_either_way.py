@@ -121,7 +121,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "button on the home tab": (pressed("block_actions", container={"type": "view"}, view=VIEW), "slack:T1:U1"),
     "older button": (pressed("interactive_message", callback_id="c", channel={"id": "C1"}, actions=[{"name": "a"}]), THERE),
     "dialog": (pressed("dialog_submission", callback_id="c", channel={"id": "C1"}, submission={}), THERE),
-    "choices": (pressed("block_suggestion", channel={"id": "C1"}, value="te"), THERE),
+    "choices": (pressed("block_suggestion", channel={"id": "C1"}, value="ab"), THERE),
     "shortcut": (pressed("shortcut", callback_id="c"), "slack:T1:U1"),
     "shortcut on a message": (pressed("message_action", callback_id="c", channel={"id": "C1"}, message={"user": "U2"}), THERE),
     "view": (pressed("view_submission", view=VIEW), "slack:T1:U1"),

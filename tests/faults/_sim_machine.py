@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from actorbot._journal import journal as _journal
+from actorbot._journal import commits as _commits
 from actorbot._journal import untold as _untold
 from actorbot._manager import closing as _closing
 from actorbot._runtime import actor as _actor
@@ -359,7 +359,7 @@ def _threads_replaced(machine: Machine) -> Iterator[None]:
         patch.setattr(_actor.ServiceActor, "end", _end)
         patch.setattr(_actor.ServiceActor, "is_running", lambda actor: not actor.lane.closed)
         patch.setattr(_closing, "monotonic", machine.clock.monotonic)
-        patch.setattr(_journal, "perf_counter", machine.clock.monotonic)
+        patch.setattr(_commits, "perf_counter", machine.clock.monotonic)
         patch.setattr(_loop_home, "threading", types.SimpleNamespace(get_ident=machine.ident))
         # Threads that starve are not simulated, and how busy a thread is would be the machine's,
         # not the seed's.

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from actorbot import FlushPolicy, SessionManager
+from actorbot._flushing.set_back import SKEW
 from actorbot._manager import parts as _parts
 from actorbot._policy import Retry
 from actorbot._state.codec import encode_state
@@ -146,6 +147,7 @@ class Simulation:
         self.disk = Disk(self.random, self.say, self._kept, plan.deadline, plan.faults / 2)
         self.manager: SessionManager | None = None
         self.users = Users(self)
+        self.began = 0.0
         self.wrong: str | None = None
 
     # --- what is said ----------------------------------------------------------------------------
@@ -210,6 +212,7 @@ class Simulation:
 
     async def _life(self, number: int) -> None:
         self.say("life", number)
+        self.began = self.wall()
         if not await self._start():
             return
         weather = [asyncio.get_running_loop().create_task(self._weather())]
@@ -354,12 +357,19 @@ class Simulation:
                 if random.random() < 0.5 and not busy and self.model.may_go_back(session_id):
                     before = self.network.records.get(session_id)
                     record = self.network.go_back(session_id, random)
-                    if record is not None and before is not None and before.version <= record.version:
-                        self.model.story(session_id).doubtful = True  # a destroy made the versions begin anew
+                    if record is not None and before is not None and self._is_unknown(record, before):
+                        self.model.story(session_id).doubtful = True
                     log = () if record is None or self.wall() >= record.expires_at else log_of(record.state)
                     self.say("the store goes back", session_id, None if record is None else record.version, len(log))
                     self.counts["set back"] += 1
                     self.model.set_back(session_id, log)
+
+    def _is_unknown(self, record: Record, newer: Record) -> bool:
+        """Tell whether *record*, of an earlier process, may be taken for that of another one."""
+        by_heir = record.last_activity >= self.began
+        hidden = record.state is None or record.last_activity >= self.began - SKEW
+        # Who has not read a session that he destroys lets its versions begin anew.
+        return not by_heir and (hidden or newer.version <= record.version)
 
     def _write_as_stranger(self, session_id: str) -> None:
         record = self.network.records.get(session_id)
@@ -389,6 +399,10 @@ class Wrong(BaseException):
     """Something happened that must not. Nothing on the way to the end catches it."""
 
 
+# What the world makes happen has a traceback in the log, too.
+_OF_THE_WORLD = ("dead letter of session %r: %r", "a reply of session %r was not delivered: %r")
+
+
 class _Told(logging.Handler):
     """Takes what the library logs as an error of its own for a failure."""
 
@@ -397,7 +411,7 @@ class _Told(logging.Handler):
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
+        if record.exc_info and record.msg not in _OF_THE_WORLD:
             self.errors.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
 
 

@@ -535,6 +535,20 @@ MUTANTS = (
         "tests/servers/test_mongo_and_others.py -k listing",
     ),
     Mutant(
+        "a key that this user may not read is taken for a damaged session",
+        "stores/redis.py",
+        "answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'",
+        "answer = 'x'",
+        "tests/servers/test_rights.py -k taken",
+    ),
+    Mutant(
+        "a right that is missing shows at the first event",
+        "stores/_redis_rights.py",
+        "        if self.needed:\n            raise",
+        "        if False:\n            raise",
+        "tests/servers/test_rights.py -k missing",
+    ),
+    Mutant(
         "a connection that a firewall has forgotten is waited for",
         "stores/_redis_silence.py",
         "    if _answers(pool, silence):",
@@ -658,6 +672,20 @@ MUTANTS = (
         "tests/unit/journal/test_disk.py -k set_aside_holds_up_no_event",
     ),
     Mutant(
+        "an event is acknowledged from a journal that has no name any more",
+        "_journal/file.py",
+        "        self._check_names()\n\n",
+        "\n",
+        "tests/unit/journal/test_lost_journal.py",
+    ),
+    Mutant(
+        "a journal that was lost overwrites what has taken its place",
+        "_journal/file.py",
+        "            self._names.check_place()\n            self._copy(",
+        "            self._copy(",
+        "tests/unit/journal/test_lost_journal.py -k cannot_be_made_again",
+    ),
+    Mutant(
         "two bots share a journal",
         "_runtime/file_lock.py",
         "            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
@@ -674,7 +702,7 @@ MUTANTS = (
     Mutant(
         "a new file that could not be put in its place is never used",
         "_journal/file.py",
-        "        if self._connection is not None:\n            self._copy",
+        "        if self._connection is not None:\n            self._names.check_place()\n            self._copy",
         "        if self._open is not None:\n            self._copy",
         "tests/faults/test_bad_disk.py -k new_file",
     ),
@@ -754,7 +782,7 @@ MUTANTS = (
     Mutant(
         "what went on from an older state is overwritten",
         "_flushing/set_back.py",
-        "return owner != BY_HAND and stored.version < session.flushed and stored.last_activity < self._began",
+        "return made_before and stored.state is not None and owner != BY_HAND",
         "return True",
         "tests/promises/test_store_set_back.py -k another_process",
     ),
@@ -808,6 +836,13 @@ MUTANTS = (
         "    return replace(write, over_damage=True)",
         "tests/promises/test_damage_under_resident.py -k leaves_nothing_behind",
     ),
+    Mutant(
+        "what a newer release has written is taken for damage",
+        "_flushing/recovery.py",
+        "isinstance(stored, CorruptSessionError) and not is_of_another_release(stored):",
+        "isinstance(stored, CorruptSessionError):",
+        "tests/promises/test_damage_under_resident.py -k newer_release",
+    ),
     # --- one store object, several managers -------------------------------------------------------
     Mutant(
         "a manager that closes takes the store from another one",
@@ -837,6 +872,20 @@ MUTANTS = (
         'for name in ("admit", "verify", "parse", "open", "reply", "subscribe"):',
         "for name in ():",
         "tests/ext/test_functions_with_yield.py -k would_not_run",
+    ),
+    Mutant(
+        "with Bolt, an assistant's thread opens in another session than its messages",
+        "ext/slack.py",
+        "        return find(payload) or thread_user(payload)",
+        "        return find(payload)",
+        "tests/ext/test_slack_by_either_way.py -k in_the_same_sessions",
+    ),
+    Mutant(
+        "a message from another organisation has the session of its team",
+        "ext/_slack_ids.py",
+        "    if authorization is not None:  # in a shared channel",
+        "    if False:  # in a shared channel",
+        "tests/ext/test_slack_by_either_way.py",
     ),
     Mutant(
         "a failing handler of python-telegram-bot leaves its changes",

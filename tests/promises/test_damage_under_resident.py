@@ -195,6 +195,28 @@ async def test_damage_that_is_met_after_a_lost_reply_takes_nothing_from_the_sess
     assert (store.read("ann") or {})["n"] == 3
 
 
+@pytest.mark.parametrize("name", EVERY)
+async def test_what_a_newer_release_has_written_is_no_damage(name: str, tmp_path: Path) -> None:
+    store = STORES[name](tmp_path)
+    policy = FlushPolicy.write_behind(retry=Retry(attempts=1, base=0.01, cap=0.01))
+    async with SessionManager(store, handler=count, flush=policy, close_timeout=0.1) as manager:
+        await manager.dispatch("ann", "hi")
+        await manager.flush()
+        if isinstance(store, FileSessionStore | RedisSessionStore):
+            damage(store, lambda value: value.replace(b"ABS\1", b"ABS\2").replace(value[1:9], b"theirs.."))
+        elif isinstance(store, MongoSessionStore):
+            with mongo_servers.raw(store) as collection:
+                collection.update_one({"_id": "ann"}, {"$set": {"format": 2}})
+        else:
+            store.data["ann"]["$actorbot"].update(format=2, write_ids=["of another kind"])
+        await manager.dispatch("ann", "hi")
+        with pytest.raises((errors.CorruptSessionError, errors.StoreUnavailableError)):
+            await manager.flush("ann")
+
+        assert manager.stats().damaged == 0
+        assert name not in KEEPING or aside(store) == []
+
+
 async def test_what_was_set_aside_is_no_session(tmp_path: Path) -> None:
     store, target = STORES[redis_servers.QUICK](tmp_path), MemorySessionStore()
     async with SessionManager(store, handler=count) as manager:

@@ -14,7 +14,7 @@ import pytest
 from actorbot import FlushPolicy, MemorySessionStore, Retry, SessionManager, errors
 from actorbot.stores.base import Write
 from actorbot.stores.mongo import MongoSessionStore
-from actorbot.testing import FaultyStore
+from actorbot.testing import FaultyStore, ManualClock
 from tests.backends import AsyncDictStore, ComparingStore, DictStore, each_store
 from tests.handlers import count, count_plainly
 from tests.homes import both_homes
@@ -114,12 +114,14 @@ async def test_what_an_earlier_process_of_the_bot_had_written_is_an_older_state_
 ) -> None:
     store = MemorySessionStore()
     store.outlives_process = True  # type: ignore[misc]  # it stands for a server
-    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path)) as before:
+    clock = ManualClock()
+    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path), clock=clock) as before:
         await before.dispatch("ann", "hi")
         await before.flush()
         go_back = backup(store, tmp_path)
         await before.dispatch("ann", "hi")
-    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path)) as manager:
+    await clock.advance(10.0)
+    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path), clock=clock) as manager:
         for _ in range(MANY):
             await manager.dispatch("ann", "hi")
             await manager.flush()
@@ -196,6 +198,23 @@ async def test_whoever_goes_on_from_an_older_state_is_another_process() -> None:
         assert manager.stats().set_back == 0
         assert await manager.dispatch("ann", "hi") == 3
     assert handed == [("ann", {"n": MANY + 2})]
+
+
+async def test_the_end_of_a_session_that_another_process_has_destroyed_is_no_older_state() -> None:
+    store, clock, behind = MemorySessionStore(), ManualClock(), ManualClock(1_700_000_000.0 - 60.0)
+    async with (
+        SessionManager(store, handler=count, clock=clock) as manager,
+        SessionManager(store, handler=count, clock=behind) as other,
+    ):
+        for _ in range(3):
+            await manager.dispatch("ann", "hi")
+        await manager.flush()
+        await other.destroy("ann")
+        await manager.dispatch("ann", "hi")
+        with pytest.raises(errors.ConflictError):
+            await manager.flush()
+
+        assert await manager.peek("ann") is None
 
 
 async def test_an_older_state_that_somebody_has_put_there_by_hand_is_another_process_too() -> None:

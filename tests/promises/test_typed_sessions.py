@@ -205,7 +205,7 @@ class Basket:
 @pytest.mark.parametrize(
     ("session_type", "change", "path", "says"),
     [
-        (Order, lambda order: setattr(order, "payed", True), "session.payed", "paid, lines"),
+        (Order, lambda order: setattr(order, "is_paid", True), "session.is_paid", "paid, lines"),
         (Order, lambda order: setattr(order, "count", order.count + 1), "session.count", "paid, lines"),
         (
             Order,

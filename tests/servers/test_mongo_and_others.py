@@ -190,7 +190,7 @@ def test_a_collection_that_takes_two_ids_for_one_is_refused_at_the_start(
         MongoSessionStore(shared().url, database="actorbot_others", collection_name=collection.name).init()
 
     assert caught.value.field == "collection_name"
-    assert re.search("Name another collection, or copy", str(caught.value))
+    assert re.search("Name another collection, or move", str(caught.value))
 
 
 def test_a_collation_that_only_orders_will_do(collection: Any) -> None:

@@ -218,8 +218,9 @@ def test_a_user_who_may_do_no_more_than_the_docstring_says_will_do(redis_server:
 
 
 def test_a_user_who_may_not_write_is_refused_and_not_unknown(redis_server: Server) -> None:
-    redis_server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~other:*", "+@all")
+    redis_server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~*", "+@all")
     store = RedisSessionStore(f"redis://bot:{SECRET}@127.0.0.1:{redis_server.port}/0").init()
+    redis_server.ask("ACL", "SETUSER", "bot", "resetkeys", "~other:*")
     try:
         with pytest.raises(errors.StoreUnavailableError) as caught:
             put(store, "ann", {"n": 1})

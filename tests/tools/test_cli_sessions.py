@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -82,27 +86,49 @@ def test_ls_can_be_narrowed(url: str) -> None:
     assert "telegram:42" not in run("sessions", "ls", url, "--prefix", "telegram:43").stdout
 
 
-@pytest.mark.parametrize("columns", [0, 60, 80, 130])
+def on_terminal(columns: int, *args: str) -> str:
+    """Return what the command prints on a terminal of so many columns; if 0, in a pipe."""
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    if not columns:
+        return run_apart(*args, env=env).stdout
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    assert run_apart(*args, stdout=terminal, env=env).stderr == ""
+    os.close(terminal)
+    said = b""
+    with suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # its end is an error
+        while part := stream.read(4096):
+            said += part
+    return said.decode()
+
+
+@pytest.mark.parametrize("columns", [0, 54, 60, 80, 130])
 def test_ls_keeps_its_columns_whatever_the_ids_and_the_terminal(columns: int, tmp_path: Path) -> None:
     store: RecordStore = store_from_url(in_files(tmp_path)).init()
-    ids = ["a", "telegram:42", "x" * 50, "日本語:ユーザー", "x" * 300]
+    ids = ["a", "telegram:42", "x" * 35, "日本語:ユーザー"]
     write_all(store, [Write(make_record(each, {}, expires_at=time.time() + ONE_YEAR), b"") for each in ids])
     store.close()
-    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | (
-        {"COLUMNS": str(columns)} if columns else {}
-    )
-    done = run_apart("sessions", "ls", in_files(tmp_path), env=env)
 
-    heading, *lines = done.stdout.splitlines()
+    heading, *lines = on_terminal(columns, "sessions", "ls", in_files(tmp_path)).splitlines()
     rows = [line for line in lines if "in 1 year" in line]
     assert len(rows) == len(ids)
-    assert len({cell_len(line.partition("1 year")[0]) for line in rows}) == 1
-    for session_id in ids:
-        assert sum(line.split()[0] == session_id for line in lines) == 1
+    assert len({cell_len(line.partition("in 1 year")[0]) for line in rows}) == 1
+    assert [sum(line.split()[0] == session_id for line in lines) for session_id in ids] == [1, 1, 1, 1]
     if columns:
-        assert [line for line in [heading, *rows] if cell_len(line) > columns] == []
-    else:
+        assert [line for line in [heading, *lines] if cell_len(line) > columns] == []
+    if not columns or columns == 130:
         assert lines == rows
+        assert [line for line in rows if time.strftime("%Y-", time.localtime(1.5e9)) not in line] == []
+
+
+@pytest.mark.parametrize(("columns", "dates"), [("60", False), ("80", True)])
+def test_a_width_that_somebody_has_set_counts_in_a_pipe_unless_it_is_the_usual_one(
+    columns: str, dates: bool, tmp_path: Path
+) -> None:
+    fill(in_files(tmp_path), 1)
+    done = run_apart("sessions", "ls", in_files(tmp_path), env=os.environ | {"COLUMNS": columns})
+
+    assert ("2017-" in done.stdout) == dates
 
 
 def test_a_store_that_fails_in_the_middle_of_a_list_hides_nothing_of_what_was_read(
@@ -455,7 +481,8 @@ def test_a_copy_that_is_interrupted_says_that_it_goes_on_and_does(
     second = run("sessions", "copy", in_files(tmp_path), "plain://there", "--json")
 
     assert first.exit_code == 130
-    assert first.stderr == "interrupted: run the same command again, and it goes on\n"
+    # click 8.1 ends the line of the ^C itself
+    assert first.stderr.lstrip("\n") == "interrupted: run the same command again, and it goes on\n"
     report = json.loads(second.stdout)
     assert (report["copied"], report["already_there"]) == (150, 100)
     assert store.count() == 250

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests import ROOT
+from tests import ROOT, ranges
 from tests.backends import STORES
 from tests.mutants.catalogue import MUTANTS, Mutant
 
@@ -102,3 +102,12 @@ def test_every_seeded_fault_names_tests_that_exist(mutant: Mutant) -> None:
 def files_of(place: Path) -> list[Path]:
     """Return the files of tests that a place named in the catalogue stands for."""
     return [place] if place.is_file() else sorted(place.rglob("test_*.py"))
+
+
+def test_every_extra_is_tested_at_both_ends_of_its_range() -> None:
+    asked = PYPROJECT["project"]["optional-dependencies"]
+
+    no_ranges = {"all", "dev", "more-servers", "release", "servers", "types"}  # other extras, and our own tools
+    assert set(ranges.TESTS) == {"core", *asked} - no_ranges
+    for extra in ranges.TESTS:
+        assert ranges.lowest(extra)

@@ -432,3 +432,99 @@ def test_a_field_that_has_no_value_any_more_is_named():
         SessionShape(made).dump(session)
     assert caught.value.path == "session.tags"
     assert type(caught.value.__cause__) is AttributeError
+
+
+# --- code of the author's own --------------------------------------------------------------------
+
+
+def refuse(items: int) -> None:
+    if items > 3:
+        raise LookupError("no more than 3 items")
+
+
+@dataclass
+class ByPostInit:
+    items: int = 0
+
+    def __post_init__(self) -> None:
+        refuse(self.items)
+
+
+@dataclass
+class ByParent(ByPostInit):
+    name: str = ""
+
+
+@dataclass
+class ByInit:
+    items: int = 0
+
+    def __init__(self, items: int = 0) -> None:
+        refuse(items)
+        self.items = items
+
+
+@dataclass
+class ByNew:
+    items: int = 0
+
+    def __new__(cls, items: int = 0) -> ByNew:
+        refuse(items)
+        return super().__new__(cls)
+
+
+class Checking(type):
+    def __call__(cls, items: int = 0) -> Any:
+        refuse(items)
+        return super().__call__(items)
+
+
+@dataclass
+class ByMetaclass(metaclass=Checking):
+    items: int = 0
+
+
+class Few:
+    """A descriptor in place of a field."""
+
+    def __get__(self, instance: Any, owner: type) -> int:
+        return 0 if instance is None else vars(instance).get("_items", 0)
+
+    def __set__(self, instance: Any, value: int) -> None:
+        if getattr(instance, "is_made", False) is False:
+            refuse(value)
+        vars(instance)["_items"] = value
+
+
+@dataclass
+class ByDescriptor:
+    items: int = Few()  # type: ignore[assignment]
+
+
+OWN = [ByPostInit, ByParent, ByInit, ByNew, ByMetaclass, ByDescriptor]
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("where", ["itself", "in a list"])
+def test_a_type_with_code_of_its_own_is_asked_before_it_is_stored(kind, where):
+    made = dataclasses.make_dataclass("Made", [("parts", list[kind], field(default_factory=list))])
+    part = kind()
+    vars(part)["_items" if kind is ByDescriptor else "items"] = 4  # as a handler's `items += 1` may, without a check
+    session, path = (part, "session") if where == "itself" else (made([part]), "session.parts[0]")
+
+    with pytest.raises(NotEncodableError, match="no more than 3 items") as caught:
+        SessionShape(type(session)).encode(session, 10_000)
+
+    assert caught.value.path == path
+    assert type(caught.value.__cause__) is LookupError
+
+
+def test_a_type_without_code_of_its_own_is_not_asked():
+    @dataclass(frozen=True, slots=True)
+    class Plain:
+        items: int = 0
+
+    for kind in (Plain, Profile, Node):
+        assert not SessionShape(kind)._loader.has_own_code
+    for kind in OWN:
+        assert SessionShape(kind)._loader.has_own_code

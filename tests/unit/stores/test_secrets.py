@@ -54,10 +54,11 @@ URLS = st.builds(
 
 
 def parts_of(password: str) -> Iterator[str]:
-    """Yield what must not be seen of *password*. Signs alone may stand anywhere."""
+    """Yield what must not be seen of *password*. Signs and digits alone may stand anywhere."""
     for at in range(len(password) - LEAST + 1):
         part = password[at : at + LEAST]
-        if sum(each in "QXZJ" for each in part) >= 2 or set(part) <= set("QXZJ90"):
+        letters = sum(each in "QXZJ" for each in part)
+        if letters >= 2 or (letters and set(part) <= set("QXZJ90")):
             yield part
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextvars import Context as ContextVars
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actorbot import Context, SessionManager, errors
-from tests.waiting import breathe, soon, until
+from actorbot import Context, FlushPolicy, SessionManager, errors
+from tests import inside
+from tests.homes import both_homes
+from tests.waiting import HANGS, Call, breathe, soon, until
 
 
 async def test_an_ungated_reply_that_fails_tells_who_awaits_it() -> None:
@@ -122,3 +128,44 @@ async def test_a_reply_that_fails_with_nobody_to_tell_is_logged(caplog: pytest.L
     async with SessionManager(handler=handle, deliver=deliver) as manager:
         await manager.dispatch("ann", "hi")
     assert ["ann" in record.getMessage() for record in caplog.records] == [True]
+
+
+@both_homes
+@pytest.mark.parametrize("mode", ["write-behind", "write-through", "journaled"])
+def test_a_reply_is_delivered_with_the_variables_of_its_own_caller(home: Any, mode: str, tmp_path: Path) -> None:
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[tuple[str, str]] = []
+    all_there = threading.Event()
+
+    def handle(context: Context) -> None:
+        context.send_text(context.event)
+
+    def deliver(_: str, text: str) -> None:
+        all_there.wait(HANGS)  # so that the second reply stands in line behind the first
+        seen.append((text, request.get()))
+
+    def call(name: str) -> None:
+        request.set(name)
+        manager.dispatch_sync("ann", name)
+
+    policy = FlushPolicy.journaled(tmp_path / "journal") if mode == "journaled" else FlushPolicy.parse(mode)
+    with home(handler=handle, deliver=deliver, flush=policy) as manager:
+        for name in ("r1", "r2", "r3"):
+            Call(ContextVars().run, call, name).result()
+        all_there.set()
+    assert seen == [("r1", "r1"), ("r2", "r2"), ("r3", "r3")]
+
+
+async def test_nobody_waits_for_replies_that_a_closed_manager_has_not_begun_to_deliver() -> None:
+    async def handle(context: Context) -> None:
+        context.send_text("hello")
+
+    async def deliver(_: str, __: str) -> None:
+        await asyncio.Event().wait()
+
+    manager = await SessionManager(handler=handle, deliver=deliver).start()
+    await manager.dispatch("ann", "hi")
+    left = inside.outbox(manager).emptied("ann")
+    inside.end_threads(manager)
+    inside.forget(manager)
+    await soon(asyncio.wrap_future(left))
