@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Set
 from concurrent.futures import Future
 from contextvars import Context as ContextVars
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Final
@@ -86,7 +87,7 @@ class Close:
                 begun = True
                 time.shorten(seconds)
         if not begun:
-            self._begin(home, self._run(ended, shut(time)))
+            self._begin(home, self._run(ended, partial(shut, time)))
         return await home.wait(ended)  # type: ignore[no-any-return]
 
     def wait_in_thread(self, access: Access, seconds: float) -> ShutdownReport:
@@ -128,9 +129,11 @@ class Close:
         except RuntimeError:
             run_inline(closing)  # at the end of the program, Python 3.12 and later start no thread
 
-    async def _run(self, ended: Future[ShutdownReport], shut: Coroutine[Any, Any, ShutdownReport]) -> None:
+    async def _run(
+        self, ended: Future[ShutdownReport], shut: Callable[[], Coroutine[Any, Any, ShutdownReport]]
+    ) -> None:
         try:
-            report = await shut
+            report = await shut()
         except BaseException as error:  # as when its loop cancels it; close may be tried again
             self._ended = None
             ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))
