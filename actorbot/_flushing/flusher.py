@@ -11,7 +11,7 @@ from math import inf
 from typing import Any, Final
 
 from actorbot._flushing.dirty import DirtySessions
-from actorbot._flushing.messages import End, Flush, FlushDue, Relieve, RetryDue, Returned, Spill
+from actorbot._flushing.messages import Anew, End, Flush, FlushDue, Relieve, RetryDue, Returned, Spill
 from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.queue import WriteQueue
 from actorbot._flushing.recovery import Refused, write_batch
@@ -144,6 +144,10 @@ class Flusher(Mailbox):
         """
         return self._ask(WriteThrough(session, committed, forced))
 
+    def write_anew(self, sessions: Iterable[Flushable]) -> None:
+        """Write *sessions* also if the store has confirmed them: it has gone back in time."""
+        self.notify(Anew(list(sessions)))
+
     def spill(self, session: Flushable) -> None:
         """Let go of *session*, which leaves memory; the journal has its newest state.
 
@@ -193,9 +197,12 @@ class Flusher(Mailbox):
             case Relieve(session, done):
                 self._queue.relieve(session, done)
             case WriteThrough():
+                self.outcome.trust_confirmed(message.session)
                 self._queue.add_through(message)
                 if self.retries.is_down:
                     self.retries.break_off_pause()  # who waits learns at once how the store is
+            case Anew(sessions):
+                self.outcome.doubt_confirmed(sessions)
             case Spill(session):
                 self._queue.let_go(session)
             case Returned(jobs):

@@ -9,7 +9,7 @@ from actorbot._flushing.waiters import Goal
 from actorbot._flushing.write import Flushable, PendingWrite
 from actorbot._runtime.home import new_future
 
-__all__ = ["End", "Flush", "FlushDue", "Relieve", "RetryDue", "Returned", "Spill"]
+__all__ = ["Anew", "End", "Flush", "FlushDue", "Relieve", "RetryDue", "Returned", "Spill"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,13 @@ class Relieve:
 
     session: Flushable
     done: Future[None] = field(default_factory=new_future)
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """Write these sessions once more, although the store has confirmed them: it has gone back."""
+
+    sessions: list[Flushable]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from actorbot._flushing.dirty import DirtySessions
 from actorbot._flushing.queue import WriteQueue
@@ -40,6 +40,7 @@ class Outcome:
         self._journal = journal
         self._on_conflict = on_conflict  # told a session, and its unflushed state that is lost
         self._on_answer = on_answer  # called when the store takes writes again
+        self._anew: set[Flushable] = set()  # to be written once more, with nothing new
         self.writes = 0
         """Writes that the store has confirmed."""
         self.conflicts = 0
@@ -135,6 +136,8 @@ class Outcome:
             )
         self.writes += len(jobs)
         self._retries.settle(session for session, _ in settled)
+        if self._anew:
+            self._anew.difference_update(session for session, _ in settled)
         self._queue.division.reunite(session for session, _ in settled)
         self._dirty.uncharge(settled)
         for job, (session, behind) in zip(jobs, settled, strict=True):
@@ -144,9 +147,31 @@ class Outcome:
             if behind is not None and (not session.dirty or session in self._waiters):
                 self._queue.add([session])
 
+    def doubt_confirmed(self, sessions: Iterable[Flushable]) -> None:
+        """Have *sessions* written once more: the store has gone back since it confirmed them."""
+        for session in sessions:
+            if not session.enter():
+                continue  # it has an event, and is written after that
+            committed = session.committed
+            clean = committed is not None and committed[VERSION] == session.flushed > 0 and not session.dirty
+            if clean and session.write_ids:
+                session.flushed -= 1  # so it is behind, and cannot leave memory before it is written
+                self.settled -= 1
+                self._anew.add(session)
+                self._queue.add([session])
+            session.leave()
+
+    def trust_confirmed(self, session: Flushable) -> None:
+        """Note that *session* is written anyway: by a write that somebody waits for."""
+        if session in self._anew:
+            self._anew.discard(session)
+            session.flushed += 1
+            self.settled += 1
+
     def _note_conflict(self, job: PendingWrite, error: ConflictError) -> None:
         session = job.session
-        if job.journal_behind and self._catch_up(job):
+        nothing_lost = job.journal_behind or (job.through is None and session in self._anew)
+        if nothing_lost and self._catch_up(job):
             return
         self.conflicts += 1
         self._queue.division.reunite([session])
@@ -172,17 +197,19 @@ class Outcome:
         self._waiters.reached(session, error)
 
     def _catch_up(self, job: PendingWrite) -> bool:
-        """Let what the store has replace what the journal holds of a session.
+        """Let what the store has replace what a session was, where nothing is lost by that.
 
-        `False`, and nothing is done, if events have come on top of the journal's state: those are
-        lost, as in any conflict.
+        `False`, and nothing is done, if events have come on top meanwhile: those are lost, as in
+        any conflict.
         """
         session, version = job.session, job.write.record.version
         committed = session.committed
         if committed is None or committed[VERSION] != version:
             return False
         session.committed = None  # no call in between, as in `_note_conflict`
+        self.settled += version - session.flushed
         session.flushed = version
+        self._anew.discard(session)
         session.lineages = ()
         if self._journal is not None:
             self._journal.forget(session.session_id, version)

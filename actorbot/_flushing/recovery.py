@@ -114,7 +114,7 @@ def _write_again(
     became = dict(zip(jobs, outcomes, strict=True))
     for _ in range(LOOKS):
         # What the store has of sessions from the journal was looked at before.
-        met = [job for job in jobs if isinstance(became[job], _SECOND_LOOK) and not job.session.lineages]
+        met = [job for job in jobs if isinstance(became[job], _SECOND_LOOK) and not _is_recovered(job)]
         if not met:
             break
         tried = met

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("actorbot")
 
 MOST_NUMBERS: Final = 2**32  # of one owner's write ids
 SKEW: Final = 5.0  # seconds that the clocks of two machines may differ unnoticed
-QUIET: Final = 600.0  # seconds without a set back session, after which the next one is logged again
+QUIET: Final = 60.0  # seconds without a set back session, after which the next one is news
 
 
 class SetBacks:
@@ -41,6 +41,8 @@ class SetBacks:
         self._owner = os.urandom(OWNER_BYTES) if lineage is None else lineage[:OWNER_BYTES]
         self._own = {self._owner}
         self._number = 0
+        self.on_news: Callable[[], None] = lambda: None
+        """Called on the store's thread when the first session of many turns out to be set back."""
         self._last = -inf  # the monotonic second at which a session was last set back
         self.count = 0
         """Writes that went over an older state of the same session."""
@@ -79,7 +81,9 @@ class SetBacks:
         if not sessions:
             return
         now = self._clock.monotonic()
-        if now - self._last > QUIET:
+        is_news, self._last = now - self._last > QUIET, now
+        self.count += len(sessions)
+        if is_news:
             logger.warning(
                 "%s has gone back in time: it holds older states of sessions that this process has written since"
                 " (restarted from a snapshot, failed over to a replica that lagged, or restored from a backup)."
@@ -87,5 +91,4 @@ class SetBacks:
                 self._store,
                 extra={"session_id": sessions[0].session_id},
             )
-        self._last = now
-        self.count += len(sessions)
+            self.on_news()

@@ -11,6 +11,7 @@ from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
 from actorbot._residents.activation import Activation
+from actorbot._residents.anew import WriteAnew
 from actorbot._residents.backoff import BrokenRecords
 from actorbot._residents.idle import IdleBuckets
 from actorbot._residents.loader import Loader
@@ -108,6 +109,7 @@ class Parts:
         self.broken = BrokenRecords()
         self.activation = Activation(shared, table, room, idle, self.loader, self.broken)
         shared.load = self.activation.load
+        shared.flusher.set_backs.on_news = WriteAnew(shared, table).begin
         self.replay = Replay(shared, table, self.activation)
         self.sweeper = Sweeper(shared, table, idle, options.idle_timeout, self.store, self.writer)
 

@@ -18,6 +18,7 @@ from actorbot._runtime.home import Promise
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ActorbotError, ManagerClosedError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores._batches import ask_in_parts
+from actorbot.stores._secrets import GIVEN
 from actorbot.stores.base import Record, RecordStore
 
 __all__ = ["Loader"]
@@ -105,13 +106,15 @@ class Loader:
         if self._closed:
             raise _closed()
         self.reads += 1
+        found: Record | ActorbotError | None
         try:
             (found,) = self._store.read_many([session_id])
         except (ActorbotError, RecursionError):
             raise  # the stack is the caller's
         except Exception as error:
-            reason = f"reading failed: {type(error).__name__}: {error}"
-            raise StoreUnavailableError(self._store.name, reason, session_id=session_id) from error
+            said, cause = GIVEN.tell(error)
+            found = StoreUnavailableError(self._store.name, f"reading failed: {said}", session_id=session_id)
+            found.__cause__ = cause
         if isinstance(found, ActorbotError):
             raise found
         return found

@@ -46,7 +46,7 @@ def command() -> None:
     """Look after the sessions of a bot.
 
     A store is named by its URL, as in file:///var/lib/bot/sessions,
-    redis://localhost/0?key_prefix=bot:, mongodb://localhost/?database=bot; other packages may add
+    redis://localhost/0?key_prefix=bot:, mongodb://localhost/bot; other packages may add
     schemes of their own.
     """
 

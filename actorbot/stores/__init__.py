@@ -5,7 +5,7 @@ The rest of actorbot knows a store as a `RecordStore`, and a driver of your own 
 
 from actorbot.stores._copy import CopyReport, copy
 from actorbot.stores._findings import Finding
-from actorbot.stores.base import ONE_YEAR, Record, RecordStore, SessionStore, Write
+from actorbot.stores.base import ONE_YEAR, Record, RecordStore, SessionStore, Verdict, Write, judge
 from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
 from actorbot.stores.url import store_from_url
@@ -19,7 +19,9 @@ __all__ = [
     "Record",
     "RecordStore",
     "SessionStore",
+    "Verdict",
     "Write",
     "copy",
+    "judge",
     "store_from_url",
 ]

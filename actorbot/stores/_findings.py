@@ -138,7 +138,7 @@ def judge_redis(facts: Mapping[str, str], *, in_cluster: bool) -> Iterator[Findi
     """Judge the *facts* of `INFO` and `CONFIG GET`, as far as this user may ask for them."""
     if "redis_version" in facts:
         yield _version(facts)
-    if facts.get("redis_mode") == "sentinel":
+    if "sentinel" in (facts.get("redis_mode"), facts.get("server_mode")):  # Valkey says the second
         yield Finding("role", "failure", "is a Sentinel, which keeps no sessions; name the primary that it watches")
     if "role" in facts:
         yield _redis_role(facts, in_cluster)

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from actorbot.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
@@ -100,10 +101,13 @@ class Link:
     def ask_each(self, commands: Sequence[Command]) -> Iterator[list[Any]]:
         """Ask each server that is known; yield its answers, or refusals.
 
-        Raises: StoreUnavailableError.
+        A node of a cluster that does not answer is left out. Raises: StoreUnavailableError if the
+        server of the URL does not.
         """
-        for server in (self._first, *list(self._others.values())):
-            yield server.ask(commands)
+        yield self._first.ask(commands)
+        for server in list(self._others.values()):
+            with suppress(StoreUnavailableError):
+                yield server.ask(commands)
 
     def group(self, keys: Sequence[bytes]) -> list[list[int]]:
         """Return the numbers of *keys*, grouped: one command may be about one group.
@@ -226,9 +230,10 @@ class _Server:
     def ask(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]:
         """Send *commands* together; return for each its answer, or a StoreUnavailableError.
 
-        If the connection breaks or turns out to be dead, commands that only read are sent again: a
-        failed read costs its callers their events. Raises: StoreUnavailableError;
-        OutcomeUnknownError for *writes* that may have been done.
+        If the connection breaks, commands that only read are sent again: a failed read costs its
+        callers their events. If it turns out to be dead, *writes* are too: the server knows those
+        that it has done. Raises: StoreUnavailableError; OutcomeUnknownError for *writes* that may
+        have been done.
         """
         began, pool = time.monotonic(), self.pool
         try:
@@ -236,7 +241,7 @@ class _Server:
         except StoreUnavailableError as error:
             dead = self.pool is not pool
             broke = isinstance(error.__cause__, redis.ConnectionError) and not is_refused(error)
-            if writes or not (dead or (broke and time.monotonic() - began < CONNECT_TIMEOUT / 2)):
+            if not dead and (writes or not broke or time.monotonic() - began > CONNECT_TIMEOUT / 2):
                 raise
         return self._ask(commands, writes)
 

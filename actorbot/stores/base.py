@@ -51,7 +51,9 @@ class SessionStore(Protocol):
     `data` is a fresh, JSON-safe `dict`. The session's values are at its top level; those that JSON
     lacks are tagged. One reserved key, `"$actorbot"`, holds what actorbot must know again. Store
     the dict whole and give it back equal. A dict without that key is adopted as an existing
-    session.
+    session. Store it as the text of `json.dumps`, or as bytes. A database's own JSON need not give
+    it back equal. In PostgreSQL's `jsonb`, `1e22` becomes a whole number that no session may hold,
+    `-0.0` loses its sign, and `"\\0"` is refused.
 
     Plain methods are called on one thread of actorbot's own, one at a time. `async def` methods run
     on the manager's event loop (of a threaded manager: on a private one), for different sessions
@@ -65,10 +67,14 @@ class SessionStore(Protocol):
     methods:
 
     * `read_many(session_ids) -> Mapping[str, dict]` and `write_many(Sequence[tuple[str, dict]])`:
-      one call per batch.
+      one call per batch. If one raises (but a ConnectionError, a TimeoutError or one of
+      actorbot's), it cannot read or store some session of the batch. The batch is then divided,
+      until that one is alone; so let `write_many` be all or nothing, or safe to repeat.
     * `compare_and_write(session_id, data, base) -> bool`: write only if the stored
       `data["$actorbot"]["write_ids"][0]` equals *base* (`None`: nothing is stored), and return
       whether it was written. With it, two processes cannot overwrite each other's sessions.
+      `write_many`, which compares nothing, is then not called. If you want both, comparing and
+      batches, build a `RecordStore`: its `write_many` compares each record of a batch.
     * `ids()`: all session ids, as an iterable or an async iterable of texts. Bytes are read as
       UTF-8, and rows of one column, as cursors give them, as what they hold. `actorbot.stores.copy`
       and the command `actorbot sessions` need it.
@@ -142,6 +148,14 @@ class RecordStore(ABC):
     `init`, `read_many`, `write_many`, `sweep` and `close` block. They run on threads of actorbot's
     own: reads on one (but see `may_block`), writes on another. `read`, `write` and `destroy` do
     with them what a driver's methods do; they are for tools, and for drivers that wrap a store.
+
+    Build one of your own, rather than a driver of four methods, for a server that several processes
+    write to and that takes whole batches: `examples/record_store.py` is complete. It has `name`,
+    `expires_in`, `init`, `read_many` and `write_many`; all else is optional. Store
+    `record.to_bytes()`, and `record.write_ids` beside it for `judge`. What you may be called with
+    twice is a write whose answer was lost: `judge` knows it again. Errors that tell a session from
+    a server are worth their lines: only a StoreUnavailableError is an outage.
+    `actorbot.testing.StoreContract` has the rules as tests.
     """
 
     name: ClassVar[str]
@@ -164,7 +178,10 @@ class RecordStore(ABC):
     """Why nothing will be written or read until somebody sees to it: `health()` is then failing."""
 
     compares: bool = True
-    """Whether a write is refused if somebody else has written since: see `judge`."""
+    """Whether a write is refused if somebody else has written since: see `judge`.
+
+    If not, the newest state is always sent, also after a try whose outcome is unknown.
+    """
 
     set_aside: int = 0
     """How many damaged records it has set aside, of sessions that were in memory."""
@@ -301,7 +318,7 @@ class RecordStore(ABC):
 
 
 def judge(write: Write, stored: bytes | None) -> Verdict:
-    """Decide a compare-and-set.
+    """Decide a compare-and-set, in the same transaction as what is then written.
 
     *stored* is the `write_ids` of the record in the store, `None` if there is none. They tell a
     write whose reply was lost from somebody else's. With one id instead of sixteen, 63 of 600

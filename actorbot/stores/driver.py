@@ -107,6 +107,9 @@ class DriverStore(RecordStore):
         yield Finding("reach", "ok", f"{self.name} opens")
         has = [name for name in OPTIONAL if self._optional(name) is not None]
         yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(OPTIONAL)}")
+        if {"write_many", "compare_and_write"} <= set(has):
+            text = "compare_and_write is used, not write_many, which compares nothing; a RecordStore does both at once"
+            yield Finding("batches", "warning", text)
 
     def close(self) -> None:
         close = self._optional("close")

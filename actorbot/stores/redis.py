@@ -51,23 +51,22 @@ MOST_TOLD: Final = 5  # other key prefixes that are told of
 SCRIPT: Final = b"""
 local letters, answer_and_old = {}, {''}
 for i, key in ipairs(KEYS) do
-  local base, value, answer, old = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w', ''
-  if base ~= '*' then
-    old = redis.pcall('GET', key) or ''
-    local head = old
-    if type(head) ~= 'string' then
-      answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'
-    elseif head ~= '' and string.sub(head, 2, 1 + 8 * math.min(1, string.byte(head))) ~= base then
-      answer = 'c'
+  local base, value, answer = ARGV[3 * i - 2], ARGV[3 * i - 1], 'w'
+  local old = redis.pcall('GET', key) or ''
+  if type(old) == 'string' and old ~= '' then
+    if base ~= '*' and string.sub(old, 2, 1 + 8 * math.min(1, string.byte(old))) ~= base then answer = 'c' end
+    if base == '*' or answer == 'c' then
       local id = string.sub(value, 2, 9)
-      for at = 2, 8 * string.byte(head), 8 do
-        if string.sub(head, at, at + 7) == id then answer = 'd' end
+      for at = 2, 8 * string.byte(old), 8 do
+        if string.sub(old, at, at + 7) == id then answer = 'd' end
       end
     end
+  elseif type(old) ~= 'string' and base ~= '*' then
+    answer = string.find(old.err, 'WRONGTYPE', 1, true) and 'x' or 'r'
   end
   if answer == 'w' then redis.call('SET', key, value, 'PX', ARGV[3 * i]) end
   letters[i] = answer
-  answer_and_old[i + 1] = answer == 'w' and old or ''
+  answer_and_old[i + 1] = answer == 'w' and base ~= '*' and old or ''
 end
 answer_and_old[1] = table.concat(letters)
 return answer_and_old
@@ -95,7 +94,7 @@ class RedisSessionStore(RecordStore):
 
     A write is sent once. Its caller sends it again, with the same write id. All threads share at
     most 20 connections to a server. If one says nothing for a second, and the server answers on a
-    new one, all are made anew.
+    new one, all are made anew, and what was asked is sent once more.
 
     The server drops a record by itself five minutes after it has ended, or five minutes after it
     was written if that is later. Ends are kept by the server's clock.
@@ -128,6 +127,7 @@ class RedisSessionStore(RecordStore):
             self._link.open()
             check_server(self._link)
             self._try_rights().check(self._link.where)
+            self._link.ask("SCRIPT", "LOAD", SCRIPT)
             self._clock.measure()
         except BaseException:
             self._link.close()

@@ -399,10 +399,6 @@ class Wrong(BaseException):
     """Something happened that must not. Nothing on the way to the end catches it."""
 
 
-# What the world makes happen has a traceback in the log, too.
-_OF_THE_WORLD = ("dead letter of session %r: %r", "a reply of session %r was not delivered: %r")
-
-
 class _Told(logging.Handler):
     """Takes what the library logs as an error of its own for a failure."""
 
@@ -411,7 +407,8 @@ class _Told(logging.Handler):
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.msg not in _OF_THE_WORLD:
+        # What happens to the author's own code and events is no error of the library.
+        if record.exc_info and not record.getMessage().startswith(("dead letter", "a reply")):
             self.errors.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
 
 

@@ -537,7 +537,7 @@ MUTANTS = (
     Mutant(
         "a key that this user may not read is taken for a damaged session",
         "stores/redis.py",
-        "answer = string.find(head.err, 'WRONGTYPE', 1, true) and 'x' or 'r'",
+        "answer = string.find(old.err, 'WRONGTYPE', 1, true) and 'x' or 'r'",
         "answer = 'x'",
         "tests/servers/test_rights.py -k taken",
     ),
@@ -547,6 +547,13 @@ MUTANTS = (
         "        if self.needed:\n            raise",
         "        if False:\n            raise",
         "tests/servers/test_rights.py -k missing",
+    ),
+    Mutant(
+        "a destroy that comes twice ends what has begun since",
+        "stores/redis.py",
+        "    if base == '*' or answer == 'c' then",
+        "    if answer == 'c' then",
+        "tests/servers/test_redis_store.py -k arrives_twice",
     ),
     Mutant(
         "a connection that a firewall has forgotten is waited for",
@@ -639,8 +646,8 @@ MUTANTS = (
     Mutant(
         "a journal that was set back is taken for another process's conflict",
         "_flushing/outcome.py",
-        "        if job.journal_behind and self._catch_up(job):",
-        "        if job.journal_behind and self._catch_up(job) is None:",
+        "        if nothing_lost and self._catch_up(job):",
+        "        if nothing_lost and self._catch_up(job) is None:",
         "tests/unit/journal/test_set_back.py -k set_back",
     ),
     Mutant(
@@ -799,6 +806,20 @@ MUTANTS = (
         "            if actor.doubted is None:\n                self._table.discard(actor)",
         "            self._table.discard(actor)",
         "tests/promises/test_store_set_back.py -k lost_reply",
+    ),
+    Mutant(
+        "sessions without an event are left to the older states of a store that has gone back",
+        "_manager/parts.py",
+        "        shared.flusher.set_backs.on_news = WriteAnew(shared, table).begin\n",
+        "",
+        "tests/promises/test_store_set_back.py -k without_an_event",
+    ),
+    Mutant(
+        "a session that is written once more, with nothing new, is lost to a conflict",
+        "_flushing/outcome.py",
+        "job.journal_behind or (job.through is None and session in self._anew)",
+        "job.journal_behind",
+        "tests/promises/test_store_set_back.py -k read_again",
     ),
     # --- a record that is damaged under a session in memory ---------------------------------------
     Mutant(

@@ -15,12 +15,14 @@ from actorbot import FlushPolicy, MemorySessionStore, Retry, SessionManager, err
 from actorbot.stores.base import Write
 from actorbot.stores.mongo import MongoSessionStore
 from actorbot.testing import FaultyStore, ManualClock
+from tests import inside
 from tests.backends import AsyncDictStore, ComparingStore, DictStore, each_store
 from tests.handlers import count, count_plainly
 from tests.homes import both_homes
 from tests.journals import kill
 from tests.servers import mongo_servers
 from tests.tiers import tiers
+from tests.waiting import until
 
 POLICIES: dict[str, Callable[[Path], FlushPolicy]] = {
     "write-behind": lambda _: FlushPolicy.write_behind(max_delay=3600.0),
@@ -308,3 +310,47 @@ async def test_a_store_that_has_gone_back_is_logged_once_and_each_session_counte
         assert manager.health().status == "ready"
     said = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert ["gone back in time" in each.getMessage() for each in said] == [True]
+
+
+@each_policy
+async def test_sessions_without_an_event_are_brought_back_too(policy: str, tmp_path: Path) -> None:
+    store = MemorySessionStore()
+    users = [f"user:{number}" for number in range(20)]
+    async with SessionManager(store, handler=count, flush=POLICIES[policy](tmp_path)) as manager:
+        for user in users:
+            await manager.dispatch(user, "hi")
+        await manager.flush()
+        ways_back = [backup(store, Path(), user) for user in users]
+        for user in users:
+            await manager.dispatch(user, "hi")
+        await manager.flush()
+        for go_back in ways_back:
+            go_back()
+        await manager.dispatch(users[0], "hi")
+        await manager.flush()
+        await until(lambda: manager.stats().set_back == len(users))
+
+        assert (manager.stats().conflicts, manager.stats().events_at_risk) == (0, 0)
+        assert [(store.read(user) or {})["n"] for user in users] == [3, *[2] * 19]
+
+
+async def test_what_another_process_has_gone_on_from_is_read_again_and_no_conflict_when_nothing_is_lost() -> None:
+    store, handed = MemorySessionStore(), []
+    async with SessionManager(store, handler=count, on_conflict=lambda *lost: handed.append(lost)) as manager:
+        for user in ("ann", "bob"):
+            await manager.dispatch(user, "hi")
+        await manager.flush()
+        go_back = backup(store, Path())
+        await manager.dispatch("ann", "hi")
+        await manager.flush()
+        async with SessionManager(store, handler=count) as other:
+            await other.dispatch("bob", "hi")
+        go_back()
+        await manager.dispatch("ann", "hi")
+        await manager.flush()
+        await until(lambda: inside.resident(manager, "bob").committed is None)
+
+        assert await manager.dispatch("bob", "hi") == 3
+        await manager.flush()
+        assert (manager.stats().conflicts, manager.stats().set_back, manager.stats().events_at_risk) == (0, 1, 0)
+    assert handed == []

@@ -190,6 +190,24 @@ def cluster(kind: str, folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
         yield servers
 
 
+@contextmanager
+def sentinel(kind: str, folder: Path) -> Iterator[Server]:
+    """Run a Sentinel that watches nobody."""
+    settings = folder / "sentinel.conf"
+    server = Server(kind, folder)
+    server.port = free_port()
+    settings.write_text(f"port {server.port}\nbind 127.0.0.1\ndir {folder}\n")
+    server.process = subprocess.Popen(
+        [require(kind), settings, "--sentinel"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert server._answers(server.port)
+        yield server
+    finally:
+        server.kill()
+
+
 def shared(kind: str = QUICK) -> Server:
     """Return the server of *kind* that all tests share which only store in it; it ends with the
     run.

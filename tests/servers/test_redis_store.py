@@ -155,6 +155,16 @@ def test_a_damaged_record_is_reported_and_not_absent(damage: str, redis_server: 
         assert client.get("actorbot:ann") == bytes(value)
 
 
+def test_a_destroy_that_arrives_twice_does_not_end_what_has_begun_since(store: RedisSessionStore) -> None:
+    put(store, "ann", {"n": 1})
+    end = Write(make_tombstone("ann"), None)
+    write_all(store, [end])
+    begun = put(store, "ann", {"n": 2}, end.record)
+
+    assert store.write_many([end]) == [None]
+    assert store.read_many(["ann"]) == [begun]
+
+
 # --- expiry -------------------------------------------------------------------------------------
 
 

@@ -13,12 +13,11 @@ import pytest
 
 from actorbot import MemorySessionStore, MongoSessionStore, RedisSessionStore, SessionManager, errors
 from actorbot.stores import copy
-from actorbot.stores._findings import judge_redis
 from actorbot.stores.base import Record, Write
 from actorbot.testing._expect import make_record, put
 from tests.handlers import count
 from tests.servers import mongo_servers
-from tests.servers.redis_servers import Server
+from tests.servers.redis_servers import KINDS, Server, sentinel
 
 PAGE = (Path(__file__).parents[2] / "docs" / "stores.md").read_text("utf-8")
 PASSWORD = "s3cret-pa55"
@@ -147,10 +146,14 @@ def test_a_replica_is_called_one_also_by_who_may_not_ask_and_when_it_has_become_
             assert type(caught.value) is errors.StoreUnavailableError
 
 
-def test_a_sentinel_is_called_one() -> None:
-    found = list(judge_redis({"redis_version": "7.0.0", "redis_mode": "sentinel"}, in_cluster=False))
-
-    assert [each.text for each in found if each.level == "failure" and "Sentinel" in each.text]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sentinel_is_called_one(kind: str, tmp_path: Path) -> None:
+    with sentinel(kind, tmp_path) as server:
+        store = RedisSessionStore(server.url)
+        with pytest.raises(errors.StoreUnavailableError, match="is a Sentinel"):
+            store.init()
+        assert "failure" in {each.level for each in store.examine()}
+        store.close()
 
 
 # --- MongoDB ------------------------------------------------------------------------------------

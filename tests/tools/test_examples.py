@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from actorbot import FlushPolicy, SessionManager
+from actorbot.errors import ActorbotError, StoreUnavailableError
+from actorbot.stores import Write
+from actorbot.testing import StoreContract
+from examples.record_store import SqliteRecordStore
 from tests import ROOT
+from tests.handlers import count
 from tests.servers import mongo_servers
 from tests.servers.redis_servers import Server
 
@@ -81,6 +87,44 @@ def test_custom_store(tmp_path: Path) -> None:
         "You > a\nBot > That was number 1\nYou > b\nBot > That was number 2\nYou > \n"
     )
     assert run("custom_store.py", tmp_path, "c\n") == "You > c\nBot > That was number 3\nYou > \n"
+
+
+def test_record_store(tmp_path: Path) -> None:
+    assert run("record_store.py", tmp_path, "a\nb\n") == (
+        "You > a\nBot > That was number 1\nYou > b\nBot > That was number 2\nYou > \n"
+    )
+    assert run("record_store.py", tmp_path, "c\n") == "You > c\nBot > That was number 3\nYou > \n"
+
+
+class TestTheExampleOfARecordStore(StoreContract):
+    persistent = True
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.path = str(tmp_path / "sessions.db")
+
+    def make_store(self) -> SqliteRecordStore:
+        return SqliteRecordStore(self.path)
+
+    def break_store(self, store: SqliteRecordStore) -> None:
+        store.reader.execute("drop table sessions")
+
+
+async def test_the_example_of_a_record_store_stores_all_but_what_it_cannot(tmp_path: Path) -> None:
+    class Refusing(SqliteRecordStore):
+        def write_one(self, write: Write) -> ActorbotError | None:
+            if write.record.session_id == "bad":
+                raise ValueError("a record that this database cannot store")
+            return super().write_one(write)
+
+    store = Refusing(str(tmp_path / "sessions.db"))
+    policy = FlushPolicy.parse("write-behind:max_delay=60,retry.attempts=1")
+    async with SessionManager(store, handler=count, flush=policy, close_timeout=0.2) as manager:
+        for user in ("ann", "bad", "bob"):
+            await manager.dispatch(user, "hi")
+        with pytest.raises(StoreUnavailableError, match="'bad'"):
+            await manager.flush()
+        assert store.count() == 2
 
 
 def test_embed_asyncio(tmp_path: Path) -> None:

@@ -463,3 +463,16 @@ def test_ids_that_read_does_not_know_are_told_of(open_store: Opener, caplog: pyt
     ]
     assert [type(each) for each in some] == [Record]
     assert "read() has nothing for 1 of the 2 ids that ids() gives" in caplog.text
+
+
+def test_beside_comparing_no_batch_is_written_that_compares_nothing_and_the_doctor_says_so(open_store: Opener):
+    class Both(ComparingStore):
+        def write_many(self, items: Any) -> None:
+            raise AssertionError("it would overwrite what somebody else has written")
+
+    store = open_store(Both())
+    first, theirs = record("ann"), record("ann", 2)
+
+    assert store.write_many([Write(first, b""), Write(record("bob"), b"")]) == [None, None]
+    assert isinstance(store.write_many([Write(theirs, b"")])[0], errors.ConflictError)
+    assert any(finding.level == "warning" and "write_many" in finding.text for finding in store.examine())

@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from actorbot import RedisSessionStore, SessionManager, errors, store_from_url
+from actorbot import FlushPolicy, MemorySessionStore, RedisSessionStore, SessionManager, errors, store_from_url
 from actorbot.cli._command import command
 from actorbot.stores import copy
 from actorbot.stores._secrets import Secrets
 from actorbot.stores.driver import as_records
 from tests.backends import DictStore
+from tests.handlers import count
 
 LEAST = 3  # characters of a password that say something about it
 
@@ -197,6 +198,44 @@ def test_a_report_of_a_copy_shows_no_password(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_a_url_without_a_password_hides_nothing(url: str) -> None:
     assert Secrets(url).hide(f"no answer from {url}") == f"no answer from {url}"
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize("policy", [FlushPolicy.write_through(), FlushPolicy.write_behind()], ids=str)
+async def test_a_record_store_of_somebody_else_shows_no_password_to_a_bot(
+    blocks: bool, policy: FlushPolicy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Down(MemorySessionStore):
+        may_block = blocks
+
+        def __init__(self, url: str) -> None:
+            super().__init__()
+            self.url = url
+            self.reads = False
+
+        def read_many(self, session_ids: Any) -> Any:
+            if self.reads:
+                return super().read_many(session_ids)
+            raise OSError(f"cannot read from {self.url}")
+
+        def write_many(self, writes: Any) -> Any:
+            raise OSError(f"cannot write to {self.url}")
+
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Down)
+    store = store_from_url("plain://bot:QXZ90JJX@here")
+    seen: list[str] = []
+    with caplog.at_level(logging.DEBUG):
+        async with SessionManager(store, handler=count, flush=policy, close_timeout=0.1) as manager:
+            for store.reads in (False, True):
+                try:
+                    await manager.dispatch("ann", "hi")
+                    await manager.flush()
+                except errors.ActorbotError as error:
+                    seen += texts_of(error)
+            seen.append(f"{manager.health()} {manager.stats()} {manager!r} {manager.conflicts()}")
+
+    assert "plain://bot:…@here" in "".join(seen)
+    assert "QXZ" not in "".join([*seen, caplog.text])
 
 
 # --- a server that repeats what it was sent -----------------------------------------------------
