@@ -331,8 +331,8 @@ MUTANTS = (
     Mutant(
         "a close waits for the hook that has asked for it",
         "_manager/closing.py",
-        "            self.asking.add(doing.what)\n",
-        "            pass\n",
+        "                self.asking.add(doing.what)\n",
+        "                pass\n",
         "tests/promises/test_close.py -k not_waited_for",
     ),
     Mutant(
