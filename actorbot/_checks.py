@@ -52,14 +52,16 @@ def check_function(field: str, value: Any, what: str = "a function, def or async
     if not callable(value):
         raise ConfigError(field, value, what)
     if _yields(value):
-        raise ConfigError(field, value, f"{what}, without `yield`: a call makes a generator, and runs nothing of it")
+        # Not the object that a method or a partial has: its `repr` may have a password.
+        what = f"{what}, without `yield`: a call makes a generator, and runs nothing of it"
+        raise ConfigError(field, _code(value), what)
 
 
 def check_plain(field: str, value: Any, what: str) -> None:
     """As `check_function`, and refuse an `async def`, which nobody would await."""
     check_function(field, value, what)
     if inspect.iscoroutinefunction(_code(value)):
-        raise ConfigError(field, value, f"{what}, a plain `def`: nobody awaits it")
+        raise ConfigError(field, _code(value), f"{what}, a plain `def`: nobody awaits it")
 
 
 def _yields(function: Any) -> bool:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Set
 from concurrent.futures import Future
 from contextvars import Context as ContextVars
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Final
@@ -18,7 +19,7 @@ from typing import Any, Final
 from actorbot._manager.access import Access
 from actorbot._manager.parts import Parts
 from actorbot._reports import ShutdownReport
-from actorbot._runtime.current import errand
+from actorbot._runtime.current import Errand, errand
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
@@ -74,7 +75,7 @@ class Close:
         self, home: Home, seconds: float, shut: Callable[[CloseTime], Coroutine[Any, Any, ShutdownReport]]
     ) -> ShutdownReport:
         """Begin it with *shut*, if nobody has yet, or hurry it. Return the report at its end."""
-        self._ask(home.current_task())
+        self._ask(home, home.current_task())
         shield()
         home.spare()
         with self._lock:
@@ -86,14 +87,14 @@ class Close:
                 begun = True
                 time.shorten(seconds)
         if not begun:
-            self._begin(home, self._run(ended, shut(time)))
+            self._begin(home, self._run(ended, partial(shut, time)))
         return await home.wait(ended)  # type: ignore[no-any-return]
 
     def wait_in_thread(self, access: Access, seconds: float) -> ShutdownReport:
         """The same from a thread that may block. The manager's loop may be blocked, too."""
         if isinstance(access._home, ThreadHome):
             return run_inline(access._close(seconds))
-        self._ask(None)
+        self._ask(access._home, None)
         until = monotonic() + seconds
         for ends in (until - seconds / 2, until + MOMENT):
             patience = max(0.0, ends - monotonic())
@@ -104,14 +105,18 @@ class Close:
                     break  # in half of its time it has not begun
         return access._close_without_loop(max(LAST, until - monotonic()))
 
-    def _ask(self, task: asyncio.Task[Any] | None) -> None:
+    def _ask(self, home: Home, task: asyncio.Task[Any] | None) -> None:
         """Note what the calling code is part of, if that ends no sooner than this code.
 
         On a loop, *task* says so: what another task has begun may go on while this one waits.
         """
         self.asking |= {context._actor for context in chain() if task in (None, context._task)}
-        if (doing := errand.get()) is not None and task in (None, doing.task):
-            self.asking.add(doing.what)
+        doing = errand.get()
+        if isinstance(doing, Errand):
+            if task in (None, doing.task):
+                self.asking.add(doing.what)
+        elif task is None or home.has_spawned(task):
+            self.asking.add(doing)
 
     def _begin(self, home: Home, closing: Coroutine[Any, Any, None]) -> None:
         if isinstance(home, LoopHome):
@@ -124,9 +129,11 @@ class Close:
         except RuntimeError:
             run_inline(closing)  # at the end of the program, Python 3.12 and later start no thread
 
-    async def _run(self, ended: Future[ShutdownReport], shut: Coroutine[Any, Any, ShutdownReport]) -> None:
+    async def _run(
+        self, ended: Future[ShutdownReport], shut: Callable[[], Coroutine[Any, Any, ShutdownReport]]
+    ) -> None:
         try:
-            report = await shut
+            report = await shut()
         except BaseException as error:  # as when its loop cancels it; close may be tried again
             self._ended = None
             ended.set_exception(ManagerClosedError(f"the close broke off ({error!r}); close again"))

@@ -27,15 +27,19 @@ here must skip turns that have ended.
 
 
 class Errand(NamedTuple):
-    """What runs outside of turns and what a close waits for: a hook's call, a session's replies."""
+    """A hook's call, which runs outside of turns, and which a close waits for."""
 
     what: object
     task: asyncio.Task[Any] | None
     """The task that does it; `None` in a threaded home."""
 
 
-errand: ContextVar[Errand | None] = ContextVar("actorbot_errand", default=None)
-"""The last errand that the running code, or the code that spawned it, has begun."""
+errand: ContextVar[Errand | str | None] = ContextVar("actorbot_errand", default=None)
+"""The last errand that the running code, or the code that spawned it, has begun.
+
+A text: the replies of this session, which a task of the home's own delivers. They go as often as
+events come, so that what is set for them must cost nothing.
+"""
 
 
 def outside_of_turns() -> ContextVars:

@@ -104,6 +104,10 @@ class Home(ABC):
     def give_way(self) -> None:
         """Let the flusher's thread, which is late, run. Called before a turn begins."""
 
+    def has_spawned(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether *task* runs what was given to `spawn`."""
+        return False
+
     def spare(self) -> None:
         """Let the running code, which waits for the close of this home, go on after it."""
         return  # a thread goes on anyway

@@ -136,6 +136,9 @@ class LoopHome(Home):
     def run_awaitable(self, make: Callable[[], Awaitable[Any]]) -> Any:
         return run_on(self.loop, make).result()
 
+    def has_spawned(self, task: asyncio.Task[Any]) -> bool:
+        return task in self._tasks
+
     def spare(self) -> None:
         if (task := self.current_task()) is not None:
             self._tasks.discard(task)

@@ -45,6 +45,7 @@ class Context:
     # Rarely set and rarely read, so the class has the defaults: a context is made for every event.
     _interrupt: Callable[[], None] | None = None
     _may_cancel = True  # whether a time-out cancels the task
+    _interrupted = False  # whether it has
     _reserved = 0  # of its replies have room; see outbox.py
     _variables: ContextVars | None = None  # those of its code, for `deliver`
     _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py

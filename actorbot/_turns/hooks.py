@@ -55,6 +55,9 @@ class Hooks:
         hook = self.bound("on_error")
         if hook is None:
             return
+        before, done = errand.get(), new_future()  # so that a close waits for it: the turn is over
+        self.running.add(done)
+        errand.set(Errand(done, self._home.current_task()))
         try:
             await hook(Apology(context), error)
         except BaseException as failure:
@@ -63,6 +66,10 @@ class Hooks:
             logger.exception(
                 "on_error failed for session %r", context.session_id, extra={"session_id": context.session_id}
             )
+        finally:
+            errand.set(before)
+            self.running.discard(done)
+            done.set_result(None)
 
     async def report_undelivered(self, context: Context, error: BaseException) -> None:
         """Call `on_error` about a reply that `deliver` has failed with, or log it."""

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from actorbot._runtime.current import Errand, errand, outside_of_turns
+from actorbot._runtime.current import errand, outside_of_turns
 from actorbot._runtime.home import Home, new_future
 from actorbot._turns.context import Context
 from actorbot._turns.reply_room import ReplyRoom
@@ -117,7 +117,7 @@ class Outbox:
         session_id = context.session_id
 
         async def send() -> None:
-            errand.set(Errand(session_id, self._home.current_task()))
+            errand.set(session_id)
             try:
                 await self._hand_over(context, message, delivered)
             finally:
@@ -157,7 +157,7 @@ class Outbox:
 
     async def _work_off(self, session_id: str, line: deque[Parcel], parcel: Parcel) -> None:
         """Deliver *parcel*, then the next of *line*, each with the variables of its own turn."""
-        errand.set(Errand(session_id, self._home.current_task()))
+        errand.set(session_id)
         try:
             if parcel.context is not None and await self._passes(parcel.gate):
                 while parcel.messages:

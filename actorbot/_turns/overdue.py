@@ -87,6 +87,7 @@ class RunningTurns:
         if context._task is not None and context._may_cancel:
             # The mailbox is left when the handler has ended, or when the grace is over.
             context._task.cancel()
+            context._interrupted = True
             self._clock.call_at(self._clock.monotonic() + GRACE, lambda: self._home.post(_leave_for, context))
             return
         if context._interrupt is not None:

@@ -188,7 +188,8 @@ class SessionActor(Flushable):
         """Begin a turn on the committed state; `None` if *event_id* has been handled before."""
         shared = self.shared
         wall = shared.wall()
-        parent = find_parent()
+        last: Any = current.get()  # usually over, and inside of no other: seen without a call
+        parent = None if last is None or last._session is last._parent is last._revoked is None else find_parent()
         if parent is not None:
             check_depth(self.session_id)
         committed = self.committed
@@ -247,8 +248,7 @@ class SessionActor(Flushable):
         if context._event_id is not None:
             event_ids = (event_ids + context._event_id)[-EVENT_ID_BYTES:]
         committed = (version, encoded, event_ids, wall, ends)
-        task = context._task
-        if task is not None and task.cancelling() > context._cancels:
+        if (task := context._task) is not None and task.cancelling() > context._cancels:
             raise swallowed()
         if shared.running.deadlines.pop(context, None) is None:
             raise context._revoked or shared.running.timeout_error(self.session_id)
@@ -317,13 +317,13 @@ class SessionActor(Flushable):
             self.shared.outbox.release(context)
 
     def _translate(self, error: BaseException, context: Context) -> BaseException:
-        revoked, task = context._revoked, context._task
-        if revoked is not None and task is not None and context._may_cancel:
+        task = context._task
+        if task is not None and context._interrupted:
             task.uncancel()  # ours, also if the handler caught it: the task is the caller's
         if is_cancelled(context, task):
             return error if isinstance(error, asyncio.CancelledError | GeneratorExit) else swallowed()
-        if revoked is not None:
-            return revoked
+        if context._revoked is not None:
+            return context._revoked
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error

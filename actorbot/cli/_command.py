@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from importlib.metadata import version
 
 import click
 
 from actorbot.cli._chat import chat
 from actorbot.cli._doctor import doctor
-from actorbot.cli._format import clean, hide_secrets_of, redact
+from actorbot.cli._format import clean, hide_secrets_of, redact, shows_secret
 from actorbot.cli._sessions import sessions
 from actorbot.errors import ActorbotError
 
@@ -34,10 +33,13 @@ class _Command(click.Group):
             raise click.ClickException(clean(error.format_message())) from error
         except ActorbotError as error:
             raise click.ClickException(clean(str(error))) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # who reads the output has left, as `head` does
+        except Exception as error:
+            # A traceback helps with an error of ours, unless it shows a password. One of the system
+            # is about the output, or from a store of somebody else.
+            leaves = isinstance(error, BrokenPipeError)  # who reads the output, as `head` does
+            if leaves or not (isinstance(error, OSError) or shows_secret(error)):
                 raise
-            raise click.ClickException(f"the output cannot be written: {error.strerror}") from error
+            raise click.ClickException(clean(f"{type(error).__name__}: {error}")) from error
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})

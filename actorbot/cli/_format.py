@@ -13,7 +13,17 @@ import click
 
 from actorbot.stores._secrets import Secrets
 
-__all__ = ["clean", "count_of", "hide_secrets_of", "redact", "show_distance", "show_id", "show_when", "write_json"]
+__all__ = [
+    "clean",
+    "count_of",
+    "hide_secrets_of",
+    "redact",
+    "show_distance",
+    "show_id",
+    "show_when",
+    "shows_secret",
+    "write_json",
+]
 
 SECRETS: Final = "actorbot.secrets"
 """The key in the context's `meta` for what must not be shown."""
@@ -41,6 +51,12 @@ def redact(text: str) -> str:
     """Return *text* without secrets."""
     hidden: Secrets | None = click.get_current_context().meta.get(SECRETS)
     return text if hidden is None else hidden.hide(text)
+
+
+def shows_secret(error: BaseException) -> bool:
+    """Tell whether a traceback of *error* would show a secret."""
+    hidden: Secrets | None = click.get_current_context().meta.get(SECRETS)
+    return hidden is not None and hidden.show_in(error)
 
 
 def clean(text: str) -> str:

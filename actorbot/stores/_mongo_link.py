@@ -284,6 +284,6 @@ def _flaw_of(url: str) -> ConfigError | None:
             parse_uri(given, warn=False)
         except (PyMongoError, TypeError, ValueError) as error:
             secret = "@" in given or has_secret_option(given)
-            reason = "user and password percent-encoded" if secret else str(error)
+            reason = "user and password percent-encoded" if secret else str(error).partition(" Refer to")[0]
             return ConfigError("url", "mongodb://…", f"a URL that pymongo understands: {reason}")
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from pymongo.errors import OperationFailure
@@ -106,7 +107,8 @@ def time_of(link: Link) -> float | None:
 
     Raises: StoreUnavailableError, PyMongoError.
     """
-    told = _hello(link.collection, link.call()).get("localTime")
+    call = link.call()
+    told = link.twice(call, partial(_hello, call=call)).get("localTime")
     return None if told is None else float(told.timestamp())
 
 

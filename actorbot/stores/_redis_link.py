@@ -22,7 +22,7 @@ try:
     from redis.crc import key_slot
     from redis.exceptions import AskError, NoPermissionError, NoScriptError
 
-    from actorbot.stores._redis_pool import CONNECT_TIMEOUT, READ_TIMEOUT, make_pool, pool_like
+    from actorbot.stores._redis_pool import CONNECT_TIMEOUT, READ_TIMEOUT, close_idle, make_pool, pool_like
     from actorbot.stores._redis_silence import DeadConnectionError, await_answer
 except ImportError as error:
     raise ImportError("RedisSessionStore needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
@@ -246,9 +246,10 @@ class _Server:
         return self._ask(commands, writes)
 
     def renew(self, pool: Any) -> None:
-        """Use new connections from now on, if they are still those of *pool*, which end with it."""
+        """Use new connections from now on, if they are still those of *pool*."""
         if self.pool is pool:
             self.pool = pool_like(pool)
+            close_idle(pool)
 
     def _ask(self, commands: Sequence[Command], writes: bool) -> list[Any]:
         answers = self._exchange(commands, writes)
@@ -278,6 +279,8 @@ class _Server:
             connection.disconnect()
             raise
         finally:
+            if self.pool is not pool:
+                connection.disconnect()
             pool.release(connection)
 
     def _receive(self, connection: Any) -> Any:

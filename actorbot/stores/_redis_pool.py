@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from queue import Empty
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ from actorbot.errors import ConfigError
 from actorbot.stores._redis_silence import KEEPALIVE
 from actorbot.stores._secrets import ENCODED, has_secret_option, hosts_of
 
-__all__ = ["CONNECT_TIMEOUT", "MAX_CONNECTIONS", "READ_TIMEOUT", "make_pool", "pool_like"]
+__all__ = ["CONNECT_TIMEOUT", "MAX_CONNECTIONS", "READ_TIMEOUT", "close_idle", "make_pool", "pool_like"]
 
 CONNECT_TIMEOUT: Final = 1.5  # seconds; with READ_TIMEOUT less than the 5 s of `store_deadline`
 READ_TIMEOUT: Final = 3.0  # seconds without a byte of the answer
@@ -25,6 +27,18 @@ def pool_like(pool: Any, **changes: Any) -> Any:
     """Make a pool of new connections with the settings of *pool*, but for *changes*."""
     make: Any = redis.BlockingConnectionPool
     return make(MAX_CONNECTIONS, CONNECT_TIMEOUT, pool.connection_class, **pool.connection_kwargs | changes)
+
+
+def close_idle(pool: Any) -> None:
+    """Close the connections of *pool* that nobody uses. Any thread."""
+    idle = []
+    with suppress(Empty):
+        while True:
+            idle.append(pool.pool.get_nowait())
+    for connection in idle:
+        if connection is not None:
+            connection.disconnect()
+        pool.pool.put_nowait(None)  # in its place another one may be made
 
 
 def make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
@@ -57,7 +71,8 @@ def make_pool(url: str) -> redis.BlockingConnectionPool | ConfigError:
         )
         pool.connection_class(**pool.connection_kwargs)
     except TypeError as error:
-        reason = "" if has_secret_option(url) else f"; {str(error).partition(') ')[2]}"
+        said = str(error).partition(") ")[2].replace("got an unexpected keyword argument", "redis-py has no option")
+        reason = "" if has_secret_option(url) else f"; {said}"
         return ConfigError("url", _without_secrets(url), expected + reason)
     except (ValueError, redis.RedisError):  # their texts may quote the password
         return ConfigError("url", _without_secrets(url), expected)

@@ -39,7 +39,7 @@ class Rights(NamedTuple):
         if "+time" in self.useful:
             logger.warning("redis: %s does not tell its time without +time: sessions end by the clock here", where)
         if self.useful:
-            logger.info("redis: %s %s", where, self._say(self.useful))
+            logger.info("redis: the user at %s lacks, for the tools: %s", where, " ".join(self.useful))
 
     def judge(self) -> Iterator[Finding]:
         """Yield what is to be said of it."""

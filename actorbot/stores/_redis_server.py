@@ -19,8 +19,10 @@ def check_server(link: Link) -> None:
     for finding in judge_redis(_facts_of(link), in_cluster=link.is_cluster):
         if finding.level == "failure":
             raise StoreUnavailableError("redis", f"{link.where} {finding.text}")
-        log = logger.warning if finding.level == "warning" else logger.debug
-        log("redis: %s %s", link.where, finding.text)
+        if finding.level == "warning":
+            logger.warning("redis: %s %s", link.where, finding.text)
+        elif finding.what == "role":
+            logger.info("redis: %s is %s", link.where, finding.text.removeprefix("is "))
 
 
 def examine(link: Link) -> Iterator[Finding]:

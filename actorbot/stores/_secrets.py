@@ -32,7 +32,7 @@ def hosts_of(url: str, *, ends: str = "/?#") -> str | None:
     """
     rest = url.partition("://")[2]
     authority = re.split(f"[{ends}]", rest, maxsplit=1)[0]
-    if authority and "@" in rest[len(authority) :]:
+    if not rest.startswith("/") and "@" in rest[len(authority) :]:  # else it is a path
         return None
     return authority.rpartition("@")[2]
 
@@ -88,7 +88,7 @@ def _words(url: str) -> set[str]:
             words |= {value, *re.split("[#;:,]", value), "&".join([value, *pairs[number + 1 :]])}
         elif begun and not _OPTION.fullmatch(name):  # what a password has behind its own `&`
             words |= {pair, *re.split("[#;:,=]", pair)}
-    if _END_OF_HOSTS.match(rest):  # no host and no user: a path
+    if rest.startswith("/"):  # no host and no user: a path
         return words
     info, at, _ = rest.rpartition("@")
     user, _, password = (info if at else _END_OF_HOSTS.split(rest)[0]).partition(":")

@@ -56,8 +56,8 @@ class ServerClock:
         found = judge_clock(difference)
         if abs(difference - self._warned) > CLOCK_WARNS:
             self._warned = difference if self._ahead else 0.0
-            log = logger.warning if self._ahead else logger.info
-            log("%s: the server's clock is %s", self._store, found.text)
+            level = logging.WARNING if self._ahead else logging.INFO
+            logger.log(level, "%s: the server's clock is %s", self._store, found.text)
         return found
 
     def keep(self) -> None:

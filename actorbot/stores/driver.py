@@ -78,8 +78,7 @@ class DriverStore(RecordStore):
         self.name = type(driver).__name__
         for verb in (*VERBS, *OPTIONAL):
             if verb != "ids" and (method := getattr(driver, verb, None)) is not None:
-                # Without the driver, whose `repr` may have a password.
-                check_function(f"{self.name}.{verb}", getattr(method, "__func__", method), "a method, def or async def")
+                check_function(f"{self.name}.{verb}", method, "a method, def or async def")
         self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self._driver = driver
         self.compares = self._optional("compare_and_write") is not None

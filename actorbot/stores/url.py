@@ -73,7 +73,7 @@ def store_from_url(url: str) -> Any:
         except ConfigError as error:
             if error.field != "url" or not found:
                 raise
-            expected = f"{error.expected}. Its options are {known}, and the driver's; found {found}"
+            expected = f"{error.expected}. The options of such a URL are {known}, and the driver's; found {found}"
             raise ConfigError("url", error.value, expected) from None
     place, end, _ = rest.partition(":")[2].removeprefix("//").partition("?")
     host, slash, path = place.partition("/")

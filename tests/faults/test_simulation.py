@@ -216,7 +216,7 @@ UNSURE = DESTROYING | {
         pytest.param(_writes_an_older_state_over_a_tombstone, UNSURE, 2_000_000, id="an older flush after a destroy"),
         pytest.param(_gives_a_version_twice, DESTROYING, 2_000_000, id="a version twice"),
         pytest.param(
-            _leaves_who_waits_for_a_hanging_disk_to_the_close, JOURNALED, 2_000_800, id="a hanging disk at the close"
+            _leaves_who_waits_for_a_hanging_disk_to_the_close, JOURNALED, 2_001_250, id="a hanging disk at the close"
         ),
         pytest.param(
             _takes_its_own_older_states_for_somebody_elses, SET_BACK, 2_000_000, id="an older state is a conflict"

@@ -57,8 +57,8 @@ MUTANTS = (
     Mutant(
         "a handler that catches its cancellation is committed",
         "_turns/session_actor.py",
-        "if task is not None and task.cancelling() > context._cancels:",
-        "if task is not None and task.cancelling() < context._cancels:",
+        "if (task := context._task) is not None and task.cancelling() > context._cancels:",
+        "if (task := context._task) is not None and task.cancelling() < context._cancels:",
         "tests/promises/test_cancellation.py -k test_a_cancelled_event_is_rolled_back",
     ),
     Mutant(
@@ -331,8 +331,8 @@ MUTANTS = (
     Mutant(
         "a close waits for the hook that has asked for it",
         "_manager/closing.py",
-        "            self.asking.add(doing.what)\n",
-        "            pass\n",
+        "                self.asking.add(doing.what)\n",
+        "                pass\n",
         "tests/promises/test_close.py -k not_waited_for",
     ),
     Mutant(
@@ -746,7 +746,7 @@ MUTANTS = (
     Mutant(
         "a part of a password is taken for a host",
         "stores/_secrets.py",
-        '    if authority and "@" in rest[len(authority) :]:',
+        '    if not rest.startswith("/") and "@" in rest[len(authority) :]:',
         "    if False:",
         "tests/unit/stores/test_secrets.py",
     ),

@@ -412,6 +412,18 @@ async def test_a_cancellation_while_a_manager_is_closed_in_the_handler_is_not_lo
     await soon(manager.close())
 
 
+async def test_a_cancellation_is_not_lost_though_a_close_could_not_wait_for_the_loop() -> None:
+    bot = Bot(returns)
+    manager = await bot.manager().start()
+    calling = asyncio.create_task(dispatches(bot, manager))
+    await until(lambda: bot.waits)
+    inside.shared(manager).running.refuse_all()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(calling)
+    await soon(manager.close())
+
+
 # --- what is no cancellation ----------------------------------------------------------------------
 
 

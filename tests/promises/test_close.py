@@ -519,6 +519,33 @@ def test_a_plain_handler_that_closes_its_manager_is_not_waited_for(home: Any) ->
     assert reports[0].unfinished == 1
 
 
+@both_homes
+def test_a_close_waits_for_an_on_error_that_has_begun(home: Any) -> None:
+    began, go_on, ended = threading.Event(), threading.Event(), []
+
+    def handle(_: Context) -> None:
+        raise ValueError
+
+    def apologise(_: Context, __: BaseException) -> None:
+        began.set()
+        go_on.wait(HANGS)
+        ended.append("on_error")
+
+    def close() -> None:
+        manager.close_sync()
+        ended.append("close")
+
+    with home(handler=handle, on_error=apologise) as manager:
+        manager.submit_sync("ann", "hi")
+        assert began.wait(HANGS)
+        closing_ = Call(close)
+        until_sync(lambda: not inside.is_open(manager))
+        threading.Event().wait(0.05)  # to show what does not happen
+        go_on.set()
+        closing_.result()
+        assert ended == ["on_error", "close"]
+
+
 @pytest.mark.parametrize("who", ["deliver", "on_error", "on_dead_letter", "on_session_start"])
 async def test_a_hook_that_closes_its_manager_is_not_waited_for(who: str) -> None:
     reports: list[Any] = []

@@ -89,13 +89,19 @@ def test_a_read_on_a_dead_connection_is_done_on_a_new_one(
     assert Call(get, store, "ann").result() == {"n": 1}
 
 
-def test_several_dead_connections_cost_one_wait_and_are_all_replaced(store: RecordStore, proxy: Proxy) -> None:
-    put(store, "ann", {"n": 1})
+def open_several(store: RecordStore, proxy: Proxy) -> list[str]:
+    """Read several sessions at once, each over a connection of its own; return their ids."""
     ids = [f"user {n}" for n in range(6)]
     with ThreadPoolExecutor(len(ids)) as threads:
-        proxy.latency = 0.05  # so that each has a connection of its own
+        proxy.latency = 0.05
         list(threads.map(lambda each: get(store, each), ids))
         proxy.latency = 0.0
+    return ids
+
+
+def test_several_dead_connections_cost_one_wait_and_are_all_replaced(store: RecordStore, proxy: Proxy) -> None:
+    put(store, "ann", {"n": 1})
+    ids = open_several(store, proxy)
     proxy.forget()
     Call(get, store, "ann").result()
     dead = proxy.swallowed
@@ -114,6 +120,18 @@ def test_a_write_on_a_dead_connection_is_done_once(store: RecordStore, proxy: Pr
 
     assert store.read_many(["ann", "bob"]) == [second.record, end.record]
     assert store.write_many([second, end]) == [None, None]  # done before
+
+
+@pytest.mark.long
+def test_a_look_at_the_clock_on_a_dead_connection_makes_the_others_anew(store: RecordStore, proxy: Proxy) -> None:
+    put(store, "ann", {"n": 1})
+    open_several(store, proxy)
+    proxy.forget()
+    assert list(Call(store.sweep, 0.0).result()) == []
+    dead = proxy.swallowed
+    assert Call(get, store, "ann").result() == {"n": 1}
+
+    assert proxy.swallowed == dead
 
 
 def slots_of(node: Server) -> Any:

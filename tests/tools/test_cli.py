@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import actorbot
-from actorbot import FileSessionStore, RedisSessionStore, store_from_url
+from actorbot import FileSessionStore, MemorySessionStore, RedisSessionStore, store_from_url
 from actorbot.cli._command import command
 from actorbot.stores._findings import judge_clock
 from tests import ROOT
@@ -197,7 +197,7 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
         done = run_apart("doctor", "memory://", "--json", stdout=full.fileno())
 
     assert done.returncode == 1
-    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+    assert done.stderr == "Error: OSError: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,27 @@ def test_a_shell_can_complete_what_is_typed(words: str, completed: list[str]) ->
         assert f"_ACTORBOT_COMPLETE={shell}_source actorbot" in page
         source = run_apart(env=os.environ | {"_ACTORBOT_COMPLETE": f"{shell}_source"})
         assert "actorbot" in source.stdout or "Couldn't detect" in source.stderr
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_what_a_store_of_somebody_else_raises_is_told_in_one_line(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(MemorySessionStore):
+        url: str
+
+        def scan(self) -> Any:
+            raise kind(f"no answer from {self.url}")
+
+    def make(url: str) -> Broken:
+        Broken.url = url
+        return Broken()
+
+    serve(monkeypatch, make)
+    done = run("sessions", "ls", f"plain://bot:{SECRET}@here")
+
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {kind.__name__}: no answer from plain://bot:…@here\n"
 
 
 # --- chat ---------------------------------------------------------------------------------------

@@ -211,6 +211,25 @@ def test_a_run_in_another_thread_ends_with_everything_in_the_store() -> None:
     assert store.read("list:ann") is not None
 
 
+def test_a_close_ends_a_run_in_another_thread() -> None:
+    store, receiving = MemorySessionStore(), threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def wait_for_ever() -> None:
+        loops.append(asyncio.get_running_loop())
+        receiving.set()
+        await asyncio.Event().wait()
+
+    bot = ListBot(wait_for_ever, session_store=store)
+    running = Call(bot.run)
+    assert receiving.wait(HANGS)
+    closed = asyncio.run_coroutine_threadsafe(bot.close(), loops[0])
+
+    running.result()
+    assert closed.result(HANGS).clean
+    assert store.read("list:ann") is not None
+
+
 async def test_a_run_on_a_running_loop_says_what_to_do() -> None:
     with pytest.raises(errors.WrongLoopError, match=r"await start\(\)"):
         ListBot().run()

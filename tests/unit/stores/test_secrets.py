@@ -131,6 +131,8 @@ def what_is_seen(url: str) -> Iterator[str]:
 @example(("redis://127.0.0.1:1/0?password=QX&QXZJ=1", "QX&QXZJ=1"))
 @example(("mongodb://127.0.0.1:1/?authMechanismProperties=A:Q&QXZJ=1", "Q&QXZJ=1"))
 @example(("plain://127.0.0.1:1/0?password=;QXZJ#QZZ", ";QXZJ#QZZ"))
+@example(("redis://?00J=@127.0.0.1:1/0", "?00J="))
+@example(("plain://#QXZ@127.0.0.1:1/0", "#QXZ"))
 @example(("QXZJ@127.0.0.1:6379", "QXZJ"))
 @example(("bot:QXZJ@127.0.0.1:6379", "QXZJ"))
 @example(("QXZJ", "QXZJ"))
