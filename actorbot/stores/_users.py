@@ -6,11 +6,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from actorbot._runtime.forks import kept_from_children
 
 __all__ = ["close_after_last", "is_used", "open_for"]
+
+
+# Seconds after which an open or close is no longer waited for: less than the 5 of `store_deadline`,
+# so that a driver whose close hangs can be opened again.
+HANGS: Final = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +24,7 @@ class _Use:
     users: set[int] = field(default_factory=set)
     looking: int = 0
     # Makes opening and closing one step each, and is held across them: a store that is being closed
-    # must not be taken for open. Both have a deadline, and nothing else waits for this lock.
+    # must not be taken for open. Nothing else waits for this lock.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -39,10 +44,12 @@ class _Uses:
         with self._guard:
             use = self.of.setdefault(id(store), _Use(store))
             use.looking += 1
+        taken = use.lock.acquire(timeout=HANGS)
         try:
-            with use.lock:
-                yield use.users
+            yield use.users
         finally:
+            if taken:
+                use.lock.release()
             with self._guard:
                 use.looking -= 1
                 if not (use.looking or use.users):

@@ -99,6 +99,16 @@ def test_a_manager_that_starts_while_the_last_one_closes_its_store_opens_it_agai
     assert store.life == ["opened", "closed", "opened", "closed"]
 
 
+def test_a_store_whose_close_hangs_can_be_opened_again() -> None:
+    store = Closable()
+    store.may_close.clear()
+    with SessionManager(store, handler=count_plainly, close_timeout=0.1) as first:
+        first.dispatch_sync("ann", "hi")
+    with SessionManager(store, handler=count_plainly) as second:
+        assert second.dispatch_sync("ann", "hi") == 2
+        store.may_close.set()
+
+
 async def test_a_start_that_fails_or_is_cancelled_uses_the_store_no_more() -> None:
     class Slow(Closable):
         fails = False
