@@ -33,6 +33,7 @@ async def test_a_server_that_starts_again_from_its_snapshot_costs_nothing_that_i
             for _ in range(20):
                 await manager.dispatch("ann", "hi", durable=True)
             await manager.dispatch("new", "hi", durable=True)
+            await manager.flush()  # durable means the journal, where there is one
             server.freeze()
             sent = [asyncio.create_task(manager.dispatch("ann", "hi", event_id="the last")) for _ in range(2)]
             await until(lambda: manager.stats().running or manager.stats().handled == 22)
