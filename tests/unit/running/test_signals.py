@@ -92,7 +92,7 @@ print("after run", flush=True)
     process.send_signal(number)
     wait_for(process.stdout, b"after run")
 
-    assert ended(process) == 0
+    assert (ended(process), rest(process)) == (0, b"")
 
 
 RECEIVES = {
