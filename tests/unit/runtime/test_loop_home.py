@@ -1,8 +1,11 @@
-"""A loop that always has something to do lets other threads in."""
+"""The event loop as a home: it lets other threads in, and its end troubles nobody."""
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import Future
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -51,3 +54,22 @@ async def test_a_loop_that_waits_again_is_left_alone(monkeypatch: pytest.MonkeyP
     home.close()
 
     assert len(seconds.pauses) == 2
+
+
+def test_an_answer_that_comes_when_its_waiter_and_the_loop_have_gone_is_dropped_quietly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answer: Future[Any] = Future()
+
+    async def give_up() -> None:
+        home = LoopHome("1", ManualClock(), 1.0)
+        waiting = asyncio.create_task(home.wait(answer))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        home.close()
+
+    asyncio.run(give_up())
+    answer.set_result("late")
+
+    assert not caplog.records
