@@ -81,6 +81,14 @@ def test_hints_to_install_an_extra_name_one_that_exists_and_not_the_package_inde
             assert extra in extras, page
 
 
+def test_the_changelog_says_each_thing_once() -> None:
+    entries = re.findall(r"^- (.*?)(?=^- |^#|\Z)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    sentences = [each for entry in entries for each in re.split(r"(?<=[.;:]) ", " ".join(entry.split()))]
+
+    assert len(entries) > 20
+    assert [each for each in sentences if sentences.count(each) > 1] == []
+
+
 def test_tests_look_into_a_manager_in_one_place() -> None:
     reach = re.compile(r"\b(?:manager|ours|theirs|heir|other)\._[a-z]|setattr\((?:manager|ours|heir), [\"']_")
 
