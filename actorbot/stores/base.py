@@ -175,7 +175,11 @@ class RecordStore(ABC):
     """
 
     flaw: str | None = None
-    """Why nothing will be written or read until somebody sees to it: `health()` is then failing."""
+    """Why nothing is written or read until somebody sees to it, for `health()`: failing.
+
+    `None`: it can be used. A store whose server does not answer leaves it: that is an outage, which
+    the manager notices by itself.
+    """
 
     compares: bool = True
     """Whether a write is refused if somebody else has written since: see `judge`.
@@ -244,7 +248,10 @@ class RecordStore(ABC):
 
     @property
     def complaint(self) -> str:
-        """What is wrong with the place at the moment, for `health()`; `""`: nothing. Any thread."""
+        """What is odd about a place that can be used, for `health()`: degraded. Any thread.
+
+        `""`: nothing.
+        """
         return ""
 
     def note_damage(self, session_id: str, reason: str, place: str) -> None:

@@ -38,10 +38,23 @@ class _Around(RecordStore):
         self.name = self.inner.name
         self.expires_in = self.inner.expires_in
         self.outlives_process = self.inner.outlives_process
+        self.compares = self.inner.compares
 
     @property
     def set_aside(self) -> int:  # type: ignore[override]
         return self.inner.set_aside
+
+    @property
+    def reads_at_once(self) -> int:  # type: ignore[override]
+        return self.inner.reads_at_once
+
+    @property
+    def writes_at_once(self) -> int:  # type: ignore[override]
+        return self.inner.writes_at_once
+
+    @property
+    def flaw(self) -> str | None:  # type: ignore[override]
+        return self.inner.flaw
 
     def note_damage(self, session_id: str, reason: str, place: str) -> None:
         self.inner.note_damage(session_id, reason, place)
@@ -49,6 +62,9 @@ class _Around(RecordStore):
     def init(self) -> Self:
         self.inner.init()
         return self
+
+    def look(self) -> str | None:
+        return self.inner.look()
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         return self.inner.read_many(session_ids)
@@ -162,6 +178,11 @@ class FaultyStore(_Around):
         if self._down:
             raise StoreUnavailableError(self.name, "told to be out")
         return super().init()
+
+    def look(self) -> str | None:
+        if self._down:
+            raise StoreUnavailableError(self.name, "told to be out")
+        return super().look()
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
         self.read_calls += 1

@@ -196,6 +196,29 @@ def test_a_driver_inside_is_refused_at_once(around):
         around(DictStore())
 
 
+@pytest.mark.parametrize("around", [FaultyStore, RecordingStore])
+def test_what_a_store_says_of_itself_is_said_by_the_one_around_it_too(
+    around: type[FaultyStore | RecordingStore], tmp_path: Path
+) -> None:
+    inner = FileSessionStore(tmp_path / "none")
+    inner.compares, inner.reads_at_once, inner.writes_at_once = False, 25, 10
+    store = around(inner)
+
+    assert (store.compares, store.reads_at_once, store.writes_at_once, store.flaw) == (False, 25, 10, None)
+    assert "there is no folder" in (store.look() or "")
+    assert not (tmp_path / "none").exists()
+    inner.flaw = "its folder is gone"
+    assert store.flaw == "its folder is gone"
+
+
+def test_who_only_looks_is_refused_in_an_outage_too() -> None:
+    store = FaultyStore()
+    store.outage()
+
+    with pytest.raises(errors.StoreUnavailableError):
+        store.look()
+
+
 def test_an_outage_lasts_until_it_is_ended():
     store = FaultyStore().init()
     store.outage()
