@@ -50,7 +50,8 @@ class Names:
             raise InsecureStorageError(NAME, f"{self._path} is no file")
         if (status.st_dev, status.st_ino) in _open:
             raise StoreLockedError(
-                NAME, f"{self._path} is open in another manager, by whatever name; each needs a journal of its own"
+                NAME,
+                f"{self._path} is open in another manager (perhaps by another name); each needs a journal of its own",
             )
 
     def note(self) -> None:

@@ -56,6 +56,7 @@ class ReplyRoom:
         mine, everybody = self._sessions.get(session_id, _NOTHING), self._all
         new, size = len(messages), _size(messages)
         alone, share = new == 1, self._most_bytes // SHARE
+        self.refuse_more(session_id, new)
         if mine.replies + new > self.most:
             raise _no_room(f"session {session_id!r}", mine.replies, new, "replies", f"max_replies={self.most}")
         if everybody.replies + new > self.most * IN_ALL:
@@ -70,7 +71,10 @@ class ReplyRoom:
     def refuse_more(self, session_id: str, replies: int) -> None:
         """Raises: OverloadedError if a turn that has so many *replies* could not commit them."""
         if replies > self.most:
-            raise _no_room(f"session {session_id!r}", 0, replies, "replies", f"max_replies={self.most}")
+            raise OverloadedError(
+                f"session {session_id!r}: its handler sends more replies than may wait for deliver, however few wait"
+                f" (max_replies={self.most}): let it send fewer at a time, or raise max_replies"
+            )
 
     def take(self, session_id: str, messages: list[Any]) -> None:
         """Count *messages* in, whether they have room or not."""

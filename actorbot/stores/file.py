@@ -124,7 +124,9 @@ class FileSessionStore(RecordStore):
                 self.flaw = str(error)
                 if isinstance(error, StoreUnavailableError):
                     raise
-                raise StoreUnavailableError(self.name, f"it is lost: {error}") from error
+                raise StoreUnavailableError(
+                    self.name, f"it is lost: {self.flaw.removeprefix(f'{self.name}: ')}"
+                ) from error
             self.flaw = None
 
     # --- reading ---------------------------------------------------------------------------------

@@ -59,6 +59,17 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def test_a_folder_that_another_thing_has_replaced_is_named_once_with_what_to_do(tmp_path: Path) -> None:
+    store = FileSessionStore(tmp_path / "sessions").init()
+    remove(tmp_path / "sessions")
+    (tmp_path / "sessions").symlink_to(tmp_path)
+
+    with pytest.raises(errors.StoreUnavailableError, match=r"^file: it is lost: /.*name the folder itself$"):
+        store.read_many(["ann"])
+    assert str(store.flaw).startswith("file: /")
+    store.close()
+
+
 @each_policy
 @pytest.mark.parametrize("lose", [remove, make_anew, replace, remove_its_lock, remove_with_its_parent])
 async def test_a_folder_that_was_lost_is_had_again_and_what_is_in_memory_is_written_there(
