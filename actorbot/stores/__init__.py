@@ -1,6 +1,19 @@
 """Where sessions are kept.
 
 The rest of actorbot knows a store as a `RecordStore`, and a driver of your own as a `SessionStore`.
+
+Read `base` first: what a store is. Then one store: `memory`, `file` (with `_folder`, its lock and
+its name), `redis` or `mongo`, or `driver`, which makes a store of your four methods (with
+`_driver_calls`, for `def` and `async def`). `redis` and `mongo` have files of their own for the
+`_link` to the server, its URL and connections (`_redis_pool`, `_redis_silence`, `_mongo_url`), what
+the server is (`_server`) and lets its user do (`_rights`), what was `_damage`d, and documents.
+`_server_clock` keeps ends by a server's clock.
+
+What all of them use: `_batches` (whose fault is it that a call about many failed?), `_findings` (of
+`actorbot doctor`), `_secrets` (what no error may show), `_users` (several managers with one store),
+`_ids` and `_scheme`. On top, `url` makes a store by its URL, and `_copy` moves sessions.
+
+Flushing, residents, the manager, `testing` and `cli` import this package.
 """
 
 from actorbot.stores._copy import CopyReport, copy
