@@ -45,6 +45,13 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
+def _loop_is_closed() -> ManagerClosedError:
+    return ManagerClosedError(
+        "the event loop that the manager was started on has been closed; close_sync() the manager, which flushes what"
+        " it can"
+    )
+
+
 class Access(ABC):
     """The base of `SessionManager`, so that the check of a call looks at one object only."""
 
@@ -121,10 +128,7 @@ class Access(ABC):
         if loop is not None and loop.is_closed():
             if closed:
                 return
-            raise ManagerClosedError(
-                "the event loop that the manager was started on has been closed; close_sync() the manager, which"
-                " flushes what it can"
-            )
+            raise _loop_is_closed()
         if get_ident() == self._home.thread_id:
             raise WrongLoopError(
                 "a _sync verb on the manager's event loop would block it for ever: await the async verb"
@@ -144,9 +148,7 @@ class Access(ABC):
             return run_inline(verb(*args)) if timeout is None else self._home.run(verb(*args), args[0], timeout)
         assert isinstance(self._home, LoopHome)
         if self._home.loop.is_closed():
-            raise ManagerClosedError(
-                "the event loop that the manager was started on has been closed; close() the manager first"
-            )
+            raise _loop_is_closed()
         waits = True
 
         async def run() -> Any:
