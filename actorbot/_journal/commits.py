@@ -139,8 +139,16 @@ class Commits:
 
     def _unwritable(self, error: Exception) -> OutcomeUnknownError:
         self.broken = f"{self._file.path} cannot be written: {error}"
-        hint = "It" if isinstance(error, ActorbotError) else "Free space or mend the disk; it"
-        return OutcomeUnknownError("journal", f"{self.broken}; the event was rolled back. {hint} is tried again")
+        reason = f"{self.broken}; the event was rolled back. {_advice(error)} is tried again"
+        return OutcomeUnknownError("journal", reason)
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, ActorbotError):  # which says it
+        return "It"
+    if isinstance(error, FileExistsError | FileNotFoundError | NotADirectoryError | PermissionError):
+        return "See to its folder; it"
+    return "Free space or mend the disk; it"
 
 
 def _refuse(ahead: Ahead, error: Exception) -> StoreUnavailableError:

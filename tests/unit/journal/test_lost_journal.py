@@ -120,8 +120,9 @@ async def test_nothing_is_acknowledged_while_a_lost_journal_cannot_be_made_again
         remove_all(path)
         mend = spoil(path)
         for _ in range(3):
-            with pytest.raises(errors.StoreUnavailableError, match=reason):
+            with pytest.raises(errors.StoreUnavailableError, match=reason) as told:
                 await soon(manager.dispatch("ann", "hi"))
+            assert "Free space" not in str(told.value)  # which would not help
         assert manager.health().status == "failing"
         assert re.search(reason, manager.health().reason)
         mend()
