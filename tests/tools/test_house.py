@@ -81,6 +81,21 @@ def test_hints_to_install_an_extra_name_one_that_exists_and_not_the_package_inde
             assert extra in extras, page
 
 
+@pytest.mark.parametrize("room", sorted((ROOT / "actorbot").glob("_*/__init__.py")), ids=lambda page: page.parent.name)
+def test_a_room_has_a_word_about_each_of_its_files(room: Path) -> None:
+    said = room.read_text("utf-8")
+
+    assert [page.stem for page in room.parent.glob("*.py") if page != room and f"`{page.stem}`" not in said] == []
+
+
+def test_the_files_that_contributing_names_are_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    places = [ROOT, ROOT / "actorbot", ROOT / "tests"]
+
+    assert len(named) > 30
+    assert [name for name in named if not any((place / name).is_file() for place in places)] == []
+
+
 def test_the_changelog_says_each_thing_once() -> None:
     entries = re.findall(r"^- (.*?)(?=^- |^#|\Z)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
     sentences = [each for entry in entries for each in re.split(r"(?<=[.;:]) ", " ".join(entry.split()))]
