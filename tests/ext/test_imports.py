@@ -7,8 +7,12 @@ import sys
 
 import pytest
 
+from tests.tiers import tiers
 
-@pytest.mark.parametrize("module", ["agents", "aiogram", "asgi", "discord", "line", "ptb", "slack", "webhooks"])
+ADAPTERS = ["agents", "aiogram", "asgi", "discord", "line", "ptb", "slack", "webhooks"]
+
+
+@pytest.mark.parametrize("module", tiers(ADAPTERS, "discord"))
 def test_importing_an_adapter_is_quiet_though_every_warning_is_an_error(module: str) -> None:
     code = f"import actorbot.ext.{module}"
 

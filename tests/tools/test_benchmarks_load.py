@@ -19,8 +19,9 @@ from benchmarks.__main__ import main
 from benchmarks._actorbot import handle
 from benchmarks._ledger import Instant, Ledger, noting_commits
 from benchmarks._stored import fill
-from tests.tiers import tiers
 from tests.tools.test_benchmarks import at_server
+
+pytestmark = pytest.mark.long  # each runs a load for seconds
 
 STORES = ["memory", "file", "redis", "mongo"]
 SHORT = ("--in-flight", "8", "--repeats", "1", "--seconds", "0")
@@ -35,7 +36,7 @@ def answer(question: str, *options: str, file: Path) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("store", tiers(["memory", "redis"]))
+@pytest.mark.parametrize("store", ["memory", "redis"])
 def test_hotkey_counts_the_events_of_the_busy_user_and_of_the_quiet_one(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--events", "300", "--sessions", "4", *SHORT]
 
@@ -51,7 +52,7 @@ def test_hotkey_counts_the_events_of_the_busy_user_and_of_the_quiet_one(store: s
     ] * 2
 
 
-@pytest.mark.parametrize("store", tiers(STORES))
+@pytest.mark.parametrize("store", STORES)
 def test_churn_counts_what_was_acknowledged_while_sessions_come_and_go(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--users", "200", "--resident", "40", "--events", "400", *SHORT]
 
@@ -67,7 +68,7 @@ def test_churn_counts_what_was_acknowledged_while_sessions_come_and_go(store: st
         assert run["timed"]["events"] == 400
 
 
-@pytest.mark.parametrize("store", tiers(STORES))
+@pytest.mark.parametrize("store", STORES)
 def test_policies_measures_what_a_kill_would_cost_under_each(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--users", "20", "--events", "200", "--folder", str(tmp_path)]
 
@@ -113,8 +114,8 @@ def test_a_kill_that_would_cost_more_than_is_promised_ends_the_question_with_sta
     assert main(["policies", *options]) == loss
 
 
-@pytest.mark.parametrize("how", tiers([[], ["--hangs"]]))
-@pytest.mark.parametrize("store", tiers(STORES))
+@pytest.mark.parametrize("how", [[], ["--hangs"]])
+@pytest.mark.parametrize("store", STORES)
 def test_outage_counts_what_was_acknowledged_before_during_and_after(
     store: str, how: list[str], tmp_path: Path
 ) -> None:
@@ -136,7 +137,7 @@ def test_outage_counts_what_was_acknowledged_before_during_and_after(
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
-@pytest.mark.parametrize("store", tiers(STORES))
+@pytest.mark.parametrize("store", STORES)
 def test_drain_finds_in_the_store_what_the_close_has_flushed(store: str, tmp_path: Path) -> None:
     options = ["--store", store, *at_server(store), "--sessions", "30", "120", "--repeats", "1"]
 

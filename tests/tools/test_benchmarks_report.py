@@ -193,6 +193,7 @@ def small_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residents, "WAVE", 100)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_waves")
 def test_the_report_shows_the_figures_of_real_results(tmp_path: Path) -> None:
     assert main([*TINY.split(), "--json", str(tmp_path / "session.json")]) == 0
@@ -368,6 +369,7 @@ def test_every_setting_of_the_plan_can_be_measured_and_has_a_file_of_its_own() -
     assert {setting.store for setting in _plan.settings(False, ["file"])} == {"file"}
 
 
+@pytest.mark.long
 def test_all_measures_the_plan_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_plan, "PLAN", (Setting(TINY), Setting(f"{TINY} --home threads")))
     out = tmp_path / "out"

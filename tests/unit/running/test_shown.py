@@ -23,9 +23,9 @@ bot = ListBot()
 
 @bot.on_event
 async def echo(context):
-    context.session["n"] = context.sesion["n"] + 1
+    context.session["n"] = context.sessions["n"] + 1
 """
-MISTAKE = "AttributeError: 'Context' object has no attribute 'sesion'"
+MISTAKE = "AttributeError: 'Context' object has no attribute 'sessions'"
 
 
 def test_a_mistake_in_a_handler_is_shown_with_its_place_and_ends_nothing(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_mistake_in_a_handler_is_shown_with_its_place_and_ends_nothing(tmp_pat
 
 
 def test_a_mistake_in_deliver_is_shown_with_its_place(tmp_path: Path) -> None:
-    code = TYPO.replace('context.session["n"] = context.sesion["n"] + 1', 'context.send_text("hi")')
+    code = TYPO.replace('context.session["n"] = context.sessions["n"] + 1', 'context.send_text("hi")')
     status, _, err = run(code.replace("print(session_id, message)", "raise LookupError(1)") + "bot.run()", tmp_path)
 
     assert status == 0
