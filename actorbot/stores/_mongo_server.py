@@ -80,7 +80,7 @@ def make_index(link: Link) -> None:
         if error.code not in _OTHER_INDEX:
             raise
         if not _removes_expired(collection, call):
-            logger.warning("mongo store: no TTL index on expireAt, so expired sessions are not removed: %s", error)
+            logger.warning("mongo: no TTL index on expireAt, so expired sessions are not removed: %s", error)
 
 
 def _check_collation(collection: RawCollection, call: Call) -> None:

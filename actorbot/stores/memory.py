@@ -125,7 +125,7 @@ class MemorySessionStore(RecordStore):
         return None
 
     def _report(self, session_id: str, state: bytes) -> None:
-        logger.warning("memory store: a session was evicted to make room", extra={"session_id": session_id})
+        logger.warning("memory: a session was evicted to make room", extra={"session_id": session_id})
         if self._on_evict is not None:
             try:
                 self._on_evict(session_id, decode_state(state))

@@ -284,11 +284,11 @@ class MongoSessionStore(RecordStore):
         """
         if not number:
             return
-        logger.warning("mongo store: %d sessions were gone, and are written again from memory", number)
+        logger.warning("mongo: %d sessions were gone, and are written again from memory", number)
         try:
             make_index(self._link)
         except (PyMongoError, StoreUnavailableError) as error:  # the writes are done, and the sweep tries it again
-            logger.warning("mongo store: the index could not be made again: %s", describe(error))
+            logger.warning("mongo: the index could not be made again: %s", describe(error))
 
     def _send(
         self, operations: list[Any], call: Call, collection: RawCollection
