@@ -52,22 +52,41 @@ def test_a_circle_of_threads_that_close_it_at_the_same_moment_is_refused(home: A
         assert [manager.dispatch_sync(str(number), "next") for number in range(sessions)] == ["served"] * sessions
 
 
-def test_a_thread_that_has_given_up_gets_no_turn_from_a_loop_that_was_busy_meanwhile() -> None:
-    busy, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize("passes", range(5))  # of the loop, from the turn's end until the loop is busy
+def test_a_thread_that_has_given_up_gets_no_turn_from_a_loop_that_was_busy_meanwhile(passes: int) -> None:
+    held, busy, go_on, decided = (threading.Event() for _ in range(4))
+    free = asyncio.Event()
 
     async def handle(context: Context) -> None:
+        if context.event == "hold":
+            held.set()
+            await free.wait()
         if context.event == "block":
+            free.set()
+            for _ in range(passes):
+                await asyncio.sleep(0)
             busy.set()
             go_on.wait(HANGS)
 
+    def borrow() -> None:
+        try:
+            with manager.turn_sync("ann", timeout=0.2):
+                decided.set()
+        except errors.TurnTimeoutError:
+            decided.set()
+
     with on_a_loop(handler=handle, clock=ManualClock()) as manager:  # no `handler_timeout` ends a turn
-        manager.dispatch_sync("ann", "hi")
+        holding = Call(manager.dispatch_sync, "ann", "hold")
+        held.wait(HANGS)
+        borrowing = Call(borrow)
+        until_sync(lambda: decided.is_set() or dict(manager.resident())["ann"].waiting)
         blocked = Call(manager.dispatch_sync, "bob", "block")
         busy.wait(HANGS)
-        with pytest.raises(errors.TurnTimeoutError), manager.turn_sync("ann", timeout=0.05):
-            pass
+        decided.wait(HANGS)
         go_on.set()
+        borrowing.result()
         blocked.result()
+        holding.result()
         Call(manager.dispatch_sync, "ann", "hi").result()
 
 
