@@ -67,6 +67,14 @@ class FileLock:
 
         The file stays: if it were removed, two processes could lock two files of one name.
         """
+        if self._file is not None and fcntl is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # a child that has just begun may still have the file open
+        self._forget()
+
+    def _leave_to_parent(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
@@ -74,9 +82,6 @@ class FileLock:
             del _held[self._name]
             self._name = None
         kept_from_children.discard(self)
-
-    def _leave_to_parent(self) -> None:
-        self.release()
 
 
 def is_named(file: int, path: str | Path, *, dir_fd: int | None = None) -> bool:
