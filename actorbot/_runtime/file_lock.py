@@ -34,6 +34,7 @@ class FileLock:
         self._path = Path(path)
         self._name: str | None = None  # in `_held`
         self._file: int | None = None
+        self._process = 0  # whose lock it is: a child that lets go of it must not end it for its parent
 
     def take(self, *, dir_fd: int | None = None) -> None:
         """Take the lock, at once or not at all; the file may be in the open folder *dir_fd*.
@@ -54,6 +55,7 @@ class FileLock:
         except BaseException:
             self.release()
             raise
+        self._process = os.getpid()
         kept_from_children.add(self)
 
     def is_here(self, *, dir_fd: int | None = None) -> bool:
@@ -67,21 +69,19 @@ class FileLock:
 
         The file stays: if it were removed, two processes could lock two files of one name.
         """
-        if self._file is not None and fcntl is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)  # a child that has just begun may still have the file open
-        self._forget()
-
-    def _leave_to_parent(self) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
         file, self._file = self._file, None
         if file is not None:
+            if self._process == os.getpid():
+                # A child that has just begun may still have the file open, and with it the lock.
+                fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
         if self._name is not None:
             del _held[self._name]
             self._name = None
         kept_from_children.discard(self)
+
+    def _leave_to_parent(self) -> None:
+        self.release()
 
 
 def is_named(file: int, path: str | Path, *, dir_fd: int | None = None) -> bool:
