@@ -878,6 +878,13 @@ MUTANTS = (
         "        return wall",
         "tests/promises/test_store_set_back.py -k set_back_meanwhile",
     ),
+    Mutant(
+        "a file that was set aside is lost when the record is damaged again",
+        "stores/file.py",
+        "        if os.access(aside, os.F_OK, dir_fd=self._dir, follow_symlinks=False):",
+        "        if False:",
+        "tests/promises/test_damage_under_resident.py -k damaged_again",
+    ),
     # --- one store object, several managers -------------------------------------------------------
     Mutant(
         "a close that comes back late takes the store from who has opened it since",
