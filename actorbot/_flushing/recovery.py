@@ -104,7 +104,32 @@ def write_jobs(store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetB
     outcomes = _write_recovered(store, jobs) if recovered else store.write_many([job.write for job in jobs])
     if not any(outcomes) or len(outcomes) != len(jobs):
         return outcomes
-    return _write_again(store, jobs, outcomes, set_backs)
+    return _end_doubts(store, jobs, _write_again(store, jobs, outcomes, set_backs))
+
+
+def _end_doubts(
+    store: RecordStore, jobs: Sequence[PendingWrite], outcomes: list[ActorbotError | None]
+) -> list[ActorbotError | None]:
+    """Find out whether an earlier try, without an answer, of what is refused now was done.
+
+    It was not, as a rule. Else a state that no store takes would be sent again for ever, and
+    nothing newer of its session.
+    """
+    doubtful = [n for n, job in enumerate(jobs) if job.unknown and _is_refusal(outcomes[n])] if store.compares else []
+    try:
+        found = store.read_many([jobs[n].session.session_id for n in doubtful]) if doubtful else ()
+    except ActorbotError:
+        return outcomes  # the doubt stays: others of the batch were written
+    for n, stored in zip(doubtful, found, strict=True):
+        if isinstance(stored, Record) and has_id(stored.write_ids, jobs[n].write.record.write_id):
+            outcomes[n] = None
+        elif not isinstance(stored, ActorbotError):
+            jobs[n].unknown = False
+    return outcomes
+
+
+def _is_refusal(outcome: ActorbotError | None) -> bool:
+    return outcome is not None and not isinstance(outcome, (*_SECOND_LOOK, OutcomeUnknownError))
 
 
 def _write_again(

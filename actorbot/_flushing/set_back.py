@@ -37,7 +37,7 @@ class SetBacks:
     def __init__(self, store: str, clock: Clock, lineage: bytes | None) -> None:
         self._store = store
         self._clock = clock
-        self._began = clock.wall()
+        self._began = clock.wall(), clock.monotonic()
         self._owner = os.urandom(OWNER_BYTES) if lineage is None else lineage[:OWNER_BYTES]
         self._own = {self._owner}
         self._number = 0
@@ -73,8 +73,17 @@ class SetBacks:
         # Of an earlier process. One that is still there would make a record with a later event.
         # Each write counts the version up: what goes on from the confirmed one has a greater one,
         # but for a destroy by somebody who has not read it.
-        made_before = stored.last_activity < self._began - SKEW and stored.version < session.flushed
+        made_before = stored.last_activity < self._start() - SKEW and stored.version < session.flushed
         return made_before and stored.state is not None and owner != BY_HAND
+
+    def _start(self) -> float:
+        """Return the second at which this process began, by the wall clock as it is now.
+
+        That clock may have been set back since, and the monotonic one may have stood still while
+        the machine slept: the earlier of the two is no later than the start.
+        """
+        wall, monotonic = self._began
+        return min(wall, self._clock.wall() - (self._clock.monotonic() - monotonic))
 
     def note(self, sessions: Sequence[Flushable]) -> None:
         """Count *sessions* whose older states were written over; log the first of many."""

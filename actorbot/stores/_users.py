@@ -21,7 +21,8 @@ HANGS: Final = 2.0
 @dataclass(slots=True, eq=False)
 class _Use:
     store: Any  # kept, so that its id is not given to another
-    users: set[int] = field(default_factory=set)
+    users: dict[int, Callable[[], object]] = field(default_factory=dict)
+    """By user, what opens the store for it."""
     looking: int = 0
     # Makes opening and closing one step each, and is held across them: a store that is being closed
     # must not be taken for open. Nothing else waits for this lock.
@@ -40,7 +41,7 @@ class _Uses:
         self.of: dict[int, _Use] = {}
 
     @contextmanager
-    def hold(self, store: Any) -> Iterator[set[int]]:
+    def hold(self, store: Any) -> Iterator[dict[int, Callable[[], object]]]:
         with self._guard:
             use = self.of.setdefault(id(store), _Use(store))
             use.looking += 1
@@ -62,8 +63,12 @@ _uses = _Uses()
 def open_for(user: object, store: Any, init: Callable[[], object]) -> None:
     """Call *init*, which opens the *store*; from then on *user* uses it. Raises: as *init*."""
     with _uses.hold(store) as users:
-        init()
-        users.add(id(user))
+        users[id(user)] = init  # first: a close that was not waited for sees it when it comes back
+        try:
+            init()
+        except BaseException:
+            users.pop(id(user), None)
+            raise
 
 
 def close_after_last(user: object, store: Any, close: Callable[[], object]) -> None:
@@ -72,10 +77,11 @@ def close_after_last(user: object, store: Any, close: Callable[[], object]) -> N
     Nothing happens if *user* has not opened it. Raises: as *close*.
     """
     with _uses.hold(store) as users:
-        if id(user) in users:
-            users.discard(id(user))
-            if not users:
-                close()
+        if users.pop(id(user), None) is None or users:
+            return
+        close()
+        for init in list(users.values())[:1]:
+            init()  # somebody has waited no longer for this close, which has closed it for him, too
 
 
 def is_used(store: Any) -> bool:

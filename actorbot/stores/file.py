@@ -239,6 +239,8 @@ class FileSessionStore(RecordStore):
 
     def _put_aside(self, name: str, damage: CorruptSessionError) -> None:
         aside = f"{name}{DAMAGED}"
+        if os.access(aside, os.F_OK, dir_fd=self._dir, follow_symlinks=False):  # of an earlier damage
+            aside = f"{name.removesuffix(SUFFIX)}-{os.urandom(4).hex()}{SUFFIX}{DAMAGED}"
         os.rename(name, aside, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         os.utime(aside, dir_fd=self._dir, follow_symlinks=False)  # it is kept from now on
         self.note_damage(damage.session_id or "", damage.reason, f"kept for a week as {self.directory}/{aside}")

@@ -864,12 +864,40 @@ MUTANTS = (
         "isinstance(stored, CorruptSessionError):",
         "tests/promises/test_damage_under_resident.py -k newer_release",
     ),
+    Mutant(
+        "what was refused after a lost answer is sent again for ever",
+        "_flushing/recovery.py",
+        "            jobs[n].unknown = False",
+        "            pass",
+        "tests/unit/flushing/test_division.py -k lost_answer",
+    ),
+    Mutant(
+        "a clock that was set back makes another process's session an older state",
+        "_flushing/set_back.py",
+        "        return min(wall, self._clock.wall() - (self._clock.monotonic() - monotonic))",
+        "        return wall",
+        "tests/promises/test_store_set_back.py -k set_back_meanwhile",
+    ),
+    Mutant(
+        "a file that was set aside is lost when the record is damaged again",
+        "stores/file.py",
+        "        if os.access(aside, os.F_OK, dir_fd=self._dir, follow_symlinks=False):",
+        "        if False:",
+        "tests/promises/test_damage_under_resident.py -k damaged_again",
+    ),
     # --- one store object, several managers -------------------------------------------------------
+    Mutant(
+        "a close that comes back late takes the store from who has opened it since",
+        "stores/_users.py",
+        "            init()  # somebody",
+        "            pass  # somebody",
+        "tests/unit/manager/test_shared_store.py -k late",
+    ),
     Mutant(
         "a manager that closes takes the store from another one",
         "stores/_users.py",
-        "            if not users:\n                close()",
-        "            close()",
+        " or users:\n            return\n        close()\n        for init in list(users.values())[:1]:",
+        ":\n            return\n        close()\n        for init in ():",
         "tests/unit/manager/test_shared_store.py",
     ),
     Mutant(

@@ -65,7 +65,8 @@ def damage(store: Any, change: Callable[[bytes], bytes] = flip, session_id: str 
 def aside(store: Any, session_id: str = "ann") -> list[bytes]:
     """Return what was set aside of a session."""
     if isinstance(store, FileSessionStore):
-        return [path.read_bytes() for path in Path(store.directory).glob(f"{file_name(session_id)}.damaged")]
+        stem = file_name(session_id).removesuffix(".session")
+        return [path.read_bytes() for path in Path(store.directory).glob(f"{stem}*.session.damaged")]
     if isinstance(store, RedisSessionStore):
         with redis_servers.shared().client() as client:
             keys: Any = client.keys(f"{store.key_prefix}{session_id}.damaged*")
@@ -231,6 +232,34 @@ async def test_what_was_set_aside_is_no_session(tmp_path: Path) -> None:
         assert [target.read(user)["n"] for user in ("ann", "ann.damaged")] == [2, 1]  # type: ignore[index]
         assert len(aside(store)) == 1
         assert await manager.dispatch("ann.damaged", "hi") == 2
+
+
+@pytest.mark.parametrize("name", tiers(KEEPING))
+async def test_what_was_set_aside_is_kept_when_the_record_is_damaged_again(name: str, tmp_path: Path) -> None:
+    store = STORES[name](tmp_path)
+    async with SessionManager(store, handler=count, flush=FlushPolicy.write_through()) as manager:
+        await manager.dispatch("ann", "hi")
+        first = damage(store)
+        await manager.dispatch("ann", "hi")
+        second = damage(store)
+        assert await manager.dispatch("ann", "hi") == 3
+
+        assert manager.stats().damaged == 2
+    assert sorted(aside(store)) == sorted([first, second])
+
+
+async def test_a_folder_in_place_of_a_file_is_set_aside_beside_an_earlier_damage(tmp_path: Path) -> None:
+    store = FileSessionStore(tmp_path / "sessions")
+    async with SessionManager(store, handler=count, flush=FlushPolicy.write_through()) as manager:
+        await manager.dispatch("ann", "hi")
+        damage(store)
+        await manager.dispatch("ann", "hi")
+        path = Path(store.directory) / file_name("ann")
+        path.unlink()
+        path.mkdir()
+
+        assert await manager.dispatch("ann", "hi") == 3
+        assert path.is_file()
 
 
 async def test_files_that_were_set_aside_go_after_a_week(tmp_path: Path) -> None:

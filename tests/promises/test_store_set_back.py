@@ -219,6 +219,24 @@ async def test_the_end_of_a_session_that_another_process_has_destroyed_is_no_old
         assert await manager.peek("ann") is None
 
 
+async def test_what_another_process_has_begun_anew_is_kept_when_the_clock_was_set_back_meanwhile() -> None:
+    store, clock = MemorySessionStore(), ManualClock()
+    async with SessionManager(store, handler=count, clock=clock) as manager:
+        for _ in range(5):
+            await manager.dispatch("ann", "hi")
+        await manager.flush()
+        await clock.advance(60.0)
+        clock.jump_wall(-3600.0)
+        async with SessionManager(store, handler=count, clock=clock) as other:
+            await other.destroy("ann")
+            assert await other.dispatch("ann", "hi") == 1
+        await manager.dispatch("ann", "hi")
+        with pytest.raises(errors.ConflictError):
+            await manager.flush()
+
+        assert await manager.dispatch("ann", "hi") == 2
+
+
 async def test_an_older_state_that_somebody_has_put_there_by_hand_is_another_process_too() -> None:
     store = MemorySessionStore()
     async with SessionManager(store, handler=count) as manager:

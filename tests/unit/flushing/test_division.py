@@ -147,6 +147,30 @@ async def test_a_session_is_stored_when_it_can_be_stored_again(kind: Any) -> Non
         assert (await manager.close()).clean
 
 
+class Cut(PickyComparing):
+    """One whose first answer is lost."""
+
+    is_cut = True
+
+    def write(self, session_id: str, data: dict[str, Any]) -> None:
+        if self.is_cut:
+            self.is_cut = False
+            raise ConnectionError("cut")
+        super().write(session_id, data)
+
+
+async def test_a_session_that_could_not_be_stored_after_a_lost_answer_is_stored_when_it_can_be_again() -> None:
+    async with SessionManager(Cut(), handler=say, flush=POLICIES["write-behind"](None)) as manager:
+        await manager.dispatch(BAD, NUL)
+        with pytest.raises(errors.StoreUnavailableError):
+            await soon(manager.flush())
+        await manager.dispatch(BAD, "hi")
+        await soon(manager.flush())
+
+        assert manager.health().status == "ready"
+        assert (await manager.close()).clean
+
+
 def broken(session_id: str) -> Callable[..., Any]:
     """Make a `to_bytes` or `to_document` that fails for *session_id*."""
     to_bytes, to_document = Record.to_bytes, Record.to_document

@@ -109,6 +109,20 @@ def test_a_store_whose_close_hangs_can_be_opened_again() -> None:
         store.may_close.set()
 
 
+def test_a_close_that_comes_back_late_does_not_take_the_store_from_who_has_opened_it_since() -> None:
+    store = Closable()
+    store.may_close.clear()
+    with SessionManager(store, handler=count_plainly, close_timeout=0.1) as first:
+        first.dispatch_sync("ann", "hi")
+    with SessionManager(store, handler=count_plainly) as second:
+        store.may_close.set()
+        until_sync(lambda: "closed" in store.life and store.life[-1] == "opened")
+
+        assert second.dispatch_sync("ann", "hi") == 2
+        second.flush_sync()
+    assert store.life[-2:] == ["opened", "closed"]
+
+
 async def test_a_start_that_fails_or_is_cancelled_uses_the_store_no_more() -> None:
     class Slow(Closable):
         fails = False
