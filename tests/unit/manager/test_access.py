@@ -13,7 +13,7 @@ import pytest
 from actorbot import ConsoleBot, Receipt, SessionManager, errors
 from tests import inside
 from tests.handlers import count, count_plainly
-from tests.waiting import Call
+from tests.waiting import Call, until_sync
 
 
 def without_asyncio(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -126,4 +126,4 @@ def test_while_the_loop_runs_a_sync_verb_in_its_thread_is_told_to_be_awaited() -
                     verb(manager, receipt)
 
     asyncio.run(live())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("actorbot")]
+    until_sync(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("actorbot")])
