@@ -33,7 +33,7 @@ MADE = re.compile(r"PKG-INFO|actorbot\.egg-info/.*|setup\.cfg")
 # first.
 PINS = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
 
-DIALOGUE = "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > "
+DIALOGUE = "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > /quit\n"
 
 
 def main(arguments: list[str]) -> None:
