@@ -13,6 +13,7 @@ import pytest
 from actorbot import Context, FlushPolicy, MemorySessionStore, MongoSessionStore, SessionManager, errors
 from actorbot._state.record import Record
 from actorbot.stores import mongo
+from actorbot.stores._batches import ask_in_parts
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock
 from tests.backends import ComparingStore, DictStore, each_store
@@ -391,3 +392,15 @@ async def test_a_store_that_can_read_nothing_is_not_asked_for_each_session() -> 
     async with SessionManager(store, handler=say) as manager:
         assert await all_say(manager, "hi", "hi") == USERS
         assert len(store.batches) < len(USERS)  # under load they come in more than one batch
+
+
+def test_a_call_that_is_refused_whatever_its_part_is_given_up_after_few_calls() -> None:
+    parts: list[Sequence[str]] = []
+
+    def refuse_all(part: Sequence[str]) -> Sequence[None]:
+        parts.append(part)
+        raise ValueError("no")
+
+    with pytest.raises(errors.StoreUnavailableError):
+        ask_in_parts(errors.StoreUnavailableError, "mute", refuse_all, USERS)
+    assert len(parts) <= 3 + 2 * log2(len(USERS) + 1)
