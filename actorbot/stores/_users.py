@@ -80,8 +80,9 @@ def close_after_last(user: object, store: Any, close: Callable[[], object]) -> N
         if users.pop(id(user), None) is None or users:
             return
         close()
-        for init in list(users.values())[:1]:
-            init()  # somebody has waited no longer for this close, which has closed it for him, too
+        # If the close hung, somebody has opened the store meanwhile, and needs it open.
+        if (init := next(iter(users.values()), None)) is not None:
+            init()
 
 
 def is_used(store: Any) -> bool:
