@@ -889,15 +889,15 @@ MUTANTS = (
     Mutant(
         "a close that comes back late takes the store from who has opened it since",
         "stores/_users.py",
-        "            init()  # somebody",
-        "            pass  # somebody",
+        "is not None:\n            init()\n",
+        "is not None:\n            pass\n",
         "tests/unit/manager/test_shared_store.py -k late",
     ),
     Mutant(
         "a manager that closes takes the store from another one",
         "stores/_users.py",
-        " or users:\n            return\n        close()\n        for init in list(users.values())[:1]:",
-        ":\n            return\n        close()\n        for init in ():",
+        " or users:\n            return\n        close()\n",
+        ":\n            return\n        close()\n        users = {}\n",
         "tests/unit/manager/test_shared_store.py",
     ),
     Mutant(
