@@ -29,7 +29,7 @@ from actorbot._state.codec import encode_state
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
 from tests import inside
-from tests.faults._sim_machine import Crash, Machine, StuckError
+from tests.faults._sim_machine import Crash, Machine, StuckError, World
 from tests.faults._sim_media import Disk, DiskFile, Network, NetworkStore, log_of
 from tests.faults._sim_model import Model
 from tests.faults._sim_users import Users
@@ -160,7 +160,7 @@ class Simulation:
             self.wrong = problem
             self.say("WRONG:", problem)
         if self.machine is not None:
-            self.machine.dead = True
+            self.machine.world.over = True
         raise Wrong
 
     def wall(self) -> float:
@@ -191,11 +191,12 @@ class Simulation:
         return Report(sha256("\n".join(self.trace).encode()).hexdigest(), self.counts)
 
     def _live(self, life: Any, crash_after: float) -> None:
-        machine = self.machine = Machine(self.random, self.now, self.wall_offset, crash_after, self.complain)
+        world = World(self.random, self.now, crash_after=crash_after)
+        machine = self.machine = Machine(world, self.wall_offset, self.complain)
         try:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(_parts, "JournalFile", lambda path, sync: DiskFile(self.disk, machine, path, sync))
-                machine.run(life, machine.now + LONGEST_LIFE)
+                world.run(machine, life, world.now + LONGEST_LIFE)
         except Crash:
             if self.wrong is None:
                 self._crash()
