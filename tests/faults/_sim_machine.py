@@ -251,6 +251,8 @@ class Machine:
         self.complain = complain
         self.name = name
         self.killed = False
+        self.on_end: Callable[[], object] = lambda: None
+        """Is called when it is killed, after all that it did has ended."""
         self.frozen_until = -inf
         """The instant at which it goes on: it was stopped, with all that it does."""
         self.here: Any = (
@@ -414,6 +416,7 @@ class World:
             for each in [machine for machine in self.machines if machine.killed]:
                 self.machines.remove(each)
                 each.bury()
+                each.on_end()
 
     def _choose(self, able: list[tuple[Machine, Any]]) -> tuple[Machine, Any]:
         return self.random.choices(able, [machine.like(each.name) for machine, each in able])[0]

@@ -34,7 +34,7 @@ from tests.faults._sim_media import Disk, DiskFile, Network, NetworkStore, log_o
 from tests.faults._sim_model import Model
 from tests.faults._sim_users import Users
 
-__all__ = ["Plan", "Report", "SimulationError", "simulate"]
+__all__ = ["Plan", "Report", "SimulationError", "Wrong", "listening", "simulate"]
 
 POLICIES = ("write-through", "write-behind", "journaled")
 LONGEST_LIFE = 900.0  # virtual seconds
@@ -414,7 +414,7 @@ class _Told(logging.Handler):
 
 
 @contextmanager
-def _listening() -> Iterator[list[str]]:
+def listening() -> Iterator[list[str]]:
     logger, told = logging.getLogger("actorbot"), _Told()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(told)
@@ -436,7 +436,7 @@ def simulate(seed: int, **fixed: Any) -> Report:
     simulation = Simulation(Plan.draw(seed, **fixed))
     problem: object = None
     report = None
-    with _listening() as errors:
+    with listening() as errors:
         try:
             report = simulation.run()
         except Wrong:
