@@ -10,16 +10,16 @@ from threading import get_ident
 from typing import Any, Self
 
 from actorbot._checks import check_timeout
-from actorbot._manager.access import Access, Life
+from actorbot._manager.access import Life
 from actorbot._manager.closing import Close, CloseTime, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
-from actorbot._manager.figures import health_of, sessions_of, stats_of
+from actorbot._manager.looks import Looks
 from actorbot._manager.options import Options
 from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
 from actorbot._manager.verbs import Verbs
 from actorbot._policy import FlushPolicy
-from actorbot._reports import Conflict, Health, SessionInfo, ShutdownReport, Stats
+from actorbot._reports import ShutdownReport
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Home
@@ -37,7 +37,7 @@ __all__ = ["SessionManager"]
 _numbers = itertools.count(1)
 
 
-class SessionManager(Access):
+class SessionManager(Looks):
     """Keeps the sessions of a bot's users, each in an actor of its own: one event at a time.
 
     A session is in memory while its user is there. `store` is a store of actorbot's, or any object
@@ -318,33 +318,3 @@ class SessionManager(Access):
         """The same as `destroy`, for threads."""
         self._check_away()
         self._run_sync(self._verbs.destroy, session_id)
-
-    async def delivered(self, session_id: str) -> None:
-        """Return when `deliver` has taken the session's replies so far, or has failed with them."""
-        self._check_here()
-        await self._home.wait(self._parts.shared.outbox.emptied(session_id))
-
-    def stats(self) -> Stats:
-        """Return counters and gauges. Any thread."""
-        self._check_open()
-        return stats_of(self._parts)
-
-    def conflicts(self) -> list[Conflict]:
-        """List what could not be flushed because another process had written the session.
-
-        The newest 1,000, oldest first. With a journal, also those of earlier managers that used it.
-        Any thread.
-        """
-        self._check_open()
-        return list(self._parts.hooks.conflicts)
-
-    def health(self) -> Health:
-        """Say whether the manager does its work. Any thread."""
-        if self._life is not Life.OPEN:
-            return Health("failing", f"the manager is {self._life.value}")
-        return health_of(self._parts)
-
-    def resident(self) -> Iterator[tuple[str, SessionInfo]]:
-        """Iterate over the sessions in memory. Any thread."""
-        self._check_open()
-        yield from sessions_of(self._parts)
