@@ -24,7 +24,7 @@ class Looks(Access):
 
     def stats(self) -> Stats:
         """Return counters and gauges. Any thread."""
-        self._check_open()
+        self._check_open(lost=True)
         return stats_of(self._parts)
 
     def conflicts(self) -> list[Conflict]:
@@ -33,16 +33,20 @@ class Looks(Access):
         The newest 1,000, oldest first. With a journal, also those of earlier managers that used it.
         Any thread.
         """
-        self._check_open()
+        self._check_open(lost=True)
         return list(self._parts.hooks.conflicts)
 
     def health(self) -> Health:
         """Say whether the manager does its work. Any thread."""
+        if self._lost is not None:
+            return Health("failing", str(self._lost))
+        if self._life is Life.STARTING and (reason := self._parts.waits_for()) is not None:
+            return Health("failing", f"the manager is starting: {reason}")
         if self._life is not Life.OPEN:
             return Health("failing", f"the manager is {self._life.value}")
         return health_of(self._parts)
 
     def resident(self) -> Iterator[tuple[str, SessionInfo]]:
         """Iterate over the sessions in memory. Any thread."""
-        self._check_open()
+        self._check_open(lost=True)
         yield from sessions_of(self._parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from asyncio import current_task
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
@@ -14,6 +14,7 @@ from actorbot._manager.access import Life
 from actorbot._manager.closing import Close, CloseTime, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
 from actorbot._manager.looks import Looks
+from actorbot._manager.losing import lose
 from actorbot._manager.options import Options
 from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
@@ -30,7 +31,7 @@ from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import Loan, take_back, undo
 from actorbot._turns.session_actor import raise_for
 from actorbot._turns.shared import TurnShared
-from actorbot.errors import ManagerClosedError
+from actorbot.errors import ManagerClosedError, OwnershipLostError
 
 __all__ = ["SessionManager"]
 
@@ -65,6 +66,8 @@ class SessionManager(Looks):
         max_replies: int = 1_000,
         max_session_bytes: int = 262_144,
         close_timeout: float = 10.0,
+        ownership: str | None = None,
+        takeover_timeout: float = 15.0,
         on_error: Hook | None = None,
         on_session_start: Hook | None = None,
         on_session_expire: Hook | None = None,
@@ -76,13 +79,15 @@ class SessionManager(Looks):
         super().__init__()
         self._options = Options.checked(
             store=store, flush=flush, session_type=session_type, clock=clock, idle_timeout=idle_timeout,
-            handler_timeout=handler_timeout, close_timeout=close_timeout, max_resident=max_resident,
+            handler_timeout=handler_timeout, close_timeout=close_timeout, ownership=ownership,
+            takeover_timeout=takeover_timeout, max_resident=max_resident,
             max_mailbox=max_mailbox, max_replies=max_replies, max_session_bytes=max_session_bytes, handler=handler,
             deliver=deliver, on_error=on_error, on_session_start=on_session_start, on_conflict=on_conflict,
             on_session_expire=on_session_expire, on_dead_letter=on_dead_letter,
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
+        self._on_lost: Callable[[], None] | None = None  # what a bot does when it has lost its store
         self._shared: TurnShared | None = None  # what its turns have in common, from the start on
 
     # --- life ------------------------------------------------------------------------------------
@@ -149,10 +154,12 @@ class SessionManager(Looks):
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        parts = self._parts = Parts(self._options, home)
+        parts = self._parts = Parts(self._options, home, self._lose)
         try:
             await parts.start()
             await recover_or_end(parts)
+            if self._lost is not None:
+                raise self._lost
         except BaseException:
             self._live(Life.CLOSED)
             raise
@@ -164,6 +171,19 @@ class SessionManager(Looks):
             self._here = home.thread_id or 0
         elif isinstance(home, ThreadHome) and parts.shared.handle_here is not None:
             self._inline = home
+
+    def _lose(self, error: OwnershipLostError) -> None:
+        """Acknowledge nothing more: another process has taken over the store. Any thread."""
+        self._home.post(self._end_lost, error)
+
+    def _end_lost(self, error: OwnershipLostError) -> None:
+        self._lost = error
+        if self._life is Life.OPEN:
+            self._live(Life.LOST)
+        if self._shared is not None:
+            lose(self._parts, error)
+        if self._on_lost is not None:
+            self._on_lost()
 
     def _last_report(self) -> ShutdownReport | None:
         """Return the report of a close that has ended; a close of a new manager ends here."""
