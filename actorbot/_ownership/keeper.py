@@ -101,30 +101,30 @@ class Keeper:
         """
         self._me = _stays.join(self._opened)
         began = said = self.now()
-        while (in_the_way := await self._look(home, first=self._seen is None)) is not None:
+        while (obstacle := await self._look(home, first=self._seen is None)) is not None:
             now = self.now()
-            if now - began >= timeout:
-                raise self._locked(in_the_way, now - began)
+            if now - began >= timeout and not obstacle.passes:
+                raise self._locked(obstacle.reason, now - began)
             if self.waits_for is None or now - said >= SAY_AGAIN:
                 said = now
-                logger.info("%s: waits for its owner: %s", self._store.name, in_the_way)
-            self.waits_for = in_the_way
+                logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
+            self.waits_for = obstacle.reason
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
         self.waits_for = None
 
-    async def _look(self, home: Home, *, first: bool) -> str | None:
+    async def _look(self, home: Home, *, first: bool) -> _Obstacle | None:
         try:
             return await home.wait(self._thread.call(self._take))  # type: ignore[no-any-return]
         except StoreUnavailableError as error:
             if first:
                 raise
             self._seen = None, inf  # whoever is away may have been kept from renewing, too
-            return f"the store does not answer: {error}"
+            return _Obstacle(f"the store does not answer: {error}", passes=False)
 
-    def _take(self) -> str | None:
-        """Take the lease, or say who is in the way. On the thread."""
+    def _take(self) -> _Obstacle | None:
+        """Take the lease, or say what is in the way. On the thread."""
         asked = self.now()
         found = self._store.read_lease()
         if self._seen is None or self._seen[0] != found.text or self._seen[1] == inf:
@@ -133,13 +133,15 @@ class Keeper:
         lease = Lease.parse(found.text, self._store.name)
         enough = WATCHED * LEASE
         if watched < enough and (found.text is None if found.up is None else found.up < enough):
-            return "the server has just been started, and an owner may be about to renew its lease"
+            reason = "the server has just been started, and an owner may be about to renew its lease"
+            return _Obstacle(reason, passes=True)
         mine = Holder(this_process(), self._mode, LEASE)
         outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(_is_gone, mine.process))
         if not isinstance(outcome, Lease):
-            return "; ".join(each.say(found.now) for each in outcome)
+            reason = "; ".join(each.say(found.now) for each in outcome.holders)
+            return _Obstacle(reason, passes=not outcome.may_renew)
         if not self._store.swap_lease(found.text, outcome.to_text()):
-            return "somebody else has just taken it"
+            return _Obstacle("somebody else has just taken it", passes=True)
         self._renewed(outcome.holders[self._me], asked)
         return None
 
@@ -276,6 +278,12 @@ class Keeper:
             if self._store.swap_lease(found.text, without(lease, self._me).to_text()):
                 return
         raise StoreError(self._store.name, "others changed its lease meanwhile; it runs out by itself")
+
+
+class _Obstacle(NamedTuple):
+    reason: str
+    passes: bool
+    """Whether it goes away in a moment, without anybody's doing: that does not count as waiting."""
 
 
 class _Renewed(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self
 from actorbot._runtime.process import Process
 from actorbot.errors import StoreError
 
-__all__ = ["WATCHED", "Holder", "Lease", "Lost", "Mode", "renew", "take", "without"]
+__all__ = ["WATCHED", "Holder", "InTheWay", "Lease", "Lost", "Mode", "renew", "take", "without"]
 
 FORMAT: Final = 1
 WATCHED: Final = 0.4
@@ -83,6 +83,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class InTheWay:
+    """Why a lease cannot be taken yet."""
+
+    holders: list[Holder]
+    may_renew: bool
+    """Whether one of them has not run out. If not, it takes a moment to see that all are away."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """Somebody else has taken the store since."""
 
@@ -92,7 +101,7 @@ class Lost:
 
 def take(
     lease: Lease, me: str, holder: Holder, now: float, watched: float, *, is_gone: Callable[[str, Holder], bool]
-) -> Lease | list[Holder]:
+) -> Lease | InTheWay:
     """Take the *lease* for *me*, as *holder*, or tell who is in the way.
 
     *watched* is for how many seconds the same text has been seen, while the server answered.
@@ -112,7 +121,7 @@ def take(
         else:
             away[name] = other
     if in_the_way:
-        return in_the_way
+        return InTheWay(in_the_way, any(now < other.until for other in in_the_way))
     epoch = lease.epoch + 1
     mine = replace(holder, epoch=epoch, since=now, until=now + holder.lease, claims=ended or bool(away))
     return Lease(epoch, {**kept, me: mine}, dict(list(away.items())[-MOST_AWAY:]))
