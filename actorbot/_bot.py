@@ -33,6 +33,7 @@ class Bot:
         self._options: dict[str, Any] = {"flush": flush, **manager_options}
         self._manager: SessionManager | None = None
         self._report = ShutdownReport((), 0, 0, 0.0)
+        self._is_lost = False
         self._close_time: float | None = None  # while it runs, what is left of `close_timeout`
         self._told: Callable[[], None] | None = None  # while it runs: ends that
         # To refuse a wrong option or method here rather than at the start:
@@ -116,6 +117,7 @@ class Bot:
         if self._options.get("handler") is None:
             raise ConfigError("on_event", None, "a handler: decorate one with @bot.on_event")
         self._manager = self._make_manager()
+        self._manager._on_lost = self._note_lost
         try:
             await self._manager.start()
         except BaseException:
@@ -146,11 +148,17 @@ class Bot:
             self._manager._close_without_loop(seconds)
 
     def _is_open(self) -> bool:
-        return self._manager is not None and self._manager._life in (Life.OPEN, Life.CLOSING)
+        return self._manager is not None and self._manager._life in (Life.OPEN, Life.LOST, Life.CLOSING)
 
     def _is_flushed(self) -> bool:
         report = self._report if self._manager is None else self._manager._report
-        return report is not None and not report.unflushed
+        return report is not None and not report.unflushed and not self._is_lost
+
+    def _note_lost(self) -> None:
+        """End the run: another process has taken over the store."""
+        self._is_lost = True
+        if self._told is not None:
+            self._told()
 
     async def dispatch(self, session_id: str, text: str, *, event_id: str | None = None) -> Any:
         """Handle what a user wrote."""

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Conflict", "Health", "SessionInfo", "ShutdownReport", "Stats"]
+__all__ = ["Conflict", "Health", "Ownership", "SessionInfo", "ShutdownReport", "Stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """This manager's part in the lease of its store."""
+
+    owner: str
+    """The process: its id, host and program."""
+    mode: Literal["exclusive", "shared"]
+    epoch: int
+    """The number of this stay: each owner that begins has the next one."""
+    remaining: float
+    """Seconds until the lease runs out unless it is renewed; 0.0 if another has taken it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,8 @@ class Stats:
 
     The log names each once; `resident()` has the bytes of all.
     """
+    ownership: Ownership | None
+    """`None` where the store keeps no lease, or the manager asked for none."""
 
 
 @dataclass(frozen=True, slots=True)

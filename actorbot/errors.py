@@ -25,6 +25,7 @@ __all__ = [
     "NotEncodableError",
     "OutcomeUnknownError",
     "OverloadedError",
+    "OwnershipLostError",
     "SessionTooLargeError",
     "StoreError",
     "StoreLockedError",
@@ -234,7 +235,18 @@ class ConflictError(StoreError):
 
 
 class StoreLockedError(StoreError):
-    """Another process has this file store, or this journal, open."""
+    """Another process owns this store, or has this journal open.
+
+    `owner` names it, as far as it is known: its process, host and program.
+    """
+
+    def __init__(self, store: str, message: str, *, owner: str | None = None) -> None:
+        super().__init__(store, message)
+        self.owner = owner
+
+
+class OwnershipLostError(StoreError):
+    """Another process has taken over this store: this one acknowledges nothing more."""
 
 
 class JournalError(StoreError):

@@ -55,6 +55,10 @@ class SetBacks:
             self._own.add(self._owner)
         return self._owner + self._number.to_bytes(4, "big")
 
+    def is_own(self, write_ids: bytes) -> bool:
+        """Tell whether the newest of *write_ids* was made here."""
+        return write_ids[:OWNER_BYTES] in self._own
+
     def is_older(self, stored: Record, session: Flushable) -> bool:
         """Tell whether *stored* is an older state of what the store has confirmed of *session*.
 

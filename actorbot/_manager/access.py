@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from copy import copy
 from enum import Enum
 from threading import get_ident
 from typing import Any
@@ -18,17 +19,21 @@ from actorbot._reports import ShutdownReport
 from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
-from actorbot.errors import ForkedError, ManagerClosedError, TurnTimeoutError, WrongLoopError
+from actorbot.errors import ForkedError, ManagerClosedError, OwnershipLostError, TurnTimeoutError, WrongLoopError
 
 __all__ = ["Access", "Life"]
 
 
 class Life(Enum):
-    """The life of a manager, in this order. In a forked child, FORKED follows OPEN or CLOSING."""
+    """The life of a manager, in this order; LOST is left out by most.
+
+    In a forked child, FORKED follows OPEN or CLOSING.
+    """
 
     NEW = "new"
     STARTING = "starting"
     OPEN = "open"
+    LOST = "lost"  # to another process, which has taken over the store
     CLOSING = "closing"
     CLOSED = "closed"
     FORKED = "forked"
@@ -60,6 +65,7 @@ class Access(ABC):
 
     def __init__(self) -> None:
         self._life = Life.NEW
+        self._lost: OwnershipLostError | None = None
         # The usual event looks at one of these two. They are set only while the manager is open.
         self._here = 0  # the thread of the home loop
         self._inline: ThreadHome | None = None  # the home, if turns run in the calling thread
@@ -90,10 +96,14 @@ class Access(ABC):
     def _leave_to_parent(self) -> None:
         self._live(Life.FORKED)
 
-    def _check_open(self, closing: bool = False, closed: bool = False) -> None:
+    def _check_open(self, closing: bool = False, closed: bool = False, lost: bool = False) -> None:
         life = self._life
         if life is Life.OPEN or (closing and life is Life.CLOSING) or (closed and life is Life.CLOSED):
             return
+        if life is Life.LOST and self._lost is not None:
+            if lost or closing:
+                return
+            raise copy(self._lost)
         if life is Life.FORKED:
             raise ForkedError(
                 "the process was forked: this manager's threads are the parent's; start a new manager after the fork"

@@ -158,6 +158,7 @@ async def shut(parts: Parts, time: CloseTime, asking: Set[object] = frozenset())
     shared.flusher.stop()
     await _wait(home, parts.close_journal(), time, more=time.last)
     unflushed = _behind(parts, actors)
+    await _wait(home, parts.release_lease(flushed=not unflushed), time, more=time.last)
     await _wait(home, parts.close_store(), time, more=time.last)
     return _logged(ShutdownReport(unflushed, unfinished, len(outbox), monotonic() - time.start))
 
@@ -185,6 +186,7 @@ def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     for future in (
         lambda: parts.shared.flusher.flush(actors),
         parts.close_journal,
+        lambda: parts.release_lease(flushed=not _behind(parts, actors)),
         parts.close_store,
     ):
         try:

@@ -41,6 +41,7 @@ def stats_of(parts: Parts) -> Stats:
         replies_waiting=shared.outbox.room.replies,
         reply_bytes=shared.outbox.room.bytes,
         nearly_full=dirty.fullness.count(),
+        ownership=None if shared.keeper is None else shared.keeper.ownership(),
     )
 
 
@@ -64,6 +65,8 @@ def health_of(parts: Parts) -> Health:
         return Health(
             "degraded", f"{parts.store.name} has not taken writes for {seconds:.1f} s: {flusher.retries.outage}"
         )
+    if parts.shared.keeper is not None and parts.shared.keeper.trouble is not None:
+        return Health("degraded", f"the lease cannot be renewed: {parts.shared.keeper.trouble}")
     if (reason := parts.loader.unreadable()) is not None:
         return Health("degraded", f"the last read failed: {reason}")
     if flusher.retries.refusing:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import itertools
 from asyncio import current_task
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
 
 from actorbot._checks import check_timeout
-from actorbot._manager.access import Access, Life
+from actorbot._manager.access import Life
 from actorbot._manager.closing import Close, CloseTime, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
-from actorbot._manager.figures import health_of, sessions_of, stats_of
+from actorbot._manager.looks import Looks
+from actorbot._manager.losing import lose
 from actorbot._manager.options import Options
 from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
 from actorbot._manager.verbs import Verbs
 from actorbot._policy import FlushPolicy
-from actorbot._reports import Conflict, Health, SessionInfo, ShutdownReport, Stats
+from actorbot._reports import ShutdownReport
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Home
@@ -30,14 +31,14 @@ from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import Loan, take_back, undo
 from actorbot._turns.session_actor import raise_for
 from actorbot._turns.shared import TurnShared
-from actorbot.errors import ManagerClosedError
+from actorbot.errors import ManagerClosedError, OwnershipLostError
 
 __all__ = ["SessionManager"]
 
 _numbers = itertools.count(1)
 
 
-class SessionManager(Access):
+class SessionManager(Looks):
     """Keeps the sessions of a bot's users, each in an actor of its own: one event at a time.
 
     A session is in memory while its user is there. `store` is a store of actorbot's, or any object
@@ -65,6 +66,8 @@ class SessionManager(Access):
         max_replies: int = 1_000,
         max_session_bytes: int = 262_144,
         close_timeout: float = 10.0,
+        ownership: str | None = None,
+        takeover_timeout: float = 15.0,
         on_error: Hook | None = None,
         on_session_start: Hook | None = None,
         on_session_expire: Hook | None = None,
@@ -76,13 +79,15 @@ class SessionManager(Access):
         super().__init__()
         self._options = Options.checked(
             store=store, flush=flush, session_type=session_type, clock=clock, idle_timeout=idle_timeout,
-            handler_timeout=handler_timeout, close_timeout=close_timeout, max_resident=max_resident,
+            handler_timeout=handler_timeout, close_timeout=close_timeout, ownership=ownership,
+            takeover_timeout=takeover_timeout, max_resident=max_resident,
             max_mailbox=max_mailbox, max_replies=max_replies, max_session_bytes=max_session_bytes, handler=handler,
             deliver=deliver, on_error=on_error, on_session_start=on_session_start, on_conflict=on_conflict,
             on_session_expire=on_session_expire, on_dead_letter=on_dead_letter,
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
+        self._on_lost: Callable[[], None] | None = None  # what a bot does when it has lost its store
         self._shared: TurnShared | None = None  # what its turns have in common, from the start on
 
     # --- life ------------------------------------------------------------------------------------
@@ -149,10 +154,12 @@ class SessionManager(Access):
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        parts = self._parts = Parts(self._options, home)
+        parts = self._parts = Parts(self._options, home, self._lose)
         try:
             await parts.start()
             await recover_or_end(parts)
+            if self._lost is not None:
+                raise self._lost
         except BaseException:
             self._live(Life.CLOSED)
             raise
@@ -164,6 +171,19 @@ class SessionManager(Access):
             self._here = home.thread_id or 0
         elif isinstance(home, ThreadHome) and parts.shared.handle_here is not None:
             self._inline = home
+
+    def _lose(self, error: OwnershipLostError) -> None:
+        """Acknowledge nothing more: another process has taken over the store. Any thread."""
+        self._home.post(self._end_lost, error)
+
+    def _end_lost(self, error: OwnershipLostError) -> None:
+        self._lost = error
+        if self._life is Life.OPEN:
+            self._live(Life.LOST)
+        if self._shared is not None:
+            lose(self._parts, error)
+        if self._on_lost is not None:
+            self._on_lost()
 
     def _last_report(self) -> ShutdownReport | None:
         """Return the report of a close that has ended; a close of a new manager ends here."""
@@ -318,33 +338,3 @@ class SessionManager(Access):
         """The same as `destroy`, for threads."""
         self._check_away()
         self._run_sync(self._verbs.destroy, session_id)
-
-    async def delivered(self, session_id: str) -> None:
-        """Return when `deliver` has taken the session's replies so far, or has failed with them."""
-        self._check_here()
-        await self._home.wait(self._parts.shared.outbox.emptied(session_id))
-
-    def stats(self) -> Stats:
-        """Return counters and gauges. Any thread."""
-        self._check_open()
-        return stats_of(self._parts)
-
-    def conflicts(self) -> list[Conflict]:
-        """List what could not be flushed because another process had written the session.
-
-        The newest 1,000, oldest first. With a journal, also those of earlier managers that used it.
-        Any thread.
-        """
-        self._check_open()
-        return list(self._parts.hooks.conflicts)
-
-    def health(self) -> Health:
-        """Say whether the manager does its work. Any thread."""
-        if self._life is not Life.OPEN:
-            return Health("failing", f"the manager is {self._life.value}")
-        return health_of(self._parts)
-
-    def resident(self) -> Iterator[tuple[str, SessionInfo]]:
-        """Iterate over the sessions in memory. Any thread."""
-        self._check_open()
-        yield from sessions_of(self._parts)

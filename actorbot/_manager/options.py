@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from actorbot._checks import check_count, check_function, check_plain, check_seconds
+from actorbot._checks import check_count, check_function, check_plain, check_seconds, check_word
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock, SystemClock
 from actorbot._state.typed import SessionShape
 from actorbot._turns.hooks import Hook
 from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
-from actorbot.stores.driver import DriverStore
+from actorbot.stores.driver import DriverStore, keeps_lease
+from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
 
 __all__ = ["Options"]
@@ -28,6 +29,9 @@ class Options:
     idle_timeout: float
     handler_timeout: float
     close_timeout: float
+    ownership: Literal["exclusive", "shared"] | None
+    """How the store is owned; `None`: no lease is taken."""
+    takeover_timeout: float
     max_resident: int
     max_mailbox: int
     max_replies: int
@@ -50,6 +54,8 @@ class Options:
         idle_timeout: float,
         handler_timeout: float,
         close_timeout: float,
+        ownership: str | None,
+        takeover_timeout: float,
         max_resident: int,
         max_mailbox: int,
         max_replies: int,
@@ -57,9 +63,12 @@ class Options:
         **functions: Hook | None,
     ) -> Options:
         """Check what the author gave, and fill in what was left out. Raises: ConfigError."""
+        store, policy = _check_store(store), _check_policy(flush)
         return cls(
-            store=_check_store(store),
-            policy=_check_policy(flush),
+            store=store,
+            policy=policy,
+            ownership=_check_ownership(ownership, store, policy),
+            takeover_timeout=check_seconds("takeover_timeout", takeover_timeout, least=0.0),
             idle_timeout=check_seconds("idle_timeout", idle_timeout, least=0.0),
             handler_timeout=check_seconds("handler_timeout", handler_timeout),
             close_timeout=check_seconds("close_timeout", close_timeout),
@@ -96,6 +105,21 @@ def _check_policy(flush: FlushPolicy | None) -> FlushPolicy:
     if not isinstance(flush, FlushPolicy):
         raise ConfigError("flush", flush, "a FlushPolicy; FlushPolicy.parse() reads one from text")
     return flush
+
+
+def _check_ownership(ownership: str | None, store: Any, policy: FlushPolicy) -> Literal["exclusive", "shared"] | None:
+    if ownership is not None:
+        check_word("ownership", ownership, ("exclusive", "shared", "none"))
+    if ownership == "none":
+        return None
+    if keeps_lease(store):
+        shared = policy.mode == "write-through" if ownership is None else ownership == "shared"
+        return "shared" if shared else "exclusive"
+    if ownership == "shared" and isinstance(store, FileSessionStore):
+        raise ConfigError("ownership", ownership, '"exclusive": one process at a time has a folder of files')
+    if ownership is not None and not isinstance(store, RecordStore):
+        raise ConfigError("ownership", ownership, '"none", or a driver with the methods read_lease and swap_lease')
+    return None  # a store of one process, or one with a lock
 
 
 def _check_functions(functions: Mapping[str, Hook | None]) -> Mapping[str, Hook | None]:

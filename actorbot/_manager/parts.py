@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
+from actorbot._ownership.keeper import Keeper, real_clock
 from actorbot._residents.activation import Activation
 from actorbot._residents.anew import WriteAnew
 from actorbot._residents.backoff import BrokenRecords
@@ -20,17 +23,17 @@ from actorbot._residents.room import Room
 from actorbot._residents.sweeper import Sweeper
 from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
-from actorbot._runtime.home import Home, is_plain, new_future
+from actorbot._runtime.home import Home, Promise, is_plain, new_future
 from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import ThreadHome
-from actorbot._turns.acknowledge import write_ahead, write_through
+from actorbot._turns.acknowledge import claim_first, write_ahead, write_through
 from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hooks
 from actorbot._turns.outbox import Outbox
 from actorbot._turns.overdue import RunningTurns
 from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.shared import TurnShared
-from actorbot.errors import ConfigError
+from actorbot.errors import ActorbotError, ConfigError, OwnershipLostError
 from actorbot.stores._users import close_after_last, open_for
 from actorbot.stores.base import RecordStore
 from actorbot.stores.driver import DriverStore
@@ -39,6 +42,7 @@ __all__ = ["Parts"]
 
 logger = logging.getLogger("actorbot")
 
+MOMENT = 1.0  # seconds that a start that fails gives its lease to be given back
 READ_AT_ONCE = 500  # records that one call to the store asks for
 
 
@@ -53,7 +57,7 @@ class Parts:
     replay: Replay
     sweeper: Sweeper
 
-    def __init__(self, options: Options, home: Home) -> None:
+    def __init__(self, options: Options, home: Home, on_lost: Callable[[OwnershipLostError], None]) -> None:
         self._options = options
         self.clock = clock = options.clock
         self.home = home
@@ -68,6 +72,11 @@ class Parts:
         self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
         if not isinstance(self.store, DriverStore):  # whose calls all share one thread
             self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)
+        self.keeper: Keeper | None = None
+        self._real_clock = clock
+        if options.ownership is not None:
+            self._real_clock = real_clock(clock)
+            self.keeper = Keeper(self.store, given, options.ownership, self._real_clock, deadline, on_lost)
 
     async def start(self) -> None:
         """Open the store, then make and start what needs it. Raises: store errors."""
@@ -77,7 +86,11 @@ class Parts:
             if journal is not None:
                 await self.home.wait(journal.open())
             await self.home.wait(self.writer.call(self._open_store))
+            await self._own()
         except BaseException:
+            if self.keeper is not None:
+                with suppress(ActorbotError, TimeoutError):
+                    await self.home.wait(self.keeper.release(), MOMENT)
             if not self._opening.take():
                 self.close_store()
             if journal is not None:
@@ -99,6 +112,20 @@ class Parts:
         self._make_residents()
         for actor in (flusher, self.sweeper):
             actor.begin()
+
+    async def _own(self) -> None:
+        """Take the store's lease, if it keeps one. Raises: StoreLockedError; store errors."""
+        if self.keeper is not None:
+            await self.keeper.acquire(self.home, self._options.takeover_timeout)
+        elif self.store.keeps_lease:
+            logger.warning(
+                "%s: no lease is taken (ownership='none'): nothing keeps another process from the same sessions",
+                self.store.name,
+            )
+
+    def waits_for(self) -> str | None:
+        """Say whom a start waits for; `None` if it does not. Any thread."""
+        return None if self.keeper is None else self.keeper.waits_for
 
     def _make_residents(self) -> None:
         options, shared = self._options, self.shared
@@ -167,7 +194,11 @@ class Parts:
         handle_here = None
         if isinstance(home, ThreadHome) and handler is not None and is_plain(handler):
             handle_here = home.in_place(handler)
-        writes_through = options.policy.mode == "write-through"
+        acknowledge: Callable[..., Promise | None] | None = None if journal is None else write_ahead
+        if options.policy.mode == "write-through":
+            acknowledge = write_through
+        elif self.keeper is not None and self.keeper.claims:
+            acknowledge = claim_first
         room = ReplyRoom(options.max_replies, options.policy.max_dirty_bytes)
         return TurnShared(
             home=home,
@@ -181,20 +212,27 @@ class Parts:
             dirty=flusher.dirty,
             flusher=flusher,
             journal=journal,
-            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room),
+            keeper=self.keeper,
+            outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room, self.keeper),
             handle=hooks.bound("handler") or _no_handler,
             handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),
             on_error=hooks.report_error,
             on_expire=hooks.report_expired,
             running=RunningTurns(home, options.clock, options.handler_timeout),
-            acknowledge=write_through if writes_through else None if journal is None else write_ahead,
+            acknowledge=acknowledge,
         )
 
     def _open_store(self) -> None:
         open_for(self, self._options.store, self.store.init)
         if not self._opening.take():  # the start was cancelled meanwhile
             close_after_last(self, self._options.store, self.store.close)
+
+    def release_lease(self, *, flushed: bool) -> Future[Any]:
+        """Let the next owner begin. If not all is *flushed*, it has to find out by itself."""
+        if self.keeper is not None:
+            return self.keeper.release(give_back=flushed)
+        return _done()
 
     def close_store(self) -> Future[Any]:
         """Close the store, unless another manager uses the same object."""
@@ -204,9 +242,7 @@ class Parts:
         """Have the journal commit what it was given, and close its file."""
         if self.journal is not None:
             return self.journal.close()
-        closed = new_future()
-        closed.set_result(None)
-        return closed
+        return _done()
 
     def only_in_journal(self) -> list[str]:
         """List the sessions of which the closed journal has more than the store."""
@@ -222,9 +258,17 @@ class Parts:
     def _release(self) -> None:
         if self._reader is not self.writer:  # the writer ends with the flusher
             self._reader.close()
+        if self._real_clock is not self.clock:
+            self._real_clock.close()
         self.home.close()
         if self._options.own_clock:
             self.clock.close()
+
+
+def _done() -> Future[None]:
+    done = new_future()
+    done.set_result(None)
+    return done
 
 
 async def _no_handler(_: Context) -> Any:

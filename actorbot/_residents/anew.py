@@ -32,7 +32,7 @@ class WriteAnew:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._table.closing:
+        if self._table.closed is not None:
             return
         some, self._left = self._left[:AT_ONCE], self._left[AT_ONCE:]
         self._shared.flusher.write_anew(some)

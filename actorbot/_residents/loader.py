@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from copy import copy
 from typing import Any, NamedTuple
 
 from actorbot._journal.entry import Entry
@@ -89,14 +90,14 @@ class Loader:
         failed = self._failed
         return None if failed is None or self._shared.flusher.outcome.writes != failed.writes else failed.reason
 
-    def close(self) -> None:
-        """Tell everybody who waits for a record that it will not come."""
+    def close(self, error: ActorbotError | None = None) -> None:
+        """Tell everybody who waits for a record that it will not come, because of *error*."""
         with self._lock:
             self._closed = True
             waiting = [*(self._flying or ()), *self._asked]
             self._flying = None
             self._asked.clear()
-        self._tell([(ask.answer, _closed()) for ask in waiting])
+        self._tell([(ask.answer, _closed() if error is None else copy(error)) for ask in waiting])
 
     # --- the store -------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class Replay:
             ids = [session_id for session_id in journal.ids() if session_id not in self._table.actors]
             whole, outage = True, False
             for at in range(0, len(ids), AT_ONCE):
-                if self._table.closing:
+                if self._table.closed is not None:
                     return
                 try:
                     await self._bring(ids[at : at + AT_ONCE])

@@ -67,7 +67,7 @@ class Sweeper(ServiceActor):
     # --- memory ----------------------------------------------------------------------------------
 
     def _sweep_later(self) -> None:
-        if self._table.closing:
+        if self._table.closed is not None:
             return
         clock = self._shared.clock
 
@@ -152,7 +152,7 @@ class Sweeper(ServiceActor):
         seconds = min(600.0, max(1.0, self._store.expires_in / 10))
 
         def sweep() -> Future[None] | None:
-            if self._table.closing:
+            if self._table.closed is not None:
                 return None
             done = new_future()
             call = self._writer.call(lambda: list(self._store.sweep(clock.wall())), deadline=STORE_DEADLINE)

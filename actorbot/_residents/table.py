@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from copy import copy
 
 from actorbot._runtime.actor import Envelope
 from actorbot._state.committed import ENDS, STATE
@@ -35,7 +36,7 @@ class Table:
 
     def __init__(self, shared: TurnShared) -> None:
         self.actors: dict[str, SessionActor] = {}
-        self.closing = False
+        self.closed: ActorbotError | None = None
         self.activations = self.passivations = 0
         self._shared = shared
         # Guards that an actor is closed and leaves `actors` in one step. Who closes an actor holds
@@ -51,10 +52,10 @@ class Table:
         """
         if self.actors.setdefault(actor.session_id, actor) is not actor:
             return False
-        # Here the actor is put in first, and `closing` is looked at then. A close does it the other
-        # way round: it sets `closing` and lists the actors then. So one of the two sees the other.
-        if self.closing:
-            error = ManagerClosedError("the manager is closing")
+        # Here the actor is put in first, and `closed` is looked at then. A close does it the other
+        # way round: it sets `closed` and lists the actors then. So one of the two sees the other.
+        if (closed := self.closed) is not None:
+            error = copy(closed)
             self.discard(actor)
             self.dismiss(actor, error)
             raise error
@@ -133,9 +134,9 @@ class Table:
 
     # --- a close ---------------------------------------------------------------------------------
 
-    def close_intake(self) -> None:
-        """Let no session come any more. The sweeps end with this, too."""
-        self.closing = True
+    def close_intake(self, error: ActorbotError | None = None) -> None:
+        """Let no session come any more, because of *error*. The sweeps end with this, too."""
+        self.closed = self.closed or error or ManagerClosedError("the manager is closing")
 
     def retire(self, actor: SessionActor) -> bool:
         """Take out *actor*, whose turn the caller holds, flushed or not, and tell whether it left.
@@ -148,13 +149,14 @@ class Table:
             self.actors.pop(actor.session_id, None)
             return True
 
-    def dismiss_all(self) -> int:
+    def dismiss_all(self, error: ActorbotError | None = None) -> int:
         """Take out all sessions and fail everybody in line; return how many turns were held."""
+        error = error or ManagerClosedError("the manager was closed before the event had its turn")
         busy = 0
         for actor in self.resident():
             busy += actor.turn.locked()
             self.discard(actor)
-            self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
+            self.dismiss(actor, copy(error))
         return busy
 
     # --- looking ---------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ Read `home` first: what turns need of the place where they run. `loop_home` is a
 Then `mailbox`, the line in front of an actor, and `actor`, our base on pykka. `threads` has the
 pool for user code, `deadline_thread` the thread on which a store is called, `clock` the time and
 its timers. Small tools: `once` (one of several takes it), `file_lock` (one process has the file),
-`forks` (what a forked child leaves to its parent) and `task_group` (a fault of asyncio's).
+`forks` (what a forked child leaves to its parent), `process` (which one this is, and whether one
+is gone) and `task_group` (a fault of asyncio's).
 
 Every room above may import this one; stores and the journal take only threads, the clock,
 file locks and `forks`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Final, NamedTuple
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "VERSION",
     "Committed",
     "Lineage",
+    "digest_of",
     "write_id_of",
 ]
 
@@ -61,6 +63,11 @@ ANYBODYS: Final = Lineage(bytes(8), 2**63 - 1)
 
 OWNER_BYTES: Final = 4
 """Of a write id: they say which start of a manager has made it."""
+
+
+def digest_of(event_id: str) -> bytes:
+    """Return what a session remembers of an event's id."""
+    return blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def write_id_of(lineage: bytes, version: int) -> bytes:

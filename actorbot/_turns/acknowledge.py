@@ -11,7 +11,18 @@ from actorbot._turns.context import Context
 from actorbot._turns.session_actor import SessionActor
 from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
 
-__all__ = ["write_ahead", "write_through"]
+__all__ = ["claim_first", "write_ahead", "write_through"]
+
+
+def claim_first(actor: SessionActor, context: Context, committed: Committed) -> Promise | None:
+    """Commit as the policy says, but a session's first turn here when the store has it: its claim.
+
+    So the record gets a write id of this owner. What an earlier owner, who was taken over and comes
+    back, then writes late is a conflict of his, and not of this one.
+    """
+    if actor.shared.is_unclaimed(actor.write_ids):
+        return write_through(actor, context, committed)
+    return None if actor.shared.journal is None else write_ahead(actor, context, committed)
 
 
 def write_through(actor: SessionActor, context: Context, committed: Committed) -> Promise:

@@ -16,6 +16,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
+from actorbot._ownership.keeper import Keeper
 from actorbot._runtime.current import errand, outside_of_turns
 from actorbot._runtime.home import Home, new_future
 from actorbot._turns.context import Context
@@ -45,8 +46,11 @@ class Parcel:
 class Outbox:
     """Hands replies to `deliver`. Any thread."""
 
-    def __init__(self, home: Home, deliver: Deliver | None, on_failure: OnFailure, room: ReplyRoom) -> None:
+    def __init__(
+        self, home: Home, deliver: Deliver | None, on_failure: OnFailure, room: ReplyRoom, keeper: Keeper | None = None
+    ) -> None:
         self.room = room
+        self._keeper = keeper  # who has lost the store answers nobody
         self._home = home
         self._deliver = deliver
         self._on_failure = on_failure
@@ -230,7 +234,10 @@ class Outbox:
 
     async def _hand_over(self, context: Context, message: Any, delivered: Future[Any] | None = None) -> None:
         assert self._deliver is not None
+        keeper = self._keeper
         try:
+            if keeper is not None and keeper.now() >= keeper.until:
+                await keeper.confirm(self._home)
             value = await self._deliver(context.session_id, message)
         except BaseException as error:  # `deliver` may raise anything, and the line must go on
             if delivered is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from copy import copy
 from typing import Final
 
 from actorbot._runtime.clock import Clock
@@ -67,12 +68,12 @@ class RunningTurns:
             f"the turn took longer than {self.handler_timeout:g} s (handler_timeout); its changes were discarded",
         )
 
-    def end_all(self) -> None:
-        """Revoke every turn. From now on none begins. At home."""
-        running, self.deadlines = self.deadlines, _NoMore()
+    def end_all(self, error: ActorbotError | None = None) -> None:
+        """Revoke every turn, because of *error*. From now on none begins. At home."""
+        running, self.deadlines = self.deadlines, _NoMore(error)
         for context in list(running):
             if running.pop(context, None) is not None:
-                self._revoke(context, _closed())
+                self._revoke(context, _closed() if error is None else copy(error))
 
     def refuse_all(self) -> None:
         """Let no turn commit, and none begin. Any thread: the loop has gone, or is blocked."""
@@ -107,7 +108,11 @@ def _leave_for(context: Context) -> None:
 
 
 class _NoMore(dict[Context, float]):
-    """The running turns of a closed manager: none can begin."""
+    """The running turns of a manager that has ended: none can begin."""
+
+    def __init__(self, error: ActorbotError | None = None) -> None:
+        super().__init__()
+        self._error = error or ManagerClosedError("the manager was closed before the event had its turn")
 
     def __setitem__(self, context: Context, deadline: float) -> None:
-        raise ManagerClosedError("the manager was closed before the event had its turn")
+        raise copy(self._error)

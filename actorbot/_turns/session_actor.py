@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from hashlib import blake2b
 from typing import Any, Final, NoReturn
 
 from actorbot._event import DUPLICATE
@@ -14,7 +13,7 @@ from actorbot._journal.entry import Entry
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Promise
 from actorbot._state.codec import decode_state, encode_plain, encode_state, is_nobody_elses
-from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed
+from actorbot._state.committed import ENDS, EVENT_IDS, NOTHING, SEEN, STATE, VERSION, Committed, digest_of
 from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id, is_of_another_release
 from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
@@ -113,25 +112,28 @@ class SessionActor(Flushable):
                 if context is None:
                     if durable and shared.journal is None:  # the store may not have it yet
                         await shared.home.wait(shared.flusher.flush([self]))
+                    await shared.confirm()
                     return DUPLICATE
                 if shared.on_start is not None and context.is_new:
                     await shared.on_start(context)
                 value = shared.handle_here(context) if shared.handle_here is not None else await shared.handle(context)
                 try:
+                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
+                        await keeper.confirm(shared.home)
                     done = self.commit(context, durable)
                     if done is not None:
                         await (shared.home.wait(done) if isinstance(done, Future) else done)
+                        await shared.confirm()  # the store or the journal may have taken long
                 except ConflictError:
                     reruns += 1
-                    if not shared.writes_through or reruns > RERUNS:
+                    if reruns > RERUNS or not (shared.writes_through or shared.is_unclaimed(self.write_ids)):
                         raise
                     self.roll_back(context)
                     await self.look_back(RING_BYTES if event_id is None else EVENT_ID_BYTES)
                 else:
                     return value
         except BaseException as error:
-            context = context or never_begun(self, event, error)
-            await self.fail_turn(context, error)
+            await self.fail_turn(context or never_begun(self, event, error), error)
         finally:
             if context is None or not context._passed_on:
                 self.leave()
@@ -202,7 +204,7 @@ class SessionActor(Flushable):
             self.committed = committed = (committed[VERSION], None, b"", committed[SEEN], end)
             shared.on_expire(self.session_id, state, end)
             state = None
-        digest = None if event_id is None else _digest_of(event_id)
+        digest = None if event_id is None else digest_of(event_id)
         if digest is not None and has_id(committed[EVENT_IDS], digest):
             shared.duplicates += 1
             return None
@@ -268,7 +270,9 @@ class SessionActor(Flushable):
             raise self._conflict("written by another process since it was read")
         if shared.acknowledge is not None:
             context._passed_on = True
-            return shared.acknowledge(self, context, committed)
+            if (promise := shared.acknowledge(self, context, committed)) is not None:
+                return promise
+            context._passed_on = False
         shared.handled += 1  # first: from here on the event is at risk
         self.committed = committed
         self.trusted = True
@@ -344,7 +348,3 @@ def raise_for(error: BaseException, raised: BaseException) -> NoReturn:
         raise raised from error
     finally:
         del error, raised  # as in `fail_turn`
-
-
-def _digest_of(event_id: str) -> bytes:
-    return blake2b(str(event_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -9,6 +9,7 @@ from typing import Any
 from actorbot._flushing.dirty import DirtySessions
 from actorbot._flushing.flusher import Flusher
 from actorbot._journal.journal import Journal
+from actorbot._ownership.keeper import Keeper
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
 from actorbot._runtime.home import Home, Promise
@@ -39,6 +40,8 @@ class TurnShared:
     dirty: DirtySessions
     flusher: Flusher
     journal: Journal | None
+    keeper: Keeper | None
+    """Knows whether this process owns the store; `None` where there is no lease."""
     outbox: Outbox
     handle: Bound
     handle_here: Callable[[Context], Any] | None
@@ -51,7 +54,7 @@ class TurnShared:
     on_expire: Callable[[str, bytes, float], None]
     """Told the session's id, its state, and the wall-clock second of its end."""
     running: RunningTurns
-    acknowledge: Callable[[Any, Context, Committed], Promise] | None
+    acknowledge: Callable[[Any, Context, Committed], Promise | None] | None
     """Commits a turn whose answer waits for the store or the journal; `None` in write-behind."""
     load: Bound = field(init=False)
     """Reads the record of an actor, whose turn the caller has. A failure is told to its line."""
@@ -70,6 +73,21 @@ class TurnShared:
         self.many_events = max(1, self.policy.max_events // 2)
         self.writes_through = self.policy.mode == "write-through"
         self.wall, self.monotonic = self.clock.wall, self.clock.monotonic
+
+    async def confirm(self) -> None:
+        """Wait until it is certain that this process owns the store, where that is in doubt.
+
+        Raises: OwnershipLostError. At home.
+        """
+        if self.keeper is not None and self.keeper.now() >= self.keeper.until:
+            await self.keeper.confirm(self.home)
+
+    def is_unclaimed(self, write_ids: bytes) -> bool:
+        """Tell whether an earlier owner may still write the session with these ids.
+
+        See `claim_first`.
+        """
+        return self.keeper is not None and self.keeper.claims and not self.flusher.set_backs.is_own(write_ids)
 
     def at_risk(self) -> int:
         """Count the events that only this process has, where there is no journal.

@@ -18,10 +18,12 @@ from actorbot._checks import check_seconds
 from actorbot._state.record import Record, has_id
 from actorbot.errors import ActorbotError, ConfigError, ConflictError
 from actorbot.stores._findings import Finding
+from actorbot.stores._lease import LeaseFound, LeaseKeeping
 
 __all__ = [
     "ASIDE_AGE",
     "ONE_YEAR",
+    "LeaseFound",
     "Record",
     "RecordStore",
     "SessionStore",
@@ -142,7 +144,7 @@ class Verdict(Enum):
     """Somebody else has written since: refuse it with `Write.conflict`."""
 
 
-class RecordStore(ABC):
+class RecordStore(LeaseKeeping, ABC):
     """A store that keeps records, in batches and by compare-and-set: what the built-in stores are.
 
     `init`, `read_many`, `write_many`, `sweep` and `close` block. They run on threads of actorbot's
@@ -296,7 +298,7 @@ class RecordStore(ABC):
         self.init()
         return ()
 
-    def close(self) -> None:  # noqa: B027  # not every store holds something
+    def close(self) -> None:  # not every store holds something
         """Release what `init` acquired. Calling it twice is no error."""
 
     def read(self, session_id: str) -> dict[str, Any] | None:

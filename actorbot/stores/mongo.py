@@ -36,6 +36,7 @@ try:
 
     from actorbot.stores._mongo_damage import SHAPE, set_aside
     from actorbot.stores._mongo_documents import FORMAT, decode_record, encode_record, literal_id
+    from actorbot.stores._mongo_lease import MongoLease
     from actorbot.stores._mongo_link import (
         Call,
         Link,
@@ -60,7 +61,7 @@ TRIES: Final = 3
 PAGE: Final = 250  # sessions that a scan reads at a time
 
 
-class MongoSessionStore(RecordStore):
+class MongoSessionStore(MongoLease, RecordStore):
     """Keeps each session in a document of *collection_name*. MongoDB 5.0 or newer.
 
     The database is *database*, or else the one behind the host in *url*, or else `actorbot`.

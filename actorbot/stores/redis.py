@@ -25,6 +25,7 @@ from actorbot.errors import (
 )
 from actorbot.stores._findings import Finding
 from actorbot.stores._redis_damage import Damage
+from actorbot.stores._redis_lease import NAME, RedisLease
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores._redis_rights import Rights, try_rights
 from actorbot.stores._redis_server import check_server, examine, time_of
@@ -74,7 +75,7 @@ return answer_and_old
 SCRIPT_SHA: Final = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
 
-class RedisSessionStore(RecordStore):
+class RedisSessionStore(RedisLease, RecordStore):
     """Keeps each session under the key `<key_prefix><session id>` of a Redis or Valkey server.
 
     Redis 6.2 or newer. *url* is `redis://[[user]:password@]host[:port][/database]`, `unix:///path`,
@@ -220,7 +221,7 @@ class RedisSessionStore(RecordStore):
 
     def scan(self) -> Iterator[Record | ActorbotError]:
         others: Counter[str] = Counter()  # prefixes that begin with this one: who has them sees to their sessions
-        for keys in self._link.scan(self._pattern, SCANNED):
+        for keys in self._keys():
             for at in range(0, len(keys), PAGE):
                 for found in self._read_page(keys[at : at + PAGE]):
                     if isinstance(found, ForeignSessionError):
@@ -244,12 +245,13 @@ class RedisSessionStore(RecordStore):
                 yield each
 
     def count(self) -> int:
-        keys = (key for page in self._link.scan(self._pattern, SCANNED) for key in page)
+        keys = (key for page in self._keys() for key in page)
         return sum(not Damage.may_be_aside(key[len(self._prefix) :]) for key in keys)
 
-    @property
-    def _pattern(self) -> bytes:
-        return re.sub(rb"[][*?\\]", rb"\\\g<0>", self._prefix) + b"*"
+    def _keys(self) -> Iterator[list[bytes]]:
+        pattern = re.sub(rb"[][*?\\]", rb"\\\g<0>", self._prefix) + b"*"
+        for keys in self._link.scan(pattern, SCANNED):
+            yield [key for key in keys if not key.endswith(NAME)]
 
     # --- writing ---------------------------------------------------------------------------------
 

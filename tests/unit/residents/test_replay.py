@@ -38,7 +38,7 @@ async def test_an_outage_that_ends_as_it_ends_a_replay_is_followed_by_another_re
         flusher=SimpleNamespace(retries=Retries(), flush=lambda actors: None),
         home=SimpleNamespace(wait=wait),
     )
-    table: Any = SimpleNamespace(actors={}, closing=False)
+    table: Any = SimpleNamespace(actors={}, closed=None)
     activation: Any = SimpleNamespace(wait_for_turn=refuse)
     replay = Replay(shared, table, activation)
     await replay.run()

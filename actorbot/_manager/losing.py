@@ -1,0 +1,28 @@
+"""What becomes of a manager whose store another process has taken over."""
+
+from __future__ import annotations
+
+import logging
+
+from actorbot._manager.parts import Parts
+from actorbot.errors import OwnershipLostError
+
+__all__ = ["lose"]
+
+logger = logging.getLogger("actorbot")
+
+
+def lose(parts: Parts, error: OwnershipLostError) -> None:
+    """End every turn with *error*, and hand what is not flushed to `on_conflict`. At home.
+
+    Nothing more is written. The outbox asks the keeper itself, and sends no reply any more.
+    """
+    logger.critical("%s", error)
+    table, shared = parts.table, parts.shared
+    shared.flusher.stop()
+    table.close_intake(error)
+    shared.running.end_all(error)
+    actors = list(table.resident())
+    table.dismiss_all(error)
+    parts.loader.close(error)
+    shared.flusher.abandon(actors, error)

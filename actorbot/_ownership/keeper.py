@@ -1,0 +1,342 @@
+"""Takes a store's lease for one manager, renews it, and gives it back.
+
+All that asks the store runs on a thread of its own, which no handler and no slow flush can hold up.
+Times are counted from before the store was asked: whoever is told late has less of them, not more.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from math import inf
+from typing import Any, Final, NamedTuple
+
+from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
+from actorbot._reports import Ownership
+from actorbot._runtime.clock import Clock, SystemClock, Timer
+from actorbot._runtime.deadline_thread import DeadlineThread
+from actorbot._runtime.forks import kept_from_children
+from actorbot._runtime.home import Home, new_future
+from actorbot._runtime.process import Process, is_gone, this_process
+from actorbot.errors import OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
+from actorbot.stores.base import RecordStore
+
+__all__ = ["Keeper", "real_clock"]
+
+logger = logging.getLogger("actorbot")
+
+LEASE: Final = 10.0
+"""Seconds for which an owner has a store without renewing its lease."""
+RENEWED: Final = 0.3
+"""The part of a lease after which it is renewed."""
+RETRY: Final = 0.25
+"""Seconds until that is tried again, if the store did not answer."""
+POLL: Final = 0.02
+"""Seconds until a start that waits for the lease looks again: it is the pause of a hand-over."""
+SAY_AGAIN: Final = 5.0  # seconds
+TRIES: Final = 5  # at once, while others change the lease: several may share it
+
+
+class Keeper:
+    """Keeps the lease of one store for one manager. Any thread, unless a method says otherwise."""
+
+    def __init__(
+        self,
+        store: RecordStore,
+        opened: object,
+        mode: Mode,
+        clock: Clock,
+        deadline: float,
+        on_lost: Callable[[OwnershipLostError], None],
+    ) -> None:
+        """*opened* is the store object that the author made; *on_lost* is called in any thread."""
+        self._store = store
+        self._opened = opened
+        self._mode: Mode = mode
+        self._clock = clock
+        self.now = clock.monotonic
+        """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
+        self._deadline = deadline
+        self._on_lost = on_lost
+        self._thread = DeadlineThread("actorbot-lease", store.name, clock, deadline)
+        self._me = ""
+        self._mine: Holder | None = None
+        self._seen: tuple[str | None, float] | None = None  # the last text, and since when it is the same
+        self._lock = threading.Lock()  # guards `_flying`, `_asked`, `_timer`, `_ended` and `lost`
+        self._flying: Future[None] | None = None  # a renewal that is under way
+        self._asked = 0.0  # when it began
+        self._timer: Timer | None = None
+        self._ended = False
+        self.until = inf
+        """The monotonic second from which on a turn asks (`confirm`) before it commits."""
+        self.lost: OwnershipLostError | None = None
+        self.trouble: str | None = None
+        """Why the lease could not be renewed the last time."""
+        self.waits_for: str | None = None
+        """Whom a start waits for."""
+
+    @property
+    def claims(self) -> bool:
+        """Whether an earlier owner may still write: see `claim_first`."""
+        return self._mine is not None and self._mine.claims
+
+    def ownership(self) -> Ownership | None:
+        """Say who owns the store, as far as this process knows."""
+        mine = self._mine
+        if mine is None:
+            return None
+        remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
+        return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
+
+    # --- taking it -------------------------------------------------------------------------------
+
+    async def acquire(self, home: Home, timeout: float) -> None:
+        """Take the lease, and wait for it at most *timeout* seconds. At home.
+
+        Raises: StoreLockedError; StoreError, StoreUnavailableError.
+        """
+        self._me = _stays.join(self._opened)
+        began = said = self.now()
+        while (obstacle := await self._look(home, first=self._seen is None)) is not None:
+            now = self.now()
+            if now - began >= timeout and not obstacle.passes:
+                raise self._locked(obstacle.reason, now - began)
+            if self.waits_for is None or now - said >= SAY_AGAIN:
+                said = now
+                logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
+            self.waits_for = obstacle.reason
+            await _sleep(home, POLL)
+        assert self._mine is not None
+        logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
+        self.waits_for = None
+
+    async def _look(self, home: Home, *, first: bool) -> _Obstacle | None:
+        try:
+            return await home.wait(self._thread.call(self._take))  # type: ignore[no-any-return]
+        except StoreUnavailableError as error:
+            if first:
+                raise
+            self._seen = None, inf  # whoever is away may have been kept from renewing, too
+            return _Obstacle(f"the store does not answer: {error}", passes=False)
+
+    def _take(self) -> _Obstacle | None:
+        """Take the lease, or say what is in the way. On the thread."""
+        asked = self.now()
+        found = self._store.read_lease()
+        if self._seen is None or self._seen[0] != found.text or self._seen[1] == inf:
+            self._seen = found.text, self.now()
+        watched = asked - self._seen[1]
+        lease = Lease.parse(found.text, self._store.name)
+        enough = WATCHED * LEASE
+        if watched < enough and (found.text is None if found.up is None else found.up < enough):
+            reason = "the server has just been started, and an owner may be about to renew its lease"
+            return _Obstacle(reason, passes=True)
+        mine = Holder(this_process(), self._mode, LEASE)
+        outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(_is_gone, mine.process))
+        if not isinstance(outcome, Lease):
+            reason = "; ".join(each.say(found.now) for each in outcome.holders)
+            return _Obstacle(reason, passes=not outcome.may_renew)
+        if not self._store.swap_lease(found.text, outcome.to_text()):
+            return _Obstacle("somebody else has just taken it", passes=True)
+        self._renewed(outcome.holders[self._me], asked)
+        return None
+
+    def _locked(self, in_the_way: str, waited: float) -> StoreLockedError:
+        return StoreLockedError(
+            self._store.name,
+            f"somebody else owns it: {in_the_way}. Waited {waited:.1f} s (takeover_timeout). Close that process;"
+            " or let both use FlushPolicy.write_through(), which several may share; docs/processes.md has more",
+            owner=in_the_way,
+        )
+
+    # --- keeping it ------------------------------------------------------------------------------
+
+    async def confirm(self, home: Home) -> None:
+        """Wait until it is certain that this process still owns the store. At home.
+
+        While the server does not answer, it does: nobody has been seen to take it.
+        Raises: OwnershipLostError.
+        """
+        while self.now() >= self.until:
+            if self.lost is not None:
+                raise self.lost
+            await home.wait(self._renew_soon())
+
+    def _renew_soon(self) -> Future[None]:
+        """Begin a renewal, unless one is under way. The future ends with it, and never fails."""
+        with self._lock:
+            if self._flying is not None:
+                return self._flying
+            done = new_future()
+            if self._ended:
+                done.set_result(None)
+                return done
+            self._flying, self._asked = done, self.now()
+            if self._timer is not None:
+                self._timer.cancel()
+        self._thread.call(self._renew).add_done_callback(self._note)
+        return done
+
+    def _tick(self) -> None:
+        self._renew_soon()
+
+    def _renew(self) -> _Renewed | Lost:
+        """Renew the lease. On the thread."""
+        mine = self._mine
+        assert mine is not None
+        for _ in range(TRIES):
+            asked = self.now()
+            found = self._store.read_lease()
+            outcome = renew(Lease.parse(found.text, self._store.name), self._me, mine, found.now)
+            if isinstance(outcome, Lost):
+                return outcome
+            if self._ended:  # after the reading: a call that was late must not put back what was given back
+                break
+            if self._store.swap_lease(found.text, outcome.to_text()):
+                return _Renewed(outcome.holders[self._me], asked)
+        raise StoreUnavailableError(self._store.name, f"others changed its lease meanwhile, {TRIES} times")
+
+    def _note(self, answer: Future[Any]) -> None:
+        """Note what became of a renewal, and begin the next one in time. Any thread."""
+        error = answer.exception()
+        outcome = None if error is not None else answer.result()
+        with self._lock:
+            done, self._flying = self._flying, None
+            if not self._ended:
+                if isinstance(outcome, Lost):
+                    self.lost = self._lost_to(outcome.holder)
+                    self.until = -inf
+                elif isinstance(outcome, _Renewed):
+                    self._renewed(*outcome)
+                else:
+                    self._failed(error)
+        if isinstance(outcome, Lost) and self.lost is not None:
+            self._on_lost(self.lost)
+        if done is not None:
+            done.set_result(None)
+
+    def _renewed(self, mine: Holder, asked: float) -> None:
+        # The caller holds the lock, or is the start.
+        self._mine, self.trouble = mine, None
+        self.until = asked + mine.lease
+        self._timer = self._clock.call_at(asked + RENEWED * mine.lease, self._tick)
+
+    def _failed(self, error: BaseException | None) -> None:
+        """Go on for as long as the next try may take: nobody is known to have taken the store.
+
+        Counted from the begin of this one: if the process was frozen since, that time is over.
+        """
+        if self.trouble is None:
+            logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
+        self.trouble = str(error)
+        self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
+        self._timer = self._clock.call_at(self.now() + RETRY, self._tick)
+
+    def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
+        who = "somebody who has given it back since" if holder is None else str(holder.process)
+        return OwnershipLostError(
+            self._store.name,
+            f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."
+            " Nothing more is acknowledged here; what was not flushed is in conflicts(). Restart this process",
+        )
+
+    # --- giving it back --------------------------------------------------------------------------
+
+    def release(self, *, give_back: bool = True) -> Future[None]:
+        """Give the lease back, unless another manager of this process has the store open.
+
+        If it must not *give_back*, since a write may still come late, the next owner finds out that
+        this one has ended. The thread ends. Twice is no error. The future may fail with a
+        StoreError.
+        """
+        released = new_future()
+        with self._lock:
+            if self._ended:
+                released.set_result(None)
+                return released
+            self._ended = True
+            if self._timer is not None:
+                self._timer.cancel()
+        self.until = inf if self.lost is None else -inf
+        if self._me and _stays.leave(self._opened) and give_back:
+            released = self._thread.call(self._give_back)
+        else:
+            released.set_result(None)
+        self._thread.close()
+        return released
+
+    def _give_back(self) -> None:
+        for _ in range(TRIES):
+            found = self._store.read_lease()
+            lease = Lease.parse(found.text, self._store.name)
+            if self._me not in lease.holders and self._me not in lease.away:
+                return
+            if self._store.swap_lease(found.text, without(lease, self._me).to_text()):
+                return
+        raise StoreError(self._store.name, "others changed its lease meanwhile; it runs out by itself")
+
+
+class _Obstacle(NamedTuple):
+    reason: str
+    passes: bool
+    """Whether it goes away in a moment, without anybody's doing: that does not count as waiting."""
+
+
+class _Renewed(NamedTuple):
+    mine: Holder
+    asked: float
+    """The monotonic second before the store was asked."""
+
+
+class _Stays:
+    """The ids of this process in leases: one for each store object, while a manager uses it."""
+
+    def __init__(self) -> None:
+        self._leave_to_parent()
+        kept_from_children.add(self)
+
+    def _leave_to_parent(self) -> None:
+        self._lock = threading.Lock()  # guards `_of`
+        self._of: dict[int, tuple[object, str, int]] = {}  # the object is kept, so that its id is not given again
+
+    def __contains__(self, name: str) -> bool:
+        with self._lock:
+            return any(each == name for _, each, _ in self._of.values())
+
+    def join(self, opened: object) -> str:
+        with self._lock:
+            _, name, users = self._of.get(id(opened), (opened, secrets.token_hex(8), 0))
+            self._of[id(opened)] = opened, name, users + 1
+            return name
+
+    def leave(self, opened: object) -> bool:
+        """Tell whether that was the last one."""
+        with self._lock:
+            _, name, users = self._of.pop(id(opened))
+            if users > 1:
+                self._of[id(opened)] = opened, name, users - 1
+            return users == 1
+
+
+_stays = _Stays()
+
+
+def _is_gone(here: Process, name: str, holder: Holder) -> bool:
+    """Tell whether a holder has ended: its process, or its stay in this process."""
+    return name not in _stays if holder.process == here else is_gone(holder.process)
+
+
+def real_clock(clock: Clock) -> Clock:
+    """Return a clock that runs as the server's does, also where *clock* is a test's."""
+    return clock if isinstance(clock, SystemClock) else SystemClock()
+
+
+async def _sleep(home: Home, seconds: float) -> None:
+    try:
+        await home.wait(new_future(), seconds)
+    except TimeoutError:
+        return
