@@ -22,7 +22,7 @@ def lose(parts: Parts, error: OwnershipLostError) -> None:
     shared.flusher.stop()
     table.close_intake(error)
     shared.running.end_all(error)
-    actors = list(table.resident())
+    actors = [*table.resident(), *shared.flusher.dirty.sessions()]
     table.dismiss_all(error)
     parts.loader.close(error)
-    shared.flusher.abandon(actors, error)
+    shared.flusher.abandon(dict.fromkeys(actors), error)

@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
@@ -34,8 +35,7 @@ LEASE: Final = 10.0
 """Seconds for which an owner has a store without renewing its lease."""
 RENEWED: Final = 0.3
 """The part of a lease after which it is renewed."""
-RETRY: Final = 0.25
-"""Seconds until that is tried again, if the store did not answer."""
+RETRY: Final = 0.25  # seconds until that is tried again, if the store did not answer
 POLL: Final = 0.02
 """Seconds until a start that waits for the lease looks again: it is the pause of a hand-over."""
 SAY_AGAIN: Final = 5.0  # seconds
@@ -74,6 +74,7 @@ class Keeper:
         self._ended = False
         self.until = inf
         """The monotonic second from which on a turn asks (`confirm`) before it commits."""
+        self._runs_out = inf  # the monotonic second from which on others may take the lease
         self.lost: OwnershipLostError | None = None
         self.trouble: str | None = None
         """Why the lease could not be renewed the last time."""
@@ -87,8 +88,7 @@ class Keeper:
 
     def ownership(self) -> Ownership | None:
         """Say who owns the store, as far as this process knows."""
-        mine = self._mine
-        if mine is None:
+        if (mine := self._mine) is None:
             return None
         remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
@@ -167,6 +167,15 @@ class Keeper:
                 raise self.lost
             await home.wait(self._renew_soon())
 
+    def check_before_writing(self) -> None:
+        """Refuse to write once the lease has run out, until it is renewed. Any thread.
+
+        What another owner wrote may have been read here since: to go on from that is no conflict.
+        Raises: OwnershipLostError, StoreUnavailableError.
+        """
+        if self.now() >= self._runs_out:
+            raise self.lost or StoreUnavailableError(self._store.name, "its lease has run out, and is being renewed")
+
     def _renew_soon(self) -> Future[None]:
         """Begin a renewal, unless one is under way. The future ends with it, and never fails."""
         with self._lock:
@@ -210,7 +219,7 @@ class Keeper:
             if not self._ended:
                 if isinstance(outcome, Lost):
                     self.lost = self._lost_to(outcome.holder)
-                    self.until = -inf
+                    self.until = self._runs_out = -inf
                 elif isinstance(outcome, _Renewed):
                     self._renewed(*outcome)
                 else:
@@ -223,7 +232,7 @@ class Keeper:
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock, or is the start.
         self._mine, self.trouble = mine, None
-        self.until = asked + mine.lease
+        self.until = self._runs_out = asked + mine.lease
         self._timer = self._clock.call_at(asked + RENEWED * mine.lease, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
@@ -337,7 +346,5 @@ def real_clock(clock: Clock) -> Clock:
 
 
 async def _sleep(home: Home, seconds: float) -> None:
-    try:
+    with suppress(TimeoutError):
         await home.wait(new_future(), seconds)
-    except TimeoutError:
-        return

@@ -201,17 +201,21 @@ class Bot:
 
     async def _submit(self, session_id: str, event: str) -> None:
         assert self.manager is not None
-        durable = False
         try:
             receipt = await self.manager.submit(session_id, event, event_id=event)
             token = await receipt.result()
-            if token is not DUPLICATE and self.world.random.random() < 0.5:
-                await receipt.durable()
-                durable = True
         except (ActorbotError, MishapError) as error:
             self._refused(session_id, event, error)
-        else:
-            self._answered(session_id, event, token, durable=durable)
+            return
+        self._answered(session_id, event, token, durable=False)
+        if token is not DUPLICATE and self.world.random.random() < 0.5:
+            try:
+                await receipt.durable()
+            except ActorbotError as error:
+                self.world.say("not durable:", event, repr(error)[:120])
+            else:
+                self.world.say("durable:", event)
+                self.world.model.make_durable(self.owner, session_id, token)
 
     async def _borrow(self, session_id: str, event: str) -> None:
         assert self.manager is not None

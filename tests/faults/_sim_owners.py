@@ -167,7 +167,7 @@ class Simulation:
         self.model.out_of_reach = self._out_of_reach
         self.server = Server(
             self.random, self.say, self._stored, expires_in=3e7, deadline=plan.deadline, faults=plan.faults,
-            tells_up=plan.tells_up, on_swap=self._swapped, on_lease_call=self._lease_called,
+            tells_up=plan.tells_up, on_swap=self._swapped, on_asked=self._asked, on_answered=self._answered,
         )  # fmt: skip
         self.bots: dict[str, Bot] = {}
         self.slots = [self._make_slot(number) for number in range(plan.slots)]
@@ -211,8 +211,12 @@ class Simulation:
         self.counts["takeovers"] += sum(other.taken < inf for other in self.model.owners) - len(taken)
         self.counts["claims"] += owner.claims and owner.holder not in (old or "")
 
-    def _lease_called(self, machine: Machine, sent: float, outcome: str | bool | None) -> None:
+    def _asked(self, machine: Machine, sent: float) -> None:
+        self.bots[machine.name].owner.asking.add(sent)
+
+    def _answered(self, machine: Machine, sent: float, outcome: str | bool | None) -> None:
         owner = self.bots[machine.name].owner
+        owner.asking.discard(sent)
         if outcome is False:
             owner.failed_asked, owner.failed = sent, self.world.now
         elif not owner.holder or owner.holder in (outcome or ""):

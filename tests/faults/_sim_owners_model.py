@@ -25,6 +25,7 @@ WATCHED = 4.0  # seconds for which the taker of a lease that ran out has seen no
 RENEWED = 3.0
 RETRY = 0.25
 SLACK = 0.5
+MOMENT = 0.01  # seconds from the decision to call the store to the call
 REMEMBERED = 64  # events of a session, so that none is counted twice
 
 
@@ -64,8 +65,10 @@ class Owner:
     """What it had acknowledged and not flushed then, by session."""
     asked: float = -inf
     """When the last call about the lease was sent that was answered."""
+    asking: set[float] = field(default_factory=set)
+    """When those were sent that have not come back."""
     failed_asked: float = -inf
-    """The same of the last one that was not."""
+    """When the last one was sent that was not answered."""
     failed: float = -inf
     """When that failed."""
     told: set[str] = field(default_factory=set)
@@ -85,7 +88,6 @@ class Acknowledged:
     token: str
     session_id: str
     owner: Owner
-    durable: bool
     at: float
 
 
@@ -137,14 +139,18 @@ class OwnersModel:
         if run.failed or not run.returned:
             self._complain(f"{token} was acknowledged and had failed")
         self.check_may_answer(owner, now, f"{token} was acknowledged")
-        stored = token in self.stored.get(session_id, ())
-        if self.mode == "journaled":
-            durable = False  # more than the journal is not asked for
-            if not stored and token not in self.kept.get(owner.slot, ()):
-                self._complain(f"{token} was acknowledged before the journal had it")
-        elif (durable or self.mode == "write-through") and not stored:
-            self._complain(f"{token} was acknowledged before it was stored")
-        self.acknowledged.append(Acknowledged(token, session_id, owner, durable, now))
+        if durable or self.mode != "write-behind":
+            self.make_durable(owner, session_id, token)
+        self.acknowledged.append(Acknowledged(token, session_id, owner, now))
+
+    def make_durable(self, owner: Owner, session_id: str, token: str) -> None:
+        """Somebody was told that the policy has done its best for the run."""
+        if token in self.stored.get(session_id, ()):
+            return
+        if self.mode != "journaled":
+            self._complain(f"{token} was called durable before it was stored")
+        elif token not in self.kept.get(owner.slot, ()):
+            self._complain(f"{token} was called durable before the journal had it")
 
     def duplicate(self, owner: Owner, session_id: str, event: str, now: float) -> None:
         """Somebody was told that the session has counted *event* before."""
@@ -153,7 +159,7 @@ class OwnersModel:
         if not runs:
             self._complain(f"{session_id}: {event} was called a duplicate, and never counted")
         if len(runs) == 1:
-            self.acknowledged.append(Acknowledged(runs[0].token, session_id, owner, False, now))
+            self.acknowledged.append(Acknowledged(runs[0].token, session_id, owner, now))
 
     def check_may_answer(self, owner: Owner, now: float, what: str) -> None:
         """Check that *owner* may tell anybody anything."""
@@ -161,8 +167,9 @@ class OwnersModel:
             self._complain(f"{what} by {owner.name}, which knows that it has lost the store")
         if self.shared or now <= owner.taken or self.disturbed >= owner.asked:
             return
-        in_doubt = owner.failed_asked > owner.thawed and now <= owner.failed_asked + 2 * owner.deadline + 2 * RETRY
-        if not in_doubt:
+        overdue = [sent for sent in owner.asking if now >= sent + owner.deadline - MOMENT]
+        failed = max(owner.failed_asked, *overdue, -inf)
+        if failed <= owner.thawed or now > failed + 2 * owner.deadline + 2 * RETRY:
             self._complain(f"{what} by {owner.name}, which was taken over at {owner.taken:.3f}")
 
     # --- media -----------------------------------------------------------------------------------
@@ -233,6 +240,10 @@ class OwnersModel:
         self.epoch = max(self.epoch, after["epoch"])
         for name in went - {owner.holder}:
             self._remove(name, owner, now)
+        if self.forgot > -inf and not self.shared:  # whoever is not there any more has lost it, too
+            for other in self.owners:
+                if other.holder and other.holder not in after["holders"] and other.gave_back == inf:
+                    other.taken = min(other.taken, now)
 
     def _take(self, owner: Owner, before: Any, after: Any) -> None:
         mine = after["holders"][owner.holder]
@@ -282,6 +293,8 @@ class OwnersModel:
                 self._complain(f"{owner.name} gave the store back, and {sorted(tokens)} was not flushed")
         if owner.lost < inf:
             for session_id, tokens in self.owing(owner).items():
+                if self.mode == "journaled" and session_id in owner.unflushed:
+                    continue  # it had left memory: the journal has it for the next process
                 if missing := tokens - owner.told:
                     self._complain(f"{owner.name} has lost {session_id}, and told nobody of {sorted(missing)}")
 
@@ -295,9 +308,7 @@ class OwnersModel:
             if each.token in self.stored.get(each.session_id, ()):
                 continue
             excused = owner.killed or owner.taken < inf or each.session_id in owner.unflushed
-            if each.durable or self.mode == "write-through":
-                self._complain(f"{each.token} of {owner.name} was stored, and is lost")
-            elif not excused:
+            if not excused:
                 self._complain(f"{each.token} of {owner.name} is lost, which owned the store all the time")
             elif self.mode == "journaled" and each.token not in told[owner.slot]:
                 self._complain(f"{each.token} of {owner.name} is lost, and its journal has told nobody")

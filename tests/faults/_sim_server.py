@@ -42,9 +42,11 @@ class Server(Network):
     """By machine: until when nothing of it comes through."""
     traps: dict[str, Trap] = field(default_factory=dict)
     on_swap: Callable[[Machine, str | None, str], None] = lambda machine, old, new: None
-    on_lease_call: Callable[[Machine, float, str | bool | None], None] = lambda machine, sent, outcome: None
-    """Is told when a machine has the answer of a call: when it was sent, and what it was; `False`
-    for none.
+    on_asked: Callable[[Machine, float], None] = lambda machine, sent: None
+    """Is told when a machine asks for the lease, or changes it."""
+    on_answered: Callable[[Machine, float, str | bool | None], None] = lambda machine, sent, outcome: None
+    """Is told when such a call comes back: when it was sent, and what it has brought; `False`:
+    nothing.
     """
 
     def mood(self, now: float) -> str:
@@ -85,6 +87,7 @@ class LeasedStore(NetworkStore):
 
     def read_lease(self) -> LeaseFound:
         sent = self._machine.now
+        self._server.on_asked(self._machine, sent)
         try:
             mood = self._ask("lease", "read")
             server, now = self._server, self._machine.now
@@ -93,13 +96,14 @@ class LeasedStore(NetworkStore):
             if mood not in ("well", "some fail", "hang"):
                 raise StoreUnavailableError(self.name, "no answer")
         except Exception:
-            self._server.on_lease_call(self._machine, sent, False)
+            self._server.on_answered(self._machine, sent, False)
             raise
-        self._server.on_lease_call(self._machine, sent, found.text)
+        self._server.on_answered(self._machine, sent, found.text)
         return found
 
     def swap_lease(self, old: str | None, new: str) -> bool:
         sent = self._machine.now
+        self._server.on_asked(self._machine, sent)
         try:
             mood = self._ask("lease", "swap")
             done = self._server.swap(self._machine, old, new)
@@ -108,9 +112,9 @@ class LeasedStore(NetworkStore):
             if mood not in ("well", "some fail", "hang"):
                 raise OutcomeUnknownError(self.name, "no answer")
         except Exception:
-            self._server.on_lease_call(self._machine, sent, False)
+            self._server.on_answered(self._machine, sent, False)
             raise
-        self._server.on_lease_call(self._machine, sent, new if done else self._server.lease)
+        self._server.on_answered(self._machine, sent, new if done else self._server.lease)
         return done
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 import pytest
 
+from actorbot._flushing.dirty import DirtySessions
 from actorbot._manager import closing as _closing
 from actorbot._manager.parts import Parts
 from actorbot._ownership import keeper as _keeper
@@ -135,9 +135,16 @@ def _takes_the_store_back(patch: Patch) -> None:
     patch.setattr(_keeper, "renew", stubborn)
 
 
+def _writes_before_it_has_renewed(patch: Patch) -> None:
+    patch.setattr(Keeper, "check_before_writing", lambda self: None)
+
+
+def _forgets_what_a_close_has_taken_out(patch: Patch) -> None:
+    patch.setattr(DirtySessions, "sessions", lambda self: [])
+
+
 WRITE_BEHIND: dict[str, Any] = {"mode": "write-behind", "forgets": False, "clocks": False}
 TAKEN: dict[str, Any] = WRITE_BEHIND | {"standby": True, "pause": 0.3, "faults": 0.0, "gap": 3.0, "scenes": 6}
-_ = inf
 
 
 @pytest.mark.long
@@ -157,6 +164,8 @@ _ = inf
         pytest.param(_answers_without_asking, TAKEN, id="no fence at the commit"),
         pytest.param(_goes_on_writing_when_it_is_lost, TAKEN, id="writes when it is lost"),
         pytest.param(_takes_the_store_back, TAKEN, id="takes the store back"),
+        pytest.param(_writes_before_it_has_renewed, TAKEN, id="written before the lease is renewed"),
+        pytest.param(_forgets_what_a_close_has_taken_out, TAKEN, id="lost amid a close"),
     ],
 )
 def test_a_fault_that_is_seeded_is_found(
