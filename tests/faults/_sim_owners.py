@@ -27,6 +27,7 @@ import pytest
 from actorbot import FlushPolicy
 from actorbot._manager import parts as _parts
 from actorbot._ownership import keeper as _keeper
+from actorbot._ownership import stays as _stays
 from actorbot._policy import Retry
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
@@ -218,7 +219,7 @@ class Simulation:
         owner = self.bots[machine.name].owner
         owner.asking.discard(sent)
         if outcome is False:
-            owner.failed_asked, owner.failed = sent, self.world.now
+            owner.failed = max(owner.failed, min(self.world.now, sent + owner.deadline))
         elif not owner.holder or owner.holder in (outcome or ""):
             owner.asked = sent
 
@@ -398,15 +399,17 @@ class Simulation:
         def random_text(count: int) -> str:
             return self.random.randbytes(count).hex()
 
+        known = _stays.Stays()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 _parts, "JournalFile", lambda path, sync: DiskFile(here().slot.disk, here().machine, path, sync)
             )
             patch.setattr(_parts, "real_clock", lambda clock: clock)
             patch.setattr(_keeper, "this_process", this_process)
-            patch.setattr(_keeper, "is_gone", is_gone)
-            patch.setattr(_keeper, "secrets", SimpleNamespace(token_hex=random_text))
-            patch.setattr(_keeper, "_stays", _keeper._Stays())
+            patch.setattr(_stays, "is_gone", is_gone)
+            patch.setattr(_stays, "secrets", SimpleNamespace(token_hex=random_text))
+            for module in (_keeper, _stays):
+                patch.setattr(module, "stays", known)
             patch.setattr(_keeper, "POLL", POLL)
             try:
                 yield

@@ -25,7 +25,7 @@ WATCHED = 4.0  # seconds for which the taker of a lease that ran out has seen no
 RENEWED = 3.0
 RETRY = 0.25
 SLACK = 0.5
-MOMENT = 0.01  # seconds from the decision to call the store to the call
+MOMENT = 0.05  # seconds from the decision to call the store to the call
 REMEMBERED = 64  # events of a session, so that none is counted twice
 
 
@@ -67,10 +67,8 @@ class Owner:
     """When the last call about the lease was sent that was answered."""
     asking: set[float] = field(default_factory=set)
     """When those were sent that have not come back."""
-    failed_asked: float = -inf
-    """When the last one was sent that was not answered."""
     failed: float = -inf
-    """When that failed."""
+    """When one last failed: it was not answered in time."""
     told: set[str] = field(default_factory=set)
     """The tokens of all states that it has handed to `on_conflict` or lists as conflicts."""
     unflushed: set[str] = field(default_factory=set)
@@ -167,10 +165,15 @@ class OwnersModel:
             self._complain(f"{what} by {owner.name}, which knows that it has lost the store")
         if self.shared or now <= owner.taken or self.disturbed >= owner.asked:
             return
-        overdue = [sent for sent in owner.asking if now >= sent + owner.deadline - MOMENT]
-        failed = max(owner.failed_asked, *overdue, -inf)
-        if failed <= owner.thawed or now > failed + 2 * owner.deadline + 2 * RETRY:
+        if not self._is_in_doubt(owner, now):
             self._complain(f"{what} by {owner.name}, which was taken over at {owner.taken:.3f}")
+
+    def _is_in_doubt(self, owner: Owner, now: float) -> bool:
+        """Tell whether *owner* has been asking without a gap, and was not answered."""
+        ends = [sent + owner.deadline for sent in owner.asking]
+        failed = max(owner.failed, *(end for end in ends if end - MOMENT <= now), -inf)
+        patience = failed + 2 * RETRY + MOMENT
+        return now <= patience or any(end - owner.deadline <= patience and now <= end + RETRY for end in ends)
 
     # --- media -----------------------------------------------------------------------------------
 
