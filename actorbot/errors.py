@@ -25,6 +25,7 @@ __all__ = [
     "NotEncodableError",
     "OutcomeUnknownError",
     "OverloadedError",
+    "OwnershipLostError",
     "SessionTooLargeError",
     "StoreError",
     "StoreLockedError",
@@ -231,6 +232,10 @@ class OutcomeUnknownError(StoreUnavailableError):
 
 class ConflictError(StoreError):
     """Another process has written the session since it was read. Its write was not overwritten."""
+
+
+class OwnershipLostError(StoreError):
+    """Another process has taken over this store: this one acknowledges nothing more."""
 
 
 class StoreLockedError(StoreError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from asyncio import current_task
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
@@ -292,6 +292,17 @@ class SessionManager(Looks):
         """The same as `flush`, for threads."""
         self._check_away()
         self._run_sync(self._verbs.flush, session_id)
+
+    def abandon(self, session_ids: str | Iterable[str]) -> None:
+        """Take these sessions out of memory now, and flush nothing of them. Any thread.
+
+        For who learns that another process has them. What the store does not have goes to
+        `on_conflict` and `conflicts`; when a write is on its way, as soon as it has ended. A turn
+        under way is taken from its handler: its caller gets OwnershipLostError, and so do those in
+        line. The next event reads what the store has.
+        """
+        self._check_anywhere()
+        self._verbs.abandon(session_ids)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`.

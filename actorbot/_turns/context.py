@@ -10,7 +10,14 @@ from typing import Any, Final
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
 from actorbot._state.committed import SEEN, STATE
-from actorbot.errors import ActorbotError, ConfigError, CorruptSessionError, HandlerTimeoutError, TurnEndedError
+from actorbot.errors import (
+    ActorbotError,
+    ConfigError,
+    CorruptSessionError,
+    HandlerTimeoutError,
+    ManagerClosedError,
+    TurnEndedError,
+)
 
 __all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "never_begun", "shield"]
 
@@ -143,7 +150,14 @@ class Context:
     def _ended(self) -> TurnEndedError:
         if self._revoked is None:
             return TurnEndedError(self.session_id, "the turn cannot be used any more: it is over")
-        how = "its handler timed out" if isinstance(self._revoked, HandlerTimeoutError) else "the manager was closed"
+        revoked = self._revoked
+        how = (
+            "its handler timed out"
+            if isinstance(revoked, HandlerTimeoutError)
+            else "the manager was closed"
+            if isinstance(revoked, ManagerClosedError)
+            else "its session was abandoned"
+        )
         return TurnEndedError(self.session_id, f"the turn cannot be used any more: {how}")
 
 

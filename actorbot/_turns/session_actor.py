@@ -70,6 +70,9 @@ class SessionActor(Flushable):
             self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
+        journal = self.shared.journal
+        if journal is not None and journal.floor > self.flushed:
+            self.flushed, self.committed = journal.floor, (journal.floor, *self.committed[1:])
 
     def doubt(self) -> None:
         """Have the session read before its next turn: nobody knows whether a write was done."""
@@ -92,7 +95,7 @@ class SessionActor(Flushable):
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds. What the store has shows when the session is flushed."""
         self.adopt(entry.record)
-        self.flushed = entry.record.version - 1
+        self.flushed, self.committed = entry.record.version - 1, entry.record.committed
         self.lineages = entry.lineages
         self.shared.dirty.mark(self)
 
@@ -279,8 +282,9 @@ class SessionActor(Flushable):
             self.send(context, done)
         return done
 
-    def _conflict(self, reason: str) -> ConflictError:
-        return ConflictError(self.shared.store, reason, session_id=self.session_id)
+    def _conflict(self, reason: str) -> ActorbotError:
+        """Make the error of a turn that cannot be committed any more, or not begin."""
+        return self.abandoned or ConflictError(self.shared.store, reason, session_id=self.session_id)
 
     def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
