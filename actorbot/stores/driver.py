@@ -117,8 +117,12 @@ class DriverStore(RecordStore):
     def examine(self) -> Iterator[Finding]:
         self.init()
         yield Finding("reach", "ok", f"{self.name} opens")
-        has = [name for name in OPTIONAL if self._optional(name) is not None]
-        yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(OPTIONAL)}")
+        optional = OPTIONAL + LEASE
+        has = [name for name in optional if self._optional(name) is not None]
+        yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(optional)}")
+        if not self.keeps_lease:
+            text = "cannot be told without read_lease and swap_lease: nothing keeps a second process from the same sessions"
+            yield Finding("owner", "warning", text)
         if {"write_many", "compare_and_write"} <= set(has):
             text = "compare_and_write is used, not write_many, which compares nothing; a RecordStore does both at once"
             yield Finding("batches", "warning", text)
