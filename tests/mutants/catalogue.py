@@ -543,6 +543,20 @@ MUTANTS = (
         "tests/unit/stores/test_lost_folder.py -k refused",
     ),
     Mutant(
+        "`rm` destroys what was written since it looked",
+        "cli/_sessions.py",
+        "        base, size = record.write_id, len(record.state)\n",
+        "        base, size = None, len(record.state)\n",
+        "tests/tools/test_cli_owner.py -k since_it_looked",
+    ),
+    Mutant(
+        "the doctor finds an owner well whose lease has run out",
+        "cli/_owner.py",
+        "all(found.now < each.until and not",
+        "all(not",
+        "tests/tools/test_cli_owner.py -k may_not_come_back",
+    ),
+    Mutant(
         "a lock does not say who has it",
         "_runtime/file_lock.py",
         "    _sign(file)\n",
