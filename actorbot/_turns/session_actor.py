@@ -133,7 +133,8 @@ class SessionActor(Flushable):
                 else:
                     return value
         except BaseException as error:
-            await self.fail_turn(context or never_begun(self, event, error), error)
+            context = context or never_begun(self, event, error)  # the turn is left once
+            await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
                 self.leave()
