@@ -21,6 +21,7 @@ from actorbot._runtime.clock import Clock, SystemClock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.forks import kept_from_children
 from actorbot._runtime.home import Home, new_future
+from actorbot._runtime.locked import locked
 from actorbot._runtime.process import Process, is_gone, this_process
 from actorbot.errors import OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
@@ -149,11 +150,11 @@ class Keeper:
         return None
 
     def _locked(self, in_the_way: str, waited: float) -> StoreLockedError:
-        return StoreLockedError(
+        return locked(
             self._store.name,
-            f"somebody else owns it: {in_the_way}. Waited {waited:.1f} s (takeover_timeout). Close that process;"
-            " or let both use FlushPolicy.write_through(), which several may share; docs/processes.md has more",
-            owner=in_the_way,
+            in_the_way,
+            f"Waited {waited:.1f} s (takeover_timeout). Close that process;"
+            " or let both use FlushPolicy.write_through(), which several may share",
         )
 
     # --- keeping it ------------------------------------------------------------------------------

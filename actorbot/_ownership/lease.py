@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, Self
 
+from actorbot._runtime.locked import show_time
 from actorbot._runtime.process import Process
 from actorbot.errors import StoreError
 
@@ -50,7 +51,7 @@ class Holder:
         """Name it, for people."""
         left = self.until - now
         when = f"for {left:.1f} s unless it renews it" if left > 0 else f"which ran out {-left:.1f} s ago"
-        return f"{self.process} has it, {self.mode}, epoch {self.epoch}, {when}"
+        return f"{self.process}, {self.mode}, epoch {self.epoch}, since {show_time(self.since)}, {when}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Lease:
             if data["format"] == FORMAT:
                 return cls(int(data["epoch"]), _holders(data["holders"]), _holders(data["away"]))
             reason = f"was written by another release of actorbot (format {data['format']!r})"
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             reason = "cannot be read: it is damaged, or something else stands in its place"
         raise StoreError(store, f"the lease that says who owns it {reason}. If no bot runs, remove it")
 
@@ -170,8 +171,14 @@ def _holders(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Holder]:
 
 
 def _holder(fields: dict[str, Any]) -> Holder:
-    process = Process(**fields.pop("process"))
+    process = Process.from_fields(fields.pop("process"))
     holder = Holder(process, **fields)
-    if holder.mode not in ("exclusive", "shared") or type(process.pid) is not int or process.pid < 1:
+    if holder.mode not in ("exclusive", "shared"):
         raise ValueError
-    return replace(holder, epoch=int(holder.epoch), until=float(holder.until), lease=float(holder.lease))
+    return replace(
+        holder,
+        epoch=int(holder.epoch),
+        since=float(holder.since),
+        until=float(holder.until),
+        lease=float(holder.lease),
+    )

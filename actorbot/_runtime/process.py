@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 __all__ = ["Process", "is_gone", "this_process"]
 
 _PROC: Final = Path("/proc")
 _STATE, _STARTED = 0, 19  # places in /proc/<pid>/stat, counted behind the name (proc_pid_stat(5))
 _ENDED: Final = frozenset("ZX")  # states of a process that has ended: nobody has asked how, or dead
+_MOST: Final = 2**31  # above each process id
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,17 @@ class Process:
     """The namespace that its id belongs to: containers have their own."""
     kernel: str = ""
     """Which start of which kernel it runs on."""
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Read it from what `dataclasses.asdict` made. Raises: TypeError, ValueError."""
+        process = cls(**fields)
+        if type(process.pid) is not int or not 0 < process.pid < _MOST:
+            raise ValueError("this is no process id")
+        texts = process.host, process.program, process.started, process.namespace, process.kernel
+        if not all(isinstance(each, str) for each in texts):
+            raise TypeError("a process is described by text")
+        return process
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} ({self.program})"
