@@ -7,23 +7,24 @@ Times are counted from before the store was asked: whoever is told late has less
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from copy import copy
 from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
 
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
+from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
 from actorbot._runtime.clock import Clock, SystemClock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
-from actorbot._runtime.forks import kept_from_children
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.locked import locked
-from actorbot._runtime.process import Process, is_gone, this_process
-from actorbot.errors import OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
+from actorbot._runtime.process import this_process
+from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
 __all__ = ["Keeper", "real_clock"]
@@ -34,6 +35,8 @@ LEASE: Final = 10.0
 """Seconds for which an owner has a store without renewing its lease."""
 RENEWED: Final = 0.3
 """The part of a lease after which it is renewed."""
+PATIENCE: Final = 0.5
+"""The part of a lease that a renewal may take: an outage is known before the lease runs out."""
 RETRY: Final = 0.25
 """Seconds until that is tried again, if the store did not answer."""
 POLL: Final = 0.02
@@ -59,9 +62,9 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = clock.monotonic
+        self.now = _seconds_of(clock)
         """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
-        self._deadline = deadline
+        self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
         self._thread = DeadlineThread("actorbot-lease", store.name, clock, deadline)
         self._me = ""
@@ -102,12 +105,12 @@ class Keeper:
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
-        self._me = _stays.join(self._opened)
+        self._me = stays.join(self._opened)
         began = said = self.now()
-        while (obstacle := await self._look(home, first=self._seen is None)) is not None:
+        while (obstacle := await self._look(home)) is not None:
             now = self.now()
             if now - began >= timeout and not obstacle.passes:
-                raise self._locked(obstacle.reason, now - began)
+                raise obstacle.error or self._locked(obstacle.reason, now - began)
             if self.waits_for is None or now - said >= SAY_AGAIN:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
@@ -118,14 +121,15 @@ class Keeper:
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
         self.waits_for = None
 
-    async def _look(self, home: Home, *, first: bool) -> _Obstacle | None:
+    async def _look(self, home: Home) -> _Obstacle | None:
         try:
             return await home.wait(self._thread.call(self._take))  # type: ignore[no-any-return]
         except StoreUnavailableError as error:
-            if first:
+            # At once, but for an answer that is lost: who has asked for the lease may have it.
+            if self._seen is None or (self.waits_for is None and not isinstance(error, OutcomeUnknownError)):
                 raise
             self._seen = None, inf  # whoever is away may have been kept from renewing, too
-            return _Obstacle(f"the store does not answer: {error}", passes=False)
+            return _Obstacle(f"the store does not answer: {error}", passes=False, error=error)
 
     def _take(self) -> _Obstacle | None:
         """Take the lease, or say what is in the way. On the thread."""
@@ -140,13 +144,17 @@ class Keeper:
             reason = "the server has just been started, and an owner may be about to renew its lease"
             return _Obstacle(reason, passes=True)
         mine = Holder(this_process(), self._mode, LEASE)
-        outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(_is_gone, mine.process))
+        outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(has_ended, mine.process))
         if not isinstance(outcome, Lease):
             reason = "; ".join(each.say(found.now) for each in outcome.holders)
             return _Obstacle(reason, passes=not outcome.may_renew)
+        if self._ended:  # as in `_renew`: the start was given up meanwhile
+            return None
         if not self._store.swap_lease(found.text, outcome.to_text()):
             return _Obstacle("somebody else has just taken it", passes=True)
-        self._renewed(outcome.holders[self._me], asked)
+        with self._lock:
+            if not self._ended:
+                self._renewed(outcome.holders[self._me], asked)
         return None
 
     def _locked(self, in_the_way: str, waited: float) -> StoreLockedError:
@@ -167,7 +175,7 @@ class Keeper:
         """
         while self.now() >= self.until:
             if self.lost is not None:
-                raise self.lost
+                raise copy(self.lost)
             await home.wait(self._renew_soon())
 
     def _renew_soon(self) -> Future[None]:
@@ -182,7 +190,7 @@ class Keeper:
             self._flying, self._asked = done, self.now()
             if self._timer is not None:
                 self._timer.cancel()
-        self._thread.call(self._renew).add_done_callback(self._note)
+        self._thread.call(self._renew, deadline=self._deadline).add_done_callback(self._note)
         return done
 
     def _tick(self) -> None:
@@ -218,16 +226,21 @@ class Keeper:
                     self._renewed(*outcome)
                 else:
                     self._failed(error)
-        if isinstance(outcome, Lost) and self.lost is not None:
-            self._on_lost(self.lost)
-        if done is not None:
-            done.set_result(None)
+        try:
+            if isinstance(outcome, Lost) and self.lost is not None:
+                self._on_lost(self.lost)
+        finally:
+            if done is not None:
+                done.set_result(None)
 
     def _renewed(self, mine: Holder, asked: float) -> None:
-        # The caller holds the lock, or is the start.
+        # The caller holds the lock.
         self._mine, self.trouble = mine, None
         self.until = asked + mine.lease
-        self._timer = self._clock.call_at(asked + RENEWED * mine.lease, self._tick)
+        self._again(asked + RENEWED * mine.lease - self.now())
+
+    def _again(self, seconds: float) -> None:
+        self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
         """Go on for as long as the next try may take: nobody is known to have taken the store.
@@ -238,7 +251,7 @@ class Keeper:
             logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
         self.trouble = str(error)
         self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
-        self._timer = self._clock.call_at(self.now() + RETRY, self._tick)
+        self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
         who = "somebody who has given it back since" if holder is None else str(holder.process)
@@ -266,7 +279,7 @@ class Keeper:
             if self._timer is not None:
                 self._timer.cancel()
         self.until = inf if self.lost is None else -inf
-        if self._me and _stays.leave(self._opened) and give_back:
+        if self._me and stays.leave(self._opened, clean=give_back):
             released = self._thread.call(self._give_back)
         else:
             released.set_result(None)
@@ -288,6 +301,8 @@ class _Obstacle(NamedTuple):
     reason: str
     passes: bool
     """Whether it goes away in a moment, without anybody's doing: that does not count as waiting."""
+    error: StoreUnavailableError | None = None
+    """What is the matter, if it is the store itself."""
 
 
 class _Renewed(NamedTuple):
@@ -296,47 +311,24 @@ class _Renewed(NamedTuple):
     """The monotonic second before the store was asked."""
 
 
-class _Stays:
-    """The ids of this process in leases: one for each store object, while a manager uses it."""
-
-    def __init__(self) -> None:
-        self._leave_to_parent()
-        kept_from_children.add(self)
-
-    def _leave_to_parent(self) -> None:
-        self._lock = threading.Lock()  # guards `_of`
-        self._of: dict[int, tuple[object, str, int]] = {}  # the object is kept, so that its id is not given again
-
-    def __contains__(self, name: str) -> bool:
-        with self._lock:
-            return any(each == name for _, each, _ in self._of.values())
-
-    def join(self, opened: object) -> str:
-        with self._lock:
-            _, name, users = self._of.get(id(opened), (opened, secrets.token_hex(8), 0))
-            self._of[id(opened)] = opened, name, users + 1
-            return name
-
-    def leave(self, opened: object) -> bool:
-        """Tell whether that was the last one."""
-        with self._lock:
-            _, name, users = self._of.pop(id(opened))
-            if users > 1:
-                self._of[id(opened)] = opened, name, users - 1
-            return users == 1
-
-
-_stays = _Stays()
-
-
-def _is_gone(here: Process, name: str, holder: Holder) -> bool:
-    """Tell whether a holder has ended: its process, or its stay in this process."""
-    return name not in _stays if holder.process == here else is_gone(holder.process)
-
-
 def real_clock(clock: Clock) -> Clock:
     """Return a clock that runs as the server's does, also where *clock* is a test's."""
     return clock if isinstance(clock, SystemClock) else SystemClock()
+
+
+def _seconds_of(clock: Clock) -> Callable[[], float]:
+    """Return what counts the seconds of a *clock*, if it is real also those of a machine asleep.
+
+    A laptop or a server may be suspended for longer than its lease.
+    """
+    if not isinstance(clock, SystemClock) or _AWAKE_OR_NOT is None:
+        return clock.monotonic
+    return partial(time.clock_gettime, _AWAKE_OR_NOT)
+
+
+# Linux's CLOCK_MONOTONIC stands still in a machine that sleeps. That of macOS does not, but
+# `time.monotonic` does there.
+_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 async def _sleep(home: Home, seconds: float) -> None:
