@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from asyncio import current_task
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
@@ -86,7 +86,6 @@ class SessionManager(Looks):
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
-        self._on_lost: Callable[[], None] | None = None  # what a bot does when it has lost its store
         self._shared: TurnShared | None = None  # what its turns have in common, from the start on
 
     # --- life ------------------------------------------------------------------------------------
@@ -153,7 +152,7 @@ class SessionManager(Looks):
 
     async def _open(self, home: Home) -> None:
         self._home, self._loop = home, home.loop if isinstance(home, LoopHome) else None
-        parts = self._parts = Parts(self._options, home, self._lose)
+        parts = self._parts = Parts(self._options, home, self._wait_for, self._lose)
         try:
             await parts.start()
             await recover_or_end(parts)
@@ -181,8 +180,8 @@ class SessionManager(Looks):
             self._live(Life.LOST)
         if self._shared is not None:
             lose(self._parts, error)
-        if self._on_lost is not None:
-            self._on_lost()
+        for tell in self._on_lost:
+            tell(error)
 
     def _last_report(self) -> ShutdownReport | None:
         """Return the report of a close that has ended; a close of a new manager ends here."""

@@ -98,8 +98,10 @@ class Keeper:
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
+
+        At each look that is in vain, *on_wait* is told whom it waits for.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -113,6 +115,7 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
+            on_wait(obstacle.reason)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
