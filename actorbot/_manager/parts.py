@@ -113,6 +113,7 @@ class Parts:
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
+            check=(lambda: None) if self.keeper is None else self.keeper.check_before_writing,
             max_session_bytes=options.max_session_bytes,
         )
         self.shared = self._make_shared(flusher, journal)
