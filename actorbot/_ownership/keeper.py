@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from math import inf
@@ -98,8 +99,10 @@ class Keeper:
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
+
+        At each look that is in vain, *on_wait* is told whom it waits for.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -113,6 +116,7 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
+            on_wait(obstacle.reason)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
@@ -341,7 +345,5 @@ _AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time,
 
 
 async def _sleep(home: Home, seconds: float) -> None:
-    try:
+    with suppress(TimeoutError):
         await home.wait(new_future(), seconds)
-    except TimeoutError:
-        return
