@@ -75,6 +75,7 @@ class Keeper:
         self._asked = 0.0  # when it began
         self._timer: Timer | None = None
         self._ended = False
+        self._ends = 0.0  # the monotonic second at which the lease runs out, unless it is renewed
         self.until = inf
         """The monotonic second from which on a turn asks (`confirm`) before it commits."""
         self.lost: OwnershipLostError | None = None
@@ -93,7 +94,7 @@ class Keeper:
         mine = self._mine
         if mine is None:
             return None
-        remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
+        remaining = 0.0 if self.lost else max(0.0, self._ends - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
 
     # --- taking it -------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ class Keeper:
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock.
         self._mine, self.trouble = mine, None
-        self.until = asked + mine.lease
+        self.until = self._ends = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
 
     def _again(self, seconds: float) -> None:
@@ -251,7 +252,9 @@ class Keeper:
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since" if holder is None else str(holder.process)
+        who = "somebody who has given it back since"
+        if holder is not None:
+            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."
