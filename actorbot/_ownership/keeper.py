@@ -94,7 +94,7 @@ class Keeper:
         """Say who owns the store, as far as this process knows."""
         if (mine := self._mine) is None:
             return None
-        remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
+        remaining = 0.0 if self.lost else max(0.0, self._runs_out - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
 
     # --- taking it -------------------------------------------------------------------------------
@@ -267,7 +267,9 @@ class Keeper:
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since" if holder is None else str(holder.process)
+        who = "somebody who has given it back since"
+        if holder is not None:
+            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."
