@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from actorbot._ownership import keeper
 from tests.servers import mongo_servers, redis_servers
 from tests.waiting import HANGS
 
@@ -75,6 +76,14 @@ def redis_server(
     """Each kind of server in turn, running, of the test's own: to kill, to freeze, to fill."""
     with redis_servers.Server(request.param, tmp_path_factory.mktemp("server")) as server:
         yield server
+
+
+@pytest.fixture
+def young_servers_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the lease of a server at once that a test has just started. A bot waits for a moment: an
+    owner may be about to come back.
+    """
+    monkeypatch.setattr(keeper, "WATCHED", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.locked import locked
 from actorbot._runtime.process import this_process
-from actorbot.errors import OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
+from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
 __all__ = ["Keeper", "real_clock"]
@@ -35,6 +35,8 @@ LEASE: Final = 10.0
 """Seconds for which an owner has a store without renewing its lease."""
 RENEWED: Final = 0.3
 """The part of a lease after which it is renewed."""
+PATIENCE: Final = 0.5
+"""The part of a lease that a renewal may take: an outage is known before the lease runs out."""
 RETRY: Final = 0.25
 """Seconds until that is tried again, if the store did not answer."""
 POLL: Final = 0.02
@@ -62,7 +64,7 @@ class Keeper:
         self._clock = clock
         self.now = _seconds_of(clock)
         """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
-        self._deadline = deadline
+        self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
         self._thread = DeadlineThread("actorbot-lease", store.name, clock, deadline)
         self._me = ""
@@ -103,7 +105,7 @@ class Keeper:
         """
         self._me = stays.join(self._opened)
         began = said = self.now()
-        while (obstacle := await self._look(home, first=self._seen is None)) is not None:
+        while (obstacle := await self._look(home)) is not None:
             now = self.now()
             if now - began >= timeout and not obstacle.passes:
                 raise obstacle.error or self._locked(obstacle.reason, now - began)
@@ -116,11 +118,12 @@ class Keeper:
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
         self.waits_for = None
 
-    async def _look(self, home: Home, *, first: bool) -> _Obstacle | None:
+    async def _look(self, home: Home) -> _Obstacle | None:
         try:
             return await home.wait(self._thread.call(self._take))  # type: ignore[no-any-return]
         except StoreUnavailableError as error:
-            if first:
+            # At once, but for an answer that is lost: who has asked for the lease may have it.
+            if self._seen is None or (self.waits_for is None and not isinstance(error, OutcomeUnknownError)):
                 raise
             self._seen = None, inf  # whoever is away may have been kept from renewing, too
             return _Obstacle(f"the store does not answer: {error}", passes=False, error=error)
@@ -184,7 +187,7 @@ class Keeper:
             self._flying, self._asked = done, self.now()
             if self._timer is not None:
                 self._timer.cancel()
-        self._thread.call(self._renew).add_done_callback(self._note)
+        self._thread.call(self._renew, deadline=self._deadline).add_done_callback(self._note)
         return done
 
     def _tick(self) -> None:
@@ -296,6 +299,7 @@ class _Obstacle(NamedTuple):
     passes: bool
     """Whether it goes away in a moment, without anybody's doing: that does not count as waiting."""
     error: StoreUnavailableError | None = None
+    """What is the matter, if it is the store itself."""
 
 
 class _Renewed(NamedTuple):

@@ -39,7 +39,9 @@ class Process:
         process = cls(**fields)
         if type(process.pid) is not int or not 0 < process.pid < _MOST:
             raise ValueError("this is no process id")
-        texts = process.host, process.program, process.started, process.namespace, process.kernel
+        texts: tuple[object, ...] = (
+            process.host, process.program, process.started, process.namespace, process.kernel,
+        )  # fmt: skip
         if not all(isinstance(each, str) and each.isprintable() for each in texts):
             raise TypeError("a process is described by text")
         return process

@@ -20,6 +20,9 @@ if (old or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
+# A full server refuses writes; but not this small one, so that a bot starts and can read. Redis
+# before 7.0 does not know such a first line.
+_SWAP_IN_ANY_CASE: Final = b"#!lua flags=allow-oom" + _SWAP
 _UP: Final = re.compile(rb"uptime_in_seconds:(\d+)")
 
 
@@ -44,7 +47,11 @@ class RedisLease(LeaseKeeping):
 
     def swap_lease(self, old: str | None, new: str) -> bool:
         key = self._prefix + NAME
-        answer = self._link.run([(key, ("EVAL", _SWAP, 1, key, (old or "").encode(), new.encode()))], writes=True)[0]
+        for script in (_SWAP_IN_ANY_CASE, _SWAP):
+            command = ("EVAL", script, 1, key, (old or "").encode(), new.encode())
+            answer = self._link.run([(key, command)], writes=True)[0]
+            if not (is_refused(answer) and "compiling script" in str(answer)):
+                break
         self._check_lease(answer)
         return bool(answer == 1)
 

@@ -136,6 +136,7 @@ def counted(store: RecordStore, session_ids: Sequence[str]) -> list[int]:
     return [decode_state(each.state)["n"] for each in found if isinstance(each, Record) and each.state is not None]
 
 
+@pytest.mark.usefixtures("young_servers_will_do")
 @pytest.mark.parametrize("name", tiers(SERVERS, *FIRST))
 async def test_the_bot_answers_while_its_server_is_gone_and_nothing_is_lost(name: str, tmp_path: Path) -> None:
     rounds = 0

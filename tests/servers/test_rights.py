@@ -64,7 +64,7 @@ async def test_a_bot_lives_with_the_rights_of_the_page(
             await manager.destroy("bob")
 
     assert not caplog.records
-    assert sorted(redis_server.ask("KEYS", "*")) == [b"bot:ann", b"bot:bob"]  # type: ignore[call-overload]
+    assert sorted(redis_server.ask("KEYS", "*")) == [b"bot:\x00lease", b"bot:ann", b"bot:bob"]  # type: ignore[call-overload]
 
 
 def test_the_tools_do_with_the_other_rights_of_the_page(as_user: Callable[..., RedisSessionStore]) -> None:

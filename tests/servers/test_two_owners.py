@@ -284,7 +284,7 @@ def append(task: Task) -> None:
     async def work() -> None:
         policy = FlushPolicy.write_behind(max_delay=0.02)
         store = DRIVERS[task.driver](task.url)
-        async with SessionManager(store, handler=add, flush=policy, on_conflict=keep) as manager:
+        async with SessionManager(store, handler=add, flush=policy, ownership="none", on_conflict=keep) as manager:
             for n, (session_id, tag) in enumerate(task.plan()):
                 durable = n % 5 == 0
                 try:

@@ -232,7 +232,7 @@ async def test_a_full_redis_refuses_events_until_it_has_space_and_sessions_can_b
             await off_the_loop(meet_the_wall)
             assert len((await manager.peek(f"user:{first}") or {})["text"]) == 100_000, "rolled back"
             assert manager.health().status == "degraded"
-            async with SessionManager(RedisSessionStore(server.url)) as other:
+            async with SessionManager(RedisSessionStore(server.url), flush=FlushPolicy.write_through()) as other:
                 assert len((await other.peek("user:0") or {})["text"]) == 100_000
             server.ask("CONFIG", "SET", "maxmemory", "100mb")
             assert await manager.dispatch(f"user:{first}", 150_000) == 150_000
