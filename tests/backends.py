@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from actorbot import FileSessionStore, MemorySessionStore
+from actorbot.stores import LeaseFound
 from actorbot.stores.redis import RedisSessionStore
 from tests.servers import mongo_servers, redis_servers
 
@@ -69,6 +72,41 @@ class ComparingStore(DictStore):
             return False
         self.write(session_id, data)
         return True
+
+
+class LeasedStore(ComparingStore):
+    """A driver that keeps a lease."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lease: str | None = None
+        self._lock = threading.Lock()  # guards `lease`
+
+    def read_lease(self) -> tuple[str | None, float]:
+        return self.lease, time.time()
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        with self._lock:
+            if self.lease != old:
+                return False
+            self.lease = new
+            return True
+
+
+class LeasedMemoryStore(MemorySessionStore):
+    """A store of records that keeps a lease, as if several processes could reach it."""
+
+    keeps_lease = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = LeasedStore()
+
+    def read_lease(self) -> LeaseFound:
+        return LeaseFound(*self.driver.read_lease())
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return self.driver.swap_lease(old, new)
 
 
 def redis_store(kind: str, folder: Path) -> RedisSessionStore:

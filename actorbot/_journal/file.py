@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from actorbot._journal.names import Names
+from actorbot._journal.names import WAYS_ON, Names
 from actorbot._journal.wal import find_flaw
-from actorbot._runtime.file_lock import FileLock, sync_folder
+from actorbot._runtime.file_lock import FileLock, HeldError, sync_folder
 from actorbot._runtime.forks import kept_from_children
-from actorbot.errors import InsecureStorageError, JournalError, StoreLockedError, StoreUnavailableError
+from actorbot._runtime.locked import locked
+from actorbot.errors import InsecureStorageError, JournalError, StoreUnavailableError
 
 __all__ = ["KEPT", "JournalFile"]
 
@@ -71,7 +72,7 @@ class JournalFile:
         except (OSError, sqlite3.OperationalError) as error:
             self.close()
             if _is_busy(error):
-                raise StoreLockedError(NAME, f"{self.path} is open in another process, under another name") from error
+                raise locked(NAME, None, f"It is open under another name. {WAYS_ON}", place=self.path) from error
             raise StoreUnavailableError(NAME, f"{self.path} cannot be opened: {error}") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             # UnicodeDecodeError: SQLite's message quotes what is damaged.
@@ -106,10 +107,8 @@ class JournalFile:
     def _take_lock(self) -> None:
         try:
             self._lock.take()
-        except BlockingIOError as error:
-            raise StoreLockedError(
-                NAME, f"{self.path} is open in another process or manager; each needs a journal of its own"
-            ) from error
+        except HeldError as error:
+            raise error.tell(NAME, self.path, WAYS_ON) from error
 
     def _make_folder(self) -> None:
         folder = Path(self.path).parent

@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Final
 
-from actorbot.errors import InsecureStorageError, JournalError, StoreLockedError
+from actorbot._runtime.locked import locked
+from actorbot._runtime.process import this_process
+from actorbot.errors import InsecureStorageError, JournalError
 
-__all__ = ["Names"]
+__all__ = ["WAYS_ON", "Names"]
 
 NAME: Final = "journal"
+WAYS_ON: Final = "Close that one, or name another file: each manager needs a journal of its own"
 SETTLED: Final = 2_000_000_000  # nanoseconds: by then a folder's time is surely another after a change
 
 _File = tuple[int, int]
@@ -49,10 +52,8 @@ class Names:
         if not stat.S_ISREG(status.st_mode):
             raise InsecureStorageError(NAME, f"{self._path} is no file")
         if (status.st_dev, status.st_ino) in _open:
-            raise StoreLockedError(
-                NAME,
-                f"{self._path} is open in another manager (perhaps by another name); each needs a journal of its own",
-            )
+            ways_on = f"Perhaps by another name. {WAYS_ON}"
+            raise locked(NAME, str(this_process()), ways_on, place=str(self._path), is_here=True)
 
     def note(self) -> None:
         """Note that the files of these names have been opened. Raises: OSError."""

@@ -12,8 +12,9 @@ from actorbot._runtime.clock import Clock, SystemClock
 from actorbot._state.typed import SessionShape
 from actorbot._turns.hooks import Hook
 from actorbot.errors import ConfigError, StoreUnavailableError
+from actorbot.stores._lease import keeps_lease
 from actorbot.stores.base import RecordStore
-from actorbot.stores.driver import DriverStore, keeps_lease
+from actorbot.stores.driver import DriverStore
 from actorbot.stores.file import FileSessionStore
 from actorbot.stores.memory import MemorySessionStore
 

@@ -7,21 +7,23 @@ Times are counted from before the store was asked: whoever is told late has less
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from copy import copy
 from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
 
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
+from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
 from actorbot._runtime.clock import Clock, SystemClock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
-from actorbot._runtime.forks import kept_from_children
 from actorbot._runtime.home import Home, new_future
-from actorbot._runtime.process import Process, is_gone, this_process
+from actorbot._runtime.locked import locked
+from actorbot._runtime.process import this_process
 from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
@@ -60,7 +62,7 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = clock.monotonic
+        self.now = _seconds_of(clock)
         """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
@@ -101,7 +103,7 @@ class Keeper:
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
-        self._me = _stays.join(self._opened)
+        self._me = stays.join(self._opened)
         began = said = self.now()
         while (obstacle := await self._look(home)) is not None:
             now = self.now()
@@ -139,21 +141,25 @@ class Keeper:
             reason = "the server has just been started, and an owner may be about to renew its lease"
             return _Obstacle(reason, passes=True)
         mine = Holder(this_process(), self._mode, LEASE)
-        outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(_is_gone, mine.process))
+        outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(has_ended, mine.process))
         if not isinstance(outcome, Lease):
             reason = "; ".join(each.say(found.now) for each in outcome.holders)
             return _Obstacle(reason, passes=not outcome.may_renew)
+        if self._ended:  # as in `_renew`: the start was given up meanwhile
+            return None
         if not self._store.swap_lease(found.text, outcome.to_text()):
             return _Obstacle("somebody else has just taken it", passes=True)
-        self._renewed(outcome.holders[self._me], asked)
+        with self._lock:
+            if not self._ended:
+                self._renewed(outcome.holders[self._me], asked)
         return None
 
     def _locked(self, in_the_way: str, waited: float) -> StoreLockedError:
-        return StoreLockedError(
+        return locked(
             self._store.name,
-            f"somebody else owns it: {in_the_way}. Waited {waited:.1f} s (takeover_timeout). Close that process;"
-            " or let both use FlushPolicy.write_through(), which several may share; docs/processes.md has more",
-            owner=in_the_way,
+            in_the_way,
+            f"Waited {waited:.1f} s (takeover_timeout). Close that process;"
+            " or let both use FlushPolicy.write_through(), which several may share",
         )
 
     # --- keeping it ------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ class Keeper:
         """
         while self.now() >= self.until:
             if self.lost is not None:
-                raise self.lost
+                raise copy(self.lost)
             await home.wait(self._renew_soon())
 
     def _renew_soon(self) -> Future[None]:
@@ -217,16 +223,21 @@ class Keeper:
                     self._renewed(*outcome)
                 else:
                     self._failed(error)
-        if isinstance(outcome, Lost) and self.lost is not None:
-            self._on_lost(self.lost)
-        if done is not None:
-            done.set_result(None)
+        try:
+            if isinstance(outcome, Lost) and self.lost is not None:
+                self._on_lost(self.lost)
+        finally:
+            if done is not None:
+                done.set_result(None)
 
     def _renewed(self, mine: Holder, asked: float) -> None:
-        # The caller holds the lock, or is the start.
+        # The caller holds the lock.
         self._mine, self.trouble = mine, None
         self.until = asked + mine.lease
-        self._timer = self._clock.call_at(asked + RENEWED * mine.lease, self._tick)
+        self._again(asked + RENEWED * mine.lease - self.now())
+
+    def _again(self, seconds: float) -> None:
+        self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
         """Go on for as long as the next try may take: nobody is known to have taken the store.
@@ -237,7 +248,7 @@ class Keeper:
             logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
         self.trouble = str(error)
         self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
-        self._timer = self._clock.call_at(self.now() + RETRY, self._tick)
+        self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
         who = "somebody who has given it back since" if holder is None else str(holder.process)
@@ -265,7 +276,7 @@ class Keeper:
             if self._timer is not None:
                 self._timer.cancel()
         self.until = inf if self.lost is None else -inf
-        if self._me and _stays.leave(self._opened) and give_back:
+        if self._me and stays.leave(self._opened, clean=give_back):
             released = self._thread.call(self._give_back)
         else:
             released.set_result(None)
@@ -297,47 +308,24 @@ class _Renewed(NamedTuple):
     """The monotonic second before the store was asked."""
 
 
-class _Stays:
-    """The ids of this process in leases: one for each store object, while a manager uses it."""
-
-    def __init__(self) -> None:
-        self._leave_to_parent()
-        kept_from_children.add(self)
-
-    def _leave_to_parent(self) -> None:
-        self._lock = threading.Lock()  # guards `_of`
-        self._of: dict[int, tuple[object, str, int]] = {}  # the object is kept, so that its id is not given again
-
-    def __contains__(self, name: str) -> bool:
-        with self._lock:
-            return any(each == name for _, each, _ in self._of.values())
-
-    def join(self, opened: object) -> str:
-        with self._lock:
-            _, name, users = self._of.get(id(opened), (opened, secrets.token_hex(8), 0))
-            self._of[id(opened)] = opened, name, users + 1
-            return name
-
-    def leave(self, opened: object) -> bool:
-        """Tell whether that was the last one."""
-        with self._lock:
-            _, name, users = self._of.pop(id(opened))
-            if users > 1:
-                self._of[id(opened)] = opened, name, users - 1
-            return users == 1
-
-
-_stays = _Stays()
-
-
-def _is_gone(here: Process, name: str, holder: Holder) -> bool:
-    """Tell whether a holder has ended: its process, or its stay in this process."""
-    return name not in _stays if holder.process == here else is_gone(holder.process)
-
-
 def real_clock(clock: Clock) -> Clock:
     """Return a clock that runs as the server's does, also where *clock* is a test's."""
     return clock if isinstance(clock, SystemClock) else SystemClock()
+
+
+def _seconds_of(clock: Clock) -> Callable[[], float]:
+    """Return what counts the seconds of a *clock*, if it is real also those of a machine asleep.
+
+    A laptop or a server may be suspended for longer than its lease.
+    """
+    if not isinstance(clock, SystemClock) or _AWAKE_OR_NOT is None:
+        return clock.monotonic
+    return partial(time.clock_gettime, _AWAKE_OR_NOT)
+
+
+# Linux's CLOCK_MONOTONIC stands still in a machine that sleeps. That of macOS does not, but
+# `time.monotonic` does there.
+_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 async def _sleep(home: Home, seconds: float) -> None:

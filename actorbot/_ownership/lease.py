@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, Self
 
+from actorbot._runtime.locked import show_time
 from actorbot._runtime.process import Process
 from actorbot.errors import StoreError
 
@@ -22,11 +23,13 @@ WATCHED: Final = 0.4
 """The part of a lease for which the same text must be seen before who has it counts as away.
 
 An owner that is alive renews sooner. So a server that was away, or whose clock was set forward,
-makes no second owner.
+makes no second owner. And one whose clock was set back keeps nobody out for longer than a lease: by
+then an owner that has not renewed it asks before it acknowledges.
 """
 AWAY: Final = 24 * 3600.0
 """Seconds for which an owner that is away may come back and write late."""
 MOST_AWAY: Final = 100
+MOST: Final = 1e12  # seconds that a clock may show
 
 Mode = Literal["exclusive", "shared"]
 
@@ -50,7 +53,7 @@ class Holder:
         """Name it, for people."""
         left = self.until - now
         when = f"for {left:.1f} s unless it renews it" if left > 0 else f"which ran out {-left:.1f} s ago"
-        return f"{self.process} has it, {self.mode}, epoch {self.epoch}, {when}"
+        return f"{self.process}, {self.mode}, epoch {self.epoch}, since {show_time(self.since)}, {when}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,13 @@ class Lease:
             return cls(0, {}, {})
         try:
             data = json.loads(text)
-            if data["format"] == FORMAT:
-                return cls(int(data["epoch"]), _holders(data["holders"]), _holders(data["away"]))
-            reason = f"was written by another release of actorbot (format {data['format']!r})"
-        except (AttributeError, KeyError, TypeError, ValueError):
+            written = data["format"]
+            if type(written) is not int:
+                raise TypeError
+            if written == FORMAT:
+                return cls(_count(data["epoch"], least=0), _holders(data["holders"]), _holders(data["away"]))
+            reason = f"was written by another release of actorbot (format {written:.8g})"
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
             reason = "cannot be read: it is damaged, or something else stands in its place"
         raise StoreError(store, f"the lease that says who owns it {reason}. If no bot runs, remove it")
 
@@ -107,24 +113,32 @@ def take(
     *watched* is for how many seconds the same text has been seen, while the server answered.
     *is_gone* tells of an id and its holder whether that is known to have ended.
     """
-    if me in lease.holders:  # another manager of this process has the same store open
-        return _with(lease, me, replace(lease.holders[me], until=now + holder.lease))
+    mine = lease.holders.get(me)  # of another manager of this process, which has the same store open
+    if mine is not None and (mine.mode == "exclusive" or holder.mode == "shared"):
+        return _with(lease, me, replace(mine, until=now + mine.lease))
     away = {name: other for name, other in lease.away.items() if now < other.until + AWAY and not is_gone(name, other)}
     kept, in_the_way, ended = {}, [], False
-    for name, other in lease.holders.items():
+    for name, other in _others(lease.holders, me).items():
         if is_gone(name, other):
             ended = True
-        elif other.mode == holder.mode == "shared" and now < other.until + AWAY:
-            kept[name] = other  # it is in nobody's way, whether it is there or not
-        elif now < other.until or watched < WATCHED * other.lease:
+        elif other.mode == holder.mode == "shared":  # in nobody's way, whether it is there or not
+            if now < other.until + AWAY:
+                kept[name] = other
+        elif watched < other.lease and (now < other.until or watched < WATCHED * other.lease):
             in_the_way.append(other)
         else:
             away[name] = other
     if in_the_way:
         return InTheWay(in_the_way, any(now < other.until for other in in_the_way))
+    for _, name in sorted((other.until, name) for name, other in kept.items() if now >= other.until)[:-MOST_AWAY]:
+        away[name] = kept.pop(name)
+    claims = ended or bool(away)
+    if mine is not None:  # the same stay: the other manager goes on under its epoch
+        mine = replace(mine, mode=holder.mode, until=now + mine.lease, claims=claims or mine.claims)
+        return Lease(lease.epoch, {**kept, me: mine}, _newest(away))
     epoch = lease.epoch + 1
-    mine = replace(holder, epoch=epoch, since=now, until=now + holder.lease, claims=ended or bool(away))
-    return Lease(epoch, {**kept, me: mine}, dict(list(away.items())[-MOST_AWAY:]))
+    mine = replace(holder, epoch=epoch, since=now, until=now + holder.lease, claims=claims)
+    return Lease(epoch, {**kept, me: mine}, _newest(away))
 
 
 def renew(lease: Lease, me: str, mine: Holder, now: float) -> Lease | Lost:
@@ -133,9 +147,9 @@ def renew(lease: Lease, me: str, mine: Holder, now: float) -> Lease | Lost:
     If the server has gone back to an older lease, or to none, it is put back under its old epoch.
     """
     found = lease.holders.get(me)
-    mine = replace(mine, until=now + mine.lease)
     if found is not None and found.epoch == mine.epoch:
-        return _with(lease, me, mine)
+        return _with(lease, me, replace(found, until=now + found.lease))  # its mode may be another by now
+    mine = replace(mine, until=now + mine.lease)
     others = _others(lease.holders, me)
     newest = max(others.values(), key=lambda other: other.epoch, default=None)
     shared = mine.mode == "shared" and all(other.mode == "shared" for other in others.values())
@@ -145,7 +159,7 @@ def renew(lease: Lease, me: str, mine: Holder, now: float) -> Lease | Lost:
         return _with(lease, me, mine)
     if newest is not None and newest.epoch >= mine.epoch:
         return Lost(newest)
-    return Lease(mine.epoch, {me: mine}, {**lease.away, **others})
+    return Lease(mine.epoch, {me: mine}, _newest({**_others(lease.away, me), **others}))
 
 
 def without(lease: Lease, me: str) -> Lease:
@@ -154,7 +168,12 @@ def without(lease: Lease, me: str) -> Lease:
 
 
 def _with(lease: Lease, me: str, mine: Holder) -> Lease:
-    return replace(lease, epoch=max(lease.epoch, mine.epoch), holders={**lease.holders, me: mine})
+    holders, away = {**lease.holders, me: mine}, _others(lease.away, me)
+    return Lease(max(lease.epoch, mine.epoch), holders, away)
+
+
+def _newest(away: Mapping[str, Holder]) -> dict[str, Holder]:
+    return dict(list(away.items())[-MOST_AWAY:])
 
 
 def _others(holders: Mapping[str, Holder], me: str) -> dict[str, Holder]:
@@ -170,8 +189,20 @@ def _holders(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Holder]:
 
 
 def _holder(fields: dict[str, Any]) -> Holder:
-    process = Process(**fields.pop("process"))
-    holder = Holder(process, **fields)
-    if holder.mode not in ("exclusive", "shared") or type(process.pid) is not int or process.pid < 1:
+    if fields["mode"] not in ("exclusive", "shared") or type(fields["claims"]) is not bool:
         raise ValueError
-    return replace(holder, epoch=int(holder.epoch), until=float(holder.until), lease=float(holder.lease))
+    process = Process.from_fields(fields.pop("process"))
+    holder = Holder(process, **fields)
+    _count(holder.epoch)
+    for seconds in (holder.lease, holder.since, holder.until):
+        if type(seconds) not in (int, float) or not abs(seconds) < MOST:
+            raise ValueError
+    if holder.lease <= 0:
+        raise ValueError
+    return holder
+
+
+def _count(value: Any, *, least: int = 1, most: int = 2**53) -> int:
+    if type(value) is not int or not least <= value < most:
+        raise ValueError
+    return value

@@ -113,6 +113,11 @@ class DeadlineThread:
         call = self._watch(overdue, self._deadline, on_thread=True)
         return self._make(call, function, *args)
 
+    def is_busy(self) -> bool:
+        """Tell whether a call is under way, or was left behind and has not come back."""
+        with self._lock:
+            return bool(self._running or self._stuck)
+
     def leave_behind(self) -> None:
         """Leave behind whatever call is running, as if its time were up."""
         with self._lock:

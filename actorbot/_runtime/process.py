@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
-__all__ = ["Process", "is_gone", "this_process"]
+__all__ = ["Process", "is_gone", "is_same", "this_process"]
 
 _PROC: Final = Path("/proc")
 _STATE, _STARTED = 0, 19  # places in /proc/<pid>/stat, counted behind the name (proc_pid_stat(5))
 _ENDED: Final = frozenset("ZX")  # states of a process that has ended: nobody has asked how, or dead
+_MOST: Final = 2**31  # above each process id
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,19 @@ class Process:
     kernel: str = ""
     """Which start of which kernel it runs on."""
 
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Read it from what `dataclasses.asdict` made. Raises: TypeError, ValueError."""
+        process = cls(**fields)
+        if type(process.pid) is not int or not 0 < process.pid < _MOST:
+            raise ValueError("this is no process id")
+        texts: tuple[object, ...] = (
+            process.host, process.program, process.started, process.namespace, process.kernel,
+        )  # fmt: skip
+        if not all(isinstance(each, str) and each.isprintable() for each in texts):
+            raise TypeError("a process is described by text")
+        return process
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} ({self.program})"
 
@@ -39,13 +54,22 @@ def this_process() -> Process:
     """Describe the running process."""
     pid = os.getpid()
     return Process(
-        host=socket.gethostname(),
+        host=_printable(socket.gethostname()),
         pid=pid,
         program=_program(),
         started=fields[_STARTED] if (fields := _fields(pid)) else "",
         namespace=_namespace(),
         kernel=_kernel(),
     )
+
+
+def is_same(process: Process, other: Process) -> bool:
+    """Tell whether two descriptions are known to be of one process.
+
+    `False` where the platform does not tell: two sandboxes may have the same names and numbers.
+    """
+    place = process.kernel, process.namespace, process.started, process.pid
+    return all(place) and place == (other.kernel, other.namespace, other.started, other.pid)
 
 
 def is_gone(process: Process) -> bool:
@@ -79,11 +103,18 @@ def _fields(pid: int) -> list[str]:
 def _program() -> str:
     started = Path(sys.argv[0] if sys.argv else "")
     name = started.parent.name if started.name == "__main__.py" else started.name  # of `python -m …`
-    return name[:100] or "python"
+    return _printable(name[:100]) or "python"
+
+
+def _printable(text: str) -> str:
+    """Replace what no terminal should be sent, as an undecodable byte of a file's name."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _namespace() -> str:
     try:
+        if str((_PROC / "self").readlink()) != str(os.getpid()):
+            return ""  # what is mounted there numbers processes in another way
         return str((_PROC / "self" / "ns" / "pid").readlink())
     except OSError:
         return ""

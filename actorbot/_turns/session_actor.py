@@ -80,10 +80,7 @@ class SessionActor(Flushable):
         return self.committed is not None
 
     def outdates(self, record: Record | ActorbotError | None) -> Committed | None:
-        """Return the state before a doubt, if the store has an older one, none, or a damaged one.
-
-        Any thread.
-        """
+        """Return the state before a doubt, if the store's is older, absent or damaged. Any thread."""
         if isinstance(record, Record):
             return self.doubted if self.shared.flusher.set_backs.is_older(record, self) else None
         return None if is_of_another_release(record) else self.doubted
@@ -125,8 +122,9 @@ class SessionActor(Flushable):
                         await (shared.home.wait(done) if isinstance(done, Future) else done)
                         await shared.confirm()  # the store or the journal may have taken long
                 except ConflictError:
-                    reruns += 1
-                    if reruns > RERUNS or not (shared.writes_through or shared.is_unclaimed(self.write_ids)):
+                    if (reruns := reruns + 1) > RERUNS or not (
+                        shared.writes_through or shared.is_unclaimed(self.write_ids)
+                    ):
                         raise
                     self.roll_back(context)
                     await self.look_back(RING_BYTES if event_id is None else EVENT_ID_BYTES)

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from actorbot._runtime.file_lock import FileLock, is_named, sync_folder
-from actorbot.errors import InsecureStorageError, StoreError, StoreLockedError, StoreUnavailableError
+from actorbot._runtime.file_lock import FileLock, HeldError, is_named, sync_folder
+from actorbot.errors import InsecureStorageError, StoreError, StoreUnavailableError
 
 __all__ = ["LOCK", "TEMPORARY", "Folder"]
 
@@ -74,8 +74,8 @@ class Folder:
             raise InsecureStorageError(NAME, f"{self.path} may be written by others; run: chmod 700 {self.path}")
 
     def _explain(self, error: OSError) -> StoreError:
-        if isinstance(error, BlockingIOError):
-            return StoreLockedError(NAME, f"{self.path} is open in another process or store; one at a time can have it")
+        if isinstance(error, HeldError):
+            return error.tell(NAME, self.path, "Close that one: a folder is for one store of one process at a time")
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             return InsecureStorageError(
                 NAME,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from math import inf
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
-__all__ = ["LeaseFound", "LeaseKeeping"]
+__all__ = ["METHODS", "LeaseFound", "LeaseKeeping", "keeps_lease"]
+
+METHODS: Final = ("read_lease", "swap_lease")
 
 
 class LeaseFound(NamedTuple):
@@ -47,3 +49,10 @@ class LeaseKeeping:
         `None`: there must be nothing. It is as safe as a confirmed write. Raises: as `read_lease`.
         """
         raise NotImplementedError
+
+
+def keeps_lease(store: Any) -> bool:
+    """Tell whether any store or driver keeps a lease."""
+    if isinstance(store, LeaseKeeping):
+        return store.keeps_lease
+    return all(callable(getattr(store, name, None)) for name in METHODS)

@@ -80,6 +80,8 @@ class SessionStore(Protocol):
     * `ids()`: all session ids, as an iterable or an async iterable of texts. Bytes are read as
       UTF-8, and rows of one column, as cursors give them, as what they hold. `actorbot.stores.copy`
       and the command `actorbot sessions` need it.
+    * `read_lease() -> (text or None, now)` and `swap_lease(old, new) -> bool`, both plain `def`s:
+      with them one process owns the store, and others wait. docs/stores.md has what they do.
     * `close()`.
 
     A driver may drop sessions that have expired, a minute after `expires_at` at the earliest. A

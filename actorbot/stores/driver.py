@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
-from actorbot._checks import check_function, check_plain
+from actorbot._checks import check_function
 from actorbot._state.record import Record, has_id
 from actorbot.errors import (
     ActorbotError,
@@ -21,26 +21,18 @@ from actorbot.errors import (
 )
 from actorbot.stores._batches import ask_in_parts, is_outage
 from actorbot.stores._driver_calls import Calls, Runner
+from actorbot.stores._driver_lease import DriverLease
 from actorbot.stores._findings import Finding
 from actorbot.stores._ids import sort_ids
-from actorbot.stores._lease import LeaseFound
 from actorbot.stores._secrets import GIVEN
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
-__all__ = ["DriverStore", "as_records", "keeps_lease"]
+__all__ = ["DriverStore", "as_records"]
 
 logger = logging.getLogger("actorbot")
 
 VERBS = ("init", "read", "write", "destroy")
 OPTIONAL = ("read_many", "write_many", "compare_and_write", "ids", "close")
-LEASE = ("read_lease", "swap_lease")
-
-
-def keeps_lease(store: Any) -> bool:
-    """Tell whether any store or driver keeps a lease."""
-    if isinstance(store, RecordStore):
-        return store.keeps_lease
-    return all(callable(getattr(store, name, None)) for name in LEASE)
 
 
 @contextmanager
@@ -66,7 +58,7 @@ def as_records(store: Any, deadline: float | None = None) -> Iterator[RecordStor
         yield DriverStore(store, run, deadline)
 
 
-class DriverStore(RecordStore):
+class DriverStore(DriverLease, RecordStore):
     """Wraps a driver of four methods.
 
     *run* takes an `async def` method's coroutine to the loop where it belongs, and blocks until it
@@ -88,12 +80,9 @@ class DriverStore(RecordStore):
         for verb in (*VERBS, *OPTIONAL):
             if verb != "ids" and (method := getattr(driver, verb, None)) is not None:
                 check_function(f"{self.name}.{verb}", method, "a method, def or async def")
-        self.keeps_lease = keeps_lease(driver)
-        for verb in LEASE if self.keeps_lease else ():
-            # An `async def` would run on a loop that a handler can hold up.
-            check_plain(f"{self.name}.{verb}", getattr(driver, verb), "a method that blocks, not an async def")
-        self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self._driver = driver
+        self._check_lease()
+        self.expires_in = check_expires_in(getattr(driver, "expires_in", ONE_YEAR))
         self.compares = self._optional("compare_and_write") is not None
         self._calls = Calls(run, deadline)
         self._writes_many = not self.compares and self._optional("write_many") is not None
@@ -133,31 +122,6 @@ class DriverStore(RecordStore):
         except BaseException as error:
             failure = self._error(StoreUnavailableError, "close", error)
         raise failure
-
-    def read_lease(self) -> LeaseFound:
-        try:
-            text, now = self._driver.read_lease()
-        except Exception as error:
-            failure = self._lease_failure("read_lease", error)
-        else:
-            if (text is None or isinstance(text, str)) and isinstance(now, int | float):
-                return LeaseFound(text, now)
-            raise StoreError(self.name, "read_lease must return (the text or None, the server's wall-clock seconds)")
-        raise failure
-
-    def swap_lease(self, old: str | None, new: str) -> bool:
-        try:
-            swapped = self._driver.swap_lease(old, new)
-        except Exception as error:
-            failure = self._lease_failure("swap_lease", error)
-        else:
-            if isinstance(swapped, bool):
-                return swapped
-            raise StoreError(self.name, f"swap_lease must return whether it was done, not {type(swapped).__name__}")
-        raise failure
-
-    def _lease_failure(self, what: str, error: Exception) -> ActorbotError:
-        return error if isinstance(error, ActorbotError) else self._error(OutcomeUnknownError, what, error)
 
     def _optional(self, name: str) -> Callable[..., Any] | None:
         """Return the driver's method of that *name*, if it has one."""

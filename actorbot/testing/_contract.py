@@ -24,6 +24,7 @@ from actorbot.testing._expect import (
     refused,
     write_all,
 )
+from actorbot.testing._lease_rules import LeaseRules
 from actorbot.testing._optional_rules import OptionalRules
 from actorbot.testing._value_rules import IDS, ValueRules
 
@@ -32,7 +33,7 @@ __all__ = ["StoreContract"]
 PATIENCE = 30.0  # real seconds for a rule that uses threads
 
 
-class StoreContract(ValueRules, OptionalRules):
+class StoreContract(ValueRules, OptionalRules, LeaseRules):
     """The rules that every store keeps. Subclass it for yours and let pytest or unittest run it.
 
     ```python
@@ -48,7 +49,8 @@ class StoreContract(ValueRules, OptionalRules):
     ```
 
     The name of a rule is what it asks for. An AssertionError says which store did what instead.
-    The rules about values, and about what not every store can do, are in the two base classes.
+    The rules about values, about what not every store can do, and about the lease are in the base
+    classes.
     """
 
     persistent: bool = False
@@ -57,7 +59,7 @@ class StoreContract(ValueRules, OptionalRules):
     def break_store(self, store: Any) -> None:
         """Make *store*, which `make_store` made, fail from now on, as an outage would.
 
-        Override it: without it two rules, about failed reads and failed writes, are skipped.
+        Override it: without it the rules about failed reads and failed writes are skipped.
         """
         raise SkipTest("break_store is not overridden")
 

@@ -18,7 +18,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 from actorbot.stores import Finding
-from actorbot.stores.base import Record, RecordStore, Write
+from actorbot.stores.base import LeaseFound, Record, RecordStore, Write
 from actorbot.stores.memory import MemorySessionStore
 
 __all__ = ["FaultyStore", "RecordingStore"]
@@ -39,6 +39,7 @@ class _Around(RecordStore):
         self.expires_in = self.inner.expires_in
         self.outlives_process = self.inner.outlives_process
         self.compares = self.inner.compares
+        self.keeps_lease = self.inner.keeps_lease
 
     @property
     def set_aside(self) -> int:  # type: ignore[override]
@@ -88,6 +89,12 @@ class _Around(RecordStore):
     def examine(self) -> Iterable[Finding]:
         return self.inner.examine()
 
+    def read_lease(self) -> LeaseFound:
+        return self.inner.read_lease()
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return self.inner.swap_lease(old, new)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -136,7 +143,7 @@ class FaultyStore(_Around):
         self._open.set()
 
     def outage(self) -> None:
-        """Refuse every call until `restore`."""
+        """Refuse every call until `restore`, also about the lease."""
         self._down = True
 
     def restore(self) -> None:
@@ -144,11 +151,11 @@ class FaultyStore(_Around):
         self._down = False
 
     def fail_reads(self, calls: int) -> None:
-        """Refuse the next *calls* reads."""
+        """Refuse the next *calls* reads of sessions."""
         self._failing_reads = calls
 
     def fail_writes(self, calls: int) -> None:
-        """Refuse the next *calls* writes."""
+        """Refuse the next *calls* writes of sessions."""
         self._failing_writes = calls
 
     def lose_replies(self, calls: int) -> None:
@@ -167,7 +174,7 @@ class FaultyStore(_Around):
         self._corrupt.discard(session_id)
 
     def hold(self) -> None:
-        """Let calls wait until `release`."""
+        """Let calls wait until `release`, also about the lease."""
         self._open.clear()
 
     def release(self) -> None:
@@ -214,6 +221,19 @@ class FaultyStore(_Around):
             self._lost_replies -= 1
             raise OutcomeUnknownError(self.name, "told to lose the reply")
         return [self._damage(each) if each in damaged else next(outcomes) for each in ids]
+
+    def read_lease(self) -> LeaseFound:
+        self._reach()
+        return super().read_lease()
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        self._reach()
+        return super().swap_lease(old, new)
+
+    def _reach(self) -> None:
+        self._open.wait(PATIENCE)
+        if self._down:
+            raise StoreUnavailableError(self.name, "told to be out")
 
     def _damage(self, session_id: str) -> CorruptSessionError:
         return CorruptSessionError(self.name, session_id, "told to be damaged")

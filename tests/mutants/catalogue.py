@@ -493,6 +493,20 @@ MUTANTS = (
         "tests/unit/stores/test_lost_folder.py -k refused",
     ),
     Mutant(
+        "a lock does not say who has it",
+        "_runtime/file_lock.py",
+        "    _sign(file)\n",
+        "",
+        "tests/unit/stores/test_who_has_a_lock.py -k named",
+    ),
+    Mutant(
+        "a process that has ended is said to have a lock",
+        "_runtime/file_lock.py",
+        "    if is_gone(process):\n",
+        "    if False:\n",
+        "tests/unit/stores/test_who_has_a_lock.py -k without_a_name",
+    ),
+    Mutant(
         "a collection that was dropped keeps what has expired for ever",
         "stores/mongo.py",
         "        if not number:\n            return\n",
@@ -695,8 +709,8 @@ MUTANTS = (
     Mutant(
         "two bots share a folder, or a journal",
         "_runtime/file_lock.py",
-        "            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         "tests/unit/stores/test_lost_folder.py -k another_process",
     ),
     Mutant(

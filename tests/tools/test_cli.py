@@ -384,7 +384,7 @@ def test_the_doctor_refuses_a_folder_that_a_bot_could_not_use(tmp_path: Path) ->
     insecure = examine(f"file://{folder}")
 
     assert locked["reach"][0] == insecure["reach"][0] == "failure"
-    assert "another process" in locked["reach"][1]
+    assert "owns" in locked["reach"][1]
     assert "chmod 700" in insecure["reach"][1]
 
 

@@ -108,7 +108,7 @@ def no_folder(path: Path) -> Callable[[], None]:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(locked_by_another, "open in another process"), (another_file, "another file has taken"), (no_folder, "Not a dir|exists")],
+    [(locked_by_another, "somebody else owns"), (another_file, "another file has taken"), (no_folder, "Not a dir|exists")],
 )  # fmt: skip
 async def test_nothing_is_acknowledged_while_a_lost_journal_cannot_be_made_again(
     spoil: Callable[[Path], Callable[[], None]], reason: str, tmp_path: Path

@@ -170,7 +170,7 @@ def a_file(folder: Path) -> Callable[[], None]:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(locked_by_another, "open in another process"), (opened_to_others, "chmod 700"), (a_link, "link"), (a_file, "not a folder")],
+    [(locked_by_another, "somebody else owns"), (opened_to_others, "chmod 700"), (a_link, "link"), (a_file, "not a folder")],
 )  # fmt: skip
 async def test_what_has_taken_the_place_of_the_folder_is_left_alone_until_it_may_be_used(
     spoil: Callable[[Path], Callable[[], None]], reason: str, tmp_path: Path

@@ -17,7 +17,7 @@ from actorbot._state.codec import decode_state
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, StoreContract
 from actorbot.testing._expect import make_record, opened, read, write_all
-from tests.backends import FURTHER, STORES, AsyncDictStore, DictStore, each_store
+from tests.backends import FURTHER, STORES, AsyncDictStore, DictStore, LeasedMemoryStore, each_store
 from tests.servers import redis_servers
 from tests.tiers import tiers
 from tests.unit.state.test_codec import keys, same, values
@@ -28,12 +28,13 @@ class TestOurStores(StoreContract):
     @pytest.fixture(autouse=True)
     def _prepare(self, make_store: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
         self.make_store = lambda: make_store(tmp_path)  # type: ignore[method-assign]
+        self.make_store_beside = lambda: make_store(tmp_path / "beside")  # type: ignore[method-assign]
         self.persistent = request.node.callspec.id in {"file", "mongo", *redis_servers.PLACES}
 
 
 class TestAStoreThatFails(StoreContract):
     def make_store(self) -> Any:
-        return FaultyStore()
+        return FaultyStore(LeasedMemoryStore())
 
     def break_store(self, store: Any) -> None:
         store.outage()

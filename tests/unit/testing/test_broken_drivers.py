@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import json
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from actorbot.stores.base import Record, Write
 from actorbot.stores.memory import MemorySessionStore
 from actorbot.testing import StoreContract
-from tests.backends import AsyncDictStore, ComparingStore, DictStore
+from tests.backends import AsyncDictStore, ComparingStore, DictStore, LeasedStore
+from tests.waiting import SOON
 
 Data = dict[str, Any]
 
@@ -275,6 +277,111 @@ class CountsItsPages(MemorySessionStore):
         return -(-super().count() // 100)
 
 
+class HasAnEmptyLease(LeasedStore):
+    def read_lease(self) -> tuple[str | None, float]:
+        return self.lease or "", time.time()
+
+
+class AnswersOneThread(LeasedStore):
+    def init(self) -> None:
+        self.thread = threading.get_ident()
+
+    def read_lease(self) -> tuple[str | None, float]:
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("made in another thread")
+        return super().read_lease()
+
+
+class PutsItsFirstLeaseTwice(LeasedStore):
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return super().swap_lease(self.lease if old is None else old, new)
+
+
+class ComparesNoLease(LeasedStore):
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return super().swap_lease(self.lease if self.lease and old else old, new)
+
+
+class ComparesLeasesAsSomeDatabasesDo(LeasedStore):
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        alike = self.lease and old and self.lease.lower() == old.lower().rstrip()
+        return super().swap_lease(self.lease if alike else old, new)
+
+
+class TwoTakeItsLease(LeasedStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = threading.Barrier(2)
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        found = self.lease
+        self.both.wait(SOON)
+        self.lease = new
+        return found == old
+
+
+class CutsItsLease(LeasedStore):
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return super().swap_lease(old and old[:65_535], new[:65_535])
+
+
+class CountsMilliseconds(LeasedStore):
+    def read_lease(self) -> tuple[str | None, float]:
+        return self.lease, time.time() * 1000
+
+
+class CountsFromItsStart(LeasedStore):
+    def read_lease(self) -> tuple[str | None, float]:
+        return self.lease, time.monotonic()
+
+
+class StandsStill(LeasedStore):
+    def read_lease(self) -> tuple[str | None, float]:
+        return self.lease, 1.7e9
+
+
+class TakesAnOutageForNoLease(LeasedStore):
+    down = False
+
+    def read_lease(self) -> tuple[str | None, float]:
+        return None if self.down else self.lease, time.time()
+
+
+class TakesAnOutageForALostRace(LeasedStore):
+    down = False
+
+    def read_lease(self) -> tuple[str | None, float]:
+        if self.down:
+            raise ConnectionResetError
+        return super().read_lease()
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return not self.down and super().swap_lease(old, new)
+
+
+class ListsItsLease(LeasedStore):
+    def ids(self) -> list[str]:
+        return [*self.data, *(["lease"] if self.lease else [])]
+
+
+class LosesItsLeaseAtAWrite(LeasedStore):
+    def write(self, session_id: str, data: Data) -> None:
+        super().write(session_id, data)
+        self.lease = None
+
+
+class LosesItsLeaseWhenClosed(LeasedStore):
+    def close(self) -> None:
+        self.lease = None
+
+
+class SharesItsLease(LeasedStore):
+    def beside(self) -> LeasedStore:
+        other = SharesItsLease()
+        other.lease = "first"
+        return other
+
+
 BROKEN = {
     LeavesOutTheLast: "test_a_scan_yields_what_is_stored_and_nothing_else",
     ListsOnePage: "test_a_scan_of_many_sessions_is_whole",
@@ -311,6 +418,22 @@ BROKEN = {
     ComparesNothing: "test_a_write_on_a_stale_base_is_a_conflict_and_changes_nothing",
     WritesFirstWhateverIsThere: "test_a_first_write_where_something_is_stored_is_a_conflict",
     RefusesEverything: "test_the_same_write_sent_again_is_recognised_as_done",
+    HasAnEmptyLease: "test_a_store_that_nobody_has_owned_has_no_lease",
+    AnswersOneThread: "test_a_store_that_nobody_has_owned_has_no_lease",
+    PutsItsFirstLeaseTwice: "test_a_lease_is_put_where_there_is_none_and_only_once",
+    ComparesNoLease: "test_a_lease_replaces_the_one_that_was_read_and_no_other",
+    ComparesLeasesAsSomeDatabasesDo: "test_a_lease_replaces_the_one_that_was_read_and_no_other",
+    TwoTakeItsLease: "test_of_two_processes_that_take_a_lease_at_once_one_has_it",
+    CutsItsLease: "test_any_text_of_a_lease_comes_back_equal",
+    CountsMilliseconds: "test_the_time_beside_a_lease_is_in_seconds_and_goes_on",
+    CountsFromItsStart: "test_the_time_beside_a_lease_is_in_seconds_and_goes_on",
+    StandsStill: "test_the_time_beside_a_lease_is_in_seconds_and_goes_on",
+    TakesAnOutageForNoLease: "test_a_lease_that_cannot_be_read_is_an_error_and_not_an_absent_one",
+    TakesAnOutageForALostRace: "test_a_lease_that_cannot_be_read_is_an_error_and_not_an_absent_one",
+    ListsItsLease: "test_a_lease_is_no_session",
+    LosesItsLeaseAtAWrite: "test_a_lease_is_kept_while_sessions_are_read_and_written",
+    LosesItsLeaseWhenClosed: "test_a_lease_is_there_when_the_store_is_opened_anew",
+    SharesItsLease: "test_stores_of_other_sessions_have_leases_of_their_own",
 }  # fmt: skip
 
 
@@ -327,6 +450,9 @@ class Contract(StoreContract):
         if not hasattr(store, "down"):
             raise SkipTest("it cannot be broken")
         store.down = True
+
+    def make_store_beside(self) -> Any:
+        return self._store.beside() if hasattr(self._store, "beside") else type(self._store)()
 
 
 @pytest.mark.parametrize(("driver", "rule"), BROKEN.items(), ids=lambda each: getattr(each, "__name__", ""))
@@ -349,7 +475,7 @@ def test_no_rule_is_without_a_driver_that_breaks_it() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [DictStore, AsyncDictStore, ComparingStore, MemorySessionStore])
+@pytest.mark.parametrize("kind", [DictStore, AsyncDictStore, ComparingStore, LeasedStore, MemorySessionStore])
 def test_a_store_that_is_not_broken_breaks_no_rule(kind: type) -> None:
     for name in dir(StoreContract):
         if name.startswith("test_"):

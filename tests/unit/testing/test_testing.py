@@ -16,7 +16,7 @@ from actorbot._state.codec import encode_state
 from actorbot._state.record import Record
 from actorbot.stores.base import Write
 from actorbot.testing import FaultyStore, ManualClock, RecordingStore, _manual_clock
-from tests.backends import DictStore
+from tests.backends import DictStore, LeasedMemoryStore
 
 
 def record(session_id: str) -> Record:
@@ -194,6 +194,40 @@ def test_the_stores_can_be_put_into_each_other(tmp_path: Path):
 def test_a_driver_inside_is_refused_at_once(around):
     with pytest.raises(errors.ConfigError, match="DictStore"):
         around(DictStore())
+
+
+@pytest.mark.parametrize("around", [FaultyStore, RecordingStore])
+def test_the_lease_of_the_store_inside_is_kept_by_the_one_around_it(
+    around: type[FaultyStore | RecordingStore],
+) -> None:
+    store, other = around(LeasedMemoryStore()), around()
+
+    assert (store.keeps_lease, other.keeps_lease) == (True, False)
+    assert store.swap_lease(None, "ours")
+    assert store.read_lease().text == store.inner.read_lease().text == "ours"
+
+
+def test_a_store_that_is_out_is_out_for_its_lease_too() -> None:
+    store = FaultyStore(LeasedMemoryStore())
+    store.outage()
+    for call in (store.read_lease, lambda: store.swap_lease(None, "ours")):
+        with pytest.raises(errors.StoreUnavailableError):
+            call()
+    store.restore()
+
+    assert store.read_lease().text is None
+
+
+def test_a_lease_waits_with_the_calls_that_are_held() -> None:
+    store = FaultyStore(LeasedMemoryStore())
+    store.hold()
+    caller = threading.Thread(target=store.swap_lease, args=(None, "ours"))
+    caller.start()
+    assert store.inner.read_lease().text is None
+    store.release()
+    caller.join(timeout=10)
+
+    assert store.read_lease().text == "ours"
 
 
 @pytest.mark.parametrize("around", [FaultyStore, RecordingStore])
