@@ -80,7 +80,7 @@ class SessionActor(Flushable):
         return self.committed is not None
 
     def outdates(self, record: Record | ActorbotError | None) -> Committed | None:
-        """Return the state before a doubt, if the store's is older, absent or damaged. Any thread."""
+        """Return the state before a doubt if what is stored is older or damaged. Any thread."""
         if isinstance(record, Record):
             return self.doubted if self.shared.flusher.set_backs.is_older(record, self) else None
         return None if is_of_another_release(record) else self.doubted
