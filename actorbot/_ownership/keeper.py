@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from math import inf
@@ -77,6 +78,7 @@ class Keeper:
         self._ended = False
         self.until = inf
         """The monotonic second from which on a turn asks (`confirm`) before it commits."""
+        self._runs_out = inf  # the monotonic second from which on others may take the lease
         self.lost: OwnershipLostError | None = None
         self.trouble: str | None = None
         """Why the lease could not be renewed the last time."""
@@ -90,16 +92,17 @@ class Keeper:
 
     def ownership(self) -> Ownership | None:
         """Say who owns the store, as far as this process knows."""
-        mine = self._mine
-        if mine is None:
+        if (mine := self._mine) is None:
             return None
         remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
+
+        At each look that is in vain, *on_wait* is told whom it waits for.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -113,6 +116,7 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
+            on_wait(obstacle.reason)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
@@ -175,6 +179,15 @@ class Keeper:
                 raise copy(self.lost)
             await home.wait(self._renew_soon())
 
+    def check_before_writing(self) -> None:
+        """Refuse to write once the lease has run out, until it is renewed. Any thread.
+
+        What another owner wrote may have been read here since: to go on from that is no conflict.
+        Raises: OwnershipLostError, StoreUnavailableError.
+        """
+        if self.now() >= self._runs_out:
+            raise self.lost or StoreUnavailableError(self._store.name, "its lease has run out, and is being renewed")
+
     def _renew_soon(self) -> Future[None]:
         """Begin a renewal, unless one is under way. The future ends with it, and never fails."""
         with self._lock:
@@ -218,7 +231,7 @@ class Keeper:
             if not self._ended:
                 if isinstance(outcome, Lost):
                     self.lost = self._lost_to(outcome.holder)
-                    self.until = -inf
+                    self.until = self._runs_out = -inf
                 elif isinstance(outcome, _Renewed):
                     self._renewed(*outcome)
                 else:
@@ -233,7 +246,7 @@ class Keeper:
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock.
         self._mine, self.trouble = mine, None
-        self.until = asked + mine.lease
+        self.until = self._runs_out = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
 
     def _again(self, seconds: float) -> None:
@@ -329,7 +342,5 @@ _AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time,
 
 
 async def _sleep(home: Home, seconds: float) -> None:
-    try:
+    with suppress(TimeoutError):
         await home.wait(new_future(), seconds)
-    except TimeoutError:
-        return
