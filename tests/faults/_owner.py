@@ -198,29 +198,26 @@ class Owner:
                 await asyncio.sleep(self._owning.pause)
 
     async def _send(self, verb: str, session: str, tag: str) -> None:
+        if self._owning.threads:  # where the thread that is told says so, at once
+            await asyncio.to_thread(self._send_on_thread, verb, session, tag)
+            return
         if verb == "turn":
-            if self._owning.threads:
-                await asyncio.to_thread(self._borrow, session, tag)
-                return
             async with self._manager.turn(session) as turn:
                 self._add(turn, tag)
         elif verb == "submit":
-            receipt = await self._call("submit", session, tag)
-            await (asyncio.to_thread(receipt.result_sync) if self._owning.threads else receipt.result())
-        elif self._owning.threads:
-            await asyncio.to_thread(self._dispatch_and_say, session, tag)
-            return
+            await (await self._manager.submit(session, tag)).result()
         else:
             await self._manager.dispatch(session, tag)
         self.say("ack", session, tag, time.time())
 
-    def _dispatch_and_say(self, session: str, tag: str) -> None:
-        self._manager.dispatch_sync(session, tag)
-        self.say("ack", session, tag, time.time())
-
-    def _borrow(self, session: str, tag: str) -> None:
-        with self._manager.turn_sync(session) as turn:
-            self._add(turn, tag)
+    def _send_on_thread(self, verb: str, session: str, tag: str) -> None:
+        if verb == "turn":
+            with self._manager.turn_sync(session) as turn:
+                self._add(turn, tag)
+        elif verb == "submit":
+            self._manager.submit_sync(session, tag).result_sync()
+        else:
+            self._manager.dispatch_sync(session, tag)
         self.say("ack", session, tag, time.time())
 
     # --- what it says of itself ------------------------------------------------------------------
