@@ -29,7 +29,6 @@ from actorbot._runtime.thread_home import ThreadHome, run_inline
 from actorbot._turns.context import Context, raise_for
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import Loan, take_back, undo
-from actorbot._turns.shared import TurnShared
 from actorbot.errors import ManagerClosedError, OwnershipLostError
 
 __all__ = ["SessionManager"]
@@ -86,7 +85,6 @@ class SessionManager(Many):
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
-        self._shared: TurnShared | None = None  # what its turns have in common, from the start on
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -249,7 +247,7 @@ class SessionManager(Many):
                 turn = actor.take_turn(event, event_id, durable, None)
                 return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
         self._check_away()
-        return self._run_sync(self._verbs.dispatch, session_id, event, event_id, durable, timeout, timeout=timeout)
+        return self._run_turn(self._verbs.dispatch, session_id, event, event_id, durable, timeout, timeout=timeout)
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """Accept *event* and return; it is handled later, in its turn. Raises: OverloadedError."""
@@ -295,7 +293,7 @@ class SessionManager(Many):
             self._check_away(closing=True)
             raise_for(error, self._run_sync(undo, context, error))
         self._check_away(closing=True)  # it was lent before a close that may have begun
-        self._run_sync(take_back, context)
+        self._run_turn(take_back, context)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`.

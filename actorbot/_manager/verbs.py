@@ -126,6 +126,7 @@ class Verbs:
         session_id = check_session_id(session_id)
         actor = await self._enter_to_destroy(session_id)
         await self._home.wait(Destroy(actor).begin())
+        await self._shared.confirm()
 
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, even if the record is broken: to destroy the session is the cure."""

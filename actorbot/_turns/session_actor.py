@@ -118,12 +118,12 @@ class SessionActor(Flushable):
                     await shared.on_start(context)
                 value = shared.handle_here(context) if shared.handle_here is not None else await shared.handle(context)
                 try:
-                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
-                        await keeper.confirm(shared.home)
                     done = self.commit(context, durable)
                     if done is not None:
                         await (shared.home.wait(done) if isinstance(done, Future) else done)
-                        await shared.confirm()  # the store or the journal may have taken long
+                    # Last, since the process may have been frozen at any moment before.
+                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
+                        await keeper.confirm(shared.home)
                 except ConflictError:
                     if (reruns := reruns + 1) > RERUNS or not (
                         shared.writes_through or shared.is_unclaimed(self.write_ids)
