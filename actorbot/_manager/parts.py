@@ -12,7 +12,8 @@ from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
-from actorbot._ownership.keeper import Keeper, real_clock
+from actorbot._ownership.clock import real_clock
+from actorbot._ownership.keeper import Keeper
 from actorbot._residents.activation import Activation
 from actorbot._residents.anew import WriteAnew
 from actorbot._residents.backoff import BrokenRecords
@@ -113,6 +114,7 @@ class Parts:
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
+            check=(lambda: None) if self.keeper is None else self.keeper.check_before_writing,
             max_session_bytes=options.max_session_bytes,
         )
         self.shared = self._make_shared(flusher, journal)

@@ -266,7 +266,7 @@ def test_the_doctor_finds_a_good_redis_good_and_leaves_nothing_alive_in_it(kind:
         left = store.read_many([key.decode().removeprefix("actorbot:") for key in keys])
         store.close()
 
-    same = ("reach", "version", "role", "persistence", "eviction", "memory", "clock")
+    same = ("reach", "version", "role", "persistence", "eviction", "memory", "clock", "owner")
     assert levels_of(findings) == dict.fromkeys(same, "ok") | LIFE
     assert f"127.0.0.1:{server.port}" in findings["reach"][1]
     assert ("Valkey" if kind == "valkey" else "Redis") in findings["version"][1]
@@ -312,7 +312,8 @@ def test_the_doctor_says_what_it_was_not_allowed_to_ask(tmp_path: Path) -> None:
         findings = examine(f"redis://bot:{SECRET}@127.0.0.1:{server.port}/0")
 
     warnings = dict.fromkeys(("server", "clock", "rights"), "warning")
-    assert levels_of(findings) == {"reach": "ok"} | warnings | LIFE
+    assert levels_of(findings) == {"reach": "ok", "owner": "failure"} | warnings
+    assert "+time" in findings["owner"][1]  # without it no bot can own the store
     assert "+info +config|get" in findings["server"][1]
     assert "+time +info +config|get +scan" in findings["rights"][1]
 
@@ -343,7 +344,7 @@ def test_the_doctor_finds_a_good_mongodb_good(replica_set: bool, tmp_path: Path)
     store_from_url(url).init().close()
     findings = examine(url)
 
-    same = ("reach", "version", "role", "persistence", "writes", "expiry", "clock")
+    same = ("reach", "version", "role", "persistence", "writes", "expiry", "clock", "owner")
     assert levels_of(findings) == dict.fromkeys(same, "ok") | LIFE
     assert ("rs0" if replica_set else "standalone") in findings["role"][1]
     assert f"127.0.0.1:{server.port}" in findings["reach"][1]
@@ -369,7 +370,7 @@ def test_the_doctor_looks_at_a_folder(tmp_path: Path) -> None:
     open_to_all = examine(url)
 
     assert levels_of(before) == {"reach": "warning"}
-    assert {*levels_of(second)} >= {"reach", "lock", "owner and mode", "space", "sync", *LIFE}
+    assert {*levels_of(second)} >= {"reach", "owner", "owner and mode", "space", "sync", *LIFE}
     assert second["reach"][0] == second["owner and mode"][0] == "ok"
     assert open_to_all["owner and mode"][0] == "warning"
     assert not [each.name for each in folder.iterdir() if each.suffix == ".tmp"]
@@ -383,8 +384,8 @@ def test_the_doctor_refuses_a_folder_that_a_bot_could_not_use(tmp_path: Path) ->
     folder.chmod(0o777)
     insecure = examine(f"file://{folder}")
 
-    assert locked["reach"][0] == insecure["reach"][0] == "failure"
-    assert "owns" in locked["reach"][1]
+    assert locked["owner"][0] == insecure["reach"][0] == "failure"
+    assert f"process {os.getpid()} on " in locked["owner"][1]
     assert "chmod 700" in insecure["reach"][1]
 
 
@@ -399,7 +400,8 @@ def test_the_doctor_tries_somebody_elses_driver_and_says_what_it_lacks(
     serve(monkeypatch, lambda url: driver())
     findings = examine("plain://here")
 
-    assert levels_of(findings) == {"reach": "ok", "optional methods": "ok"} | LIFE | {"compare": "warning"}
+    warnings = {"owner": "warning", "compare": "warning"}
+    assert levels_of(findings) == {"reach": "ok", "optional methods": "ok"} | LIFE | warnings
     assert "has none of read_many" in findings["optional methods"][1]
 
 
