@@ -1,4 +1,4 @@
-"""A bot that runs beside another copy of itself: on the console its author sees what is the matter."""
+"""A bot beside another copy of itself: on the console its author sees what is the matter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from actorbot.stores import store_from_url
 
 class Platform(Bot):
     async def receive(self):
-        print("receiving", await self.dispatch("ann", "hi"), flush=True)
+        count = await self.dispatch("ann", "hi")
+        await self.manager.flush()
+        print("receiving", count, flush=True)
         await asyncio.Event().wait()
 
 async def handle(context):
@@ -115,6 +117,7 @@ def test_a_bot_that_is_told_to_end_hands_its_store_over_at_once(url: str, tmp_pa
     assert (ended(first), ended(second)) == (0, 0)
 
 
+@pytest.mark.long
 def test_a_bot_that_was_frozen_until_another_had_its_store_says_so_in_one_line_and_exits_with_1(
     url: str, tmp_path: Path
 ) -> None:
