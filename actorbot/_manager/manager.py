@@ -176,10 +176,12 @@ class SessionManager(Many):
         self._lost = error
         if self._life is Life.OPEN:
             self._live(Life.LOST)
-        if self._shared is not None:
-            lose(self._parts, error)
-        for tell in self._on_lost:
-            tell(error)
+        try:
+            if self._shared is not None:
+                lose(self._parts, error)
+        finally:
+            for tell in self._on_lost:
+                tell(error)
 
     def _last_report(self) -> ShutdownReport | None:
         """Return the report of a close that has ended; a close of a new manager ends here."""
