@@ -114,6 +114,12 @@ class Access(ABC):
             else f"the manager is {life.value}{'; make a new one' if life is Life.CLOSED else ''}"
         )
 
+    def _check_anywhere(self) -> None:
+        """Raise unless the manager is open, and its loop, if it has one, has not ended."""
+        self._check_open()
+        if self._loop is not None and self._loop.is_closed():
+            raise _loop_is_closed()
+
     def _check_here(self, closing: bool = False, closed: bool = False) -> None:
         """Raise unless the caller runs on the home loop."""
         if self._life is not Life.OPEN:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from asyncio import current_task
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
@@ -26,10 +26,9 @@ from actorbot._runtime.current import current
 from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
-from actorbot._turns.context import Context
+from actorbot._turns.context import Context, raise_for
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import Loan, take_back, undo
-from actorbot._turns.session_actor import raise_for
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ManagerClosedError, OwnershipLostError
 
@@ -312,6 +311,17 @@ class SessionManager(Looks):
         """The same as `flush`, for threads."""
         self._check_away()
         self._run_sync(self._verbs.flush, session_id)
+
+    def abandon(self, session_ids: str | Iterable[str]) -> None:
+        """Take these sessions out of memory now, and flush nothing of them. Any thread.
+
+        For who learns that another process has them. What the store does not have goes to
+        `on_conflict` and `conflicts`; when a write is on its way, as soon as it has ended. A turn
+        under way is taken from its handler: its caller gets OwnershipLostError, and so do those in
+        line. The next event reads what the store has.
+        """
+        self._check_anywhere()
+        self._verbs.abandon(session_ids)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`.

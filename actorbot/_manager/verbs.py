@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
+from actorbot._residents.abandon import Abandonment
 from actorbot._residents.activation import Activation
 from actorbot._residents.backoff import BrokenRecords
 from actorbot._residents.loader import Loader
@@ -14,7 +16,7 @@ from actorbot._residents.table import Table
 from actorbot._runtime.home import new_future
 from actorbot._state.codec import decode_state
 from actorbot._state.committed import ENDS, STATE
-from actorbot._state.session_id import check_session_id
+from actorbot._state.session_id import check_session_id, check_session_ids
 from actorbot._state.values import UndecodableError
 from actorbot._turns.context import Context
 from actorbot._turns.destroy import Destroy
@@ -22,7 +24,7 @@ from actorbot._turns.lend import lend
 from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
-from actorbot.errors import CorruptSessionError
+from actorbot.errors import CorruptSessionError, OwnershipLostError
 
 __all__ = ["Verbs"]
 
@@ -85,6 +87,15 @@ class Verbs:
         ids = journal.ids() if session_id is None else [session_id]
         resident = {actor.session_id for actor in actors}
         return [each for each in ids if each not in resident]
+
+    def abandon(self, session_ids: str | Iterable[str]) -> None:
+        """Abandon these sessions. Any thread."""
+        ids = check_session_ids(session_ids)
+        only = ids[0] if len(ids) == 1 else None
+        reason = "the session was abandoned: what was not flushed went to on_conflict; send the event again"
+        Abandonment(self._shared, self._table).begin(
+            ids, OwnershipLostError(self._shared.store, reason, session_id=only)
+        )
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         session_id = check_session_id(session_id)

@@ -79,7 +79,11 @@ class Destroy(Ahead):
             self._write()
             return
         # Where nobody knows what the store holds now, the next turn reads it.
-        if error is not None and self._shared.journal is not None:
+        if error is not None and actor.abandoned is not None:
+            if self._shared.journal is not None:  # the journal has it: it is handed over
+                actor.committed = self.committed
+                self._shared.flusher.abandon([actor], actor.abandoned)
+        elif error is not None and self._shared.journal is not None:
             error = None  # the journal has it, and the store will
             actor.committed = self.committed
             self._shared.dirty.mark(actor)

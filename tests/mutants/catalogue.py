@@ -131,6 +131,56 @@ MUTANTS = (
         "        self._first.take()\n",
         "tests/promises/test_never_hang_on_threads.py -k test_a_thread_that_has_given_up",
     ),
+    # --- sessions that another process has now ----------------------------------------------------
+    Mutant(
+        "an abandoned session is written all the same",
+        "_flushing/outcome.py",
+        "        taken = [(session, self._take_unflushed(session)) for session in sessions]\n",
+        "        taken = [(session, session.committed) for session in sessions]\n",
+        "tests/promises/test_hand_over.py -k test_an_abandoned_session_is_gone",
+    ),
+    Mutant(
+        "a write of a turn goes to the store though its session was abandoned",
+        "_flushing/flusher.py",
+        "            case WriteThrough() if message.session.abandoned is not None:",
+        "            case WriteThrough() if message.session.spilled:",
+        "tests/promises/test_hand_over.py -k test_a_write_that_comes_to_the_flusher",
+    ),
+    Mutant(
+        "a session is read before the last write of an abandoned one has ended",
+        "_residents/loader.py",
+        "        if letting_go is not None:\n",
+        "        if letting_go is False:\n",
+        "tests/promises/test_hand_over.py -k test_a_write_that_is_at_the_store",
+    ),
+    Mutant(
+        "a session that is being read cannot be abandoned",
+        "_residents/activation.py",
+        "        _check_kept(actor)  # last",
+        "        # last",
+        "tests/promises/test_hand_over.py -k test_a_session_that_is_being_read",
+    ),
+    Mutant(
+        "what the journal has of an abandoned session comes to the store",
+        "_residents/abandon.py",
+        "            if session_id not in read:\n",
+        "            if session_id in read:\n",
+        "tests/promises/test_hand_over.py -k test_what_only_the_journal_has",
+    ),
+    Mutant(
+        "a write id comes twice after a session was abandoned",
+        "_journal/journal.py",
+        "            self.floor = self.newest\n",
+        "            self.floor = 0\n",
+        "tests/promises/test_hand_over.py -k comes_late",
+    ),
+    Mutant(
+        "a turn goes on though its session was abandoned",
+        "_turns/overdue.py",
+        "                self._home.post(self._revoke, context, error)\n\n    def end_all",
+        "                pass\n\n    def end_all",
+        "tests/promises/test_hand_over.py -k test_a_handler_that_abandons_its_own",
+    ),
     # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",
