@@ -202,7 +202,10 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [("actorbot ", ["chat", "doctor", "sessions"]), ("actorbot sessions ", ["copy", "export", "ls", "rm", "show"])],
+    [
+        ("actorbot ", ["chat", "doctor", "sessions"]),
+        ("actorbot sessions ", ["copy", "edit", "export", "ls", "rm", "show"]),
+    ],
 )
 def test_a_shell_can_complete_what_is_typed(words: str, completed: list[str]) -> None:
     env = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split())), "_ACTORBOT_COMPLETE": "bash_complete"}
