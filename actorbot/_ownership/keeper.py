@@ -233,6 +233,8 @@ class Keeper:
 
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock.
+        if self.trouble is not None:
+            logger.info("%s: the lease is renewed again (%s, epoch %d)", self._store.name, mine.mode, mine.epoch)
         self._mine, self.trouble = mine, None
         self.until = self._ends = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
@@ -245,8 +247,12 @@ class Keeper:
 
         Counted from the begin of this one: if the process was frozen since, that time is over.
         """
-        if self.trouble is None:
-            logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
+        mine = self.ownership()
+        if self.trouble is None and mine is not None:
+            logger.warning(
+                "%s: the lease cannot be renewed, which is tried again (%s, epoch %d, for %.1f s more): %s",
+                self._store.name, mine.mode, mine.epoch, mine.remaining, error,
+            )  # fmt: skip
         self.trouble = str(error)
         self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
         self._again(RETRY)
