@@ -56,9 +56,12 @@ class Flusher(Mailbox):
         journal: Journal | None = None,
         on_conflict: Callable[[Flushable, Committed], None],
         on_answer: Callable[[], None] | None = None,
+        check: Callable[[], None] = lambda: None,
         max_session_bytes: int = 1 << 40,
     ) -> None:
+        """*check* is called before each call, on the store's thread, which fails as it does."""
         super().__init__()
+        self._check = check
         self._store = store
         self._thread = thread
         self._policy = policy
@@ -273,7 +276,8 @@ class Flusher(Mailbox):
         try:
             if not self.closed and (jobs := self._next_batch()):
                 self._began = self._clock.monotonic()
-                answer = self._thread.run(partial(self._overdue, jobs), write_batch, self._store, jobs, self.set_backs)
+                write = partial(write_batch, self._store, jobs, self.set_backs, self._check)
+                answer = self._thread.run(partial(self._overdue, jobs), write)
                 if answer is LATE:
                     self.notify(Returned(jobs))
                     return  # another thread has the turn

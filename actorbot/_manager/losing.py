@@ -26,3 +26,5 @@ def lose(parts: Parts, error: OwnershipLostError) -> None:
     parts.loader.close(error)
     only_in_journal = [] if shared.journal is None else shared.journal.ids()
     Abandonment(shared, table).begin([*table.actors, *only_in_journal], error)
+    taken_out = [each for each in shared.flusher.dirty.sessions() if each.abandoned is None]
+    shared.flusher.abandon(taken_out, error)  # by a close that is under way

@@ -57,8 +57,15 @@ class Parts:
     replay: Replay
     sweeper: Sweeper
 
-    def __init__(self, options: Options, home: Home, on_lost: Callable[[OwnershipLostError], None]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        home: Home,
+        on_wait: Callable[[str], None],
+        on_lost: Callable[[OwnershipLostError], None],
+    ) -> None:
         self._options = options
+        self._on_wait = on_wait
         self.clock = clock = options.clock
         self.home = home
         self.hooks = Hooks(home, options.functions, limit=options.handler_timeout, most_told=options.max_resident)
@@ -106,6 +113,7 @@ class Parts:
             journal=journal,
             on_conflict=self.hooks.report_conflict,
             on_answer=None if journal is None else self._replay,
+            check=(lambda: None) if self.keeper is None else self.keeper.check_before_writing,
             max_session_bytes=options.max_session_bytes,
         )
         self.shared = self._make_shared(flusher, journal)
@@ -116,16 +124,12 @@ class Parts:
     async def _own(self) -> None:
         """Take the store's lease, if it keeps one. Raises: StoreLockedError; store errors."""
         if self.keeper is not None:
-            await self.keeper.acquire(self.home, self._options.takeover_timeout)
+            await self.keeper.acquire(self.home, self._options.takeover_timeout, self._on_wait)
         elif self.store.keeps_lease:
             logger.warning(
                 "%s: no lease is taken (ownership='none'): nothing keeps another process from the same sessions",
                 self.store.name,
             )
-
-    def waits_for(self) -> str | None:
-        """Say whom a start waits for; `None` if it does not. Any thread."""
-        return None if self.keeper is None else self.keeper.waits_for
 
     def _make_residents(self) -> None:
         options, shared = self._options, self.shared

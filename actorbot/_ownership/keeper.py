@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from math import inf
@@ -75,9 +76,9 @@ class Keeper:
         self._asked = 0.0  # when it began
         self._timer: Timer | None = None
         self._ended = False
-        self._ends = 0.0  # the monotonic second at which the lease runs out, unless it is renewed
         self.until = inf
         """The monotonic second from which on a turn asks (`confirm`) before it commits."""
+        self._runs_out = inf  # the monotonic second from which on others may take the lease
         self.lost: OwnershipLostError | None = None
         self.trouble: str | None = None
         """Why the lease could not be renewed the last time."""
@@ -91,16 +92,17 @@ class Keeper:
 
     def ownership(self) -> Ownership | None:
         """Say who owns the store, as far as this process knows."""
-        mine = self._mine
-        if mine is None:
+        if (mine := self._mine) is None:
             return None
-        remaining = 0.0 if self.lost else max(0.0, self._ends - self.now())
+        remaining = 0.0 if self.lost else max(0.0, self._runs_out - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
+
+        At each look that is in vain, *on_wait* is told whom it waits for.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -114,6 +116,7 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
+            on_wait(obstacle.reason)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
@@ -176,6 +179,15 @@ class Keeper:
                 raise copy(self.lost)
             await home.wait(self._renew_soon())
 
+    def check_before_writing(self) -> None:
+        """Refuse to write once the lease has run out, until it is renewed. Any thread.
+
+        What another owner wrote may have been read here since: to go on from that is no conflict.
+        Raises: OwnershipLostError, StoreUnavailableError.
+        """
+        if self.now() >= self._runs_out:
+            raise self.lost or StoreUnavailableError(self._store.name, "its lease has run out, and is being renewed")
+
     def _renew_soon(self) -> Future[None]:
         """Begin a renewal, unless one is under way. The future ends with it, and never fails."""
         with self._lock:
@@ -186,6 +198,8 @@ class Keeper:
                 done.set_result(None)
                 return done
             self._flying, self._asked = done, self.now()
+            if self.trouble is not None and self._asked < self.until:
+                self.until = max(self.until, self._asked + self._deadline + RETRY)
             if self._timer is not None:
                 self._timer.cancel()
         self._thread.call(self._renew, deadline=self._deadline).add_done_callback(self._note)
@@ -219,7 +233,7 @@ class Keeper:
             if not self._ended:
                 if isinstance(outcome, Lost):
                     self.lost = self._lost_to(outcome.holder)
-                    self.until = -inf
+                    self.until = self._runs_out = -inf
                 elif isinstance(outcome, _Renewed):
                     self._renewed(*outcome)
                 else:
@@ -236,16 +250,16 @@ class Keeper:
         if self.trouble is not None:
             logger.info("%s: the lease is renewed again (%s, epoch %d)", self._store.name, mine.mode, mine.epoch)
         self._mine, self.trouble = mine, None
-        self.until = self._ends = asked + mine.lease
+        self.until = self._runs_out = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
 
     def _again(self, seconds: float) -> None:
         self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
-        """Go on for as long as the next try may take: nobody is known to have taken the store.
+        """Go on until the next try has begun: nobody is known to have taken the store.
 
-        Counted from the begin of this one: if the process was frozen since, that time is over.
+        But a failure that is noticed late says nothing of it: the process was frozen meanwhile.
         """
         mine = self.ownership()
         if self.trouble is None and mine is not None:
@@ -254,7 +268,8 @@ class Keeper:
                 self._store.name, mine.mode, mine.epoch, mine.remaining, error,
             )  # fmt: skip
         self.trouble = str(error)
-        self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
+        if (now := self.now()) < self._asked + self._deadline + RETRY:
+            self.until = max(self.until, now + 2 * RETRY)
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
@@ -338,7 +353,5 @@ _AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time,
 
 
 async def _sleep(home: Home, seconds: float) -> None:
-    try:
+    with suppress(TimeoutError):
         await home.wait(new_future(), seconds)
-    except TimeoutError:
-        return
