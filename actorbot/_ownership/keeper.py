@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -17,10 +16,11 @@ from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
 
+from actorbot._ownership.clock import seconds_of
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
 from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
-from actorbot._runtime.clock import Clock, SystemClock, Timer
+from actorbot._runtime.clock import Clock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.locked import locked
@@ -28,7 +28,7 @@ from actorbot._runtime.process import this_process
 from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
-__all__ = ["Keeper", "real_clock"]
+__all__ = ["Keeper"]
 
 logger = logging.getLogger("actorbot")
 
@@ -63,7 +63,7 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = _seconds_of(clock)
+        self.now = seconds_of(clock)
         """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
@@ -330,26 +330,6 @@ class _Renewed(NamedTuple):
     mine: Holder
     asked: float
     """The monotonic second before the store was asked."""
-
-
-def real_clock(clock: Clock) -> Clock:
-    """Return a clock that runs as the server's does, also where *clock* is a test's."""
-    return clock if isinstance(clock, SystemClock) else SystemClock()
-
-
-def _seconds_of(clock: Clock) -> Callable[[], float]:
-    """Return what counts the seconds of a *clock*, if it is real also those of a machine asleep.
-
-    A laptop or a server may be suspended for longer than its lease.
-    """
-    if not isinstance(clock, SystemClock) or _AWAKE_OR_NOT is None:
-        return clock.monotonic
-    return partial(time.clock_gettime, _AWAKE_OR_NOT)
-
-
-# Linux's CLOCK_MONOTONIC stands still in a machine that sleeps. That of macOS does not, but
-# `time.monotonic` does there.
-_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 async def _sleep(home: Home, seconds: float) -> None:
