@@ -247,6 +247,8 @@ class Keeper:
 
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock.
+        if self.trouble is not None:
+            logger.info("%s: the lease is renewed again (%s, epoch %d)", self._store.name, mine.mode, mine.epoch)
         self._mine, self.trouble = mine, None
         self.until = self._runs_out = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
@@ -259,8 +261,12 @@ class Keeper:
 
         But a failure that is noticed late says nothing of it: the process was frozen meanwhile.
         """
-        if self.trouble is None:
-            logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
+        mine = self.ownership()
+        if self.trouble is None and mine is not None:
+            logger.warning(
+                "%s: the lease cannot be renewed, which is tried again (%s, epoch %d, for %.1f s more): %s",
+                self._store.name, mine.mode, mine.epoch, mine.remaining, error,
+            )  # fmt: skip
         self.trouble = str(error)
         if (now := self.now()) < self._asked + self._deadline + RETRY:
             self.until = max(self.until, now + 2 * RETRY)

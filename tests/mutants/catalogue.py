@@ -585,6 +585,20 @@ MUTANTS = (
         "tests/tools/test_cli_owner.py -k since_it_looked",
     ),
     Mutant(
+        "`edit` overwrites what was written meanwhile",
+        "cli/_edit.py",
+        "Write(edited.next_write(), record.write_id)",
+        "Write(edited.next_write(), None)",
+        "tests/tools/test_cli_edit.py -k not_overwritten",
+    ),
+    Mutant(
+        "what was edited is overwritten by a bot that has the session in memory",
+        "cli/_edit.py",
+        "Write(edited.next_write(), record.write_id)",
+        "Write(edited, record.write_id)",
+        "tests/tools/test_cli_edit.py -k change_stands",
+    ),
+    Mutant(
         "the doctor finds an owner well whose lease has run out",
         "cli/_owner.py",
         "all(found.now < each.until and not",
