@@ -141,6 +141,9 @@ async def on_a_loop() -> None:
         await receipt.durable(timeout=1.0)
         await manager.flush()
         await manager.flush("telegram:42")
+        await manager.flush(session_id for session_id, _ in manager.resident())
+        assert_type(await manager.release(["telegram:42"], timeout=5.0), ShutdownReport)
+        manager.abandon({"telegram:42"})
         assert_type(await manager.peek("telegram:42"), dict[str, Any] | None)
         await manager.destroy("telegram:42")
         manager.stats().handled.bit_length()
@@ -162,6 +165,8 @@ def on_threads() -> None:
         with manager.turn_sync("line:7") as turn:
             turn.session["n"] = 1
         manager.submit_sync("line:7", "hi").result_sync(timeout=1.0)
+        manager.flush_sync(("line:7", "line:8"))
+        assert_type(manager.release_sync("line:7").unflushed, tuple[str, ...])
     for session_id in manager.close_sync().unflushed:
         print(session_id.upper())
 
