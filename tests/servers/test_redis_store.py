@@ -526,7 +526,7 @@ class TestACluster(StoreContract):
         return RedisSessionStore(self.url)
 
     def make_store_beside(self) -> Any:
-        return RedisSessionStore(self.url, key_prefix="other:")
+        return RedisSessionStore(self.url, key_prefix="actorbot:other:")  # which begins with that of the first
 
 
 def test_in_a_cluster_sessions_are_on_all_nodes_or_with_a_hash_tag_on_one(nodes: list[Server]) -> None:
