@@ -869,6 +869,20 @@ MUTANTS = (
         "    if False:",
         "tests/unit/manager/test_functions_with_yield.py -k refuses_it_as_handler",
     ),
+    Mutant(
+        "a store is shared by bots that answer before it has their events",
+        "_manager/options.py",
+        'shared = policy.mode == "write-through" if ownership is None else ownership == "shared"',
+        'shared = ownership != "exclusive"',
+        "tests/unit/manager/test_ownership_options.py",
+    ),
+    Mutant(
+        "the lease of a driver may run on the event loop",
+        "stores/_driver_lease.py",
+        "        for verb in METHODS if self.keeps_lease else ():\n",
+        "        for verb in ():\n",
+        "tests/unit/manager/test_ownership_options.py",
+    ),
     # --- URLs and the command ---------------------------------------------------------------------
     Mutant(
         "a part of a password is taken for a host",
