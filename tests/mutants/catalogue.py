@@ -216,6 +216,35 @@ MUTANTS = (
         "            found = list(self._table.resident())\n",
         "tests/promises/test_hand_over.py -k test_several_sessions_are_flushed",
     ),
+    # --- replies that are held from outside -------------------------------------------------------
+    Mutant(
+        "replies leave before their confirmation from outside",
+        "_turns/outbox.py",
+        "        return None if terms is None else terms.confirmed\n",
+        "        return None\n",
+        "tests/unit/turns/test_terms.py -k test_replies_wait_for_the_confirmation",
+    ),
+    Mutant(
+        "replies leave although their confirmation has failed",
+        "_turns/outbox.py",
+        "        if parcel.confirmed is not None and not parcel.confirmed.result():\n",
+        "        if parcel.confirmed is not None and not parcel.confirmed.done():\n",
+        "tests/unit/turns/test_terms.py -k test_replies_whose_confirmation_fails",
+    ),
+    Mutant(
+        "a silent event replies",
+        "_turns/context.py",
+        "        if terms.silent:\n",
+        "        if terms.silent is None:\n",
+        "tests/unit/turns/test_terms.py -k test_a_silent_event_changes",
+    ),
+    Mutant(
+        "what on_error replies waits for no confirmation",
+        "_turns/context.py",
+        "        self._terms = context._terms\n",
+        "        self._terms = None\n",
+        "tests/unit/turns/test_terms.py -k test_what_on_error_replies",
+    ),
     # --- the first answer -------------------------------------------------------------------------
     Mutant(
         "a duplicate does not wait for the answer of the first",
@@ -264,7 +293,7 @@ MUTANTS = (
     Mutant(
         "replies that nobody takes pile up",
         "_turns/session_actor.py",
-        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context, durable)\n",
         "",
         "tests/promises/test_bounded_replies.py",
     ),
