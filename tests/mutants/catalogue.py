@@ -580,7 +580,7 @@ MUTANTS = (
     Mutant(
         "an owner whose lease has run out in an outage says that it still has it",
         "_ownership/keeper.py",
-        "max(0.0, self._ends - self.now())",
+        "max(0.0, self._runs_out - self.now())",
         "max(0.0, self.until - self.now())",
         "tests/unit/manager/test_ownership.py -k trouble",
     ),
