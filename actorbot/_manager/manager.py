@@ -18,7 +18,7 @@ from actorbot._manager.many import Many
 from actorbot._manager.options import Options
 from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
-from actorbot._manager.verbs import Verbs
+from actorbot._manager.verbs import OnDuplicate, Verbs
 from actorbot._policy import FlushPolicy
 from actorbot._reports import ShutdownReport
 from actorbot._runtime.clock import Clock
@@ -211,22 +211,36 @@ class SessionManager(Many):
 
     # --- verbs -----------------------------------------------------------------------------------
 
-    async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False) -> Any:
+    async def dispatch(
+        self,
+        session_id: str,
+        event: Any,
+        *,
+        event_id: str | None = None,
+        durable: bool = False,
+        on_duplicate: OnDuplicate = "duplicate",
+    ) -> Any:
         """Handle *event* in its session's turn; return what the handler returns.
 
-        Returns `DUPLICATE` for an *event_id* that was handled before. Event ids are compared by
-        their text: 7 and "7" are the same. Raises what the handler raises; OverloadedError,
+        Returns `DUPLICATE` for an *event_id* that was handled before; with `on_duplicate="result"`
+        a copy of what its handler has returned then, if that is remembered. Event ids are compared
+        by their text: 7 and "7" are the same. Raises what the handler raises; OverloadedError,
         DeadlockError, HandlerTimeoutError, store errors. To cancel it rolls the turn back.
         """
         # The usual case: called on the home loop, for a session that is in memory and idle. If a
         # second loop runs in this thread, `self._loop` has no current task. (`get_running_loop`
         # would tell too, but it asks for the process id, which takes longer.)
-        if get_ident() == self._here and (task := current_task(self._loop)) is not None and type(session_id) is str:
+        if (
+            get_ident() == self._here
+            and (task := current_task(self._loop)) is not None
+            and type(session_id) is str
+            and on_duplicate == "duplicate"
+        ):
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 return await actor.take_turn(event, event_id, durable, task)
         self._check_here()
-        return await self._verbs.dispatch(session_id, event, event_id, durable, None)
+        return await self._verbs.dispatch(session_id, event, event_id, durable, None, on_duplicate)
 
     def dispatch_sync(
         self,
@@ -235,6 +249,7 @@ class SessionManager(Many):
         *,
         event_id: str | None = None,
         durable: bool = False,
+        on_duplicate: OnDuplicate = "duplicate",
         timeout: float | None = None,
     ) -> Any:
         """The same as `dispatch`, for threads.
@@ -242,14 +257,15 @@ class SessionManager(Many):
         It takes at most *timeout* seconds. But a `def` handler of a threaded manager runs in the
         calling thread: nothing can stop it, and it is `handler_timeout` that ends its turn.
         """
-        threads = self._inline
+        threads = self._inline if on_duplicate == "duplicate" else None
         if threads is not None and type(session_id) is str and (timeout is None or check_timeout(timeout) >= 0.0):
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 turn = actor.take_turn(event, event_id, durable, None)
                 return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
         self._check_away()
-        return self._run_turn(self._verbs.dispatch, session_id, event, event_id, durable, timeout, timeout=timeout)
+        verb = self._verbs.dispatch
+        return self._run_turn(verb, session_id, event, event_id, durable, timeout, on_duplicate, timeout=timeout)
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """Accept *event* and return; it is handled later, in its turn. Raises: OverloadedError."""

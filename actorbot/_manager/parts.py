@@ -28,6 +28,7 @@ from actorbot._runtime.home import Home, Promise, is_async, is_plain, new_future
 from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import ThreadHome
 from actorbot._turns.acknowledge import claim_first, write_ahead, write_through
+from actorbot._turns.answers import Answers
 from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hook, Hooks
 from actorbot._turns.outbox import Outbox, ask_again
@@ -227,6 +228,7 @@ class Parts:
             journal=journal,
             keeper=self.keeper,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room, self.keeper),
+            answers=Answers(home, options.max_session_bytes, options.policy.store_deadline),
             handle=hooks.bound("handler") or _no_handler,
             handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Literal
 
+from actorbot._checks import check_word
+from actorbot._event import DUPLICATE
 from actorbot._manager.releasing import Release
 from actorbot._reports import ShutdownReport
 from actorbot._residents.abandon import Abandonment
@@ -28,7 +30,10 @@ from actorbot._turns.shared import TurnShared
 from actorbot._turns.told import Handle
 from actorbot.errors import CorruptSessionError, OwnershipLostError
 
-__all__ = ["Verbs"]
+__all__ = ["OnDuplicate", "Verbs"]
+
+OnDuplicate = Literal["duplicate", "result"]
+ON_DUPLICATE = ("duplicate", "result")
 
 
 class Verbs:
@@ -52,9 +57,28 @@ class Verbs:
         self._replay = replay
 
     async def dispatch(
-        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+        self,
+        session_id: str,
+        event: Any,
+        event_id: str | None,
+        durable: bool,
+        timeout: float | None,
+        on_duplicate: OnDuplicate,
     ) -> Any:
         session_id = check_session_id(session_id)
+        check_word("on_duplicate", on_duplicate, ON_DUPLICATE)
+        if on_duplicate == "duplicate" or event_id is None:
+            return await self._handle(session_id, event, event_id, durable, timeout)
+        with self._shared.answers.run(session_id, event_id) as run:
+            value = await self._handle(session_id, event, event_id, durable, timeout)
+            if value is not DUPLICATE:
+                run.keep(value)
+                return value
+        return await run.first()
+
+    async def _handle(
+        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+    ) -> Any:
         actor = await self._activation.wait_for_turn(session_id, timeout)
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
 

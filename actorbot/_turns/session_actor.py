@@ -204,6 +204,7 @@ class SessionActor(Flushable):
             # The session has expired as a whole. As in `commit`: until `self.committed` is set,
             # nothing is called.
             self.committed = committed = (committed[VERSION], None, b"", committed[SEEN], end)
+            shared.answers.forget(self.session_id)
             shared.on_expire(self.session_id, state, end)
             state = None
         digest = None if event_id is None else digest_of(event_id)
@@ -292,6 +293,7 @@ class SessionActor(Flushable):
     def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
+            self.shared.answers.forget(self.session_id)
             return None
         shape, most = self.shared.shape, self.shared.max_session_bytes
         try:

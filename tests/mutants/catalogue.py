@@ -216,6 +216,35 @@ MUTANTS = (
         "            found = list(self._table.resident())\n",
         "tests/promises/test_hand_over.py -k test_several_sessions_are_flushed",
     ),
+    # --- the first answer -------------------------------------------------------------------------
+    Mutant(
+        "a duplicate does not wait for the answer of the first",
+        "_turns/answers.py",
+        "        for run in self._earlier:\n",
+        "        for run in self._earlier[:0]:\n",
+        "tests/promises/test_first_answers.py -k test_a_duplicate_that_comes_while",
+    ),
+    Mutant(
+        "an answer outlives its session",
+        "_turns/destroy.py",
+        "        self._shared.answers.forget(self.session_id)\n",
+        "        pass\n",
+        "tests/promises/test_first_answers.py -k test_an_answer_is_forgotten",
+    ),
+    Mutant(
+        "answers pile up",
+        "_turns/answers.py",
+        "            while len(self._kept) > MOST or self._bytes > MOST_BYTES:",
+        "            while len(self._kept) > MOST:",
+        "tests/promises/test_first_answers.py -k test_the_answers_of_all_sessions",
+    ),
+    Mutant(
+        "two callers share one answer",
+        "_turns/answers.py",
+        '        return DUPLICATE if encoded is None else decode_state(encoded)[""]',
+        '        return DUPLICATE if encoded is None else vars(self).setdefault("a", encoded)',
+        "tests/promises/test_first_answers.py -k test_each_duplicate_gets_a_copy",
+    ),
     # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",
