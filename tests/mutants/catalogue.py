@@ -636,6 +636,20 @@ MUTANTS = (
         "tests/unit/stores/test_lost_folder.py -k refused",
     ),
     Mutant(
+        "an owner whose lease has run out in an outage says that it still has it",
+        "_ownership/keeper.py",
+        "max(0.0, self._runs_out - self.now())",
+        "max(0.0, self.until - self.now())",
+        "tests/unit/manager/test_ownership.py -k trouble",
+    ),
+    Mutant(
+        "who asks to own a store that keeps no lease is told nothing",
+        "_manager/options.py",
+        "    if ownership is not None and others_reach_it and not",
+        "    if False and not",
+        "tests/unit/manager/test_ownership.py -k cannot_be_owned",
+    ),
+    Mutant(
         "`rm` destroys what was written since it looked",
         "cli/_sessions.py",
         "        base, size = record.write_id, len(record.state)\n",
