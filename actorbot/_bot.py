@@ -13,7 +13,7 @@ from actorbot._manager.manager import SessionManager
 from actorbot._policy import FlushPolicy
 from actorbot._reports import ShutdownReport
 from actorbot._running.run import run
-from actorbot.errors import ConfigError, ManagerClosedError
+from actorbot.errors import ConfigError, ManagerClosedError, OwnershipLostError
 
 __all__ = ["Bot"]
 
@@ -36,6 +36,7 @@ class Bot:
         self._is_lost = False
         self._close_time: float | None = None  # while it runs, what is left of `close_timeout`
         self._told: Callable[[], None] | None = None  # while it runs: ends that
+        self._shows: Callable[[str], None] | None = None  # while it runs: shows for whom it waits
         # To refuse a wrong option or method here rather than at the start:
         check_function("receive", self.receive)
         self._make_manager()
@@ -87,8 +88,11 @@ class Bot:
         third ends the process at once. It makes its own event loop. Signals come to the main thread
         alone: in another, `close` ends it. docs/running.md has more.
 
+        While another process owns the store it waits, for `takeover_timeout` seconds, and says so.
+
         Raises: what `receive` raises, after the close; SystemExit(1) if sessions were not flushed,
-        SystemExit(2) if the bot could not start; WrongLoopError where a loop runs already.
+        or if another process took over the store; SystemExit(2) if the bot could not start;
+        WrongLoopError where a loop runs already.
         """
         run(self, self._make_manager()._options.close_timeout)
 
@@ -117,7 +121,9 @@ class Bot:
         if self._options.get("handler") is None:
             raise ConfigError("on_event", None, "a handler: decorate one with @bot.on_event")
         self._manager = self._make_manager()
-        self._manager._on_lost = self._note_lost
+        self._manager._on_wait.append(self._note_wait)
+        self._manager._on_lost.append(self._note_lost)
+        self._is_lost = False
         try:
             await self._manager.start()
         except BaseException:
@@ -154,7 +160,11 @@ class Bot:
         report = self._report if self._manager is None else self._manager._report
         return report is not None and not report.unflushed and not self._is_lost
 
-    def _note_lost(self) -> None:
+    def _note_wait(self, owner: str) -> None:
+        if self._shows is not None:
+            self._shows(owner)
+
+    def _note_lost(self, _: OwnershipLostError) -> None:
         """End the run: another process has taken over the store."""
         self._is_lost = True
         if self._told is not None:

@@ -5,18 +5,22 @@ docs/stores.md says which of the two to build when.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Self
 
 from actorbot import ONE_YEAR, ConsoleBot, Context
 from actorbot.errors import ActorbotError, CorruptSessionError, OutcomeUnknownError, StoreUnavailableError
-from actorbot.stores import Record, RecordStore, Verdict, Write, judge
+from actorbot.stores import LeaseFound, Record, RecordStore, Verdict, Write, judge
 
 TABLE = "create table if not exists sessions (id text primary key, write_ids blob, ends real, record blob)"
+LEASE = "create table if not exists lease (only_one integer primary key, text text)"
 
 
 class SqliteRecordStore(RecordStore):
     name = "sqlite"  # in errors and logs
+    keeps_lease = True  # several processes may open the file: one of them owns it, see read_lease
 
     def __init__(self, path: str, *, expires_in: float = ONE_YEAR) -> None:
         self.path = path
@@ -30,6 +34,7 @@ class SqliteRecordStore(RecordStore):
                 self.reader, self.writer = self.connect(), self.connect()
                 self.writer.execute("pragma journal_mode=wal")
                 self.writer.execute(TABLE)
+                self.writer.execute(LEASE)
             except sqlite3.Error as error:
                 raise StoreUnavailableError(self.name, f"{self.path} cannot be opened: {error}") from error
             self.open = True
@@ -85,6 +90,26 @@ class SqliteRecordStore(RecordStore):
             row = (record.session_id, record.write_ids, record.expires_at, record.to_bytes())
             self.writer.execute("replace into sessions values (?, ?, ?, ?)", row)
         return None
+
+    # --- who owns it: called on a third thread, beside reads and writes --------------------------
+
+    def read_lease(self) -> LeaseFound:
+        try:
+            with closing(self.connect()) as db:  # a new one each time: so any thread may call this
+                row = db.execute("select text from lease").fetchone()
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(self.name, f"reading the lease failed: {error}") from error
+        # Who opens one file of SQLite sees one clock. A server has a clock of its own: ask that.
+        return LeaseFound(None if row is None else row[0], time.time())
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        try:
+            with closing(self.connect()) as db:  # each statement is a transaction that compares and writes
+                if old is None:
+                    return db.execute("insert into lease values (1, ?) on conflict do nothing", (new,)).rowcount == 1
+                return db.execute("update lease set text = ? where text = ?", (new, old)).rowcount == 1
+        except sqlite3.Error as error:
+            raise OutcomeUnknownError(self.name, f"writing the lease failed: {error}") from error
 
     # --- what is optional: removing what has expired, and listing for the tools ------------------
 

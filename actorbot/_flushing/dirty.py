@@ -114,6 +114,10 @@ class DirtySessions:
         done = new_future()
         return done if self._announce(done) else None
 
+    def sessions(self) -> list[Flushable]:
+        """List those with something to flush, also if a close has taken them out. Any thread."""
+        return list(self._since)  # the list is made in one step
+
     def note_journal(self, size: int) -> None:
         """Note how many bytes the journal holds. They have the same bound as those in memory."""
         with self._lock:

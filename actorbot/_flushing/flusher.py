@@ -11,7 +11,7 @@ from math import inf
 from typing import Any, Final
 
 from actorbot._flushing.dirty import DirtySessions
-from actorbot._flushing.messages import Anew, End, Flush, FlushDue, Relieve, RetryDue, Returned, Spill
+from actorbot._flushing.messages import Abandon, Anew, End, Flush, FlushDue, Relieve, RetryDue, Returned, Spill
 from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.queue import WriteQueue
 from actorbot._flushing.recovery import Refused, write_batch
@@ -56,9 +56,12 @@ class Flusher(Mailbox):
         journal: Journal | None = None,
         on_conflict: Callable[[Flushable, Committed], None],
         on_answer: Callable[[], None] | None = None,
+        check: Callable[[], None] = lambda: None,
         max_session_bytes: int = 1 << 40,
     ) -> None:
+        """*check* is called before each call, on the store's thread, which fails as it does."""
         super().__init__()
+        self._check = check
         self._store = store
         self._thread = thread
         self._policy = policy
@@ -81,6 +84,8 @@ class Flusher(Mailbox):
             on_conflict=on_conflict,
             on_answer=on_answer,
         )
+        self.letting_go: dict[str, Future[None]] = {}
+        """By id, until when a session must not be read: the one before it is being abandoned."""
         self._stopped = False
         self._began = 0.0  # the monotonic second at which the last call began
         self._young = 0  # sessions flushed since the garbage collector was called
@@ -155,6 +160,34 @@ class Flusher(Mailbox):
         """
         self.notify(Spill(session))
 
+    def abandon(self, sessions: Iterable[Flushable], error: ActorbotError) -> Future[None]:
+        """Write nothing of *sessions* any more, and hand over what the store has not.
+
+        They leave memory, whoever has their turns. Who waits for a write of them gets *error*. The
+        future ends when it is done: at once, unless a call to the store is on its way.
+        """
+        abandon = Abandon(list(sessions), error)
+        for session in abandon.sessions:
+            session.abandoned = error  # first: a turn that commits from here on finds it
+        self.keep_from_readers([session.session_id for session in abandon.sessions], abandon.done)
+        if self.enter():
+            self.on_receive(abandon)  # here and now: nobody else uses it
+            self.leave()
+            return abandon.done
+        return self._ask(abandon)
+
+    def keep_from_readers(self, session_ids: list[str], until: Future[None]) -> None:
+        """Have no session of these ids read, until *until* ends: what is kept of them changes."""
+        for session_id in session_ids:
+            self.letting_go[session_id] = until
+
+        def end(_: Future[None]) -> None:
+            for session_id in session_ids:
+                if self.letting_go.get(session_id) is until:
+                    self.letting_go.pop(session_id, None)
+
+        until.add_done_callback(end)
+
     def relieve(self, session: Flushable) -> Future[None]:
         """Flush *session*, which has come to `max_events`.
 
@@ -162,7 +195,7 @@ class Flusher(Mailbox):
         """
         return self._ask(Relieve(session))
 
-    def _ask(self, message: Flush | Relieve | WriteThrough) -> Future[None]:
+    def _ask(self, message: Abandon | Flush | Relieve | WriteThrough) -> Future[None]:
         if not self.notify(message):
             message.done.set_exception(_ended())
         return message.done
@@ -196,6 +229,13 @@ class Flusher(Mailbox):
                 self._queue.add_goals(goals, done)
             case Relieve(session, done):
                 self._queue.relieve(session, done)
+            case Abandon(sessions, error, done):
+                try:
+                    self.outcome.abandon(sessions, error)
+                finally:
+                    done.set_result(None)  # or these sessions could not be read again
+            case WriteThrough() if message.session.abandoned is not None:
+                message.done.set_exception(message.session.abandoned)
             case WriteThrough():
                 self.outcome.trust_confirmed(message.session)
                 self._queue.add_through(message)
@@ -236,7 +276,8 @@ class Flusher(Mailbox):
         try:
             if not self.closed and (jobs := self._next_batch()):
                 self._began = self._clock.monotonic()
-                answer = self._thread.run(partial(self._overdue, jobs), write_batch, self._store, jobs, self.set_backs)
+                write = partial(write_batch, self._store, jobs, self.set_backs, self._check)
+                answer = self._thread.run(partial(self._overdue, jobs), write)
                 if answer is LATE:
                     self.notify(Returned(jobs))
                     return  # another thread has the turn

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from actorbot._flushing.waiters import Goal
 from actorbot._flushing.write import Flushable, PendingWrite
 from actorbot._runtime.home import new_future
+from actorbot.errors import ActorbotError
 
-__all__ = ["Anew", "End", "Flush", "FlushDue", "Relieve", "RetryDue", "Returned", "Spill"]
+__all__ = ["Abandon", "Anew", "End", "Flush", "FlushDue", "Relieve", "RetryDue", "Returned", "Spill"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,15 @@ class Spill:
     """Let go of this session: it has left memory, and the journal has what the store has not."""
 
     session: Flushable
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Write nothing of these sessions any more; *done* when what they had is handed over."""
+
+    sessions: list[Flushable]
+    error: ActorbotError
+    done: Future[None] = field(default_factory=new_future)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,10 +180,34 @@ class Outcome:
             self._queue.fail(job.through, error)
             return
         self._retries.settle([session])
+        unflushed = self._take_unflushed(session)
+        if unflushed is not None:
+            self._on_conflict(session, unflushed)
+        self._waiters.reached(session, error)
+
+    def abandon(self, sessions: list[Flushable], error: ActorbotError) -> None:
+        """Hand over what the store does not have of *sessions*; nothing of them is written."""
+        taken = [(session, self._take_unflushed(session)) for session in sessions]
+        if self._journal is not None:
+            self._journal.skip_versions()
+        try:
+            for session, unflushed in taken:
+                if unflushed is not None:
+                    self._on_conflict(session, unflushed)
+        finally:
+            for session in sessions:
+                self._anew.discard(session)
+                self._queue.abandon(session, error)
+
+    def _take_unflushed(self, session: Flushable) -> Committed | None:
+        """Take what *session* has; return it if the store has not all of it."""
         session.losses += (session.flushed,)
         # In one step, with no call in between: what a turn commits before it is handed over too,
         # and a turn that commits after it fails. The session is read again before its next turn.
         unflushed, session.committed = session.committed, None
+        session.decoded = None
+        if unflushed is not None and unflushed[VERSION] <= session.flushed:
+            unflushed = None  # the store has it: only of a session that is abandoned
         if unflushed is not None:
             self.settled += unflushed[VERSION] - session.flushed
         if self._journal is not None:
@@ -192,9 +216,7 @@ class Outcome:
                 self._journal.set_aside(session.session_id, unflushed)
         self._dirty.unmark([session])
         self._dirty.uncharge([(session, None)])
-        if unflushed is not None:
-            self._on_conflict(session, unflushed)
-        self._waiters.reached(session, error)
+        return unflushed
 
     def _catch_up(self, job: PendingWrite) -> bool:
         """Let what the store has replace what a session was, where nothing is lost by that.

@@ -16,7 +16,7 @@ from actorbot._flushing.write import Flushable, PendingWrite, WriteThrough
 from actorbot._policy import FlushPolicy
 from actorbot._runtime.clock import Clock
 from actorbot._state.committed import VERSION, Committed, write_id_of
-from actorbot.errors import ConflictError, OutcomeUnknownError, StoreUnavailableError
+from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
 __all__ = ["WriteQueue"]
@@ -91,7 +91,8 @@ class WriteQueue:
             if session.spilled and goal.version > session.flushed:
                 tell(self._has_spilled(session))
             elif goal.is_lost():
-                tell(ConflictError(self._store.name, "lost to a write of someone else", session_id=session.session_id))
+                lost = ConflictError(self._store.name, "lost to a write of someone else", session_id=session.session_id)
+                tell(session.abandoned or lost)
             elif len(session.losses) > goal.losses or goal.version <= session.flushed:
                 tell(None)
             else:
@@ -122,6 +123,16 @@ class WriteQueue:
         self._dirty.unmark([session])
         self._dirty.uncharge([(session, None)])
         self._waiters.reached(session, self._has_spilled(session))
+
+    def abandon(self, session: Flushable, error: ActorbotError) -> None:
+        """Write nothing of *session* any more, which has nothing to be written; tell who waits."""
+        through = self._wanted.pop(session, None)
+        resting = self._retries.drop(session)
+        for each in (through, resting):
+            if each is not None and not each.done.done():
+                each.fail(error, self._store.name)
+        self.division.reunite([session])
+        self._waiters.reached(session, error)
 
     def _has_spilled(self, session: Flushable) -> StoreUnavailableError:
         reason = "it does not take writes; what it has not is in the journal"

@@ -6,7 +6,7 @@ a conflict or damage: then the store may have gone back in time, and what is in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -61,12 +61,13 @@ class Refused:
 
 
 def write_batch(
-    store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetBacks
+    store: RecordStore, jobs: Sequence[PendingWrite], set_backs: SetBacks, check: Callable[[], None]
 ) -> Sequence[ActorbotError | None] | Refused:
-    """Write a batch; return what became of each.
+    """Write a batch, if *check* lets it; return what became of each.
 
-    Raises: what `RecordStore.write_many` raises when the store is down.
+    Raises: what *check* raises, and `RecordStore.write_many` when the store is down.
     """
+    check()
     try:
         results = write_jobs(store, jobs, set_backs)
     except Exception as error:

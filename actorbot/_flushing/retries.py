@@ -116,11 +116,11 @@ class Retries:
             for session in sessions:
                 self._again.pop(session, None)
 
-    def drop(self, session: Flushable) -> None:
-        """Forget *session*: nothing of it is sent any more."""
-        job = self._again.pop(session, None)
-        if job is not None:
-            self._resting.discard(job)
+    def drop(self, session: Flushable) -> WriteThrough | None:
+        """Forget *session*: nothing of it is sent any more. Return its write that is waited for."""
+        again, waited_for = self._again.pop(session, None), self._waited_for.pop(session, None)
+        self._resting.difference_update(job for job in (again, waited_for) if job is not None)
+        return None if waited_for is None else waited_for.through
 
     # --- when it is tried again ------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from actorbot._runtime.home import new_future
 from actorbot._runtime.mailbox import Mailbox
 from actorbot._state.committed import VERSION, Committed, Lineage
 from actorbot._state.record import RING_BYTES, Record
-from actorbot.errors import ConflictError, OutcomeUnknownError
+from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
 from actorbot.stores.base import Write
 
 __all__ = ["Flushable", "PendingWrite", "WriteThrough"]
@@ -29,6 +29,7 @@ class Flushable(Mailbox):
     | failed     | Retries has the PendingWrite               | its pause ends: on its way         |
     | lost       | `committed` is None, `losses` has one more | its next turn reads it: clean      |
     | spilled    | `spilled`; the journal has its state       | nothing: it has left memory        |
+    | abandoned  | `abandoned`; what it had was handed over   | nothing: it has left memory        |
 
     A turn may commit while the session is on its way, or failed: then it is dirty as well. A
     session that only the journal has may leave memory while the store is down: then it is spilled.
@@ -65,6 +66,8 @@ class Flushable(Mailbox):
     """
     spilled: bool = False
     """Whether the session has left memory while the store had not its newest state."""
+    abandoned: ActorbotError | None = None
+    """Why nothing of the session is written any more, whatever is committed from now on."""
     doubted: Committed | None = None
     """The state before a write without an answer: it counts if the store turns out to be older."""
     lineages: tuple[Lineage, ...] = ()

@@ -58,12 +58,14 @@ class Journal:
         self.yields = not keeps
         """Whether an entry goes when the store has it; not if the store ends with the process."""
         self._thread = DeadlineThread("actorbot-journal", "journal", clock, deadline)
-        # Guards _closed, _asked, newest, _removals, _working and _resting.
+        # Guards _closed, _asked, newest, floor, _removals, _working and _resting.
         self._lock = threading.Lock()
         self._closed = False
         self._asked: list[Ahead] = []
         self.newest = 0
         """The greatest version that was to be committed, of any session."""
+        self.floor = 0
+        """The greatest version that a session may have had which was abandoned."""
         self._removals = Removals()
         self._working = False
         self._resting = False  # whether removals wait for a later attempt, or for the next entry
@@ -189,6 +191,15 @@ class Journal:
     def set_aside(self, session_id: str, committed: Committed) -> None:
         """Keep what a conflict took in a place of its own, from which no session is read."""
         self._remove(session_id, committed[VERSION], pack_entry(session_id, committed, b"", ()))
+
+    def skip_versions(self) -> None:
+        """Note that sessions were abandoned, whose last versions may be in the store or not.
+
+        None of these versions may come twice: both would have the same write id, and the new one
+        would be taken for the old one. So sessions that are read from now on get greater ones.
+        """
+        with self._lock:
+            self.floor = self.newest
 
     def _remove(self, session_id: str, version: int, *conflict: bytes) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ Mostly: which turn a bot library's code runs in, and a turn for code that runs i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from actorbot._runtime.current import current
 from actorbot._state.codec import encode_state
 from actorbot._turns.context import Context, chain, find_held
 from actorbot._turns.lend import check_return
-from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
+from actorbot.errors import ConfigError, NotEncodableError, OwnershipLostError, SessionTooLargeError
 
 __all__ = [
     "SessionManager",
@@ -28,6 +28,8 @@ __all__ = [
     "joined",
     "max_mailbox",
     "max_session_bytes",
+    "on_lost",
+    "on_wait",
     "size_of",
     "values",
     "wall",
@@ -102,6 +104,23 @@ def check_dict(manager: SessionManager, what: str) -> None:
 def is_open(manager: SessionManager) -> bool:
     """Tell whether the manager has started and is not closed."""
     return manager._life is Life.OPEN
+
+
+def on_wait(manager: SessionManager, tell: Callable[[str], None]) -> None:
+    """Call *tell* with the name of the owner, while the start of *manager* waits for its store.
+
+    At home, at each look: some fifty times a second.
+    """
+    manager._on_wait.append(tell)
+
+
+def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object]) -> None:
+    """Call *tell* when another process has taken over the store of *manager*. At home, once.
+
+    The same function is called once, however often it is given.
+    """
+    if tell not in manager._on_lost:
+        manager._on_lost.append(tell)
 
 
 def max_mailbox(manager: SessionManager) -> int:

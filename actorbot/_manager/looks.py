@@ -40,8 +40,10 @@ class Looks(Access):
         """Say whether the manager does its work. Any thread."""
         if self._lost is not None:
             return Health("failing", str(self._lost))
-        if self._life is Life.STARTING and (reason := self._parts.waits_for()) is not None:
-            return Health("failing", f"the manager is starting: {reason}")
+        if self._life is Life.STARTING and self._waits_for is not None:
+            return Health(
+                "failing", f"the manager is starting, and waits for the owner of its store: {self._waits_for}"
+            )
         if self._life is not Life.OPEN:
             return Health("failing", f"the manager is {self._life.value}")
         return health_of(self._parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from actorbot._manager.parts import Parts
+from actorbot._residents.abandon import Abandonment
 from actorbot.errors import OwnershipLostError
 
 __all__ = ["lose"]
@@ -22,7 +23,8 @@ def lose(parts: Parts, error: OwnershipLostError) -> None:
     shared.flusher.stop()
     table.close_intake(error)
     shared.running.end_all(error)
-    actors = list(table.resident())
-    table.dismiss_all(error)
     parts.loader.close(error)
-    shared.flusher.abandon(actors, error)
+    only_in_journal = [] if shared.journal is None else shared.journal.ids()
+    Abandonment(shared, table).begin([*table.actors, *only_in_journal], error)
+    taken_out = [each for each in shared.flusher.dirty.sessions() if each.abandoned is None]
+    shared.flusher.abandon(taken_out, error)  # by a close that is under way

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
 
+from actorbot._ownership.clock import seconds_of
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
 from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
-from actorbot._runtime.clock import Clock, SystemClock, Timer
+from actorbot._runtime.clock import Clock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.locked import locked
@@ -28,7 +29,7 @@ from actorbot._runtime.process import this_process
 from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
-__all__ = ["Keeper", "real_clock"]
+__all__ = ["Keeper"]
 
 logger = logging.getLogger("actorbot")
 
@@ -63,7 +64,7 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = _seconds_of(clock)
+        self.now = seconds_of(clock)
         """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
@@ -80,6 +81,7 @@ class Keeper:
         self._ended = False
         self.until = inf
         """The monotonic second from which on a turn asks (`confirm`) before it commits."""
+        self._runs_out = inf  # the monotonic second from which on others may take the lease
         self.lost: OwnershipLostError | None = None
         self.trouble: str | None = None
         """Why the lease could not be renewed the last time."""
@@ -93,16 +95,17 @@ class Keeper:
 
     def ownership(self) -> Ownership | None:
         """Say who owns the store, as far as this process knows."""
-        mine = self._mine
-        if mine is None:
+        if (mine := self._mine) is None:
             return None
-        remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
+        remaining = 0.0 if self.lost else max(0.0, self._runs_out - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
+
+        At each look that is in vain, *on_wait* is told whom it waits for.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -116,6 +119,7 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
+            on_wait(obstacle.reason)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
@@ -147,12 +151,11 @@ class Keeper:
         self._newest = max(lease.epoch, self._newest)
         lease = replace(lease, epoch=self._newest)
         mine = Holder(this_process(), self._mode, LEASE)
-        watched_since_it_wrote = watched if self._proven else 0.0
         is_gone = partial(has_ended, mine.process)
-        outcome = take(lease, self._me, mine, found.now, watched_since_it_wrote, is_gone=is_gone)
+        outcome = take(lease, self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)
         if not isinstance(outcome, Lease):
             if found.text is not None and not self._proven and (outcome.overdue or watched >= enough):
-                # It may answer, and refuse to write. Then an owner that is there cannot renew its lease.
+                # It may answer, and refuse to write: then an owner that lives cannot renew its lease.
                 self._store.swap_lease(found.text, found.text)
                 self._seen, self._proven = (found.text, self.now()), True
             reason = "; ".join(each.say(found.now) for each in outcome.holders)
@@ -187,6 +190,15 @@ class Keeper:
                 raise copy(self.lost)
             await home.wait(self._renew_soon())
 
+    def check_before_writing(self) -> None:
+        """Refuse to write once the lease has run out, until it is renewed. Any thread.
+
+        What another owner wrote may have been read here since: to go on from that is no conflict.
+        Raises: OwnershipLostError, StoreUnavailableError.
+        """
+        if self.now() >= self._runs_out:
+            raise self.lost or StoreUnavailableError(self._store.name, "its lease has run out, and is being renewed")
+
     def _renew_soon(self) -> Future[None]:
         """Begin a renewal, unless one is under way. The future ends with it, and never fails."""
         with self._lock:
@@ -197,6 +209,8 @@ class Keeper:
                 done.set_result(None)
                 return done
             self._flying, self._asked = done, self.now()
+            if self.trouble is not None and self._asked < self.until:
+                self.until = max(self.until, self._asked + self._deadline + RETRY)
             if self._timer is not None:
                 self._timer.cancel()
         self._thread.call(self._renew, deadline=self._deadline).add_done_callback(self._note)
@@ -230,7 +244,7 @@ class Keeper:
             if not self._ended:
                 if isinstance(outcome, Lost):
                     self.lost = self._lost_to(outcome.holder)
-                    self.until = -inf
+                    self.until = self._runs_out = -inf
                 elif isinstance(outcome, _Renewed):
                     self._renewed(*outcome)
                 else:
@@ -244,26 +258,35 @@ class Keeper:
 
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock.
+        if self.trouble is not None:
+            logger.info("%s: the lease is renewed again (%s, epoch %d)", self._store.name, mine.mode, mine.epoch)
         self._mine, self.trouble = mine, None
-        self.until = asked + mine.lease
+        self.until = self._runs_out = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
 
     def _again(self, seconds: float) -> None:
         self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
-        """Go on for as long as the next try may take: nobody is known to have taken the store.
+        """Go on until the next try has begun: nobody is known to have taken the store.
 
-        Counted from the begin of this one: if the process was frozen since, that time is over.
+        But a failure that is noticed late says nothing of it: the process was frozen meanwhile.
         """
-        if self.trouble is None:
-            logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
+        mine = self.ownership()
+        if self.trouble is None and mine is not None:
+            logger.warning(
+                "%s: the lease cannot be renewed, which is tried again (%s, epoch %d, for %.1f s more): %s",
+                self._store.name, mine.mode, mine.epoch, mine.remaining, error,
+            )  # fmt: skip
         self.trouble = str(error)
-        self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
+        if (now := self.now()) < self._asked + self._deadline + RETRY:
+            self.until = max(self.until, now + 2 * RETRY)
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since" if holder is None else str(holder.process)
+        who = "somebody who has given it back since"
+        if holder is not None:
+            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."
@@ -320,28 +343,6 @@ class _Renewed(NamedTuple):
     """The monotonic second before the store was asked."""
 
 
-def real_clock(clock: Clock) -> Clock:
-    """Return a clock that runs as the server's does, also where *clock* is a test's."""
-    return clock if isinstance(clock, SystemClock) else SystemClock()
-
-
-def _seconds_of(clock: Clock) -> Callable[[], float]:
-    """Return what counts the seconds of a *clock*, if it is real also those of a machine asleep.
-
-    A laptop or a server may be suspended for longer than its lease.
-    """
-    if not isinstance(clock, SystemClock) or _AWAKE_OR_NOT is None:
-        return clock.monotonic
-    return partial(time.clock_gettime, _AWAKE_OR_NOT)
-
-
-# Linux's CLOCK_MONOTONIC stands still in a machine that sleeps. That of macOS does not, but
-# `time.monotonic` does there.
-_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
-
-
 async def _sleep(home: Home, seconds: float) -> None:
-    try:
+    with suppress(TimeoutError):
         await home.wait(new_future(), seconds)
-    except TimeoutError:
-        return

@@ -107,8 +107,9 @@ class Activation:
         """Read the record of *actor*, whose turn the caller holds.
 
         If the read fails, everybody in its line gets the error. The session leaves memory, unless
-        it has a state that may be all that is left of it.
+        it has a state that may be all that is left of it. Raises: also why it was abandoned.
         """
+        _check_kept(actor)
         try:
             found = await self._loader.find(actor.session_id)
         except (asyncio.CancelledError, TurnTimeoutError):
@@ -134,3 +135,11 @@ class Activation:
             actor.adopt_entry(found)
         else:
             actor.adopt(found)
+        _check_kept(actor)  # last: who abandons it notes that first, and takes its state then
+
+
+def _check_kept(actor: SessionActor) -> None:
+    """Raises: why *actor* was abandoned, if it was."""
+    if actor.abandoned is not None:
+        actor.committed = None
+        raise actor.abandoned

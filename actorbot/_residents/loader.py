@@ -66,6 +66,9 @@ class Loader:
 
         `None` if there is neither. Raises: CorruptSessionError, StoreUnavailableError.
         """
+        letting_go = self._shared.flusher.letting_go.get(session_id)
+        if letting_go is not None:
+            await self._home.wait(letting_go)
         journal = self._shared.journal
         if journal is not None and journal.holds(session_id):
             entry: Entry | None = await self._home.wait(journal.read(session_id))

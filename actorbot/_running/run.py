@@ -42,6 +42,8 @@ class Runnable(Protocol):
     """The seconds that `close` takes when it is not told how many."""
     _told: Callable[[], None] | None
     """Called by `close`, whoever calls that."""
+    _shows: Callable[[str], None] | None
+    """Called, again and again, while `start` waits for the owner of the store: who that is."""
 
     def _hurry(self, seconds: float) -> None:
         """Let the close that is under way take at most *seconds* from now."""
@@ -91,19 +93,20 @@ class _Run:
         self._until = inf  # the time at which all must have ended, once somebody has told it to end
         self._enough = self._loop.create_future()  # done when the author's code is not waited for any more
         self._closing = False
+        self._waits = False
 
     def run(self) -> tuple[int, BaseException | None]:
         """Return the exit status, and the error that ended it."""
         signals = Signals(self._loop, self._seconds, self._end, self._hurry, self._bot._give_up)
         with signals:
             asyncio.set_event_loop(self._loop)
-            self._bot._told = self._end
+            self._bot._told, self._bot._shows = self._end, self._show
             try:
                 outcome = self._lead()
                 self._loop.run_until_complete(self._clear())
                 return outcome
             finally:
-                self._bot._told = self._bot._close_time = None
+                self._bot._told = self._bot._shows = self._bot._close_time = None
                 asyncio.set_event_loop(None)
                 self._loop.close()
                 self._threads.close()
@@ -147,10 +150,7 @@ class _Run:
         started = await self._do(self._bot.start)
         if isinstance(started, ActorbotError):
             logger.debug("the bot could not start", exc_info=started)
-            reason = " ".join(str(started).split())
-            print(
-                f"actorbot: could not start: {reason} (a log at DEBUG has the traceback)", file=sys.stderr, flush=True
-            )
+            _say(f"could not start: {started} (a log at DEBUG has the traceback)")
             return NOT_STARTED, None
         outcomes = [started]
         if started is None:
@@ -161,6 +161,11 @@ class _Run:
             status = 0 if self._bot._is_flushed() else LEFT_BEHIND
         errors = (each for each in outcomes if each is not None and not isinstance(each, CancelledError))
         return status, next(errors, None)
+
+    def _show(self, owner: str) -> None:
+        if not self._waits:
+            self._waits = True
+            _say(f"waits for the owner of its store, before it starts: {owner}")
 
     async def _do(self, step: Callable[[], object]) -> BaseException | None:
         """Take a step of the author's until it ends or is not waited for; return what it raised."""
@@ -203,6 +208,11 @@ class _Run:
         while tasks and monotonic() < max(moment, min(until, self._until + MOMENT)):
             _, tasks = await asyncio.wait(tasks, timeout=LOOK_AGAIN)
         return tasks
+
+
+def _say(text: str) -> None:
+    """Print one line, whatever is logged where."""
+    print("actorbot:", *text.split(), file=sys.stderr, flush=True)
 
 
 async def _outcome(step: Callable[[], object]) -> BaseException | None:

@@ -1,13 +1,14 @@
-"""The check of a session id, made before anything is touched."""
+"""The check of session ids, made before anything is touched."""
 
 from __future__ import annotations
 
 import unicodedata
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from actorbot.errors import InvalidSessionIdError
 
-__all__ = ["check_session_id"]
+__all__ = ["check_session_id", "check_session_ids"]
 
 MAX_ID_BYTES: Final = 512
 
@@ -28,3 +29,11 @@ def check_session_id(session_id: str) -> str:
     if not session_id.isprintable() and any(unicodedata.category(character) == "Cc" for character in session_id):
         raise InvalidSessionIdError("it holds a control character")
     return session_id
+
+
+def check_session_ids(session_ids: str | Iterable[str]) -> list[str]:
+    """Return the ids, each once; a `str` is one id. Raises: InvalidSessionIdError."""
+    given: Any = session_ids
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        given = [given]
+    return list(dict.fromkeys(map(check_session_id, given)))

@@ -83,6 +83,9 @@ class _TurnAhead(Ahead):
         if error is None:
             actor.committed = committed
             actor.trusted = True
+            if (error := actor.abandoned) is not None:  # the journal has it: it is handed over too
+                actor.shared.flusher.abandon([actor], error)
+        if error is None:
             actor.shared.handled += 1
             if not actor.dirty or (committed[STATE] is not None and len(committed[STATE]) > actor.charged):
                 actor.shared.dirty.mark(actor)

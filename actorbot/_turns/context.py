@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextvars import Context as ContextVars
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
@@ -15,11 +15,11 @@ from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
     HandlerTimeoutError,
-    OwnershipLostError,
+    ManagerClosedError,
     TurnEndedError,
 )
 
-__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "never_begun", "shield"]
+__all__ = ["Apology", "Context", "chain", "find_held", "find_parent", "innermost", "never_begun", "raise_for", "shield"]
 
 
 _QUEUED = Sent()
@@ -150,11 +150,11 @@ class Context:
     def _ended(self) -> TurnEndedError:
         if self._revoked is None:
             return TurnEndedError(self.session_id, "the turn cannot be used any more: it is over")
-        how = "the manager was closed"
+        how = "this process does not own its session any more"
         if isinstance(self._revoked, HandlerTimeoutError):
             how = "its handler timed out"
-        elif isinstance(self._revoked, OwnershipLostError):
-            how = "another process has taken over the store"
+        elif isinstance(self._revoked, ManagerClosedError):
+            how = "the manager was closed"
         return TurnEndedError(self.session_id, f"the turn cannot be used any more: {how}")
 
 
@@ -241,3 +241,13 @@ def shield() -> None:
     """Let no time-out cancel the running code: it waits for the close, which ends its turns."""
     for context in chain():
         context._may_cancel = False
+
+
+def raise_for(error: BaseException, raised: BaseException) -> NoReturn:
+    """Raise *raised*, which a caller gets for *error*: the same, or another because of it."""
+    try:
+        if raised is error:
+            raise error
+        raise raised from error
+    finally:
+        del error, raised  # they hold this frame by their tracebacks: only the collector would free both

@@ -107,12 +107,22 @@ class Hooks:
         self._call_later("on_session_expire", session_id, values)
 
     def report_conflict(self, session: Flushable, unflushed: Committed) -> None:
-        """Call `on_conflict` with what was not flushed of a session that another process wrote."""
-        logger.error(
-            "session %r was written by another process; what this one had not flushed goes to on_conflict",
-            session.session_id,
-            extra={"session_id": session.session_id},
-        )
+        """Call `on_conflict` with what was not flushed of a session that another process wrote.
+
+        Or of one that was abandoned.
+        """
+        if session.abandoned is None:
+            logger.error(
+                "session %r was written by another process; what this one had not flushed goes to on_conflict",
+                session.session_id,
+                extra={"session_id": session.session_id},
+            )
+        else:
+            logger.warning(
+                "session %r was abandoned; what was not flushed goes to on_conflict",
+                session.session_id,
+                extra={"session_id": session.session_id},
+            )
         self.keep(session.session_id, unflushed)
         state = unflushed[STATE]
         self._call_later("on_conflict", session.session_id, None if state is None else decode_state(state))

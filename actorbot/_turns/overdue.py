@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from concurrent.futures import Future
 from copy import copy
 from typing import Final
@@ -67,6 +68,13 @@ class RunningTurns:
             session_id,
             f"the turn took longer than {self.handler_timeout:g} s (handler_timeout); its changes were discarded",
         )
+
+    def revoke(self, actors: Container[object], error: ActorbotError) -> None:
+        """Revoke the turns of *actors*; their callers get *error*. Any thread."""
+        for context in list(self.deadlines):
+            if context._actor in actors and self.deadlines.pop(context, None) is not None:
+                context._revoked = error
+                self._home.post(self._revoke, context, error)
 
     def end_all(self, error: ActorbotError | None = None) -> None:
         """Revoke every turn, because of *error*. From now on none begins. At home."""

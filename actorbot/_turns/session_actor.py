@@ -18,7 +18,7 @@ from actorbot._state.record import RING_BYTES, TOMBSTONE_AGE, Record, has_id, is
 from actorbot._state.refusal import name_session
 from actorbot._state.values import UndecodableError
 from actorbot._turns.cancelled import deliver_again, is_cancelled, is_swallowed, swallowed
-from actorbot._turns.context import Context, find_parent, never_begun
+from actorbot._turns.context import Context, find_parent, never_begun, raise_for
 from actorbot._turns.depth import check_depth
 from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
@@ -34,7 +34,7 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["SessionActor", "raise_for"]
+__all__ = ["SessionActor"]
 
 EVENT_ID_BYTES: Final = 64 * 8  # of event-id digests that a session remembers
 BUSY: Final = 12  # with more unflushed turns than this, a session's values stay decoded
@@ -69,6 +69,9 @@ class SessionActor(Flushable):
             self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
+        journal = self.shared.journal
+        if journal is not None and journal.floor > self.flushed:
+            self.flushed, self.committed = journal.floor, (journal.floor, *self.committed[1:])
 
     def doubt(self) -> None:
         """Have the session read before its next turn: nobody knows whether a write was done."""
@@ -88,7 +91,7 @@ class SessionActor(Flushable):
     def adopt_entry(self, entry: Entry) -> None:
         """Take what the journal holds. What the store has shows when the session is flushed."""
         self.adopt(entry.record)
-        self.flushed = entry.record.version - 1
+        self.flushed, self.committed = entry.record.version - 1, entry.record.committed
         self.lineages = entry.lineages
         self.shared.dirty.mark(self)
 
@@ -115,12 +118,12 @@ class SessionActor(Flushable):
                     await shared.on_start(context)
                 value = shared.handle_here(context) if shared.handle_here is not None else await shared.handle(context)
                 try:
-                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
-                        await keeper.confirm(shared.home)
                     done = self.commit(context, durable)
                     if done is not None:
                         await (shared.home.wait(done) if isinstance(done, Future) else done)
-                        await shared.confirm()  # the store or the journal may have taken long
+                    # Last, since the process may have been frozen at any moment before.
+                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
+                        await keeper.confirm(shared.home)
                 except ConflictError:
                     if (reruns := reruns + 1) > RERUNS or not (
                         shared.writes_through or shared.is_unclaimed(self.write_ids)
@@ -201,6 +204,7 @@ class SessionActor(Flushable):
             # The session has expired as a whole. As in `commit`: until `self.committed` is set,
             # nothing is called.
             self.committed = committed = (committed[VERSION], None, b"", committed[SEEN], end)
+            shared.answers.forget(self.session_id)
             shared.on_expire(self.session_id, state, end)
             state = None
         digest = None if event_id is None else digest_of(event_id)
@@ -282,12 +286,14 @@ class SessionActor(Flushable):
             self.send(context, done)
         return done
 
-    def _conflict(self, reason: str) -> ConflictError:
-        return ConflictError(self.shared.store, reason, session_id=self.session_id)
+    def _conflict(self, reason: str) -> ActorbotError:
+        """Make the error of a turn that cannot be committed any more, or not begin."""
+        return self.abandoned or ConflictError(self.shared.store, reason, session_id=self.session_id)
 
     def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
+            self.shared.answers.forget(self.session_id)
             return None
         shape, most = self.shared.shape, self.shared.max_session_bytes
         try:
@@ -337,13 +343,3 @@ class SessionActor(Flushable):
         """Start the turn of a told event. Called by pykka's loop, which has the turn."""
         assert isinstance(message, Handle)
         self.shared.home.spawn(lambda: message.run(self), message.variables)
-
-
-def raise_for(error: BaseException, raised: BaseException) -> NoReturn:
-    """Raise *raised*, which a caller gets for *error*: the same, or another because of it."""
-    try:
-        if raised is error:
-            raise error
-        raise raised from error
-    finally:
-        del error, raised  # as in `fail_turn`

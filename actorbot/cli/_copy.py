@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from actorbot.cli._format import clean, write_json
+from actorbot.cli._owner import warn_of_owner
 from actorbot.cli._store import opened
 from actorbot.stores import CopyReport, RecordStore
 from actorbot.stores import copy as copy_sessions
@@ -34,6 +35,8 @@ def copy(source: str, target: str, as_json: bool) -> None:
     if source == target:
         raise click.UsageError("SOURCE and TARGET are the same store")
     with opened(source) as old, opened(target, to_read=False) as new:
+        warn_of_owner(old, "What it has in memory and has not flushed yet is not copied")
+        warn_of_owner(new, "If it has a session in memory that is copied there, its next flush of that is a conflict")
         try:
             with _bar(old) as progress:
                 report = copy_sessions(old, new, progress=progress)

@@ -21,6 +21,7 @@ from rich.text import Text
 from actorbot._state.codec import encode_state
 from actorbot._state.record import Record
 from actorbot.cli._format import clean, write_json
+from actorbot.cli._owner import judge_owner
 from actorbot.cli._store import made
 from actorbot.errors import ActorbotError, ConflictError, StoreError
 from actorbot.stores import Finding, RecordStore, Write
@@ -74,6 +75,7 @@ def _examine(store: RecordStore) -> Iterator[Finding]:
     """Yield what is found, step by step; end after a step that fails."""
     steps: dict[str, Callable[[], Iterable[Finding]]] = {
         "reach": store.examine,
+        "owner": partial(judge_owner, store),
         "round trip": partial(_round_trips, store),
         "probe": partial(_probe, store),
     }

@@ -1,4 +1,4 @@
-"""`actorbot sessions`: list, show, destroy, export and copy what a store holds."""
+"""`actorbot sessions`: list, show, edit, destroy, export and copy what a store holds."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from actorbot._state.codec import decode_state
 from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
 from actorbot.cli._copy import copy
+from actorbot.cli._edit import edit
 from actorbot.cli._export import export
 from actorbot.cli._format import clean, count_of, show_id, show_when, write_json
+from actorbot.cli._owner import tell_owner, warn_of_owner
 from actorbot.cli._store import opened
 from actorbot.cli._table import SessionTable
-from actorbot.errors import ActorbotError, CorruptSessionError, ForeignSessionError
-from actorbot.stores import Record, RecordStore
+from actorbot.errors import ActorbotError, ConflictError, CorruptSessionError, ForeignSessionError
+from actorbot.stores import Record, RecordStore, Write
 
 __all__ = ["sessions"]
 
 
 @click.group()
 def sessions() -> None:
-    """List, show, destroy, export and copy the sessions of a store.
+    """List, show, edit, destroy, export and copy the sessions of a store.
 
     Bots may go on meanwhile, except with a store of files, which one process at a time can open.
     What a bot has in memory and has not flushed yet is not seen.
@@ -35,6 +37,7 @@ def sessions() -> None:
 
 
 sessions.add_command(copy)
+sessions.add_command(edit)
 sessions.add_command(export)
 
 
@@ -51,6 +54,7 @@ def ls(url: str, prefix: str, limit: int | None, everything: bool, as_json: bool
     """List the sessions, in the store's own order. The exit status is 1 if one cannot be read."""
     listed = unreadable = 0
     with opened(url) as store, ExitStack() as at_last:
+        tell_owner(store)
         table = SessionTable()
         if not as_json:
             at_last.callback(table.flush)  # also when the store fails in the middle
@@ -152,18 +156,24 @@ def _show(record: Record, state: dict[str, Any]) -> None:
 def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
     """Destroy sessions, for every bot that uses the store.
 
-    If one is not there, that is no error. One that cannot be read is destroyed too.
+    If one is not there, that is no error. One that cannot be read is destroyed too. The exit status
+    is 1 if one was written by somebody else at the same moment: then it stays. Try again.
     """
     for session_id in session_ids:
         check_session_id(session_id)
     if not yes:
         _ask(len(session_ids))
+    conflicts = 0
     with opened(url) as store:
+        warn_of_owner(store, "If it has one of these sessions in memory, its next flush of that is a conflict")
         for session_id in dict.fromkeys(session_ids):
-            there = _describe(store, session_id)
-            if there is not None:
-                store.destroy(session_id)
-            click.echo(f"{show_id(session_id)}: {'was not there' if there is None else f'destroyed ({there})'}")
+            try:
+                click.echo(f"{show_id(session_id)}: {_destroy(store, session_id)}")
+            except ConflictError as error:
+                conflicts += 1
+                click.echo(f"not destroyed: {clean(str(error))}; try again", err=True)
+    if conflicts:
+        sys.exit(1)
 
 
 def _ask(number: int) -> None:
@@ -172,14 +182,21 @@ def _ask(number: int) -> None:
     click.confirm(f"Destroy {count_of(number, 'session')}?", abort=True)
 
 
-def _describe(store: RecordStore, session_id: str) -> str | None:
-    """Say what is there; `None` if it is nothing that can be destroyed."""
+def _destroy(store: RecordStore, session_id: str) -> str:
+    """Destroy what is there now, and say what it was. Raises: ConflictError; errors of stores."""
+    base: bytes | None
     try:
         record = _read(store, session_id)
     except ForeignSessionError:
         raise  # another bot has it, and can read it
     except CorruptSessionError:
-        return "it could not be read"
-    if record is None or record.state is None:
-        return None
-    return f"version {record.version}, {len(record.state)} bytes, last activity {show_when(record.last_activity)}"
+        base, there = None, "it could not be read"  # so there is nothing to compare with
+    else:
+        if record is None or record.state is None:
+            return "was not there"
+        base, size = record.write_id, len(record.state)
+        there = f"version {record.version}, {size} bytes, last activity {show_when(record.last_activity)}"
+    error = store.write_many([Write(Record.tombstone(session_id, now=time.time()), base)])[0]
+    if error is not None:
+        raise error
+    return f"destroyed ({there})"

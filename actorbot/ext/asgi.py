@@ -9,6 +9,9 @@ delivered twice counts once. Then the platform gets its answer:
 - 429 at a bound, with `Retry-After`
 - 500 when a handler failed
 - 503 while the store or the manager cannot take it, with `Retry-After`
+
+A server begins to serve while its manager still waits for another process to give up the store, so
+that a supervisor sees the new one before it ends the old one.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, wall
+from actorbot._manager.embedding import SessionManager, is_open, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -32,6 +35,7 @@ from actorbot.errors import (
     StoreError,
     WrongLoopError,
 )
+from actorbot.ext._serving import serving
 from actorbot.ext.webhooks import Incoming, Platform, RefusedError
 
 try:
@@ -48,6 +52,7 @@ logger = logging.getLogger("actorbot")
 
 BODY_SECONDS: Final = 10.0  # for a client to send its body
 RETRY_AFTER: Final = 5.0  # seconds, where nobody knows better
+HANDED_OVER: Final = 1.0  # seconds until another process, or this one, has the store
 
 
 def webhook_app(manager: SessionManager, platforms: Mapping[str, Platform]) -> Starlette:
@@ -61,8 +66,8 @@ def webhook_app(manager: SessionManager, platforms: Mapping[str, Platform]) -> S
 def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -> list[BaseRoute]:
     """Make a route for each platform, for an application of your own.
 
-    *platforms* has them by path: `{"/telegram": Telegram(token)}`. Before the first request,
-    *manager* must be started, on the loop that serves. Raises: ConfigError.
+    *platforms* has them by path: `{"/telegram": Telegram(token)}`. *manager* is started on the loop
+    that serves; until it is open, requests are answered 503. Raises: ConfigError.
     """
     for path, platform in platforms.items():
         if not path.startswith("/") or not isinstance(platform, Platform):
@@ -83,7 +88,9 @@ def probe_routes(manager: SessionManager) -> list[BaseRoute]:
 
     async def readyz(_: Request) -> Response:
         status = manager.health().status
-        return JSONResponse({"status": status}, status_code=503 if status == "failing" else 200)
+        if status != "failing":
+            return JSONResponse({"status": status})
+        return JSONResponse({"status": status}, 503, _retry_after(RETRY_AFTER))
 
     return [Route("/healthz", healthz), Route("/readyz", readyz)]
 
@@ -91,12 +98,20 @@ def probe_routes(manager: SessionManager) -> list[BaseRoute]:
 def lifespan(manager: SessionManager) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """Make the `lifespan=` of a Starlette or FastAPI application.
 
-    It starts *manager* on the loop that serves, and closes it at the end.
+    It starts *manager* on the loop that serves, and closes it at the end. In a lifespan of your
+    own: `async with lifespan(manager)(app):`.
+
+    While another process owns the store, the application serves already: `/readyz` and webhooks are
+    503, and `/healthz` is 200. If the owner does not give the store up within `takeover_timeout`,
+    or if this process loses it later, it raises SIGTERM in itself, so that the server ends and its
+    supervisor starts it again. Where nobody handles SIGTERM, it stays at 503.
+
+    Raises, when it is entered: what `SessionManager.start` raises before it waits for anybody.
     """
 
     @asynccontextmanager
     async def run(_: Any) -> AsyncIterator[None]:
-        async with manager:
+        async with serving(manager):
             yield
 
     return run
@@ -122,6 +137,8 @@ async def _guarded(path: str, request: Request, answer: Awaitable[Response]) -> 
         headers = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
         if refusal.status == 405:
             headers["Allow"] = "POST"
+        elif refusal.status == 503:
+            headers |= _retry_after(HANDED_OVER)
         return PlainTextResponse(HTTPStatus(refusal.status).phrase, refusal.status, headers)
 
 
@@ -133,6 +150,8 @@ async def _subscribe(platform: Platform, request: Request) -> Response:
 async def _take(manager: SessionManager, path: str, platform: Platform, request: Request) -> Response:
     headers = request.headers.raw
     platform.admit(headers, wall(manager))
+    if not is_open(manager):
+        raise RefusedError(503, manager.health().reason)
     payload = platform.open(headers, await _read(request, platform.max_body))
     try:
         events = platform.incoming(payload)
@@ -213,8 +232,11 @@ def _failed(platform: Platform, failures: list[BaseException]) -> Response:
     if status not in {429, 503}:
         return PlainTextResponse("" if status == 200 else HTTPStatus(status).phrase, status)
     waits = [error.retry_after for error in failures if isinstance(error, OverloadedError)]
-    seconds = math.ceil(max(waits, default=RETRY_AFTER))
-    return PlainTextResponse(HTTPStatus(status).phrase, status, {"Retry-After": str(max(1, seconds))})
+    return PlainTextResponse(HTTPStatus(status).phrase, status, _retry_after(max(waits, default=RETRY_AFTER)))
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def _status(error: BaseException) -> int:

@@ -24,6 +24,7 @@ from actorbot.stores._driver_calls import Calls, Runner
 from actorbot.stores._driver_lease import DriverLease
 from actorbot.stores._findings import Finding
 from actorbot.stores._ids import sort_ids
+from actorbot.stores._lease import METHODS
 from actorbot.stores._secrets import GIVEN
 from actorbot.stores.base import ONE_YEAR, RecordStore, Write, check_expires_in
 
@@ -106,8 +107,12 @@ class DriverStore(DriverLease, RecordStore):
     def examine(self) -> Iterator[Finding]:
         self.init()
         yield Finding("reach", "ok", f"{self.name} opens")
-        has = [name for name in OPTIONAL if self._optional(name) is not None]
-        yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(OPTIONAL)}")
+        optional = OPTIONAL + METHODS
+        has = [name for name in optional if self._optional(name) is not None]
+        yield Finding("optional methods", "ok", f"{self.name} has {', '.join(has) or 'none'} of {', '.join(optional)}")
+        if not self.keeps_lease:
+            text = "cannot be told without read_lease and swap_lease: nothing keeps a second process from the same sessions"
+            yield Finding("owner", "warning", text)
         if {"write_many", "compare_and_write"} <= set(has):
             text = "compare_and_write is used, not write_many, which compares nothing; a RecordStore does both at once"
             yield Finding("batches", "warning", text)

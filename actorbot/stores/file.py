@@ -19,6 +19,7 @@ from actorbot.errors import (
     CorruptSessionError,
     OutcomeUnknownError,
     StoreError,
+    StoreLockedError,
     StoreUnavailableError,
 )
 from actorbot.stores._findings import Finding, judge_folder
@@ -92,9 +93,13 @@ class FileSessionStore(RecordStore):
             text = f"{self.directory} is not there; a bot makes it when it starts; look at the path if you expected it"
             yield Finding("reach", "warning", text)
             return
-        self.init()
+        try:
+            self.init()
+        except StoreLockedError as error:
+            yield Finding("owner", "failure", str(error))
+            return
         yield Finding("reach", "ok", f"{self.directory} opens")
-        yield Finding("lock", "ok", "is free: no other process has the folder open")
+        yield Finding("owner", "ok", "nobody: no process has the folder open")
         try:
             yield from judge_folder(self._dir, f"s-{os.urandom(8).hex()}{TEMPORARY}")
         except OSError as error:

@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
@@ -30,28 +31,40 @@ class ForkServer:
     and 300 with a new Python.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "tests.faults._worker", *, under: Sequence[str] = ()) -> None:
+        """*under* is a command that runs it, as `unshare` does in a namespace of its own."""
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.settimeout(PATIENCE)
+        self._lock = threading.Lock()  # guards the connection: a request and its answer
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults._worker", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+                [*under, sys.executable, "-m", module, str(theirs.fileno())], pass_fds=[theirs.fileno()]
             )
 
-    def fork(self, orders: Orders) -> Life:
+    def fork(self, orders: Any) -> Life:
+        """Fork a worker with *orders*, which have `to_json`."""
         ours, theirs = os.pipe()
         try:
-            socket.send_fds(self._connection, [orders.to_json()], [theirs])
+            with self._lock:
+                socket.send_fds(self._connection, [orders.to_json()], [theirs])
+                pid = int(self._connection.recv(64))
         finally:
             os.close(theirs)
-        return Life(self, int(self._connection.recv(64)), ours)
+        return Life(self, pid, ours)
 
     def reap(self, pid: int) -> int:
         """Return the exit status of *pid*, a negative signal if it was killed; only then may its
         pid be another process's.
         """
-        self._connection.send(str(pid).encode())
-        return int(self._connection.recv(64))
+        with self._lock:
+            self._connection.send(str(pid).encode())
+            return int(self._connection.recv(64))
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to the worker *pid*, which may be in another namespace of process ids."""
+        with self._lock:
+            self._connection.send(f"{pid} {number}".encode())
+            self._connection.recv(64)
 
     def close(self) -> None:
         self._connection.close()
@@ -66,7 +79,7 @@ class Life:
 
     def __init__(self, server: ForkServer, pid: int, pipe: int) -> None:
         self._server = server
-        self._pid = pid
+        self.pid = pid
         self._pipe = pipe
         self._rest = b""
         self._said: deque[list[str]] = deque()
@@ -94,13 +107,17 @@ class Life:
     def kill(self) -> Iterator[list[str]]:
         """Kill it, and yield what it had said before."""
         if self.status is None:
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
         yield from self.lines(monotonic() + PATIENCE)
         assert self.status is not None, "the pipe of a killed worker does not end"
 
+    def signal(self, number: int) -> None:
+        if self.status is None:
+            self._server.signal(self.pid, number)
+
     def _end(self) -> None:
         os.close(self._pipe)
-        self.status = self._server.reap(self._pid)
+        self.status = self._server.reap(self.pid)
 
 
 @dataclass(slots=True)

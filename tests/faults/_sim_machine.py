@@ -2,9 +2,11 @@
 that is drawn from a seed.
 
 A `Machine` is a process: it has an event loop, and the lanes that the library makes for its stores.
-Time is virtual. A call of the store or of the disk lasts by having the others take steps until its
-time is over (`pause`), one inside the other; so what calls at the same time must come back in the
-reverse order, which is the one thing that real threads can do and these cannot.
+The machines of a `World` share its time, which is virtual. A call of the store or of the disk lasts
+by having the others take steps until its time is over (`pause`), one inside the other; so what
+calls at the same time must come back in the reverse order. A world of several machines cannot live
+with that: one would wait for another that is frozen. There each task of a lane has a stack of its
+own, a thread that stands still while it is not its turn (`stacks`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import types
 from asyncio.events import _set_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context as ContextVars
 from math import inf
 from random import Random
@@ -34,17 +36,18 @@ from actorbot._runtime import actor as _actor
 from actorbot._runtime import deadline_thread as _deadline_thread
 from actorbot._runtime import loop_home as _loop_home
 from actorbot._runtime.clock import Action, Clock, Timer
+from tests.faults._sim_stacks import Stack, Stacks
 
-__all__ = ["Crash", "Machine", "StuckError"]
+__all__ = ["Crash", "Machine", "StuckError", "World"]
 
 Task = Callable[[], None]
 
-MOST_STEPS = 400_000  # of one process
+MOST_STEPS = 400_000  # of one world
 STEP = 60e-6  # seconds that a step takes at most
 
 
 class Crash(BaseException):
-    """The process was killed: nothing of it goes on."""
+    """The process was killed, or its world is over: nothing of it goes on."""
 
 
 class StuckError(AssertionError):
@@ -61,6 +64,8 @@ class Lane:
         self.number = number
         self.closed = False
         self.busy = False
+        self.wake = inf  # the instant until which its task pauses
+        self._stack: Stack | None = None  # where that stands
         self.tasks: deque[Task | None] = deque(tasks)
         self.machine = Machine.running
         self.machine.lanes.append(self)
@@ -81,16 +86,44 @@ class Lane:
         self.closed = True
         self.tasks.append(None)
 
+    def able(self) -> bool:
+        return self.wake <= self.machine.now if self.busy else bool(self.tasks)
+
     def step(self) -> None:
+        if self.busy:
+            self._go_on()
+            return
         task = self.tasks.popleft()
         if task is None:
             self.machine.lanes.remove(self)
             return
         self.busy = True
+        if (stacks := self.machine.world.stacks) is not None:
+            self._stack = stacks.take(task)
+            self._go_on()
+            return
         try:
             task()
         finally:
             self.busy = False
+
+    def end(self) -> None:
+        """Have the task that pauses come to its end: its machine is dead."""
+        while self._stack is not None:
+            with suppress(BaseException):
+                self._go_on()
+
+    def _go_on(self) -> None:
+        stack, stacks = self._stack, self.machine.world.stacks
+        assert stack is not None
+        assert stacks is not None
+        self.wake = inf
+        if not stacks.step(stack):
+            return
+        self._stack, self.busy = None, False
+        stacks.give_back(stack)
+        if stack.error is not None and not (isinstance(stack.error, Crash) and self.machine.dead):
+            raise stack.error
 
 
 class _Clock(Clock):
@@ -110,7 +143,7 @@ class _Clock(Clock):
 
     def call_at(self, when: float, action: Action) -> Timer:
         timer = Timer(when, action)
-        heapq.heappush(self.timers, (when, next(self._machine.order), timer))
+        heapq.heappush(self.timers, (when, next(self._machine.world.order), timer))
         return timer
 
     def due(self) -> float:
@@ -212,47 +245,32 @@ class Machine:
 
     running: ClassVar[Machine]
 
-    def __init__(
-        self, random: Random, now: float, wall_offset: float, crash_after: float, complain: Callable[[str], None]
-    ) -> None:
-        self.random = random
-        self.now = now
+    def __init__(self, world: World, wall_offset: float, complain: Callable[[str], None], name: str = "") -> None:
+        self.world = world
         self.wall_offset = wall_offset
         self.complain = complain
-        self.dead = False
-        self.order = itertools.count()
+        self.name = name
+        self.killed = False
+        self.on_end: Callable[[], object] = lambda: None
+        """Is called when it is killed, after all that it did has ended."""
+        self.frozen_until = -inf
+        """The instant at which it goes on: it was stopped, with all that it does."""
         self.here: Any = (
             None  # whose step it is: a lane, the clock or an actor's; `None` for the loop, which is the main thread
         )
         self.lanes: list[Any] = []
         self.clock = _Clock(self)
         self.loop = _Loop(self)
-        self.steps = 0
-        self._crash_after = crash_after  # steps
-        self._liked = {name: random.choice((0.1, 1.0, 1.0, 1.0, 5.0)) for name in ("loop", "clock")}
+        self._liked = {name: world.random.choice((0.1, 1.0, 1.0, 1.0, 5.0)) for name in ("loop", "clock")}
+        world.machines.append(self)
 
-    # --- steps -----------------------------------------------------------------------------------
+    @property
+    def now(self) -> float:
+        return self.world.now
 
-    def run(self, main: Coroutine[Any, Any, Any], until: float) -> Any:
-        """Run *main* to its end and return its value.
-
-        Raises: Crash, and StuckError where it does not end before the instant *until*.
-        """
-        with _threads_replaced(self):
-            try:
-                task = self.loop.create_task(main)
-                self._go_on(task.done, inf, until)
-                return task.result()
-            finally:
-                self.dead = True
-                self._bury()
-
-    def pause(self, seconds: float) -> None:
-        """Have the others take steps for so long. Raises: Crash."""
-        me = self.here
-        until = self.now + seconds
-        self._go_on(lambda: self.now >= until, until, inf)
-        self.here = me
+    @property
+    def dead(self) -> bool:
+        return self.killed or self.world.over
 
     def die_if_dead(self) -> None:
         """Keep what is left of a process that was killed, and comes to its end only in Python, from
@@ -261,54 +279,62 @@ class Machine:
         if self.dead:
             raise Crash
 
-    def _go_on(self, done: Callable[[], bool], wake: float, limit: float) -> None:
-        random, loop, clock = self.random.random, self.loop, self.clock
-        while not done():
-            self.die_if_dead()
-            self.steps += 1
-            if self.steps > self._crash_after:
-                self.dead = True
-                raise Crash
-            if self.steps > MOST_STEPS or self.now > limit:
-                self.dead = True
-                raise StuckError(f"not over after {self.steps} steps, at {self.now:.3f}")
-            while loop.due() <= self.now:
-                loop.ready.append(heapq.heappop(loop.timers)[2])
-            able = [lane for lane in self.lanes if lane.tasks and not lane.busy]
-            if loop.ready:
-                able.append(loop)
-            if clock.due() <= self.now:
-                able.append(clock)
-            if not able:
-                instant = min(loop.due(), clock.due(), wake)
-                if instant == inf:
-                    self.dead = True
-                    raise StuckError("nobody has anything left to do")
-                self.now = max(self.now, instant)
-                continue
-            self._step(able[0] if len(able) == 1 else self._choose(able))
-            self.now += random() * STEP
+    def pause(self, seconds: float) -> None:
+        """Have the others take steps for so long. Raises: Crash."""
+        self.world.pause(self, seconds)
 
-    def _choose(self, able: list[Any]) -> Any:
-        return self.random.choices(able, [self._like(each.name) for each in able])[0]
+    def freeze(self, seconds: float) -> None:
+        """Stop it where it is, for so long."""
+        self.frozen_until = max(self.frozen_until, self.now + seconds)
 
-    def _like(self, name: str) -> float:
+    def ident(self) -> int:
+        """What `threading.get_ident` says here."""
+        return get_ident() if self.here is None else id(self.here)
+
+    # --- for the world ---------------------------------------------------------------------------
+
+    def able(self) -> list[Any]:
+        """Return what can take a step now."""
+        loop, now = self.loop, self.world.now
+        if now < self.frozen_until:
+            return []
+        while loop.due() <= now:
+            loop.ready.append(heapq.heappop(loop.timers)[2])
+        able = [lane for lane in self.lanes if lane.able()]
+        if loop.ready:
+            able.append(loop)
+        if self.clock.due() <= now:
+            able.append(self.clock)
+        return able
+
+    def due(self) -> float:
+        """Return the instant of its next step, if it has none now."""
+        instant = min(self.loop.due(), self.clock.due(), *(lane.wake for lane in self.lanes if lane.busy), inf)
+        return max(instant, self.frozen_until)
+
+    def like(self, name: str) -> float:
+        """Tell how often this is chosen: some threads are quicker than others."""
         liked = self._liked.get(name)
         if liked is None:
-            liked = self._liked[name] = self.random.choice((0.1, 1.0, 1.0, 1.0, 5.0))
+            liked = self._liked[name] = self.world.random.choice((0.1, 1.0, 1.0, 1.0, 5.0))
         return liked
 
-    def _step(self, chosen: Any) -> None:
+    def step(self, chosen: Any) -> None:
         outer, self.here = self.here, None if chosen is self.loop else chosen
+        running, Machine.running = Machine.running, self
         try:
             chosen.step()
         except Exception as error:
             self.complain(f"a step of {chosen.name} raised {error!r}")
         finally:
-            self.here = outer
+            Machine.running, self.here = running, outer
 
-    def _bury(self) -> None:
+    def bury(self) -> None:
         """End what still waits, in the order in which it began; it reaches nothing any more."""
+        running, Machine.running = Machine.running, self
+        for lane in list(self.lanes):
+            lane.end()
+        Machine.running = running
         for task in sorted(asyncio.all_tasks(self.loop), key=lambda task: int(task.get_name())):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             for _ in range(10):
@@ -319,9 +345,81 @@ class Machine:
                 break
         self.loop.ready.clear()
 
-    def ident(self) -> int:
-        """What `threading.get_ident` says here."""
-        return get_ident() if self.here is None else id(self.here)
+
+class World:
+    """The machines that there are, and the time that they share.
+
+    It is over with a crash after so many steps, *crash_after*. *stacks* are threads for the tasks
+    of lanes: without them a task that pauses has the others take their steps on top of it.
+    """
+
+    def __init__(self, random: Random, now: float, *, crash_after: float = inf, stacks: Stacks | None = None) -> None:
+        self.random = random
+        self.now = now
+        self.over = False
+        self.order = itertools.count()
+        self.machines: list[Machine] = []
+        self.stacks = stacks
+        self.steps = 0
+        self._crash_after = crash_after
+
+    def run(self, machine: Machine, main: Coroutine[Any, Any, Any], until: float) -> Any:
+        """Run *main*, which is *machine*'s, to its end and return its value.
+
+        Raises: Crash, and StuckError where it does not end before the instant *until*.
+        """
+        with _threads_replaced(self, machine):
+            try:
+                task = machine.loop.create_task(main)
+                self._go_on(task.done, inf, until)
+                return task.result()
+            finally:
+                self.over = True
+                for each in self.machines:
+                    each.bury()
+
+    def pause(self, machine: Machine, seconds: float) -> None:
+        """Have the others take steps for so long, while *machine* stands where it is."""
+        me, until = machine.here, self.now + seconds
+        if self.stacks is None:
+            self._go_on(lambda: self.now >= until, until, inf)
+            machine.here = me
+            return
+        me.wake = until
+        machine.die_if_dead()
+        self.stacks.pause()
+        machine.die_if_dead()
+
+    def _go_on(self, done: Callable[[], bool], wake: float, limit: float) -> None:
+        random = self.random.random
+        while not done():
+            if self.over:
+                raise Crash
+            self.steps += 1
+            if self.steps > self._crash_after:
+                self.over = True
+                raise Crash
+            if self.steps > MOST_STEPS or self.now > limit:
+                self.over = True
+                raise StuckError(f"not over after {self.steps} steps, at {self.now:.3f}")
+            able = [(machine, each) for machine in self.machines for each in machine.able()]
+            if not able:
+                instant = min(wake, *(machine.due() for machine in self.machines))
+                if instant == inf:
+                    self.over = True
+                    raise StuckError("nobody has anything left to do")
+                self.now = max(self.now, instant)
+                continue
+            machine, chosen = able[0] if len(able) == 1 else self._choose(able)
+            machine.step(chosen)
+            self.now += random() * STEP
+            for each in [machine for machine in self.machines if machine.killed]:
+                self.machines.remove(each)
+                each.bury()
+                each.on_end()
+
+    def _choose(self, able: list[tuple[Machine, Any]]) -> tuple[Machine, Any]:
+        return self.random.choices(able, [machine.like(each.name) for machine, each in able])[0]
 
 
 # --- what is put in the place of threads --------------------------------------------------------
@@ -343,10 +441,14 @@ def _end(actor: Any) -> None:
         actor.lane.close()
 
 
+def _ident() -> int:
+    return Machine.running.ident()
+
+
 @contextmanager
-def _threads_replaced(machine: Machine) -> Iterator[None]:
-    """Have the library make its lanes and service actors on *machine*, and draw its random bytes
-    from the seed.
+def _threads_replaced(world: World, machine: Machine) -> Iterator[None]:
+    """Have the library make its lanes and service actors on the machine whose step it is, first
+    *machine*, and draw its random bytes from the seed.
     """
     Machine.running = machine
     hooks = sys.get_asyncgen_hooks()
@@ -358,13 +460,13 @@ def _threads_replaced(machine: Machine) -> Iterator[None]:
         patch.setattr(_actor.ServiceActor, "notify", _notify)
         patch.setattr(_actor.ServiceActor, "end", _end)
         patch.setattr(_actor.ServiceActor, "is_running", lambda actor: not actor.lane.closed)
-        patch.setattr(_closing, "monotonic", machine.clock.monotonic)
-        patch.setattr(_commits, "perf_counter", machine.clock.monotonic)
-        patch.setattr(_loop_home, "threading", types.SimpleNamespace(get_ident=machine.ident))
+        patch.setattr(_closing, "monotonic", lambda: world.now)
+        patch.setattr(_commits, "perf_counter", lambda: world.now)
+        patch.setattr(_loop_home, "threading", types.SimpleNamespace(get_ident=_ident))
         # Threads that starve are not simulated, and how busy a thread is would be the machine's,
         # not the seed's.
         patch.setattr(_loop_home.LoopHome, "_look_in", lambda home, seconds: None)
-        patch.setattr(os, "urandom", machine.random.randbytes)
+        patch.setattr(os, "urandom", world.random.randbytes)
         try:
             yield
         finally:

@@ -29,12 +29,12 @@ from actorbot._state.codec import encode_state
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
 from tests import inside
-from tests.faults._sim_machine import Crash, Machine, StuckError
+from tests.faults._sim_machine import Crash, Machine, StuckError, World
 from tests.faults._sim_media import Disk, DiskFile, Network, NetworkStore, log_of
 from tests.faults._sim_model import Model
 from tests.faults._sim_users import Users
 
-__all__ = ["Plan", "Report", "SimulationError", "simulate"]
+__all__ = ["Plan", "Report", "SimulationError", "Wrong", "listening", "simulate"]
 
 POLICIES = ("write-through", "write-behind", "journaled")
 LONGEST_LIFE = 900.0  # virtual seconds
@@ -160,7 +160,7 @@ class Simulation:
             self.wrong = problem
             self.say("WRONG:", problem)
         if self.machine is not None:
-            self.machine.dead = True
+            self.machine.world.over = True
         raise Wrong
 
     def wall(self) -> float:
@@ -191,11 +191,12 @@ class Simulation:
         return Report(sha256("\n".join(self.trace).encode()).hexdigest(), self.counts)
 
     def _live(self, life: Any, crash_after: float) -> None:
-        machine = self.machine = Machine(self.random, self.now, self.wall_offset, crash_after, self.complain)
+        world = World(self.random, self.now, crash_after=crash_after)
+        machine = self.machine = Machine(world, self.wall_offset, self.complain)
         try:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(_parts, "JournalFile", lambda path, sync: DiskFile(self.disk, machine, path, sync))
-                machine.run(life, machine.now + LONGEST_LIFE)
+                world.run(machine, life, world.now + LONGEST_LIFE)
         except Crash:
             if self.wrong is None:
                 self._crash()
@@ -413,7 +414,7 @@ class _Told(logging.Handler):
 
 
 @contextmanager
-def _listening() -> Iterator[list[str]]:
+def listening() -> Iterator[list[str]]:
     logger, told = logging.getLogger("actorbot"), _Told()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(told)
@@ -435,7 +436,7 @@ def simulate(seed: int, **fixed: Any) -> Report:
     simulation = Simulation(Plan.draw(seed, **fixed))
     problem: object = None
     report = None
-    with _listening() as errors:
+    with listening() as errors:
         try:
             report = simulation.run()
         except Wrong:

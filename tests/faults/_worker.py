@@ -294,18 +294,26 @@ def be_worker(request: bytes, pipe: int) -> None:
         raise
 
 
-def serve(connection: socket.socket) -> None:
+def _signal_or_reap(pid: int, number: int | None = None) -> int:
+    if number is None:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.kill(pid, number)
+    return 0
+
+
+def serve(connection: socket.socket, be_worker: Callable[[bytes, int], None]) -> None:
     """Fork a worker for each request, which comes with the pipe to write to; reap the one whose pid
-    is sent back.
+    is sent back, or send it the signal that is named behind it.
     """
+    # Ctrl-C is for whoever runs the tests, which then closes the connection.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()  # what is imported need not be looked at by every child
     while True:
         request, pipes, _, _ = socket.recv_fds(connection, 65536, 1)
         if not request:
             return
         if not pipes:
-            _, status = os.waitpid(int(request), 0)
-            connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+            connection.send(str(_signal_or_reap(*map(int, request.split()))).encode())
             continue
         child = os.fork()
         if child == 0:
@@ -325,7 +333,4 @@ if __name__ == "__main__":
     import actorbot.stores.mongo
     import actorbot.stores.redis  # noqa: F401  (so that a worker need not)
 
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for whoever runs the tests, which then closes the connection
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), be_worker)

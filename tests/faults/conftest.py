@@ -1,4 +1,4 @@
-"""What the tests of kills share."""
+"""What the tests of kills and of owners share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from tests.faults._kills import ForkServer
 def server() -> Iterator[ForkServer]:
     """Where the bots come from that are killed."""
     one = ForkServer()
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture(scope="package")
+def owners() -> Iterator[ForkServer]:
+    """Where the bots come from that want to own a store."""
+    one = ForkServer("tests.faults._owner")
     try:
         yield one
     finally:

@@ -202,7 +202,10 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [("actorbot ", ["chat", "doctor", "sessions"]), ("actorbot sessions ", ["copy", "export", "ls", "rm", "show"])],
+    [
+        ("actorbot ", ["chat", "doctor", "sessions"]),
+        ("actorbot sessions ", ["copy", "edit", "export", "ls", "rm", "show"]),
+    ],
 )
 def test_a_shell_can_complete_what_is_typed(words: str, completed: list[str]) -> None:
     env = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split())), "_ACTORBOT_COMPLETE": "bash_complete"}
@@ -266,7 +269,7 @@ def test_the_doctor_finds_a_good_redis_good_and_leaves_nothing_alive_in_it(kind:
         left = store.read_many([key.decode().removeprefix("actorbot:") for key in keys])
         store.close()
 
-    same = ("reach", "version", "role", "persistence", "eviction", "memory", "clock")
+    same = ("reach", "version", "role", "persistence", "eviction", "memory", "clock", "owner")
     assert levels_of(findings) == dict.fromkeys(same, "ok") | LIFE
     assert f"127.0.0.1:{server.port}" in findings["reach"][1]
     assert ("Valkey" if kind == "valkey" else "Redis") in findings["version"][1]
@@ -306,15 +309,15 @@ def test_the_doctor_refuses_a_replica_and_names_its_primary(tmp_path: Path) -> N
 
 
 def test_the_doctor_says_what_it_was_not_allowed_to_ask(tmp_path: Path) -> None:
-    rights = ["+eval", "+evalsha", "+script|load", "+mget", "+get", "+exists", "+set", "+getrange"]
+    rights = ["+eval", "+evalsha", "+script|load", "+mget", "+get", "+exists", "+set", "+getrange", "+time"]
     with Server(QUICK, tmp_path) as server:
         server.ask("ACL", "SETUSER", "bot", "on", f">{SECRET}", "~actorbot:*", *rights)
         findings = examine(f"redis://bot:{SECRET}@127.0.0.1:{server.port}/0")
 
-    warnings = dict.fromkeys(("server", "clock", "rights"), "warning")
-    assert levels_of(findings) == {"reach": "ok"} | warnings | LIFE
+    good = dict.fromkeys(("reach", "clock", "owner"), "ok") | LIFE
+    assert levels_of(findings) == good | dict.fromkeys(("server", "rights"), "warning")
     assert "+info +config|get" in findings["server"][1]
-    assert "+time +info +config|get +scan" in findings["rights"][1]
+    assert "+info +config|get +scan" in findings["rights"][1]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +346,7 @@ def test_the_doctor_finds_a_good_mongodb_good(replica_set: bool, tmp_path: Path)
     store_from_url(url).init().close()
     findings = examine(url)
 
-    same = ("reach", "version", "role", "persistence", "writes", "expiry", "clock")
+    same = ("reach", "version", "role", "persistence", "writes", "expiry", "clock", "owner")
     assert levels_of(findings) == dict.fromkeys(same, "ok") | LIFE
     assert ("rs0" if replica_set else "standalone") in findings["role"][1]
     assert f"127.0.0.1:{server.port}" in findings["reach"][1]
@@ -369,7 +372,7 @@ def test_the_doctor_looks_at_a_folder(tmp_path: Path) -> None:
     open_to_all = examine(url)
 
     assert levels_of(before) == {"reach": "warning"}
-    assert {*levels_of(second)} >= {"reach", "lock", "owner and mode", "space", "sync", *LIFE}
+    assert {*levels_of(second)} >= {"reach", "owner", "owner and mode", "space", "sync", *LIFE}
     assert second["reach"][0] == second["owner and mode"][0] == "ok"
     assert open_to_all["owner and mode"][0] == "warning"
     assert not [each.name for each in folder.iterdir() if each.suffix == ".tmp"]
@@ -383,8 +386,8 @@ def test_the_doctor_refuses_a_folder_that_a_bot_could_not_use(tmp_path: Path) ->
     folder.chmod(0o777)
     insecure = examine(f"file://{folder}")
 
-    assert locked["reach"][0] == insecure["reach"][0] == "failure"
-    assert "owns" in locked["reach"][1]
+    assert locked["owner"][0] == insecure["reach"][0] == "failure"
+    assert f"process {os.getpid()} on " in locked["owner"][1]
     assert "chmod 700" in insecure["reach"][1]
 
 
@@ -399,7 +402,8 @@ def test_the_doctor_tries_somebody_elses_driver_and_says_what_it_lacks(
     serve(monkeypatch, lambda url: driver())
     findings = examine("plain://here")
 
-    assert levels_of(findings) == {"reach": "ok", "optional methods": "ok"} | LIFE | {"compare": "warning"}
+    warnings = {"owner": "warning", "compare": "warning"}
+    assert levels_of(findings) == {"reach": "ok", "optional methods": "ok"} | LIFE | warnings
     assert "has none of read_many" in findings["optional methods"][1]
 
 

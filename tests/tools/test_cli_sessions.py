@@ -389,7 +389,8 @@ def test_sessions_of_a_longer_key_prefix_are_another_bot_s_and_are_counted(tmp_p
     copied = run("sessions", "copy", mine, in_files(tmp_path), "--json")
     assert {json.loads(line)["session_id"] for line in listed.stdout.splitlines()} == {"ann", "2:x"}
     assert (listed.exit_code, exported.exit_code, copied.exit_code) == (0, 0, 0)
-    assert listed.stderr == exported.stderr == copied.stderr == note
+    assert exported.stderr == copied.stderr == note
+    assert listed.stderr == f"owner: nobody\n{note}"
     assert (json.loads(copied.stdout)["copied"], json.loads(copied.stdout)["failed"]) == (2, [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from actorbot import FlushPolicy, SessionManager
-from actorbot.errors import ActorbotError, StoreUnavailableError
+from actorbot.errors import ActorbotError, StoreLockedError, StoreUnavailableError
 from actorbot.stores import Write
 from actorbot.testing import StoreContract
 from examples.record_store import SqliteRecordStore
@@ -20,6 +21,7 @@ from tests import ROOT
 from tests.handlers import count
 from tests.servers import mongo_servers
 from tests.servers.redis_servers import Server
+from tests.waiting import HANGS, soon, until
 
 EXAMPLES = ROOT / "examples"
 AUDIOOP = ["-W", "error", "-W", "ignore:'audioop' is deprecated:DeprecationWarning"]  # discord.py's, until Python 3.13
@@ -106,8 +108,48 @@ class TestTheExampleOfARecordStore(StoreContract):
     def make_store(self) -> SqliteRecordStore:
         return SqliteRecordStore(self.path)
 
+    def make_store_beside(self) -> SqliteRecordStore:
+        return SqliteRecordStore(f"{self.path}.beside")
+
     def break_store(self, store: SqliteRecordStore) -> None:
-        store.reader.execute("drop table sessions")
+        for table in ("sessions", "lease"):
+            store.writer.execute(f"drop table {table}")
+
+
+async def test_of_two_bots_with_the_example_of_a_record_store_one_owns_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "sessions.db")
+    async with SessionManager(SqliteRecordStore(path), handler=count) as first:
+        assert await first.dispatch("ann", "hi") == 1
+        with pytest.raises(StoreLockedError, match=f"process {os.getpid()} on "):
+            await SessionManager(SqliteRecordStore(path), handler=count, takeover_timeout=0.1).start()
+        second = SessionManager(SqliteRecordStore(path), handler=count)
+        starting = asyncio.create_task(second.start())
+        await until(lambda: "owner of its store: process" in second.health().reason)
+
+    await soon(starting)
+    assert await second.dispatch("ann", "hi") == 2
+    await second.close()
+
+
+def test_a_killed_bot_with_the_example_of_a_record_store_is_followed_at_once(tmp_path: Path) -> None:
+    store = SqliteRecordStore(str(tmp_path / "sessions.db"))
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "record_store.py")], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as bot:
+        try:
+            assert bot.stdin is not None
+            assert bot.stdout is not None
+            bot.stdin.write(b"a\n")
+            bot.stdin.flush()
+            assert bot.stdout.read(len("You > a\nBot > ")).startswith(b"You > a")
+            with pytest.raises(StoreLockedError, match=rf"process {bot.pid} on .*\(record_store.py\), exclusive"):
+                SessionManager(store, handler=count, takeover_timeout=0.1).start_sync()
+        finally:
+            bot.kill()
+            bot.wait(HANGS)
+
+    with SessionManager(store, handler=count, takeover_timeout=0.1) as manager:
+        assert manager.dispatch_sync("ann", "hi") == 1
 
 
 async def test_the_example_of_a_record_store_stores_all_but_what_it_cannot(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 
 from tests import ROOT
 
-LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR", "exception": "ERROR"}
+LEVELS = {
+    "critical": "CRITICAL",
+    "debug": "DEBUG",
+    "info": "INFO",
+    "warning": "WARNING",
+    "error": "ERROR",
+    "exception": "ERROR",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ CALLS = [call for path in sorted((ROOT / "actorbot").rglob("*.py")) for call in 
 ROWS = [
     Row(level, message, carries)
     for level, message, carries in re.findall(
-        r"^\| ((?:ERROR|WARNING|INFO|DEBUG)[^|]*?) \| `(.*?)` \| ([^|]*?) ?\|",
+        r"^\| ((?:CRITICAL|ERROR|WARNING|INFO|DEBUG)[^|]*?) \| `(.*?)` \| ([^|]*?) ?\|",
         (ROOT / "docs" / "logging.md").read_text("utf-8"),
         re.MULTILINE,
     )

@@ -1,0 +1,35 @@
+"""A bot that does not have its store any more, or never got it, is told to end.
+
+As a supervisor would tell it: by SIGTERM. So its library stops to receive, the manager is closed,
+and whoever watches over the process starts it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import Final
+
+from actorbot._running.shown import shown
+
+__all__ = ["end_process"]
+
+logger = logging.getLogger("actorbot")
+
+_UNHEARD: Final = (signal.SIG_DFL, signal.SIG_IGN, None)
+
+
+def end_process(reason: Exception) -> bool:
+    """Raise SIGTERM in this process, if the program handles that. Say so, and return whether.
+
+    Any thread.
+    """
+    is_heard = signal.getsignal(signal.SIGTERM) not in _UNHEARD
+    with shown():  # servers set up no logging but their own
+        if is_heard:
+            logger.error("this process cannot go on, and is told to end (SIGTERM): %s", reason)
+        else:
+            logger.error("this process cannot go on; restart it, since nothing here handles SIGTERM: %s", reason)
+    if is_heard:
+        signal.raise_signal(signal.SIGTERM)
+    return is_heard
