@@ -155,7 +155,7 @@ class Keeper:
         outcome = take(lease, self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)
         if not isinstance(outcome, Lease):
             if found.text is not None and not self._proven and (outcome.overdue or watched >= enough):
-                # It may answer, and refuse to write: then an owner that lives cannot renew its lease.
+                # It may answer, and refuse to write: then a living owner cannot renew its lease.
                 self._store.swap_lease(found.text, found.text)
                 self._seen, self._proven = (found.text, self.now()), True
             reason = "; ".join(each.say(found.now) for each in outcome.holders)

@@ -23,12 +23,12 @@ async def rival(store: RecordStore, **options: Any) -> AsyncIterator[asyncio.Tas
     manager = SessionManager(store, handler=count, takeover_timeout=AGES, **options)
     starting = asyncio.create_task(manager.start())
     try:
-        await until(lambda: "is starting: " in manager.health().reason)
+        await until(lambda: "waits for the owner" in manager.health().reason)
         yield starting
     finally:
-        starting.cancel()
+        if not starting.cancel():
+            await manager.close()
         await asyncio.gather(starting, return_exceptions=True)
-        await manager.close()
 
 
 def epoch(manager: SessionManager) -> int:
