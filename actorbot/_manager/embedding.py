@@ -24,6 +24,7 @@ __all__ = [
     "borrowed",
     "check_commit",
     "check_dict",
+    "check_open",
     "dispatch_with",
     "held",
     "is_in_turn",
@@ -146,6 +147,11 @@ def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object
     """
     if tell not in manager._on_lost:
         manager._on_lost.append(tell)
+
+
+def check_open(manager: SessionManager) -> None:
+    """Raises: ManagerClosedError, OwnershipLostError, ForkedError unless events can be handled."""
+    manager._check_open()
 
 
 def max_mailbox(manager: SessionManager) -> int:
