@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -63,7 +62,7 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = _seconds_of(clock)
+        self.now = clock.monotonic
         """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
@@ -250,7 +249,7 @@ class Keeper:
         self._again(asked + RENEWED * mine.lease - self.now())
 
     def _again(self, seconds: float) -> None:
-        self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
+        self._timer = self._clock.call_at(self.now() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
         """Go on for as long as the next try may take: nobody is known to have taken the store.
@@ -324,21 +323,6 @@ class _Renewed(NamedTuple):
 def real_clock(clock: Clock) -> Clock:
     """Return a clock that runs as the server's does, also where *clock* is a test's."""
     return clock if isinstance(clock, SystemClock) else SystemClock()
-
-
-def _seconds_of(clock: Clock) -> Callable[[], float]:
-    """Return what counts the seconds of a *clock*, if it is real also those of a machine asleep.
-
-    A laptop or a server may be suspended for longer than its lease.
-    """
-    if not isinstance(clock, SystemClock) or _AWAKE_OR_NOT is None:
-        return clock.monotonic
-    return partial(time.clock_gettime, _AWAKE_OR_NOT)
-
-
-# Linux's CLOCK_MONOTONIC stands still in a machine that sleeps. That of macOS does not, but
-# `time.monotonic` does there.
-_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 async def _sleep(home: Home, seconds: float) -> None:
