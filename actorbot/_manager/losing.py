@@ -25,6 +25,14 @@ def lose(
     if not parts.losing.take():
         return
     logger.critical("%s", error)
+    try:
+        _end(parts, error)
+    finally:
+        for tell in on_lost:
+            tell(error)
+
+
+def _end(parts: Parts, error: OwnershipLostError) -> None:
     table, shared = parts.table, parts.shared
     shared.flusher.stop()
     table.close_intake(error)
@@ -34,5 +42,3 @@ def lose(
     Abandonment(shared, table).begin([*table.actors, *only_in_journal], error)
     taken_out = [each for each in shared.flusher.dirty.sessions() if each.abandoned is None]
     shared.flusher.abandon(taken_out, error)  # by a close that is under way
-    for tell in on_lost:
-        tell(error)

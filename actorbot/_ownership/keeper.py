@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
 from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
-from actorbot._runtime.clock import Clock, SystemClock, Timer
+from actorbot._runtime.clock import Clock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.locked import locked
@@ -27,7 +27,7 @@ from actorbot._runtime.process import this_process
 from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
-__all__ = ["Keeper", "real_clock"]
+__all__ = ["Keeper"]
 
 logger = logging.getLogger("actorbot")
 
@@ -62,8 +62,11 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
+        # An attribute, since each turn asks. It stands still in a machine that sleeps, whose owner
+        # then finds out at its next renewal. A clock that does not (CLOCK_BOOTTIME) would cost each
+        # event another 1 %.
         self.now = clock.monotonic
-        """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
+        """Returns the monotonic second that `until` belongs to."""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
         self._thread = DeadlineThread("actorbot-lease", store.name, clock, deadline)
@@ -93,7 +96,7 @@ class Keeper:
         """Say who owns the store, as far as this process knows."""
         if (mine := self._mine) is None:
             return None
-        remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
+        remaining = 0.0 if self.lost else max(0.0, self._runs_out - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
 
     # --- taking it -------------------------------------------------------------------------------
@@ -197,6 +200,8 @@ class Keeper:
                 done.set_result(None)
                 return done
             self._flying, self._asked = done, self.now()
+            if self.trouble is not None and self._asked < self.until:
+                self.until = max(self.until, self._asked + self._deadline + RETRY)
             if self._timer is not None:
                 self._timer.cancel()
         self._thread.call(self._renew, deadline=self._deadline).add_done_callback(self._note)
@@ -244,6 +249,8 @@ class Keeper:
 
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock.
+        if self.trouble is not None:
+            logger.info("%s: the lease is renewed again (%s, epoch %d)", self._store.name, mine.mode, mine.epoch)
         self._mine, self.trouble = mine, None
         self.until = self._runs_out = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
@@ -252,18 +259,25 @@ class Keeper:
         self._timer = self._clock.call_at(self.now() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
-        """Go on for as long as the next try may take: nobody is known to have taken the store.
+        """Go on until the next try has begun: nobody is known to have taken the store.
 
-        Counted from the begin of this one: if the process was frozen since, that time is over.
+        But a failure that is noticed late says nothing of it: the process was frozen meanwhile.
         """
-        if self.trouble is None:
-            logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
+        mine = self.ownership()
+        if self.trouble is None and mine is not None:
+            logger.warning(
+                "%s: the lease cannot be renewed, which is tried again (%s, epoch %d, for %.1f s more): %s",
+                self._store.name, mine.mode, mine.epoch, mine.remaining, error,
+            )  # fmt: skip
         self.trouble = str(error)
-        self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
+        if (now := self.now()) < self._asked + self._deadline + RETRY:
+            self.until = max(self.until, now + 2 * RETRY)
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since" if holder is None else str(holder.process)
+        who = "somebody who has given it back since"
+        if holder is not None:
+            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."
@@ -318,11 +332,6 @@ class _Renewed(NamedTuple):
     mine: Holder
     asked: float
     """The monotonic second before the store was asked."""
-
-
-def real_clock(clock: Clock) -> Clock:
-    """Return a clock that runs as the server's does, also where *clock* is a test's."""
-    return clock if isinstance(clock, SystemClock) else SystemClock()
 
 
 async def _sleep(home: Home, seconds: float) -> None:

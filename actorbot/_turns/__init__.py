@@ -7,7 +7,7 @@ caller), `acknowledge` (its answer waits for the store or the journal), `lend` (
 handlers borrows it), `told` (nobody waits for it), `destroy` (the session ends), `deadlock` (turns
 that wait for each other) and `depth` (turns inside each other).
 `shared` is what all turns of a manager need: among it `hooks`, the author's functions, and
-`outbox`, the replies on their way, with `reply_room`, their bound.
+`outbox`, the replies on their way, with `reply_room`, their bound, and `answers`, for duplicates.
 
 `_residents` and `_manager` import this room. `actorbot.ext` may import `Context`, no more.
 """

@@ -118,12 +118,12 @@ class SessionActor(Flushable):
                     await shared.on_start(context)
                 value = shared.handle_here(context) if shared.handle_here is not None else await shared.handle(context)
                 try:
-                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
-                        await keeper.confirm(shared.home)
                     done = self.commit(context, durable)
                     if done is not None:
                         await (shared.home.wait(done) if isinstance(done, Future) else done)
-                        await shared.confirm()  # the store or the journal may have taken long
+                    # Last, since the process may have been frozen at any moment before.
+                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
+                        await keeper.confirm(shared.home)
                 except ConflictError:
                     if (reruns := reruns + 1) > RERUNS or not (
                         shared.writes_through or shared.is_unclaimed(self.write_ids)
@@ -204,6 +204,7 @@ class SessionActor(Flushable):
             # The session has expired as a whole. As in `commit`: until `self.committed` is set,
             # nothing is called.
             self.committed = committed = (committed[VERSION], None, b"", committed[SEEN], end)
+            shared.answers.forget(self.session_id)
             shared.on_expire(self.session_id, state, end)
             state = None
         digest = None if event_id is None else digest_of(event_id)
@@ -292,6 +293,7 @@ class SessionActor(Flushable):
     def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
+            self.shared.answers.forget(self.session_id)
             return None
         shape, most = self.shared.shape, self.shared.max_session_bytes
         try:

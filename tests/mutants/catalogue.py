@@ -181,6 +181,70 @@ MUTANTS = (
         "                pass\n\n    def end_all",
         "tests/promises/test_hand_over.py -k test_a_handler_that_abandons_its_own",
     ),
+    Mutant(
+        "a session is released before what it has accepted is finished",
+        "_manager/releasing.py",
+        "            if busy is not None:\n",
+        "            if busy is None:\n",
+        "tests/promises/test_hand_over.py -k test_a_release_keeps_to_its_time",
+    ),
+    Mutant(
+        "a released session is only in the journal",
+        "_manager/releasing.py",
+        "self._table.passivate(actor, may_spill=False)",
+        "self._table.passivate(actor, may_spill=True)",
+        "tests/promises/test_hand_over.py -k test_a_released_session_is_not_left_to_the_journal",
+    ),
+    Mutant(
+        "a release does not wait for replies",
+        "_manager/releasing.py",
+        "            await self._deliver(session_ids)\n",
+        "            pass\n",
+        "tests/promises/test_hand_over.py -k test_what_a_released_session_has_accepted",
+    ),
+    Mutant(
+        "a turn that releases its own session waits for itself",
+        "_manager/releasing.py",
+        "            noted.extend((begin_to_wait(actor), actor) for actor in actors)  # first: it may refuse\n",
+        "            pass\n",
+        "tests/promises/test_hand_over.py -k test_a_turn_that_releases_its_own",
+    ),
+    Mutant(
+        "a flush of several sessions flushes all",
+        "_manager/verbs.py",
+        "            found = [actor for each in ids if (actor := self._table.actors.get(each)) is not None]\n",
+        "            found = list(self._table.resident())\n",
+        "tests/promises/test_hand_over.py -k test_several_sessions_are_flushed",
+    ),
+    # --- the first answer -------------------------------------------------------------------------
+    Mutant(
+        "a duplicate does not wait for the answer of the first",
+        "_turns/answers.py",
+        "        for run in self._earlier:\n",
+        "        for run in self._earlier[:0]:\n",
+        "tests/promises/test_first_answers.py -k test_a_duplicate_that_comes_while",
+    ),
+    Mutant(
+        "an answer outlives its session",
+        "_turns/destroy.py",
+        "        self._shared.answers.forget(self.session_id)\n",
+        "        pass\n",
+        "tests/promises/test_first_answers.py -k test_an_answer_is_forgotten",
+    ),
+    Mutant(
+        "answers pile up",
+        "_turns/answers.py",
+        "            while len(self._kept) > MOST or self._bytes > MOST_BYTES:",
+        "            while len(self._kept) > MOST:",
+        "tests/promises/test_first_answers.py -k test_the_answers_of_all_sessions",
+    ),
+    Mutant(
+        "two callers share one answer",
+        "_turns/answers.py",
+        '        return DUPLICATE if encoded is None else decode_state(encoded)[""]',
+        '        return DUPLICATE if encoded is None else vars(self).setdefault("a", encoded)',
+        "tests/promises/test_first_answers.py -k test_each_duplicate_gets_a_copy",
+    ),
     # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",
@@ -550,6 +614,20 @@ MUTANTS = (
         "tests/tools/test_cli_owner.py -k since_it_looked",
     ),
     Mutant(
+        "`edit` overwrites what was written meanwhile",
+        "cli/_edit.py",
+        "Write(edited.next_write(), record.write_id)",
+        "Write(edited.next_write(), None)",
+        "tests/tools/test_cli_edit.py -k not_overwritten",
+    ),
+    Mutant(
+        "what was edited is overwritten by a bot that has the session in memory",
+        "cli/_edit.py",
+        "Write(edited.next_write(), record.write_id)",
+        "Write(edited, record.write_id)",
+        "tests/tools/test_cli_edit.py -k change_stands",
+    ),
+    Mutant(
         "the doctor finds an owner well whose lease has run out",
         "cli/_owner.py",
         "all(found.now < each.until and not",
@@ -819,6 +897,20 @@ MUTANTS = (
         "    if _yields(value):",
         "    if False:",
         "tests/unit/manager/test_functions_with_yield.py -k refuses_it_as_handler",
+    ),
+    Mutant(
+        "a store is shared by bots that answer before it has their events",
+        "_manager/options.py",
+        'shared = policy.mode == "write-through" if ownership is None else ownership == "shared"',
+        'shared = ownership != "exclusive"',
+        "tests/unit/manager/test_ownership_options.py",
+    ),
+    Mutant(
+        "the lease of a driver may run on the event loop",
+        "stores/_driver_lease.py",
+        "        for verb in METHODS if self.keeps_lease else ():\n",
+        "        for verb in ():\n",
+        "tests/unit/manager/test_ownership_options.py",
     ),
     # --- URLs and the command ---------------------------------------------------------------------
     Mutant(

@@ -331,7 +331,8 @@ def test_a_wait_on_threads_is_the_same(place: Place) -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_neither_has_its_parents_lease_nor_gives_it_back(place: Place) -> None:
     options = {"handler": count_plainly}
-    with manager_of(Reached(place), **options) as manager:
+    store = Reached(place)
+    with manager_of(store, **options) as manager:
         before = place.text
         child = os.fork()
         if child == 0:
@@ -344,7 +345,7 @@ def test_a_forked_child_neither_has_its_parents_lease_nor_gives_it_back(place: P
                 with pytest.raises(errors.StoreLockedError, match=f"process {os.getppid()} "):
                     manager_of(Reached(place), takeover_timeout=0.0, **options).start_sync()
                 with pytest.raises(errors.StoreLockedError, match=f"process {os.getppid()} "):  # the same store object
-                    manager_of(manager._options.store, takeover_timeout=0.0, **options).start_sync()
+                    manager_of(store, takeover_timeout=0.0, **options).start_sync()
                 code = 7 if place.text == before else 2
             finally:
                 os._exit(code)
