@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Literal
 
+from actorbot._checks import check_word
+from actorbot._event import DUPLICATE
+from actorbot._manager.releasing import Release
+from actorbot._reports import ShutdownReport
 from actorbot._residents.abandon import Abandonment
 from actorbot._residents.activation import Activation
 from actorbot._residents.backoff import BrokenRecords
@@ -23,10 +27,14 @@ from actorbot._turns.destroy import Destroy
 from actorbot._turns.lend import lend
 from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.terms import Durable, Terms
 from actorbot._turns.told import Handle
 from actorbot.errors import CorruptSessionError, OwnershipLostError
 
-__all__ = ["Verbs"]
+__all__ = ["OnDuplicate", "Verbs"]
+
+OnDuplicate = Literal["duplicate", "result"]
+ON_DUPLICATE = ("duplicate", "result")
 
 
 class Verbs:
@@ -50,11 +58,33 @@ class Verbs:
         self._replay = replay
 
     async def dispatch(
-        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+        self,
+        session_id: str,
+        event: Any,
+        event_id: str | None,
+        durable: bool,
+        timeout: float | None,
+        on_duplicate: OnDuplicate,
     ) -> Any:
         session_id = check_session_id(session_id)
+        check_word("on_duplicate", on_duplicate, ON_DUPLICATE)
+        if on_duplicate == "duplicate" or event_id is None:
+            return await self._handle(session_id, event, event_id, durable, timeout)
+        with self._shared.answers.run(session_id, event_id) as run:
+            value = await self._handle(session_id, event, event_id, durable, timeout)
+            if value is not DUPLICATE:
+                run.keep(value)
+                return value
+        return await run.first()
+
+    async def _handle(
+        self, session_id: str, event: Any, event_id: str | None, durable: Durable, timeout: float | None
+    ) -> Any:
         actor = await self._activation.wait_for_turn(session_id, timeout)
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
+
+    async def dispatch_with(self, session_id: str, event: Any, event_id: str | None, terms: Terms) -> Any:
+        return await self._handle(check_session_id(session_id), event, event_id, terms, None)
 
     def accept(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
         """Accept *event*; the future gets what its handler returns or raises. Any thread."""
@@ -66,27 +96,31 @@ class Verbs:
         session_id = check_session_id(session_id)
         return await lend(await self._activation.wait_for_turn(session_id, timeout), event_id)
 
-    async def flush(self, session_id: str | None) -> None:
-        if session_id is None:
-            actors = list(self._table.resident())
+    async def flush(self, session_ids: str | Iterable[str] | None) -> None:
+        if session_ids is None:
+            ids, found = None, list(self._table.resident())
+        elif ids := check_session_ids(session_ids):
+            found = [actor for each in ids if (actor := self._table.actors.get(each)) is not None]
         else:
-            session_id = check_session_id(session_id)
-            actor = self._table.actors.get(session_id)
-            actors = [] if actor is None else [actor]
-        actors = [actor for actor in actors if actor.committed is not None]
+            return
+        actors = [actor for actor in found if actor.committed is not None]
         # Listed before the wait: meanwhile any of them may come into memory.
-        absent = self._only_in_journal(session_id, actors)
+        absent = self._only_in_journal(ids, actors)
         await self._home.wait(self._shared.flusher.flush(actors))
         await self._replay.flush_absent(absent)
+        await self._shared.confirm()  # also of one that was called just before the store was lost
 
-    def _only_in_journal(self, session_id: str | None, actors: list[SessionActor]) -> list[str]:
-        """List the ids, this one or all, that the journal may have and none of *actors* has."""
+    def _only_in_journal(self, ids: list[str] | None, actors: list[SessionActor]) -> list[str]:
+        """List the ids, of these or of all, that the journal may have and none of *actors* has."""
         journal = self._shared.journal
         if journal is None:
             return []
-        ids = journal.ids() if session_id is None else [session_id]
         resident = {actor.session_id for actor in actors}
-        return [each for each in ids if each not in resident]
+        return [each for each in (journal.ids() if ids is None else ids) if each not in resident]
+
+    async def release(self, session_ids: str | Iterable[str], seconds: float) -> ShutdownReport:
+        ids = check_session_ids(session_ids)
+        return await Release(self._shared, self._table, self._activation, seconds).run(ids)
 
     def abandon(self, session_ids: str | Iterable[str]) -> None:
         """Abandon these sessions. Any thread."""
@@ -121,6 +155,7 @@ class Verbs:
         session_id = check_session_id(session_id)
         actor = await self._enter_to_destroy(session_id)
         await self._home.wait(Destroy(actor).begin())
+        await self._shared.confirm()
 
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, even if the record is broken: to destroy the session is the cure."""
