@@ -260,7 +260,7 @@ class OwnersModel:
             self._complain(f"the epoch was {self.epoch}, and goes back: {new}")
         self.epoch = max(self.epoch, after["epoch"])
         for name in went - {owner.holder}:
-            self._remove(name, owner, now)
+            self._remove(name, owner, now, since=mine["since"], until=before["holders"][name]["until"])
         if self.forgot > -inf and not self.shared:  # whoever is not there any more has lost it, too
             for other in self.owners:
                 if other.holder and other.holder not in after["holders"] and other.gave_back == inf:
@@ -290,7 +290,8 @@ class OwnersModel:
         if now > free + SLACK + 2 * owner.deadline and not self._clocks:
             self._complain(f"{owner.name} has waited until {now:.3f}, and could have had the store at {free:.3f}")
 
-    def _remove(self, name: str, taker: Owner, now: float) -> None:
+    def _remove(self, name: str, taker: Owner, now: float, *, since: float, until: float) -> None:
+        """*taker* takes the lease of *name*, which lasts *until*, by the server's clock *since*."""
         other = next((each for each in self.owners if each.holder == name), None)
         if other is None:
             self._complain(f"{taker.name} removed {name}, whom nobody knows")
@@ -299,7 +300,7 @@ class OwnersModel:
         watched = now - max(taker.began, other.renewed, taker.refused)
         if not known_dead and watched < WATCHED - MOMENT:
             self._complain(f"{taker.name} has taken the store from {other.name}, and watched it for {watched:.3f} s")
-        if not (known_dead or self._clocks) and now < other.renewed + LEASE - MOMENT:
+        if not (known_dead or self._clocks or self.forgot > -inf) and until > since:
             self._complain(f"{taker.name} has taken the store from {other.name}, whose lease had not run out")
         if other.machine.killed or other.closed:
             return
