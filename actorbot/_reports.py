@@ -108,7 +108,7 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownReport:
-    """How a close went."""
+    """How a close went, or a release of some sessions."""
 
     unflushed: tuple[str, ...]
     """Ids of sessions whose last events are not in the store."""

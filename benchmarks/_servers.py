@@ -44,7 +44,8 @@ class Place:
                     client.unlink(*keys)
         else:
             with pymongo.MongoClient[dict[str, Any]](self.url) as client:
-                client[DATABASE].drop_collection(self.name)
+                for name in (self.name, f"{self.name}.lease", f"{self.name}.damaged"):
+                    client[DATABASE].drop_collection(name)
 
 
 def _in_batches(keys: Any, size: int = 1000) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from actorbot import (
     DUPLICATE,
@@ -23,6 +23,7 @@ from actorbot import (
     ShutdownReport,
     errors,
 )
+from actorbot.stores import LeaseFound, RecordStore
 
 bot = ConsoleBot(session_store=FileSessionStore(".sessions", expires_in=ONE_YEAR), flush=FlushPolicy.write_through())
 
@@ -84,7 +85,30 @@ class AsyncStore:
     async def destroy(self, session_id: str) -> None: ...
 
 
-stores: list[SessionStore] = [DictStore(), AsyncStore()]
+class LeasedDriver(DictStore):
+    """A driver that keeps a lease."""
+
+    def read_lease(self) -> tuple[str | None, float]:
+        return None, 1.7e9
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return old is None
+
+
+class LeasedStore(RecordStore):
+    """A store of records that keeps a lease."""
+
+    name = "leased"
+    keeps_lease = True
+
+    def read_lease(self) -> LeaseFound:
+        return LeaseFound("owner", 1.7e9, up=None)
+
+    def swap_lease(self, old: str | None, new: str) -> bool:
+        return old is None
+
+
+stores: list[SessionStore] = [DictStore(), AsyncStore(), LeasedDriver()]
 
 
 @dataclass
@@ -99,6 +123,8 @@ async def on_a_loop() -> None:
         session_type=Profile,
         flush=FlushPolicy.parse("write-behind"),
         max_replies=1_000,
+        ownership="exclusive",
+        takeover_timeout=60.0,
     ) as manager:
         assert_type(manager, SessionManager)
         reply = await manager.dispatch("telegram:42", Event.from_text("Hi"), event_id="update-7", durable=True)
@@ -115,10 +141,18 @@ async def on_a_loop() -> None:
         await receipt.durable(timeout=1.0)
         await manager.flush()
         await manager.flush("telegram:42")
+        await manager.flush(session_id for session_id, _ in manager.resident())
+        assert_type(await manager.release(["telegram:42"], timeout=5.0), ShutdownReport)
+        manager.abandon({"telegram:42"})
         assert_type(await manager.peek("telegram:42"), dict[str, Any] | None)
         await manager.destroy("telegram:42")
         manager.stats().handled.bit_length()
         assert_type(manager.stats().replies_waiting + manager.stats().reply_bytes, int)
+        if (ownership := manager.stats().ownership) is not None:
+            assert_type(ownership.owner, str)
+            assert_type(ownership.mode, Literal["exclusive", "shared"])
+            assert_type(ownership.epoch, int)
+            assert_type(ownership.remaining, float)
         manager.health().reason.upper()
         for session_id, info in manager.resident():
             print(session_id.upper(), info.bytes + 1)
@@ -131,6 +165,8 @@ def on_threads() -> None:
         with manager.turn_sync("line:7") as turn:
             turn.session["n"] = 1
         manager.submit_sync("line:7", "hi").result_sync(timeout=1.0)
+        manager.flush_sync(("line:7", "line:8"))
+        assert_type(manager.release_sync("line:7").unflushed, tuple[str, ...])
     for session_id in manager.close_sync().unflushed:
         print(session_id.upper())
 
@@ -174,3 +210,13 @@ class LoudBot(ConsoleBot):
 
 def sent(context: Context) -> Awaitable[Any]:
     return context.send_text("may be awaited, or not")
+
+
+async def start_or_say_who_is_in_the_way(manager: SessionManager) -> None:
+    try:
+        await manager.start()
+        await manager.dispatch("ann", "hi")
+    except errors.StoreLockedError as error:
+        assert_type(error.owner, str | None)
+    except errors.OwnershipLostError as error:
+        assert_type(error.store, str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from asyncio import current_task
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from threading import get_ident
 from typing import Any, Self
@@ -13,8 +13,8 @@ from actorbot._checks import check_timeout
 from actorbot._manager.access import Life
 from actorbot._manager.closing import Close, CloseTime, recover_or_end, shut, shut_without_loop
 from actorbot._manager.exits import forget, remember
-from actorbot._manager.looks import Looks
 from actorbot._manager.losing import lose
+from actorbot._manager.many import Many
 from actorbot._manager.options import Options
 from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
@@ -36,7 +36,7 @@ __all__ = ["SessionManager"]
 _numbers = itertools.count(1)
 
 
-class SessionManager(Looks):
+class SessionManager(Many):
     """Keeps the sessions of a bot's users, each in an actor of its own: one event at a time.
 
     A session is in memory while its user is there. `store` is a store of actorbot's, or any object
@@ -294,31 +294,6 @@ class SessionManager(Looks):
             raise_for(error, self._run_sync(undo, context, error))
         self._check_away(closing=True)  # it was lent before a close that may have begun
         self._run_turn(take_back, context)
-
-    async def flush(self, session_id: str | None = None) -> None:
-        """Return when the store has what was committed, of one session or of all.
-
-        Raises: StoreUnavailableError; ConflictError; OverloadedError if a session that left memory
-        in an outage finds no room there now.
-        """
-        self._check_here()
-        await self._verbs.flush(session_id)
-
-    def flush_sync(self, session_id: str | None = None) -> None:
-        """The same as `flush`, for threads."""
-        self._check_away()
-        self._run_sync(self._verbs.flush, session_id)
-
-    def abandon(self, session_ids: str | Iterable[str]) -> None:
-        """Take these sessions out of memory now, and flush nothing of them. Any thread.
-
-        For who learns that another process has them. What the store does not have goes to
-        `on_conflict` and `conflicts`; when a write is on its way, as soon as it has ended. A turn
-        under way is taken from its handler: its caller gets OwnershipLostError, and so do those in
-        line. The next event reads what the store has.
-        """
-        self._check_anywhere()
-        self._verbs.abandon(session_ids)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`.

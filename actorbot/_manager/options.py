@@ -118,8 +118,9 @@ def _check_ownership(ownership: str | None, store: Any, policy: FlushPolicy) -> 
         return "shared" if shared else "exclusive"
     if ownership == "shared" and isinstance(store, FileSessionStore):
         raise ConfigError("ownership", ownership, '"exclusive": one process at a time has a folder of files')
-    if ownership is not None and not isinstance(store, RecordStore):
-        raise ConfigError("ownership", ownership, '"none", or a driver with the methods read_lease and swap_lease')
+    others_reach_it = not isinstance(store, RecordStore) or store.outlives_process
+    if ownership is not None and others_reach_it and not isinstance(store, FileSessionStore):
+        raise ConfigError("ownership", ownership, '"none", or a store with the methods read_lease and swap_lease')
     return None  # a store of one process, or one with a lock
 
 

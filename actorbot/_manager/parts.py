@@ -12,7 +12,8 @@ from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
-from actorbot._ownership.keeper import Keeper, real_clock
+from actorbot._ownership.clock import real_clock
+from actorbot._ownership.keeper import Keeper
 from actorbot._residents.activation import Activation
 from actorbot._residents.anew import WriteAnew
 from actorbot._residents.backoff import BrokenRecords

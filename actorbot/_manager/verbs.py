@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
+from actorbot._manager.releasing import Release
+from actorbot._reports import ShutdownReport
 from actorbot._residents.abandon import Abandonment
 from actorbot._residents.activation import Activation
 from actorbot._residents.backoff import BrokenRecords
@@ -66,27 +68,30 @@ class Verbs:
         session_id = check_session_id(session_id)
         return await lend(await self._activation.wait_for_turn(session_id, timeout), event_id)
 
-    async def flush(self, session_id: str | None) -> None:
-        if session_id is None:
-            actors = list(self._table.resident())
+    async def flush(self, session_ids: str | Iterable[str] | None) -> None:
+        if session_ids is None:
+            ids, found = None, list(self._table.resident())
+        elif ids := check_session_ids(session_ids):
+            found = [actor for each in ids if (actor := self._table.actors.get(each)) is not None]
         else:
-            session_id = check_session_id(session_id)
-            actor = self._table.actors.get(session_id)
-            actors = [] if actor is None else [actor]
-        actors = [actor for actor in actors if actor.committed is not None]
+            return
+        actors = [actor for actor in found if actor.committed is not None]
         # Listed before the wait: meanwhile any of them may come into memory.
-        absent = self._only_in_journal(session_id, actors)
+        absent = self._only_in_journal(ids, actors)
         await self._home.wait(self._shared.flusher.flush(actors))
         await self._replay.flush_absent(absent)
 
-    def _only_in_journal(self, session_id: str | None, actors: list[SessionActor]) -> list[str]:
-        """List the ids, this one or all, that the journal may have and none of *actors* has."""
+    def _only_in_journal(self, ids: list[str] | None, actors: list[SessionActor]) -> list[str]:
+        """List the ids, of these or of all, that the journal may have and none of *actors* has."""
         journal = self._shared.journal
         if journal is None:
             return []
-        ids = journal.ids() if session_id is None else [session_id]
         resident = {actor.session_id for actor in actors}
-        return [each for each in ids if each not in resident]
+        return [each for each in (journal.ids() if ids is None else ids) if each not in resident]
+
+    async def release(self, session_ids: str | Iterable[str], seconds: float) -> ShutdownReport:
+        ids = check_session_ids(session_ids)
+        return await Release(self._shared, self._table, self._activation, seconds).run(ids)
 
     def abandon(self, session_ids: str | Iterable[str]) -> None:
         """Abandon these sessions. Any thread."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -17,10 +16,11 @@ from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
 
+from actorbot._ownership.clock import seconds_of
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
 from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
-from actorbot._runtime.clock import Clock, SystemClock, Timer
+from actorbot._runtime.clock import Clock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.locked import locked
@@ -28,7 +28,7 @@ from actorbot._runtime.process import this_process
 from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
-__all__ = ["Keeper", "real_clock"]
+__all__ = ["Keeper"]
 
 logger = logging.getLogger("actorbot")
 
@@ -63,7 +63,7 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = _seconds_of(clock)
+        self.now = seconds_of(clock)
         """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
@@ -94,7 +94,7 @@ class Keeper:
         """Say who owns the store, as far as this process knows."""
         if (mine := self._mine) is None:
             return None
-        remaining = 0.0 if self.lost else max(0.0, self.until - self.now())
+        remaining = 0.0 if self.lost else max(0.0, self._runs_out - self.now())
         return Ownership(str(mine.process), mine.mode, mine.epoch, remaining)
 
     # --- taking it -------------------------------------------------------------------------------
@@ -198,6 +198,8 @@ class Keeper:
                 done.set_result(None)
                 return done
             self._flying, self._asked = done, self.now()
+            if self.trouble is not None and self._asked < self.until:
+                self.until = max(self.until, self._asked + self._deadline + RETRY)
             if self._timer is not None:
                 self._timer.cancel()
         self._thread.call(self._renew, deadline=self._deadline).add_done_callback(self._note)
@@ -253,18 +255,21 @@ class Keeper:
         self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
-        """Go on for as long as the next try may take: nobody is known to have taken the store.
+        """Go on until the next try has begun: nobody is known to have taken the store.
 
-        Counted from the begin of this one: if the process was frozen since, that time is over.
+        But a failure that is noticed late says nothing of it: the process was frozen meanwhile.
         """
         if self.trouble is None:
             logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
         self.trouble = str(error)
-        self.until = max(self.until, self._asked + 2 * self._deadline + 2 * RETRY)
+        if (now := self.now()) < self._asked + self._deadline + RETRY:
+            self.until = max(self.until, now + 2 * RETRY)
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since" if holder is None else str(holder.process)
+        who = "somebody who has given it back since"
+        if holder is not None:
+            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."
@@ -319,26 +324,6 @@ class _Renewed(NamedTuple):
     mine: Holder
     asked: float
     """The monotonic second before the store was asked."""
-
-
-def real_clock(clock: Clock) -> Clock:
-    """Return a clock that runs as the server's does, also where *clock* is a test's."""
-    return clock if isinstance(clock, SystemClock) else SystemClock()
-
-
-def _seconds_of(clock: Clock) -> Callable[[], float]:
-    """Return what counts the seconds of a *clock*, if it is real also those of a machine asleep.
-
-    A laptop or a server may be suspended for longer than its lease.
-    """
-    if not isinstance(clock, SystemClock) or _AWAKE_OR_NOT is None:
-        return clock.monotonic
-    return partial(time.clock_gettime, _AWAKE_OR_NOT)
-
-
-# Linux's CLOCK_MONOTONIC stands still in a machine that sleeps. That of macOS does not, but
-# `time.monotonic` does there.
-_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 async def _sleep(home: Home, seconds: float) -> None:

@@ -153,12 +153,10 @@ def renew(lease: Lease, me: str, mine: Holder, now: float) -> Lease | Lost:
     others = _others(lease.holders, me)
     newest = max(others.values(), key=lambda other: other.epoch, default=None)
     shared = mine.mode == "shared" and all(other.mode == "shared" for other in others.values())
-    if found is not None or (lease.epoch > mine.epoch and not shared):
-        return Lost(newest)
+    if found is not None or (lease.epoch >= mine.epoch and not shared):
+        return Lost(newest)  # an equal one is another's, too: it would say so if it was this one's
     if shared:
         return _with(lease, me, mine)
-    if newest is not None and newest.epoch >= mine.epoch:
-        return Lost(newest)
     return Lease(mine.epoch, {me: mine}, _newest({**_others(lease.away, me), **others}))
 
 

@@ -87,18 +87,19 @@ class Table:
             else:
                 item.fail(error)
 
-    def passivate(self, actor: SessionActor) -> bool:
+    def passivate(self, actor: SessionActor, *, may_spill: bool = True) -> bool:
         """Take out *actor* if it is idle and clean and nobody is in line, and tell whether it left.
 
         Never waits, and no event waits for it. While the store is down, a session that is not clean
-        may leave, too, if there is a journal: the journal has what the store lacks.
+        may leave, too, if there is a journal and it *may_spill*: the journal has what the store
+        lacks.
         """
         shared = self._shared
         with self._lock:
             if not actor.enter():
                 return False
             clean = not actor.behind() and not actor.dirty
-            spills = shared.journal is not None and shared.flusher.retries.outage_since is not None
+            spills = may_spill and shared.journal is not None and shared.flusher.retries.outage_since is not None
             if (clean or spills) and actor.close_if_nobody_waits():
                 del self.actors[actor.session_id]
                 self.passivations += 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from bson import ObjectId
+from bson.errors import BSONError
 from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.read_preferences import ReadPreference
 
 from actorbot.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
 from actorbot.stores._lease import LeaseFound, LeaseKeeping
@@ -27,9 +30,9 @@ class MongoLease(LeaseKeeping):
     def read_lease(self) -> LeaseFound:
         call = self._link.call()
 
-        def ask(collection: RawCollection) -> tuple[Any, dict[str, Any]]:
+        def ask(collection: RawCollection) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
             with call.command():
-                found = self._beside(collection).find_one({"_id": ID})
+                found = self._beside(collection).find_one({"_id": ID}, {"text": True})
             with call.command():
                 return found, collection.database.command("hello", codec_options=OPTIONS)
 
@@ -39,16 +42,15 @@ class MongoLease(LeaseKeeping):
             raise StoreUnavailableError(
                 "mongo", f"{self._link.hosts}: reading the lease failed: {describe(error)}"
             ) from error
+        except BSONError as error:
+            raise self._something_else() from error
         text = None if found is None else found.get("text")
         if found is not None and not isinstance(text, str):
-            place = f"the document {ID!r} of the collection {self._link.collection_name}.lease"
-            raise StoreError(
-                "mongo", f"the lease that says who owns it: {place} is something else; look at it, and remove it"
-            )
-        now: datetime = hello["localTime"]
-        process = hello.get("topologyVersion", {}).get("processId")
-        up = (now - process.generation_time).total_seconds() if isinstance(process, ObjectId) else None
-        return LeaseFound(text, now.timestamp(), None if up is None else max(0.0, up))
+            raise self._something_else()
+        now = hello.get("localTime")
+        if not isinstance(now, datetime):
+            raise StoreUnavailableError("mongo", f"{self._link.hosts} does not tell its time, which a lease needs")
+        return LeaseFound(text, now.timestamp(), _up(hello, now))
 
     def swap_lease(self, old: str | None, new: str) -> bool:
         call = self._link.call()
@@ -70,5 +72,26 @@ class MongoLease(LeaseKeeping):
             raise kind("mongo", f"{self._link.hosts}: writing the lease failed: {describe(error)}") from error
 
     def _beside(self, collection: RawCollection) -> Any:
-        name = f"{self._link.collection_name}.lease"
-        return collection.database.get_collection(name, codec_options=OPTIONS, write_concern=collection.write_concern)
+        """Return the collection of the lease: read and written as that of the sessions."""
+        return collection.database.get_collection(
+            self._link.lease_name,
+            codec_options=OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=collection.write_concern,
+        )
+
+    def _something_else(self) -> StoreError:
+        place = f"the document {ID!r} of the collection {self._link.lease_name!r}"
+        return StoreError(
+            "mongo", f"the lease that says who owns it: {place} is something else; look at it, and remove it"
+        )
+
+
+def _up(hello: Mapping[str, Any], now: datetime) -> float | None:
+    """Return for how many seconds the server has been up, `None` if it does not tell.
+
+    Its process has an id with the time in it when it began.
+    """
+    version = hello.get("topologyVersion")
+    process = version.get("processId") if isinstance(version, Mapping) else None
+    return max(0.0, (now - process.generation_time).total_seconds()) if isinstance(process, ObjectId) else None

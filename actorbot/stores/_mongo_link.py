@@ -82,6 +82,7 @@ class Link:
         self._asked: dict[str, Any] = {}
         self.database = database_of(url) if database is None else database
         self.collection_name = collection_name
+        self.lease_name = f"{collection_name}.lease"  # of the collection beside
         self._client: pymongo.MongoClient[RawBSONDocument] | None = None
         self._collection: RawCollection | None = None
         self._patience = CALL

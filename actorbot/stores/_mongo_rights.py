@@ -16,21 +16,29 @@ NEEDED: Final = ("find", "insert", "update", "createIndex")
 """Without them no session can be kept."""
 DAMAGED: Final = ("insert", "createIndex")
 """Without them, in the collection beside, a damaged session cannot be set aside."""
+LEASE: Final = ("find", "insert", "update")
+"""Without them, in the other collection beside, nobody can tell who owns the sessions."""
 
 
 def check_rights(link: Link) -> None:
     """Raises: StoreUnavailableError if an action is missing that every bot needs; PyMongoError."""
-    if lacking := _lacking(link, link.collection_name, NEEDED):
-        raise StoreUnavailableError("mongo", f"{link.hosts} {_say(link, link.collection_name, lacking)}")
+    if said := _what_is_needed(link):
+        raise StoreUnavailableError("mongo", f"{link.hosts} {said}")
 
 
 def judge_rights(link: Link) -> Iterator[Finding]:
     """Yield what this user may not do. Raises: StoreUnavailableError, PyMongoError."""
     beside = f"{link.collection_name}.damaged"
-    if lacking := _lacking(link, link.collection_name, NEEDED):
-        yield Finding("rights", "failure", _say(link, link.collection_name, lacking))
+    if said := _what_is_needed(link):
+        yield Finding("rights", "failure", said)
     elif lacking := _lacking(link, beside, DAMAGED):
         yield Finding("rights", "warning", _say(link, beside, lacking))
+
+
+def _what_is_needed(link: Link) -> str:
+    needed = {link.collection_name: NEEDED, link.lease_name: LEASE}
+    lacking = {name: _lacking(link, name, actions) for name, actions in needed.items()}
+    return "; it ".join(_say(link, name, actions) for name, actions in lacking.items() if actions)
 
 
 def _lacking(link: Link, collection: str, actions: Sequence[str]) -> list[str]:

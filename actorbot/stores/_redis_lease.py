@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from actorbot.errors import StoreError, StoreUnavailableError
 from actorbot.stores._lease import LeaseFound, LeaseKeeping
-from actorbot.stores._redis_link import Link, is_forbidden, is_refused
+from actorbot.stores._redis_link import Link, is_refused
 
-__all__ = ["NAME", "RedisLease"]
+__all__ = ["RedisLease"]
 
 NAME: Final = b"\x00lease"
-"""Behind the key prefix. No session id has such a character."""
+"""Behind the key prefix. No session id and no prefix has such a character."""
 
 _SWAP: Final = b"""
 local old = redis.call('GET', KEYS[1])
@@ -35,13 +35,16 @@ class RedisLease(LeaseKeeping):
 
     def read_lease(self) -> LeaseFound:
         key = self._prefix + NAME
+        # In a cluster, all three are asked of the node that has the key.
         text, time, info = self._link.run([(key, ("GET", key)), (key, ("TIME",)), (key, ("INFO", "server"))])
         for answer in (text, time):
             self._check_lease(answer)
-        up = _UP.search(info) if isinstance(info, bytes) else None
+        up = _UP.search(info) if isinstance(info, bytes) else None  # else this user may not ask
         try:
             now = int(time[0]) + int(time[1]) / 1e6
-            return LeaseFound(None if text is None else text.decode(), now, None if up is None else float(up[1]))
+            # What is no text is no lease either, and whoever reads it says so.
+            found = None if text is None else text.decode(errors="replace")
+            return LeaseFound(found, now, None if up is None else float(up[1]))
         except (TypeError, ValueError, IndexError, AttributeError):
             raise self._link.misunderstood(StoreUnavailableError) from None
 
@@ -57,13 +60,15 @@ class RedisLease(LeaseKeeping):
 
     def _check_lease(self, answer: Any) -> None:
         if is_refused(answer) and "WRONGTYPE" in str(answer):
-            reason = (
-                "the lease that says who owns it: its key holds something else; look at it, and rename or remove it"
+            raise StoreError(
+                "redis",
+                f"the lease that says who owns it: its key {self._prefix + NAME!r} holds something else;"
+                " look at it, and rename or remove it",
             )
-            raise StoreError("redis", f"{reason} ({self._prefix + NAME!r})")
-        if is_forbidden(answer):
-            raise StoreUnavailableError(
-                "redis", f"{self._link.where} does not let this user keep a lease, which needs +get +set +eval +time"
-            ) from answer
         if isinstance(answer, StoreError):
             raise answer
+
+    @staticmethod
+    def is_lease(key: bytes) -> bool:
+        """Tell whether *key* is that of a lease: this store's, or of one with a longer prefix."""
+        return key.endswith(NAME)

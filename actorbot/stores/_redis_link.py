@@ -132,6 +132,9 @@ class Link:
         answers = self._run(calls, writes)
         moved = [n for n, answer in enumerate(answers) if is_refused(answer) and isinstance(answer.__cause__, AskError)]
         if moved:
+            if not writes:  # what goes with such a key is asked of its new server, too
+                keys = {calls[n][0] for n in moved}
+                moved = [n for n, (key, _) in enumerate(calls) if key in keys]
             self._stale = True
             for n, answer in zip(moved, self._run([calls[n] for n in moved], writes), strict=True):
                 answers[n] = answer

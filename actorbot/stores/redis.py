@@ -25,7 +25,7 @@ from actorbot.errors import (
 )
 from actorbot.stores._findings import Finding
 from actorbot.stores._redis_damage import Damage
-from actorbot.stores._redis_lease import NAME, RedisLease
+from actorbot.stores._redis_lease import RedisLease
 from actorbot.stores._redis_link import Command, Link, is_about_script, is_refused
 from actorbot.stores._redis_rights import Rights, try_rights
 from actorbot.stores._redis_server import check_server, examine, time_of
@@ -251,7 +251,7 @@ class RedisSessionStore(RedisLease, RecordStore):
     def _keys(self) -> Iterator[list[bytes]]:
         pattern = re.sub(rb"[][*?\\]", rb"\\\g<0>", self._prefix) + b"*"
         for keys in self._link.scan(pattern, SCANNED):
-            yield [key for key in keys if not key.endswith(NAME)]
+            yield [key for key in keys if not self.is_lease(key)]
 
     # --- writing ---------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class Bot:
         finally:
             world.say("the process ends")
             self.machine.killed = True
+            self.owner.ended = min(self.owner.ended, self.machine.now)
 
     async def _start(self) -> bool:
         world, plan = self.world, self.world.plan

@@ -27,6 +27,7 @@ import pytest
 from actorbot import FlushPolicy
 from actorbot._manager import parts as _parts
 from actorbot._ownership import keeper as _keeper
+from actorbot._ownership import stays as _stays
 from actorbot._policy import Retry
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
@@ -163,8 +164,9 @@ class Simulation:
         self.wrong: str | None = None
         self.world = World(self.random, 1_000.0, stacks=stacks)
         self.director = Machine(self.world, 0.0, self.complain, "director")
-        self.model = OwnersModel(plan.mode, plan.ownership == "shared", self.complain)
+        self.model = OwnersModel(plan.mode, plan.ownership == "shared", plan.clocks, self.complain)
         self.model.out_of_reach = self._out_of_reach
+        self.model.tells_up = plan.tells_up
         self.server = Server(
             self.random, self.say, self._stored, expires_in=3e7, deadline=plan.deadline, faults=plan.faults,
             tells_up=plan.tells_up, on_swap=self._swapped, on_asked=self._asked, on_answered=self._answered,
@@ -217,8 +219,8 @@ class Simulation:
     def _answered(self, machine: Machine, sent: float, outcome: str | bool | None) -> None:
         owner = self.bots[machine.name].owner
         owner.asking.discard(sent)
-        if outcome is False:
-            owner.failed_asked, owner.failed = sent, self.world.now
+        if outcome is False or self.world.now > sent + owner.deadline:
+            owner.failed = max(owner.failed, min(self.world.now, sent + owner.deadline))
         elif not owner.holder or owner.holder in (outcome or ""):
             owner.asked = sent
 
@@ -261,9 +263,8 @@ class Simulation:
         server.faults = 0.0
         server.traps.clear()
         server.cut_until = dict.fromkeys(server.cut_until, self.world.now)
-        server.down_until = min(server.down_until, self.world.now)
-        frozen = max(machine.frozen_until for machine in self.world.machines)
-        await asyncio.sleep(max(0.0, frozen - self.world.now) + self.random.choice((0.0, 5.0, 3 * LEASE)))
+        over = max(server.down_until, *(machine.frozen_until for machine in self.world.machines))
+        await asyncio.sleep(max(0.0, over - self.world.now) + self.random.choice((0.0, 5.0, 3 * LEASE)))
 
     def _want(self, slot: Slot) -> None:
         slot.wanted = True
@@ -298,7 +299,7 @@ class Simulation:
         self.say("begin", name, "in slot", slot.number)
         self.counts["processes"] += 1
         machine = Machine(self.world, slot.wall_offset, self.complain, name)
-        owner = Owner(name, slot.number, machine, self.plan.deadline)
+        owner = Owner(name, slot.number, slot.machine, machine, self.plan.deadline, self.world.now)
         bot = slot.bot = self.bots[name] = Bot(self, slot, owner, last=last)
         self.model.owners.append(owner)
         machine.on_end = bot.ended.set
@@ -349,6 +350,7 @@ class Simulation:
                 self.server.freezes = random.random() < 0.5
             case "cut off":
                 self.server.cut_until[bot.owner.name] = now + seconds
+                self.server.cut[bot.owner.name] = random.choice(("both ways", "both ways", "answers", "lease"))
             case "clock of a machine" if self.plan.clocks:
                 bot.machine.wall_offset += random.choice((-7200.0, -30.0, 30.0, 7200.0))
             case "clock of the server" if self.plan.clocks:
@@ -375,6 +377,7 @@ class Simulation:
         self.say("kill", machine.name)
         self.counts["killed"] += 1
         machine.killed = True
+        self.bots[machine.name].owner.ended = self.world.now
 
     # --- processes -------------------------------------------------------------------------------
 
@@ -398,15 +401,17 @@ class Simulation:
         def random_text(count: int) -> str:
             return self.random.randbytes(count).hex()
 
+        known = _stays.Stays()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 _parts, "JournalFile", lambda path, sync: DiskFile(here().slot.disk, here().machine, path, sync)
             )
             patch.setattr(_parts, "real_clock", lambda clock: clock)
             patch.setattr(_keeper, "this_process", this_process)
-            patch.setattr(_keeper, "is_gone", is_gone)
-            patch.setattr(_keeper, "secrets", SimpleNamespace(token_hex=random_text))
-            patch.setattr(_keeper, "_stays", _keeper._Stays())
+            patch.setattr(_stays, "is_gone", is_gone)
+            patch.setattr(_stays, "secrets", SimpleNamespace(token_hex=random_text))
+            for module in (_keeper, _stays):
+                patch.setattr(module, "stays", known)
             patch.setattr(_keeper, "POLL", POLL)
             try:
                 yield

@@ -25,7 +25,7 @@ WATCHED = 4.0  # seconds for which the taker of a lease that ran out has seen no
 RENEWED = 3.0
 RETRY = 0.25
 SLACK = 0.5
-MOMENT = 0.01  # seconds from the decision to call the store to the call
+MOMENT = 0.05  # seconds from the decision to call the store to the call
 REMEMBERED = 64  # events of a session, so that none is counted twice
 
 
@@ -47,8 +47,11 @@ class Owner:
 
     name: str
     slot: int
+    computer: int
     machine: Machine
     deadline: float
+    began: float
+    ended: float = inf
     holder: str = ""
     """Its id in the lease, once it had it."""
     epoch: int = 0
@@ -56,8 +59,12 @@ class Owner:
     frozen: bool = False
     """Whether it has been, at any time."""
     thawed: float = -inf
+    renewed: float = -inf
+    """When it last took or renewed the lease."""
     taken: float = inf
     """When another one took the lease from it."""
+    came_back: bool = False
+    """Whether it had the lease again, since the server had forgotten who took it."""
     lost: float = inf
     """When it first told anybody that it has lost the store."""
     gave_back: float = inf
@@ -67,10 +74,8 @@ class Owner:
     """When the last call about the lease was sent that was answered."""
     asking: set[float] = field(default_factory=set)
     """When those were sent that have not come back."""
-    failed_asked: float = -inf
-    """When the last one was sent that was not answered."""
     failed: float = -inf
-    """When that failed."""
+    """When one last failed: it was not answered in time."""
     told: set[str] = field(default_factory=set)
     """The tokens of all states that it has handed to `on_conflict` or lists as conflicts."""
     unflushed: set[str] = field(default_factory=set)
@@ -94,9 +99,10 @@ class Acknowledged:
 class OwnersModel:
     """All sessions and processes. *complain* is told what must not be."""
 
-    def __init__(self, mode: str, shared: bool, complain: Callable[[str], None]) -> None:
+    def __init__(self, mode: str, shared: bool, clocks: bool, complain: Callable[[str], None]) -> None:
         self.mode = mode
         self.shared = shared
+        self._clocks = clocks  # whether they are set: then nobody can say how long a lease lasts
         self._complain = complain
         self._numbers = itertools.count()
         self.runs: dict[str, dict[str, Run]] = {}
@@ -109,6 +115,8 @@ class OwnersModel:
         self.disturbed = -inf
         """When the server last forgot leases, or its clock was set."""
         self.forgot = -inf
+        self.tells_up = True
+        """Whether the server tells how long it has been up."""
         """When it last forgot leases."""
         self.out_of_reach: Callable[[Owner], float] = lambda owner: -inf
         """Returns the last instant at which the server could not be reached from there."""
@@ -165,12 +173,17 @@ class OwnersModel:
         """Check that *owner* may tell anybody anything."""
         if now > owner.lost:
             self._complain(f"{what} by {owner.name}, which knows that it has lost the store")
-        if self.shared or now <= owner.taken or self.disturbed >= owner.asked:
+        if self.shared or now <= owner.taken or owner.came_back or self.disturbed >= owner.asked:
             return
-        overdue = [sent for sent in owner.asking if now >= sent + owner.deadline - MOMENT]
-        failed = max(owner.failed_asked, *overdue, -inf)
-        if failed <= owner.thawed or now > failed + 2 * owner.deadline + 2 * RETRY:
+        if not self._is_in_doubt(owner, now):
             self._complain(f"{what} by {owner.name}, which was taken over at {owner.taken:.3f}")
+
+    def _is_in_doubt(self, owner: Owner, now: float) -> bool:
+        """Tell whether *owner* has been asking without a gap, and was not answered."""
+        ends = [sent + owner.deadline for sent in owner.asking]
+        failed = max(owner.failed, *(end for end in ends if end - MOMENT <= now), -inf)
+        patience = failed + 2 * RETRY + MOMENT
+        return now <= patience or any(end - owner.deadline <= patience and now <= end + RETRY for end in ends)
 
     # --- media -----------------------------------------------------------------------------------
 
@@ -221,13 +234,17 @@ class OwnersModel:
                 self._complain(f"{owner.name} came, and the lease went from {old} to {new}")
             owner.holder = came.pop()
             self._take(owner, before, after)
+            self._check_wait(owner, now)
         elif came - {owner.holder}:
             self._complain(f"{owner.name} put somebody else into the lease: {new}")
         elif came and now > owner.gave_back:
             self._complain(f"{owner.name} took the store again after it gave it back")
-        elif came and not self.shared and self.forgot < owner.asked:
-            self._complain(f"{owner.name} was not in the lease, and put itself there again")
+        elif came and not self.shared:
+            owner.came_back = True
+            if self.forgot < owner.asked:
+                self._complain(f"{owner.name} was not in the lease, and put itself there again")
         mine = after["holders"].get(owner.holder)
+        owner.renewed = now
         if mine is None:
             owner.gave_back = now
             owner.owing = self.owing(owner)
@@ -253,6 +270,20 @@ class OwnersModel:
         clean = not before["holders"] and not before.get("away")
         if clean and owner.claims:
             self._complain(f"{owner.name} was handed the store, and claims its sessions")
+
+    def _check_wait(self, owner: Owner, now: float) -> None:
+        """Check that *owner* has not waited longer than for who was in its way."""
+        began = owner.began if self.tells_up else owner.began + WATCHED  # there may have been no lease
+        free = max(began, self.out_of_reach(owner) + WATCHED, self.forgot + WATCHED, owner.thawed + WATCHED)
+        for other in self.owners:
+            if other is owner or not other.holder or self.shared:
+                continue
+            if other.gave_back < inf or (other.ended < inf and other.computer == owner.computer):
+                free = max(free, min(other.gave_back, other.ended))
+            else:
+                free = max(free, other.renewed + LEASE, max(owner.began, other.renewed) + WATCHED)
+        if now > free + SLACK + 2 * owner.deadline and not self._clocks:
+            self._complain(f"{owner.name} has waited until {now:.3f}, and could have had the store at {free:.3f}")
 
     def _remove(self, name: str, taker: Owner, now: float) -> None:
         other = next((each for each in self.owners if each.holder == name), None)

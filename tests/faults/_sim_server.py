@@ -39,7 +39,11 @@ class Server(Network):
     up_since: float = -inf
     tells_up: bool = True
     cut_until: dict[str, float] = field(default_factory=dict)
-    """By machine: until when nothing of it comes through."""
+    """By machine: until when it is cut off."""
+    cut: dict[str, str] = field(default_factory=dict)
+    """How: "both ways", "answers" or "lease" (which cannot be asked for, while all else can)."""
+    doing: dict[str, str] = field(default_factory=dict)
+    """What each machine has last called: "lease", "read" or "write"."""
     traps: dict[str, Trap] = field(default_factory=dict)
     on_swap: Callable[[Machine, str | None, str], None] = lambda machine, old, new: None
     on_asked: Callable[[Machine, float], None] = lambda machine, sent: None
@@ -51,10 +55,12 @@ class Server(Network):
 
     def mood(self, now: float) -> str:
         machine = Machine.running
-        if now < self.cut_until.get(machine.name, -inf):
+        how = self.cut[machine.name] if now < self.cut_until.get(machine.name, -inf) else ""
+        if how == "both ways" or (how == "lease" and self.doing.get(machine.name) == "lease"):
             self.troubled = now
             return self.random.choice(("refuse", "lose the request"))
-        return super().mood(now)
+        mood = super().mood(now)
+        return "lose the answer" if how == "answers" and mood == "well" else mood
 
     def clock(self, now: float) -> float:
         return now + self.offset
@@ -83,10 +89,10 @@ class LeasedStore(NetworkStore):
         super().__init__(server, machine)
         self._server = server
         self._on_write = on_write
-        self._doing = ""
+        self._asked = -inf
 
     def read_lease(self) -> LeaseFound:
-        sent = self._machine.now
+        sent = self._asked = self._machine.now
         self._server.on_asked(self._machine, sent)
         try:
             mood = self._ask("lease", "read")
@@ -102,7 +108,7 @@ class LeasedStore(NetworkStore):
         return found
 
     def swap_lease(self, old: str | None, new: str) -> bool:
-        sent = self._machine.now
+        sent = self._asked  # one exchange with what was read for it
         self._server.on_asked(self._machine, sent)
         try:
             mood = self._ask("lease", "swap")
@@ -118,22 +124,22 @@ class LeasedStore(NetworkStore):
         return done
 
     def read_many(self, session_ids: Sequence[str]) -> Sequence[Record | ActorbotError | None]:
-        self._doing = "read"
+        self._server.doing[self._machine.name] = "read"
         return super().read_many(session_ids)
 
     def write_many(self, writes: Sequence[Write]) -> Sequence[ActorbotError | None]:
-        self._doing = "write"
+        self._server.doing[self._machine.name] = "write"
         self._on_write(self._machine)
         return super().write_many(writes)
 
     def _ask(self, doing: str, *what: str) -> str:
-        self._doing = doing
+        self._server.doing[self._machine.name] = doing
         return self._begin(doing, *what)
 
     def _pass(self, seconds: float) -> None:
         machine = self._machine
         trap = self._server.traps.get(machine.name)
-        if trap is not None and trap.what == self._doing:
+        if trap is not None and trap.what == self._server.doing.get(machine.name):
             trap.calls -= 1
             if trap.calls < 0:
                 del self._server.traps[machine.name]

@@ -181,6 +181,41 @@ MUTANTS = (
         "                pass\n\n    def end_all",
         "tests/promises/test_hand_over.py -k test_a_handler_that_abandons_its_own",
     ),
+    Mutant(
+        "a session is released before what it has accepted is finished",
+        "_manager/releasing.py",
+        "            if busy is not None:\n",
+        "            if busy is None:\n",
+        "tests/promises/test_hand_over.py -k test_a_release_keeps_to_its_time",
+    ),
+    Mutant(
+        "a released session is only in the journal",
+        "_manager/releasing.py",
+        "self._table.passivate(actor, may_spill=False)",
+        "self._table.passivate(actor, may_spill=True)",
+        "tests/promises/test_hand_over.py -k test_a_released_session_is_not_left_to_the_journal",
+    ),
+    Mutant(
+        "a release does not wait for replies",
+        "_manager/releasing.py",
+        "            await self._deliver(session_ids)\n",
+        "            pass\n",
+        "tests/promises/test_hand_over.py -k test_what_a_released_session_has_accepted",
+    ),
+    Mutant(
+        "a turn that releases its own session waits for itself",
+        "_manager/releasing.py",
+        "            noted.extend((begin_to_wait(actor), actor) for actor in actors)  # first: it may refuse\n",
+        "            pass\n",
+        "tests/promises/test_hand_over.py -k test_a_turn_that_releases_its_own",
+    ),
+    Mutant(
+        "a flush of several sessions flushes all",
+        "_manager/verbs.py",
+        "            found = [actor for each in ids if (actor := self._table.actors.get(each)) is not None]\n",
+        "            found = list(self._table.resident())\n",
+        "tests/promises/test_hand_over.py -k test_several_sessions_are_flushed",
+    ),
     # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",

@@ -231,9 +231,11 @@ async def test_a_bad_id_is_refused_by_every_verb(bad: Any) -> None:
                      lambda: manager.destroy(bad), lambda: manager.turn(bad).__aenter__()):  # fmt: skip
             with pytest.raises(errors.InvalidSessionIdError):
                 await call()
-        if bad is not None:  # which means all
+        for call in (lambda: manager.flush(bad), lambda: manager.release(bad)):
+            if bad in (None, ["x"]):
+                continue  # which mean all, and one of several
             with pytest.raises(errors.InvalidSessionIdError):
-                await manager.flush(bad)
+                await call()
         assert list(manager.resident()) == []
     assert store.reads == []
     assert store.writes == []

@@ -197,7 +197,7 @@ def test_who_finds_itself_there_renews_the_lease_also_if_it_had_run_out(mode: Mo
 def test_after_its_server_has_lost_the_lease_an_owner_has_it_under_its_old_epoch() -> None:
     ours = holder(epoch=7)
 
-    for old in (Lease.parse(None, "a store"), lease(7), lease(3)):
+    for old in (Lease.parse(None, "a store"), lease(6), lease(3)):
         outcome = renew(old, "me", ours, 50.0)
         assert isinstance(outcome, Lease)
         assert outcome.epoch == 7
@@ -220,6 +220,7 @@ def test_an_owner_puts_itself_over_one_of_before_that_its_server_has_gone_back_t
         (lease(8, other=holder("shared", epoch=8)), holder(epoch=7), 4711),
         (lease(8, other=holder(epoch=8)), holder("shared", epoch=7), 4711),
         (lease(8), holder(epoch=7), None),  # and has given it back since
+        (lease(7), holder(epoch=7), None),  # the same, after its server had gone back in time
         (lease(9, me=holder(epoch=9)), holder(epoch=7), None),  # another manager of this process, after others
         (
             lease(9, a=holder("shared", epoch=8, pid=1), b=holder("shared", epoch=9, pid=2)),
