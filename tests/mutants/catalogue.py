@@ -1020,6 +1020,63 @@ MUTANTS = (
         "        if False:\n",
         "tests/unit/manager/test_shared_store.py",
     ),
+    # --- a process that was frozen, and taken over ------------------------------------------------
+    Mutant(
+        "a turn is not looked at again after its commit",
+        "_turns/session_actor.py",
+        "if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:",
+        "if (keeper := shared.keeper) is not None and keeper.until < 0.0:",
+        "tests/promises/test_frozen_owner.py -k test_nothing_is_acknowledged",
+    ),
+    Mutant(
+        "a turn that waits for its write is not looked at before that",
+        "_turns/session_actor.py",
+        "if shared.acknowledge is not None and shared.in_doubt():",
+        "if shared.acknowledge is None and shared.in_doubt():",
+        "tests/promises/test_frozen_owner.py -k test_who_was_frozen_and_not_taken_over",
+    ),
+    Mutant(
+        "a turn that was lent is not looked at again after its commit",
+        "_turns/lend.py",
+        "            await actor.shared.home.wait(done)\n        await actor.shared.confirm()\n",
+        "            await actor.shared.home.wait(done)\n",
+        "tests/promises/test_frozen_owner.py -k test_no_borrowed_turn",
+    ),
+    Mutant(
+        "a thread that hears late of its event does not look again",
+        "_manager/access.py",
+        "if self._shared is not None and self._shared.in_doubt():",
+        "if self._shared is None:",
+        "tests/promises/test_frozen_owner.py -k test_a_thread_that_hears_late",
+    ),
+    Mutant(
+        "who hears late of a submitted event does not look again",
+        "_manager/receipt.py",
+        "        value = await self._result(timeout)\n        await self._actor.shared.confirm()\n",
+        "        value = await self._result(timeout)\n",
+        "tests/promises/test_frozen_owner.py -k test_who_hears_late",
+    ),
+    Mutant(
+        "a thread that asks later for a submitted event does not look again",
+        "_manager/receipt.py",
+        "        if self._actor.shared.in_doubt():\n",
+        "        if False:\n",
+        "tests/promises/test_frozen_owner.py -k test_who_hears_late",
+    ),
+    Mutant(
+        "a thread that comes late to a reply does not look again",
+        "_turns/outbox.py",
+        "        if keeper.now() >= keeper.until:\n            raise _LateError\n",
+        "",
+        "tests/promises/test_frozen_owner.py -k test_a_reply_is_not_sent",
+    ),
+    Mutant(
+        "a destroy goes over what the new owner has written",
+        "_turns/destroy.py",
+        "            self._shared.home.spawn(self._force)\n",
+        "            self._write()\n",
+        "tests/promises/test_frozen_owner.py -k test_a_destroy",
+    ),
     # --- bot libraries ----------------------------------------------------------------------------
     Mutant(
         "a forged delivery is taken",
