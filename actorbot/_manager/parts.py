@@ -28,6 +28,7 @@ from actorbot._runtime.home import Home, Promise, is_async, is_plain, new_future
 from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import ThreadHome
 from actorbot._turns.acknowledge import claim_first, write_ahead, write_through
+from actorbot._turns.answers import Answers
 from actorbot._turns.context import Context
 from actorbot._turns.hooks import Hook, Hooks
 from actorbot._turns.outbox import Outbox, ask_again
@@ -76,6 +77,7 @@ class Parts:
         name = self.store.name
         # Taken by a store that has opened, and by a start that fails: the second of them closes it.
         self._opening = Once()
+        self.losing = Once()  # taken when the store has been lost
         self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
         if not isinstance(self.store, DriverStore):  # whose calls all share one thread
             self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)
@@ -227,6 +229,7 @@ class Parts:
             journal=journal,
             keeper=self.keeper,
             outbox=Outbox(home, hooks.bound("deliver"), hooks.report_undelivered, room, self.keeper),
+            answers=Answers(home, options.max_session_bytes, options.policy.store_deadline),
             handle=hooks.bound("handler") or _no_handler,
             handle_here=handle_here,
             on_start=hooks.bound("on_session_start"),

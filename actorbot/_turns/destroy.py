@@ -104,6 +104,7 @@ class Destroy(Ahead):
         self._leave(error)
 
     def _leave(self, error: BaseException | None) -> None:
+        self._shared.answers.forget(self.session_id)
         self._actor.leave()
         if error is None:
             self._done.set_result(None)
