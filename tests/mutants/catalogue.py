@@ -1171,6 +1171,13 @@ MUTANTS = (
         "tests/promises/test_frozen_owner.py -k test_a_reply_is_not_sent",
     ),
     Mutant(
+        "a new owner claims nothing after an unclean takeover",
+        "_manager/parts.py",
+        "            acknowledge = claim_first\n",
+        "            pass\n",
+        "tests/faults/test_owners_frozen.py -k 'whatever and loop and batch and valkey and behind'",
+    ),
+    Mutant(
         "a destroy goes over what the new owner has written",
         "_turns/destroy.py",
         "            self._shared.home.spawn(self._force)\n",
