@@ -46,7 +46,7 @@ class Polling:
     """A python-telegram-bot program, at `run_polling`."""
 
     def __init__(self, place: Place) -> None:
-        self.manager = SessionManager(LeasedStore(place))
+        self.manager = SessionManager(LeasedStore(place), takeover_timeout=3600.0)  # nothing here waits for its end
         self.telegram = Watched(self.manager)
         self.telegram.waiting.append(raw(1, 7))
         self.handled: list[int] = []
