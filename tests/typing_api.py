@@ -130,6 +130,7 @@ async def on_a_loop() -> None:
         reply = await manager.dispatch("telegram:42", Event.from_text("Hi"), event_id="update-7", durable=True)
         if reply is DUPLICATE:
             return
+        await manager.dispatch("telegram:42", "Hi", event_id="update-7", on_duplicate="result")
         async with manager.turn("telegram:42", event_id="update-8") as turn:
             assert_type(turn, Context)
             turn.session.nickname = "Tim"
@@ -161,7 +162,7 @@ async def on_a_loop() -> None:
 
 def on_threads() -> None:
     with SessionManager(DictStore(), handler=plain) as manager:
-        manager.dispatch_sync("line:7", "hi", timeout=5.0)
+        manager.dispatch_sync("line:7", "hi", timeout=5.0, event_id="1", on_duplicate="duplicate")
         with manager.turn_sync("line:7") as turn:
             turn.session["n"] = 1
         manager.submit_sync("line:7", "hi").result_sync(timeout=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from asyncio import current_task
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from threading import get_ident
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from actorbot._manager.many import Many
 from actorbot._manager.options import Options
 from actorbot._manager.parts import Parts
 from actorbot._manager.receipt import Receipt
-from actorbot._manager.verbs import Verbs
+from actorbot._manager.verbs import OnDuplicate, Verbs
 from actorbot._policy import FlushPolicy
 from actorbot._reports import ShutdownReport
 from actorbot._runtime.clock import Clock
@@ -29,7 +29,6 @@ from actorbot._runtime.thread_home import ThreadHome, run_inline
 from actorbot._turns.context import Context, raise_for
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import Loan, take_back, undo
-from actorbot._turns.shared import TurnShared
 from actorbot.errors import ManagerClosedError, OwnershipLostError
 
 __all__ = ["SessionManager"]
@@ -86,7 +85,6 @@ class SessionManager(Many):
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
-        self._shared: TurnShared | None = None  # what its turns have in common, from the start on
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -120,7 +118,7 @@ class SessionManager(Many):
         seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
             return report
-        if self._life is Life.OPEN and self._loop is not None and self._loop.is_closed():
+        if self._life in (Life.OPEN, Life.LOST) and self._loop is not None and self._loop.is_closed():
             return self._close_without_loop(seconds)
         try:
             self._check_away(closing=True)
@@ -155,35 +153,33 @@ class SessionManager(Many):
         parts = self._parts = Parts(self._options, home, self._wait_for, self._lose)
         try:
             await parts.start()
-            await recover_or_end(parts)
-            if self._lost is not None:
-                raise self._lost
+            self._shared, self._actors = parts.shared, parts.table.actors
+            await recover_or_end(parts, self._end_if_lost)
         except BaseException:
             self._live(Life.CLOSED)
             raise
         self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
-        self._shared, self._actors = parts.shared, parts.table.actors
         remember(self)
         self._live(Life.OPEN)
         if isinstance(home, LoopHome):
             self._here = home.thread_id or 0
         elif isinstance(home, ThreadHome) and parts.shared.handle_here is not None:
             self._inline = home
+        self._end_if_lost()  # just now
 
     def _lose(self, error: OwnershipLostError) -> None:
         """Acknowledge nothing more: another process has taken over the store. Any thread."""
-        self._home.post(self._end_lost, error)
-
-    def _end_lost(self, error: OwnershipLostError) -> None:
         self._lost = error
-        if self._life is Life.OPEN:
+        if self._shared is not None:
+            self._shared.flusher.stop()  # now, though the loop may be busy
+        with suppress(RuntimeError):  # the loop has been closed, without the manager
+            self._home.post(self._end_if_lost)
+
+    def _end_if_lost(self) -> None:
+        if self._lost is not None and self._life is Life.OPEN:
             self._live(Life.LOST)
-        try:
-            if self._shared is not None:
-                lose(self._parts, error)
-        finally:
-            for tell in self._on_lost:
-                tell(error)
+        if self._lost is not None and self._shared is not None:
+            lose(self._parts, self._lost, self._on_lost)
 
     def _last_report(self) -> ShutdownReport | None:
         """Return the report of a close that has ended; a close of a new manager ends here."""
@@ -213,22 +209,36 @@ class SessionManager(Many):
 
     # --- verbs -----------------------------------------------------------------------------------
 
-    async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None, durable: bool = False) -> Any:
+    async def dispatch(
+        self,
+        session_id: str,
+        event: Any,
+        *,
+        event_id: str | None = None,
+        durable: bool = False,
+        on_duplicate: OnDuplicate = "duplicate",
+    ) -> Any:
         """Handle *event* in its session's turn; return what the handler returns.
 
-        Returns `DUPLICATE` for an *event_id* that was handled before. Event ids are compared by
-        their text: 7 and "7" are the same. Raises what the handler raises; OverloadedError,
+        Returns `DUPLICATE` for an *event_id* that was handled before; with `on_duplicate="result"`
+        a copy of what its handler has returned then, if that is remembered. Event ids are compared
+        by their text: 7 and "7" are the same. Raises what the handler raises; OverloadedError,
         DeadlockError, HandlerTimeoutError, store errors. To cancel it rolls the turn back.
         """
         # The usual case: called on the home loop, for a session that is in memory and idle. If a
         # second loop runs in this thread, `self._loop` has no current task. (`get_running_loop`
         # would tell too, but it asks for the process id, which takes longer.)
-        if get_ident() == self._here and (task := current_task(self._loop)) is not None and type(session_id) is str:
+        if (
+            get_ident() == self._here
+            and (task := current_task(self._loop)) is not None
+            and type(session_id) is str
+            and on_duplicate == "duplicate"
+        ):
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 return await actor.take_turn(event, event_id, durable, task)
         self._check_here()
-        return await self._verbs.dispatch(session_id, event, event_id, durable, None)
+        return await self._verbs.dispatch(session_id, event, event_id, durable, None, on_duplicate)
 
     def dispatch_sync(
         self,
@@ -237,6 +247,7 @@ class SessionManager(Many):
         *,
         event_id: str | None = None,
         durable: bool = False,
+        on_duplicate: OnDuplicate = "duplicate",
         timeout: float | None = None,
     ) -> Any:
         """The same as `dispatch`, for threads.
@@ -244,14 +255,15 @@ class SessionManager(Many):
         It takes at most *timeout* seconds. But a `def` handler of a threaded manager runs in the
         calling thread: nothing can stop it, and it is `handler_timeout` that ends its turn.
         """
-        threads = self._inline
+        threads = self._inline if on_duplicate == "duplicate" else None
         if threads is not None and type(session_id) is str and (timeout is None or check_timeout(timeout) >= 0.0):
             actor = self._actors.get(session_id)
             if actor is not None and not actor.line and actor.turn.acquire(False):
                 turn = actor.take_turn(event, event_id, durable, None)
                 return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
         self._check_away()
-        return self._run_sync(self._verbs.dispatch, session_id, event, event_id, durable, timeout, timeout=timeout)
+        verb = self._verbs.dispatch
+        return self._run_turn(verb, session_id, event, event_id, durable, timeout, on_duplicate, timeout=timeout)
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """Accept *event* and return; it is handled later, in its turn. Raises: OverloadedError."""
@@ -297,7 +309,7 @@ class SessionManager(Many):
             self._check_away(closing=True)
             raise_for(error, self._run_sync(undo, context, error))
         self._check_away(closing=True)  # it was lent before a close that may have begun
-        self._run_sync(take_back, context)
+        self._run_turn(take_back, context)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`.

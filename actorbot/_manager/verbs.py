@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Literal
 
+from actorbot._checks import check_word
+from actorbot._event import DUPLICATE
 from actorbot._manager.releasing import Release
 from actorbot._reports import ShutdownReport
 from actorbot._residents.abandon import Abandonment
@@ -25,10 +27,14 @@ from actorbot._turns.destroy import Destroy
 from actorbot._turns.lend import lend
 from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.terms import Durable, Terms
 from actorbot._turns.told import Handle
 from actorbot.errors import CorruptSessionError, OwnershipLostError
 
-__all__ = ["Verbs"]
+__all__ = ["OnDuplicate", "Verbs"]
+
+OnDuplicate = Literal["duplicate", "result"]
+ON_DUPLICATE = ("duplicate", "result")
 
 
 class Verbs:
@@ -52,11 +58,33 @@ class Verbs:
         self._replay = replay
 
     async def dispatch(
-        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+        self,
+        session_id: str,
+        event: Any,
+        event_id: str | None,
+        durable: bool,
+        timeout: float | None,
+        on_duplicate: OnDuplicate,
     ) -> Any:
         session_id = check_session_id(session_id)
+        check_word("on_duplicate", on_duplicate, ON_DUPLICATE)
+        if on_duplicate == "duplicate" or event_id is None:
+            return await self._handle(session_id, event, event_id, durable, timeout)
+        with self._shared.answers.run(session_id, event_id) as run:
+            value = await self._handle(session_id, event, event_id, durable, timeout)
+            if value is not DUPLICATE:
+                run.keep(value)
+                return value
+        return await run.first()
+
+    async def _handle(
+        self, session_id: str, event: Any, event_id: str | None, durable: Durable, timeout: float | None
+    ) -> Any:
         actor = await self._activation.wait_for_turn(session_id, timeout)
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
+
+    async def dispatch_with(self, session_id: str, event: Any, event_id: str | None, terms: Terms) -> Any:
+        return await self._handle(check_session_id(session_id), event, event_id, terms, None)
 
     def accept(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
         """Accept *event*; the future gets what its handler returns or raises. Any thread."""
@@ -80,6 +108,7 @@ class Verbs:
         absent = self._only_in_journal(ids, actors)
         await self._home.wait(self._shared.flusher.flush(actors))
         await self._replay.flush_absent(absent)
+        await self._shared.confirm()  # also of one that was called just before the store was lost
 
     def _only_in_journal(self, ids: list[str] | None, actors: list[SessionActor]) -> list[str]:
         """List the ids, of these or of all, that the journal may have and none of *actors* has."""
@@ -126,6 +155,7 @@ class Verbs:
         session_id = check_session_id(session_id)
         actor = await self._enter_to_destroy(session_id)
         await self._home.wait(Destroy(actor).begin())
+        await self._shared.confirm()
 
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, even if the record is broken: to destroy the session is the cure."""

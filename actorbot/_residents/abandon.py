@@ -46,6 +46,7 @@ class Abandonment:
         for actor in actors:
             self._table.dismiss(actor, error)
         for session_id in ids:
+            self._shared.answers.forget(session_id)
             if session_id not in read:
                 self._take_from_journal(session_id, error)
 

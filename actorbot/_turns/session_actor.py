@@ -22,6 +22,7 @@ from actorbot._turns.context import Context, find_parent, never_begun, raise_for
 from actorbot._turns.depth import check_depth
 from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.terms import Durable, Terms
 from actorbot._turns.told import Handle
 from actorbot.errors import (
     ActorbotError,
@@ -95,7 +96,9 @@ class SessionActor(Flushable):
         self.lineages = entry.lineages
         self.shared.dirty.mark(self)
 
-    async def take_turn(self, event: Any, event_id: str | None, durable: bool, task: asyncio.Task[Any] | None) -> Any:
+    async def take_turn(
+        self, event: Any, event_id: str | None, durable: Durable, task: asyncio.Task[Any] | None
+    ) -> Any:
         """Run the handler on one event; return what it returns, or `DUPLICATE`. Leave the mailbox.
 
         *task* runs this, and is cancelled when the handler's time is up; `None` in a threaded home.
@@ -118,12 +121,12 @@ class SessionActor(Flushable):
                     await shared.on_start(context)
                 value = shared.handle_here(context) if shared.handle_here is not None else await shared.handle(context)
                 try:
-                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
-                        await keeper.confirm(shared.home)
                     done = self.commit(context, durable)
                     if done is not None:
                         await (shared.home.wait(done) if isinstance(done, Future) else done)
-                        await shared.confirm()  # the store or the journal may have taken long
+                    # Last, since the process may have been frozen at any moment before.
+                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
+                        await keeper.confirm(shared.home)
                 except ConflictError:
                     if (reruns := reruns + 1) > RERUNS or not (
                         shared.writes_through or shared.is_unclaimed(self.write_ids)
@@ -135,6 +138,8 @@ class SessionActor(Flushable):
                     return value
         except BaseException as error:
             context = context or never_begun(self, event, error)  # the turn is left once
+            if context is not None and isinstance(durable, Terms):
+                context._terms = durable  # `on_error` may reply
             await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
@@ -204,6 +209,7 @@ class SessionActor(Flushable):
             # The session has expired as a whole. As in `commit`: until `self.committed` is set,
             # nothing is called.
             self.committed = committed = (committed[VERSION], None, b"", committed[SEEN], end)
+            shared.answers.forget(self.session_id)
             shared.on_expire(self.session_id, state, end)
             state = None
         digest = None if event_id is None else digest_of(event_id)
@@ -234,7 +240,7 @@ class SessionActor(Flushable):
             running.start_ticking(deadline)
         return context
 
-    def commit(self, context: Context, durable: bool = False) -> Promise | None:
+    def commit(self, context: Context, durable: Durable = False) -> Promise | None:
         """Make the changes of the turn the session's. Return a future if the answer has to wait.
 
         With write-through or a journal, the write leaves the mailbox when it has ended.
@@ -258,7 +264,7 @@ class SessionActor(Flushable):
             raise context._revoked or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
         if context._replies is not None:
-            shared.outbox.reserve(context)
+            shared.outbox.reserve(context, durable)
         if (
             version - self.flushed > BUSY
             and plain is not None
@@ -292,6 +298,7 @@ class SessionActor(Flushable):
     def encode(self, context: Context, session: Any) -> bytes | None:
         """Encode the values that the turn leaves; `None` if it ends the session."""
         if context._ends_session:
+            self.shared.answers.forget(self.session_id)
             return None
         shape, most = self.shared.shape, self.shared.max_session_bytes
         try:

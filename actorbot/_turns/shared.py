@@ -15,6 +15,7 @@ from actorbot._runtime.clock import Clock
 from actorbot._runtime.home import Home, Promise
 from actorbot._state.committed import Committed
 from actorbot._state.typed import SessionShape
+from actorbot._turns.answers import Answers
 from actorbot._turns.context import Context
 from actorbot._turns.outbox import Outbox
 from actorbot._turns.overdue import RunningTurns
@@ -43,6 +44,7 @@ class TurnShared:
     keeper: Keeper | None
     """Knows whether this process owns the store; `None` where there is no lease."""
     outbox: Outbox
+    answers: Answers
     handle: Bound
     handle_here: Callable[[Context], Any] | None
     """The handler itself, if it is plain and runs in the thread that has the turn.
@@ -79,8 +81,13 @@ class TurnShared:
 
         Raises: OwnershipLostError. At home.
         """
-        if self.keeper is not None and self.keeper.now() >= self.keeper.until:
+        if self.in_doubt():
+            assert self.keeper is not None
             await self.keeper.confirm(self.home)
+
+    def in_doubt(self) -> bool:
+        """Tell whether another process may own the store by now. Any thread."""
+        return self.keeper is not None and self.keeper.now() >= self.keeper.until
 
     def is_unclaimed(self, write_ids: bytes) -> bool:
         """Tell whether an earlier owner may still write the session with these ids.

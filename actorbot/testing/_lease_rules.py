@@ -209,6 +209,8 @@ class LeaseRules(Rules):
             _swap(beside, None, "second")
 
             _expect_lease(store, "first")
+            for each in (store, beside):
+                must(_listed(each) in (None, []), each, f"it lists another store's lease: {_listed(each)}")
 
     def _second(self, store: RecordStore) -> Any:
         """Return what another process has: the same place, by another store if there can be one."""

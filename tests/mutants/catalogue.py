@@ -216,6 +216,64 @@ MUTANTS = (
         "            found = list(self._table.resident())\n",
         "tests/promises/test_hand_over.py -k test_several_sessions_are_flushed",
     ),
+    # --- replies that are held from outside -------------------------------------------------------
+    Mutant(
+        "replies leave before their confirmation from outside",
+        "_turns/outbox.py",
+        "        return None if terms is None else terms.confirmed\n",
+        "        return None\n",
+        "tests/unit/turns/test_terms.py -k test_replies_wait_for_the_confirmation",
+    ),
+    Mutant(
+        "replies leave although their confirmation has failed",
+        "_turns/outbox.py",
+        "        if parcel.confirmed is not None and not parcel.confirmed.result():\n",
+        "        if parcel.confirmed is not None and not parcel.confirmed.done():\n",
+        "tests/unit/turns/test_terms.py -k test_replies_whose_confirmation_fails",
+    ),
+    Mutant(
+        "a silent event replies",
+        "_turns/context.py",
+        "        if terms.silent:\n",
+        "        if terms.silent is None:\n",
+        "tests/unit/turns/test_terms.py -k test_a_silent_event_changes",
+    ),
+    Mutant(
+        "what on_error replies waits for no confirmation",
+        "_turns/context.py",
+        "        self._terms = context._terms\n",
+        "        self._terms = None\n",
+        "tests/unit/turns/test_terms.py -k test_what_on_error_replies",
+    ),
+    # --- the first answer -------------------------------------------------------------------------
+    Mutant(
+        "a duplicate does not wait for the answer of the first",
+        "_turns/answers.py",
+        "        for run in self._earlier:\n",
+        "        for run in self._earlier[:0]:\n",
+        "tests/promises/test_first_answers.py -k test_a_duplicate_that_comes_while",
+    ),
+    Mutant(
+        "an answer outlives its session",
+        "_turns/destroy.py",
+        "        self._shared.answers.forget(self.session_id)\n",
+        "        pass\n",
+        "tests/promises/test_first_answers.py -k test_an_answer_is_forgotten",
+    ),
+    Mutant(
+        "answers pile up",
+        "_turns/answers.py",
+        "            while len(self._kept) > MOST or self._bytes > MOST_BYTES:",
+        "            while len(self._kept) > MOST:",
+        "tests/promises/test_first_answers.py -k test_the_answers_of_all_sessions",
+    ),
+    Mutant(
+        "two callers share one answer",
+        "_turns/answers.py",
+        '        return DUPLICATE if encoded is None else decode_state(encoded)[""]',
+        '        return DUPLICATE if encoded is None else vars(self).setdefault("a", encoded)',
+        "tests/promises/test_first_answers.py -k test_each_duplicate_gets_a_copy",
+    ),
     # --- replies ----------------------------------------------------------------------------------
     Mutant(
         "a reply leaves before its event is in the journal",
@@ -235,7 +293,7 @@ MUTANTS = (
     Mutant(
         "replies that nobody takes pile up",
         "_turns/session_actor.py",
-        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context, durable)\n",
         "",
         "tests/promises/test_bounded_replies.py",
     ),
@@ -592,11 +650,39 @@ MUTANTS = (
         "tests/unit/stores/test_lost_folder.py -k refused",
     ),
     Mutant(
+        "an owner whose lease has run out in an outage says that it still has it",
+        "_ownership/keeper.py",
+        "max(0.0, self._runs_out - self.now())",
+        "max(0.0, self.until - self.now())",
+        "tests/unit/manager/test_ownership.py -k trouble",
+    ),
+    Mutant(
+        "who asks to own a store that keeps no lease is told nothing",
+        "_manager/options.py",
+        "    if ownership is not None and others_reach_it and not",
+        "    if False and not",
+        "tests/unit/manager/test_ownership.py -k cannot_be_owned",
+    ),
+    Mutant(
         "`rm` destroys what was written since it looked",
         "cli/_sessions.py",
         "        base, size = record.write_id, len(record.state)\n",
         "        base, size = None, len(record.state)\n",
         "tests/tools/test_cli_owner.py -k since_it_looked",
+    ),
+    Mutant(
+        "`edit` overwrites what was written meanwhile",
+        "cli/_edit.py",
+        "Write(edited.next_write(), record.write_id)",
+        "Write(edited.next_write(), None)",
+        "tests/tools/test_cli_edit.py -k not_overwritten",
+    ),
+    Mutant(
+        "what was edited is overwritten by a bot that has the session in memory",
+        "cli/_edit.py",
+        "Write(edited.next_write(), record.write_id)",
+        "Write(edited, record.write_id)",
+        "tests/tools/test_cli_edit.py -k change_stands",
     ),
     Mutant(
         "the doctor finds an owner well whose lease has run out",
@@ -868,6 +954,20 @@ MUTANTS = (
         "    if _yields(value):",
         "    if False:",
         "tests/unit/manager/test_functions_with_yield.py -k refuses_it_as_handler",
+    ),
+    Mutant(
+        "a store is shared by bots that answer before it has their events",
+        "_manager/options.py",
+        'shared = policy.mode == "write-through" if ownership is None else ownership == "shared"',
+        'shared = ownership != "exclusive"',
+        "tests/unit/manager/test_ownership_options.py",
+    ),
+    Mutant(
+        "the lease of a driver may run on the event loop",
+        "stores/_driver_lease.py",
+        "        for verb in METHODS if self.keeps_lease else ():\n",
+        "        for verb in ():\n",
+        "tests/unit/manager/test_ownership_options.py",
     ),
     # --- URLs and the command ---------------------------------------------------------------------
     Mutant(
