@@ -24,7 +24,7 @@ from tests.servers.redis_servers import Server
 from tests.waiting import HANGS, soon, until
 
 EXAMPLES = ROOT / "examples"
-YOUNG_SERVER = re.compile(r"^actorbot: waits .*: the server has just been started.*\n")  # an owner may come back
+YOUNG_SERVER = re.compile(r"^actorbot: waits .*: the server was just started.*\n")  # an owner may come back
 AUDIOOP = ["-W", "error", "-W", "ignore:'audioop' is deprecated:DeprecationWarning"]  # discord.py's, until Python 3.13
 
 
