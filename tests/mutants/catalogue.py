@@ -967,7 +967,7 @@ MUTANTS = (
         "_ownership/keeper.py",
         "if watched < enough and (young or lease.epoch < self._newest):",
         "if watched < enough and young:",
-        "tests/unit/ownership/test_taking.py -k test_who_has_seen_an_owner",
+        "tests/unit/ownership/test_watching.py -k test_who_has_seen_an_owner",
     ),
     Mutant(
         "a server that is young gives the lease to whoever comes first",
@@ -981,21 +981,21 @@ MUTANTS = (
         "_ownership/keeper.py",
         "self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)",
         "self._me, mine, found.now, watched, is_gone=is_gone)",
-        "tests/unit/ownership/test_taking.py -k test_a_server_that_has_refused_writes",
+        "tests/unit/ownership/test_watching.py -k test_a_server_that_has_refused_writes",
     ),
     Mutant(
         "a start whose answer was lost gives up",
         "_ownership/keeper.py",
         "if self._seen is None or (self.waits_for is None and not isinstance(error, OutcomeUnknownError)):",
         "if self._seen is None or self.waits_for is None:",
-        "tests/unit/ownership/test_taking.py -k test_who_was_given_a_lease",
+        "tests/unit/ownership/test_watching.py -k test_who_was_given_a_lease",
     ),
     Mutant(
         "a renewal may hang for longer than the lease",
         "_ownership/keeper.py",
         "self._deadline = min(deadline, PATIENCE * LEASE)",
         "self._deadline = deadline",
-        "tests/unit/ownership/test_taking.py -k test_a_server_that_says_nothing",
+        "tests/unit/ownership/test_watching.py -k test_a_server_that_says_nothing",
     ),
     Mutant(
         "an old owner puts itself over one that took the store after its server had lost the lease",
