@@ -132,9 +132,10 @@ def is_open(manager: SessionManager) -> bool:
     return manager._life is Life.OPEN
 
 
-def on_wait(manager: SessionManager, tell: Callable[[str], None]) -> None:
+def on_wait(manager: SessionManager, tell: Callable[[str, bool], None]) -> None:
     """Call *tell* with the name of the owner, while the start of *manager* waits for its store.
 
+    And with whether that passes by itself, in some seconds: the owner has gone, or none is known.
     At home, at each look: some fifty times a second.
     """
     manager._on_wait.append(tell)

@@ -104,10 +104,11 @@ class Keeper:
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str, bool], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
 
-        At each look that is in vain, *on_wait* is told whom it waits for.
+        At each look that is in vain, *on_wait* is told whom it waits for, and whether that passes
+        by itself, in some seconds.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -121,7 +122,7 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
-            on_wait(obstacle.reason)
+            on_wait(obstacle.reason, obstacle.passes)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
