@@ -160,8 +160,8 @@ class Bot:
         report = self._report if self._manager is None else self._manager._report
         return report is not None and not report.unflushed and not self._is_lost
 
-    def _note_wait(self, owner: str, passes: bool) -> None:
-        if self._shows is not None and not passes:
+    def _note_wait(self, owner: str) -> None:
+        if self._shows is not None:
             self._shows(owner)
 
     def _note_lost(self, _: OwnershipLostError) -> None:

@@ -70,7 +70,7 @@ class Access(ABC):
         self._lost: OwnershipLostError | None = None
         self._waits_for: str | None = None  # whom its start waits for
         # What a bot or an adapter does about these. Called at home, the first at each look.
-        self._on_wait: list[Callable[[str, bool], None]] = []
+        self._on_wait: list[Callable[[str], None]] = []
         self._on_lost: list[Callable[[OwnershipLostError], object]] = []
         # The usual event looks at one of these two. They are set only while the manager is open.
         self._here = 0  # the thread of the home loop
@@ -90,10 +90,10 @@ class Access(ABC):
         if life is not Life.OPEN:
             self._here, self._inline = 0, None
 
-    def _wait_for(self, owner: str, passes: bool) -> None:
+    def _wait_for(self, owner: str) -> None:
         self._waits_for = owner
         for tell in self._on_wait:
-            tell(owner, passes)
+            tell(owner)
 
     def _begin(self, *, on_loop: bool) -> None:
         if on_loop:

@@ -132,11 +132,11 @@ def is_open(manager: SessionManager) -> bool:
     return manager._life is Life.OPEN
 
 
-def on_wait(manager: SessionManager, tell: Callable[[str, bool], None]) -> None:
+def on_wait(manager: SessionManager, tell: Callable[[str], None]) -> None:
     """Call *tell* with the name of the owner, while the start of *manager* waits for its store.
 
-    And with whether that passes by itself, in some seconds: the owner has gone, or none is known.
-    At home, at each look: some fifty times a second.
+    At home, at each look: some fifty times a second. Not for a wait of some seconds that passes by
+    itself: no owner is known, or it has gone.
     """
     manager._on_wait.append(tell)
 

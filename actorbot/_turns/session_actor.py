@@ -121,6 +121,8 @@ class SessionActor(Flushable):
                     await shared.on_start(context)
                 value = shared.handle_here(context) if shared.handle_here is not None else await shared.handle(context)
                 try:
+                    if shared.acknowledge is not None and shared.in_doubt():
+                        await shared.confirm()  # or else the store would refuse the write
                     done = self.commit(context, durable)
                     if done is not None:
                         await (shared.home.wait(done) if isinstance(done, Future) else done)

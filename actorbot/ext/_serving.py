@@ -26,14 +26,10 @@ async def serving(manager: SessionManager) -> AsyncIterator[None]:
     the store is lost later, the process is told to end. Raises: what fails before any wait.
     """
     waits: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    is_said = False
 
-    def wait(owner: str, passes: bool) -> None:
-        nonlocal is_said
+    def wait(owner: str) -> None:
         if not waits.done():
             waits.set_result(None)
-        if not (is_said or passes):
-            is_said = True
             with shown():  # servers set up no logging but their own
                 logger.warning("not ready yet: events are refused, and wait for the owner of the store: %s", owner)
 
