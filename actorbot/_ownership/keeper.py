@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
@@ -35,7 +36,7 @@ LEASE: Final = 10.0
 """Seconds for which an owner has a store without renewing its lease."""
 RENEWED: Final = 0.3
 """The part of a lease after which it is renewed."""
-PATIENCE: Final = 0.5
+PATIENCE: Final = 0.3
 """The part of a lease that a renewal may take: an outage is known before the lease runs out."""
 RETRY: Final = 0.25
 """Seconds until that is tried again, if the store did not answer."""
@@ -73,6 +74,8 @@ class Keeper:
         self._me = ""
         self._mine: Holder | None = None
         self._seen: tuple[str | None, float] | None = None  # the last text, and since when it is the same
+        self._proven = False  # whether the server has taken a write since then
+        self._newest = 0  # the last epoch that was seen
         self._lock = threading.Lock()  # guards `_flying`, `_asked`, `_timer`, `_ended` and `lost`
         self._flying: Future[None] | None = None  # a renewal that is under way
         self._asked = 0.0  # when it began
@@ -139,16 +142,24 @@ class Keeper:
         asked = self.now()
         found = self._store.read_lease()
         if self._seen is None or self._seen[0] != found.text or self._seen[1] == inf:
-            self._seen = found.text, self.now()
+            self._seen, self._proven = (found.text, self.now()), False
         watched = asked - self._seen[1]
         lease = Lease.parse(found.text, self._store.name)
         enough = WATCHED * LEASE
-        if watched < enough and (found.text is None if found.up is None else found.up < enough):
-            reason = "the server has just been started, and an owner may be about to renew its lease"
+        young = found.text is None if found.up is None else found.up < enough
+        if watched < enough and (young or lease.epoch < self._newest):
+            reason = "the server was just started, or has lost the lease, and an owner may be about to renew it"
             return _Obstacle(reason, passes=True)
+        self._newest = max(lease.epoch, self._newest)
+        lease = replace(lease, epoch=self._newest)
         mine = Holder(this_process(), self._mode, LEASE)
-        outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(has_ended, mine.process))
+        is_gone = partial(has_ended, mine.process)
+        outcome = take(lease, self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)
         if not isinstance(outcome, Lease):
+            if found.text is not None and not self._proven and (outcome.overdue or watched >= enough):
+                # It may answer, and refuse to write: then a living owner cannot renew its lease.
+                self._store.swap_lease(found.text, found.text)
+                self._seen, self._proven = (found.text, self.now()), True
             reason = "; ".join(each.say(found.now) for each in outcome.holders)
             return _Obstacle(reason, passes=not outcome.may_renew)
         if self._ended:  # as in `_renew`: the start was given up meanwhile

@@ -216,6 +216,35 @@ MUTANTS = (
         "            found = list(self._table.resident())\n",
         "tests/promises/test_hand_over.py -k test_several_sessions_are_flushed",
     ),
+    # --- replies that are held from outside -------------------------------------------------------
+    Mutant(
+        "replies leave before their confirmation from outside",
+        "_turns/outbox.py",
+        "        return None if terms is None else terms.confirmed\n",
+        "        return None\n",
+        "tests/unit/turns/test_terms.py -k test_replies_wait_for_the_confirmation",
+    ),
+    Mutant(
+        "replies leave although their confirmation has failed",
+        "_turns/outbox.py",
+        "        if parcel.confirmed is not None and not parcel.confirmed.result():\n",
+        "        if parcel.confirmed is not None and not parcel.confirmed.done():\n",
+        "tests/unit/turns/test_terms.py -k test_replies_whose_confirmation_fails",
+    ),
+    Mutant(
+        "a silent event replies",
+        "_turns/context.py",
+        "        if terms.silent:\n",
+        "        if terms.silent is None:\n",
+        "tests/unit/turns/test_terms.py -k test_a_silent_event_changes",
+    ),
+    Mutant(
+        "what on_error replies waits for no confirmation",
+        "_turns/context.py",
+        "        self._terms = context._terms\n",
+        "        self._terms = None\n",
+        "tests/unit/turns/test_terms.py -k test_what_on_error_replies",
+    ),
     # --- the first answer -------------------------------------------------------------------------
     Mutant(
         "a duplicate does not wait for the answer of the first",
@@ -264,7 +293,7 @@ MUTANTS = (
     Mutant(
         "replies that nobody takes pile up",
         "_turns/session_actor.py",
-        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context, durable)\n",
         "",
         "tests/promises/test_bounded_replies.py",
     ),
@@ -605,6 +634,20 @@ MUTANTS = (
         "        if _held.setdefault(self._name, self) is not self:\n",
         "        if _held.setdefault(self._name, self) is None:\n",
         "tests/unit/stores/test_lost_folder.py -k refused",
+    ),
+    Mutant(
+        "an owner whose lease has run out in an outage says that it still has it",
+        "_ownership/keeper.py",
+        "max(0.0, self._runs_out - self.now())",
+        "max(0.0, self.until - self.now())",
+        "tests/unit/manager/test_ownership.py -k trouble",
+    ),
+    Mutant(
+        "who asks to own a store that keeps no lease is told nothing",
+        "_manager/options.py",
+        "    if ownership is not None and others_reach_it and not",
+        "    if False and not",
+        "tests/unit/manager/test_ownership.py -k cannot_be_owned",
     ),
     Mutant(
         "`rm` destroys what was written since it looked",
