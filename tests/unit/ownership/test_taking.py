@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ async def test_an_owner_that_says_no_more_is_taken_over_when_its_lease_has_run_o
     second = manager_of(Reached(place), takeover_timeout=12.0)
     starting = asyncio.create_task(second.start())
     await waits(second, STRANGER)
-    await place.clock.advance(LEASE - 0.1)
+    await place.watched(LEASE - 0.1, starting)
     await waits(second, "for 0.1 s")
     await place.clock.advance(0.2)
 
@@ -131,7 +132,9 @@ async def test_a_clock_that_was_set_back_keeps_a_store_from_nobody_for_longer_th
     second = manager_of(Reached(place))
     starting = asyncio.create_task(second.start())
     await waits(second, "for 3610.0 s unless")
-    await place.clock.advance(LEASE)
+    await place.watched(LEASE, starting)
+    await waits(second, "for 3600.0 s unless")
+    await place.watched(0.4 * LEASE, starting)  # it has looked whether the server takes writes
 
     await soon(starting)
     await second.close()
@@ -144,7 +147,7 @@ async def test_a_server_that_was_just_started_may_have_forgotten_an_owner_that_i
     place.up = up
     manager = manager_of(Reached(place), takeover_timeout=0.0)
     starting = asyncio.create_task(manager.start())
-    await waits(manager, "just been started")
+    await waits(manager, "was just started")
     await place.clock.advance(0.4 * LEASE)
 
     await soon(starting)
@@ -208,6 +211,7 @@ async def test_a_start_that_was_given_up_takes_nothing_when_its_answer_comes_at_
         await soon(starting)
     before = place.text
     gate.open()
+    await until(lambda: not any(each.name.startswith("actorbot-lease") for each in threading.enumerate()))
 
     async with manager_of(Reached(place), takeover_timeout=0.0) as second:
         assert before is None
