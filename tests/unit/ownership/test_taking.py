@@ -69,7 +69,7 @@ async def test_a_wait_that_is_over_says_who_has_the_store_and_what_to_do(place: 
         before = place.text
         with pytest.raises(errors.StoreLockedError) as told:
             await manager_of(Reached(place), takeover_timeout=0.0).start()
-        for part in ("memory", f"process {os.getpid()}", "exclusive, epoch 1", "10.0 s", "Close that", "write_through"):
+        for part in ("memory: this process owns it already", "exclusive, epoch 1", "10.0 s", "the same store object"):
             assert part in str(told.value)
         assert f"process {os.getpid()}" in (told.value.owner or "")
         assert place.text == before
@@ -83,6 +83,12 @@ async def test_a_wait_that_is_over_says_who_has_the_store_and_what_to_do(place: 
         await place.clock.advance(0.2)
         with pytest.raises(errors.StoreLockedError, match=r"Waited 5\.1 s"):
             await soon(starting)
+    place.take_over()
+    with pytest.raises(errors.StoreLockedError) as told:
+        await manager_of(Reached(place), takeover_timeout=0.0).start()
+    for part in (f"memory: somebody else owns it: {STRANGER}, exclusive, epoch 2", "Close that", "write_through"):
+        assert part in str(told.value)
+    assert STRANGER in (told.value.owner or "")
 
 
 async def test_an_owner_that_says_no_more_is_taken_over_when_its_lease_has_run_out(place: Place) -> None:
