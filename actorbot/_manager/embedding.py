@@ -6,6 +6,7 @@ Mostly: which turn a bot library's code runs in, and a turn for code that runs i
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from actorbot._runtime.current import current
 from actorbot._state.codec import encode_state
 from actorbot._turns.context import Context, chain, find_held
 from actorbot._turns.lend import check_return
+from actorbot._turns.terms import Terms
 from actorbot.errors import ConfigError, NotEncodableError, OwnershipLostError, SessionTooLargeError
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "borrowed",
     "check_commit",
     "check_dict",
+    "check_open",
+    "dispatch_with",
     "held",
     "is_in_turn",
     "is_open",
@@ -79,6 +83,28 @@ async def joined(manager: SessionManager, session_id: str) -> AsyncIterator[Cont
         yield turn
 
 
+async def dispatch_with(
+    manager: SessionManager,
+    session_id: str,
+    event: Any,
+    *,
+    event_id: str | None = None,
+    durable: bool = False,
+    confirmation: Future[Any] | None = None,
+    silent: bool = False,
+) -> Any:
+    """Do the same as `SessionManager.dispatch`, with a say in what becomes of the gated replies.
+
+    They wait for *confirmation* to succeed, too, as do later ones of the session; if it fails or is
+    cancelled, they are never sent. If *silent*, none is sent: the event changes its session, and
+    its caller gets the answer. The same goes for what `on_error` replies. Ungated replies are sent
+    at once, as ever.
+    """
+    manager._check_here()
+    terms = Terms(durable=durable, silent=silent, confirmation=confirmation)
+    return await manager._verbs.dispatch_with(session_id, event, event_id, terms)
+
+
 async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:
     """Return the session's values to read: those of the turn that is held, or a committed copy."""
     context = held(manager, session_id)
@@ -121,6 +147,11 @@ def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object
     """
     if tell not in manager._on_lost:
         manager._on_lost.append(tell)
+
+
+def check_open(manager: SessionManager) -> None:
+    """Raises: ManagerClosedError, OwnershipLostError, ForkedError unless events can be handled."""
+    manager._check_open()
 
 
 def max_mailbox(manager: SessionManager) -> int:

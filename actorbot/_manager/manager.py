@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from asyncio import current_task
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from threading import get_ident
 from typing import Any, Self
 
@@ -118,7 +118,7 @@ class SessionManager(Many):
         seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
             return report
-        if self._life is Life.OPEN and self._loop is not None and self._loop.is_closed():
+        if self._life in (Life.OPEN, Life.LOST) and self._loop is not None and self._loop.is_closed():
             return self._close_without_loop(seconds)
         try:
             self._check_away(closing=True)
@@ -153,35 +153,33 @@ class SessionManager(Many):
         parts = self._parts = Parts(self._options, home, self._wait_for, self._lose)
         try:
             await parts.start()
-            await recover_or_end(parts)
-            if self._lost is not None:
-                raise self._lost
+            self._shared, self._actors = parts.shared, parts.table.actors
+            await recover_or_end(parts, self._end_if_lost)
         except BaseException:
             self._live(Life.CLOSED)
             raise
         self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
-        self._shared, self._actors = parts.shared, parts.table.actors
         remember(self)
         self._live(Life.OPEN)
         if isinstance(home, LoopHome):
             self._here = home.thread_id or 0
         elif isinstance(home, ThreadHome) and parts.shared.handle_here is not None:
             self._inline = home
+        self._end_if_lost()  # just now
 
     def _lose(self, error: OwnershipLostError) -> None:
         """Acknowledge nothing more: another process has taken over the store. Any thread."""
-        self._home.post(self._end_lost, error)
-
-    def _end_lost(self, error: OwnershipLostError) -> None:
         self._lost = error
-        if self._life is Life.OPEN:
+        if self._shared is not None:
+            self._shared.flusher.stop()  # now, though the loop may be busy
+        with suppress(RuntimeError):  # the loop has been closed, without the manager
+            self._home.post(self._end_if_lost)
+
+    def _end_if_lost(self) -> None:
+        if self._lost is not None and self._life is Life.OPEN:
             self._live(Life.LOST)
-        try:
-            if self._shared is not None:
-                lose(self._parts, error)
-        finally:
-            for tell in self._on_lost:
-                tell(error)
+        if self._lost is not None and self._shared is not None:
+            lose(self._parts, self._lost, self._on_lost)
 
     def _last_report(self) -> ShutdownReport | None:
         """Return the report of a close that has ended; a close of a new manager ends here."""

@@ -77,6 +77,7 @@ class Parts:
         name = self.store.name
         # Taken by a store that has opened, and by a start that fails: the second of them closes it.
         self._opening = Once()
+        self.losing = Once()  # taken when the store has been lost
         self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
         if not isinstance(self.store, DriverStore):  # whose calls all share one thread
             self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)

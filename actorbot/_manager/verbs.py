@@ -27,6 +27,7 @@ from actorbot._turns.destroy import Destroy
 from actorbot._turns.lend import lend
 from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.terms import Durable, Terms
 from actorbot._turns.told import Handle
 from actorbot.errors import CorruptSessionError, OwnershipLostError
 
@@ -77,10 +78,13 @@ class Verbs:
         return await run.first()
 
     async def _handle(
-        self, session_id: str, event: Any, event_id: str | None, durable: bool, timeout: float | None
+        self, session_id: str, event: Any, event_id: str | None, durable: Durable, timeout: float | None
     ) -> Any:
         actor = await self._activation.wait_for_turn(session_id, timeout)
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
+
+    async def dispatch_with(self, session_id: str, event: Any, event_id: str | None, terms: Terms) -> Any:
+        return await self._handle(check_session_id(session_id), event, event_id, terms, None)
 
     def accept(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
         """Accept *event*; the future gets what its handler returns or raises. Any thread."""
@@ -104,6 +108,7 @@ class Verbs:
         absent = self._only_in_journal(ids, actors)
         await self._home.wait(self._shared.flusher.flush(actors))
         await self._replay.flush_absent(absent)
+        await self._shared.confirm()  # also of one that was called just before the store was lost
 
     def _only_in_journal(self, ids: list[str] | None, actors: list[SessionActor]) -> list[str]:
         """List the ids, of these or of all, that the journal may have and none of *actors* has."""

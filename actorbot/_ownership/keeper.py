@@ -17,7 +17,6 @@ from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
 
-from actorbot._ownership.clock import seconds_of
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
 from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
@@ -64,8 +63,11 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = seconds_of(clock)
-        """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
+        # An attribute, since each turn asks. It stands still in a machine that sleeps, whose owner
+        # then finds out at its next renewal. A clock that does not (CLOCK_BOOTTIME) would cost each
+        # event another 1 %.
+        self.now = clock.monotonic
+        """Returns the monotonic second that `until` belongs to."""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
         self._thread = DeadlineThread("actorbot-lease", store.name, clock, deadline)
@@ -105,7 +107,7 @@ class Keeper:
     async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
 
-        At each look that is in vain, *on_wait* is told whom it waits for.
+        At each look that finds an owner, *on_wait* is told who that is.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -119,7 +121,8 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
-            on_wait(obstacle.reason)
+            if not obstacle.passes:
+                on_wait(obstacle.reason)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
@@ -265,7 +268,7 @@ class Keeper:
         self._again(asked + RENEWED * mine.lease - self.now())
 
     def _again(self, seconds: float) -> None:
-        self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
+        self._timer = self._clock.call_at(self.now() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
         """Go on until the next try has begun: nobody is known to have taken the store.

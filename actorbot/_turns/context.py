@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 from actorbot._runtime.current import current
 from actorbot._runtime.home import Sent
 from actorbot._state.committed import SEEN, STATE
+from actorbot._turns.terms import Terms
 from actorbot.errors import (
     ActorbotError,
     ConfigError,
@@ -55,6 +56,7 @@ class Context:
     _interrupted = False  # whether it has
     _reserved = 0  # of its replies have room; see outbox.py
     _variables: ContextVars | None = None  # those of its code, for `deliver`
+    _terms: Terms | None = None  # of its replies
     _waits_for: tuple[Any, ...] = ()  # the actors whose turn its code waits for; see deadlock.py
 
     def __init__(
@@ -142,6 +144,12 @@ class Context:
     def __repr__(self) -> str:
         return f"<Context of session {self.session_id!r}{'' if self._open else ', ended'}>"
 
+    def _keep_to(self, terms: Terms) -> None:
+        """Note what is different about the replies, as the turn commits."""
+        self._terms = terms
+        if terms.silent:
+            self._replies = None
+
     def _call_when_revoked(self, interrupt: Callable[[], None]) -> None:
         self._interrupt = interrupt
         if self._revoked is not None:  # it was revoked before there was anything to interrupt
@@ -167,6 +175,7 @@ class Apology(Context):
     def __init__(self, context: Context) -> None:
         super().__init__(context._actor, None, context.event, context._before, None, None)
         self._revoked = context._revoked
+        self._terms = context._terms
 
     def send(self, message: Any, *, gated: bool = True) -> Sent:
         """Reply with *message*, after what the session sent before; with `gated=False`, at once.
@@ -177,6 +186,8 @@ class Apology(Context):
         if not gated:
             return Sent(outbox.send_now(self, message))
         outbox.check()
+        if self._terms is not None and self._terms.silent:
+            return _QUEUED
         self._replies = [message]
         outbox.reserve(self)
         outbox.put(self)

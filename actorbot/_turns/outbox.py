@@ -21,6 +21,7 @@ from actorbot._runtime.current import errand, outside_of_turns
 from actorbot._runtime.home import Home, is_async, new_future
 from actorbot._turns.context import Context
 from actorbot._turns.reply_room import ReplyRoom
+from actorbot._turns.terms import Durable, Terms
 from actorbot.errors import ActorbotError, ConfigError
 
 __all__ = ["Outbox", "ask_again"]
@@ -41,6 +42,12 @@ class Parcel:
     gate: Future[Any] | None  # must succeed before they are delivered
     variables: ContextVars | None  # those of the turn's code: a request's id, for example
     delivered: Future[Any] | None = None  # ends when everything before this parcel has left
+
+    @property
+    def confirmed(self) -> Future[bool] | None:
+        """Ends with whether they may be sent, by the terms of their turn."""
+        terms = None if self.context is None else self.context._terms
+        return None if terms is None else terms.confirmed
 
 
 class _LateError(Exception):
@@ -80,6 +87,7 @@ class Outbox:
         self._lines: dict[str, deque[Parcel]] = {}
         self._ungated: Counter[str] = Counter()  # replies on their way outside of a session's line
         self._waiting: list[Future[Any]] = []
+        self._ended = False
 
     def __len__(self) -> int:
         """How many sessions have replies on their way."""
@@ -96,8 +104,10 @@ class Outbox:
                 "deliver", None, "a function of (session_id, message); without one a reply has nowhere to go"
             )
 
-    def reserve(self, context: Context) -> None:
+    def reserve(self, context: Context, terms: Durable = False) -> None:
         """Take room for a turn's replies, until `put` or `release`. Raises: OverloadedError."""
+        if isinstance(terms, Terms):
+            context._keep_to(terms)
         context._variables = outside_of_turns()  # here its own code runs; perhaps not where it is put
         with self._lock:
             if not context._reserved:
@@ -115,7 +125,8 @@ class Outbox:
     def put(self, context: Context, gate: Future[Any] | None = None) -> None:
         """Deliver a turn's replies after what the session sent before.
 
-        Also after *gate* has succeeded. If it fails, they are never sent.
+        Also after *gate* has succeeded, and what the turn's terms name. If one fails, they are
+        never sent.
         """
         session_id = context.session_id
         with self._lock:
@@ -178,13 +189,21 @@ class Outbox:
         return future
 
     def _begin(self, session_id: str, line: deque[Parcel], parcel: Parcel) -> None:
-        self._home.spawn(lambda: self._work_off(session_id, line, parcel), parcel.variables)
+        confirmed = parcel.confirmed
+        if confirmed is None or confirmed.done():
+            self._spawn(session_id, line, parcel)
+        else:  # no task and no thread waits for what may take long
+            confirmed.add_done_callback(lambda _: self._spawn(session_id, line, parcel))
+
+    def _spawn(self, session_id: str, line: deque[Parcel], parcel: Parcel) -> None:
+        if not self._ended:
+            self._home.spawn(lambda: self._work_off(session_id, line, parcel), parcel.variables)
 
     async def _work_off(self, session_id: str, line: deque[Parcel], parcel: Parcel) -> None:
         """Deliver *parcel*, then the next of *line*, each with the variables of its own turn."""
         errand.set(session_id)
         try:
-            if parcel.context is not None and await self._passes(parcel.gate):
+            if parcel.context is not None and await self._passes(parcel):
                 while parcel.messages:
                     await self._hand_over(parcel.context, parcel.messages[0])
                     self._done_with(session_id, parcel, 1)
@@ -228,6 +247,7 @@ class Outbox:
 
     def release_waiters(self) -> None:
         """Keep nobody waiting any longer: the manager is closed, and its tasks end."""
+        self._ended = True
         with self._lock:
             waiting, self._waiting = self._waiting, []
             for line in self._lines.values():
@@ -244,11 +264,13 @@ class Outbox:
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    async def _passes(self, gate: Future[Any] | None) -> bool:
-        if gate is None:
+    async def _passes(self, parcel: Parcel) -> bool:
+        if parcel.confirmed is not None and not parcel.confirmed.result():
+            return False
+        if parcel.gate is None:
             return True
         try:
-            await self._home.wait(gate)
+            await self._home.wait(parcel.gate)
         except ActorbotError:
             return False  # the caller of the turn gets this error
         return True

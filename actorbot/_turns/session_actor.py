@@ -22,6 +22,7 @@ from actorbot._turns.context import Context, find_parent, never_begun, raise_for
 from actorbot._turns.depth import check_depth
 from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
+from actorbot._turns.terms import Durable, Terms
 from actorbot._turns.told import Handle
 from actorbot.errors import (
     ActorbotError,
@@ -95,7 +96,9 @@ class SessionActor(Flushable):
         self.lineages = entry.lineages
         self.shared.dirty.mark(self)
 
-    async def take_turn(self, event: Any, event_id: str | None, durable: bool, task: asyncio.Task[Any] | None) -> Any:
+    async def take_turn(
+        self, event: Any, event_id: str | None, durable: Durable, task: asyncio.Task[Any] | None
+    ) -> Any:
         """Run the handler on one event; return what it returns, or `DUPLICATE`. Leave the mailbox.
 
         *task* runs this, and is cancelled when the handler's time is up; `None` in a threaded home.
@@ -135,6 +138,8 @@ class SessionActor(Flushable):
                     return value
         except BaseException as error:
             context = context or never_begun(self, event, error)  # the turn is left once
+            if context is not None and isinstance(durable, Terms):
+                context._terms = durable  # `on_error` may reply
             await self.fail_turn(context, error)
         finally:
             if context is None or not context._passed_on:
@@ -235,7 +240,7 @@ class SessionActor(Flushable):
             running.start_ticking(deadline)
         return context
 
-    def commit(self, context: Context, durable: bool = False) -> Promise | None:
+    def commit(self, context: Context, durable: Durable = False) -> Promise | None:
         """Make the changes of the turn the session's. Return a future if the answer has to wait.
 
         With write-through or a journal, the write leaves the mailbox when it has ended.
@@ -259,7 +264,7 @@ class SessionActor(Flushable):
             raise context._revoked or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
         if context._replies is not None:
-            shared.outbox.reserve(context)
+            shared.outbox.reserve(context, durable)
         if (
             version - self.flushed > BUSY
             and plain is not None

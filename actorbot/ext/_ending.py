@@ -1,7 +1,7 @@
 """A bot that does not have its store any more, or never got it, is told to end.
 
-As a supervisor would tell it: by SIGTERM. So its library stops to receive, the manager is closed,
-and whoever watches over the process starts it again.
+As a supervisor would tell it: by SIGTERM. So its library ceases to receive, by its own way of
+ending; the manager is closed; and whoever watches over the process starts it again.
 """
 
 from __future__ import annotations

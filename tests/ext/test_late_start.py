@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -32,15 +31,6 @@ def manager_of(place: Place, **options: Any) -> SessionManager:
 
 def app_of(manager: SessionManager) -> Any:
     return webhook_app(manager, {f"/{name}": make() for name, make in PLATFORMS.items()})
-
-
-@pytest.fixture
-def told() -> Iterator[list[int]]:
-    """The SIGTERMs that a server has heard."""
-    heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    yield heard
-    signal.signal(signal.SIGTERM, before)
 
 
 async def is_refused(client: httpx.AsyncClient, platform: str = "telegram") -> bool:
@@ -183,9 +173,8 @@ async def test_a_store_that_cannot_be_reached_keeps_the_server_from_starting(tol
 
 
 async def test_a_server_that_has_lost_its_store_answers_nobody_and_tells_its_process_to_end(
-    told: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    told: list[int], short_lease: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("actorbot._ownership.keeper.LEASE", 0.1)
     place = Place()
     manager = manager_of(place)
     async with serving(app_of(manager)) as client:
@@ -202,9 +191,8 @@ async def test_a_server_that_has_lost_its_store_answers_nobody_and_tells_its_pro
 
 
 async def test_an_event_under_way_when_the_store_is_lost_is_503_and_comes_again_elsewhere(
-    told: list[int], monkeypatch: pytest.MonkeyPatch
+    told: list[int], short_lease: None
 ) -> None:
-    monkeypatch.setattr("actorbot._ownership.keeper.LEASE", 0.1)
     place = Place()
     begun = asyncio.Event()
 

@@ -216,6 +216,35 @@ MUTANTS = (
         "            found = list(self._table.resident())\n",
         "tests/promises/test_hand_over.py -k test_several_sessions_are_flushed",
     ),
+    # --- replies that are held from outside -------------------------------------------------------
+    Mutant(
+        "replies leave before their confirmation from outside",
+        "_turns/outbox.py",
+        "        return None if terms is None else terms.confirmed\n",
+        "        return None\n",
+        "tests/unit/turns/test_terms.py -k test_replies_wait_for_the_confirmation",
+    ),
+    Mutant(
+        "replies leave although their confirmation has failed",
+        "_turns/outbox.py",
+        "        if parcel.confirmed is not None and not parcel.confirmed.result():\n",
+        "        if parcel.confirmed is not None and not parcel.confirmed.done():\n",
+        "tests/unit/turns/test_terms.py -k test_replies_whose_confirmation_fails",
+    ),
+    Mutant(
+        "a silent event replies",
+        "_turns/context.py",
+        "        if terms.silent:\n",
+        "        if terms.silent is None:\n",
+        "tests/unit/turns/test_terms.py -k test_a_silent_event_changes",
+    ),
+    Mutant(
+        "what on_error replies waits for no confirmation",
+        "_turns/context.py",
+        "        self._terms = context._terms\n",
+        "        self._terms = None\n",
+        "tests/unit/turns/test_terms.py -k test_what_on_error_replies",
+    ),
     # --- the first answer -------------------------------------------------------------------------
     Mutant(
         "a duplicate does not wait for the answer of the first",
@@ -264,7 +293,7 @@ MUTANTS = (
     Mutant(
         "replies that nobody takes pile up",
         "_turns/session_actor.py",
-        "        if context._replies is not None:\n            shared.outbox.reserve(context)\n",
+        "        if context._replies is not None:\n            shared.outbox.reserve(context, durable)\n",
         "",
         "tests/promises/test_bounded_replies.py",
     ),
@@ -607,6 +636,20 @@ MUTANTS = (
         "tests/unit/stores/test_lost_folder.py -k refused",
     ),
     Mutant(
+        "an owner whose lease has run out in an outage says that it still has it",
+        "_ownership/keeper.py",
+        "max(0.0, self._runs_out - self.now())",
+        "max(0.0, self.until - self.now())",
+        "tests/unit/manager/test_ownership.py -k trouble",
+    ),
+    Mutant(
+        "who asks to own a store that keeps no lease is told nothing",
+        "_manager/options.py",
+        "    if ownership is not None and others_reach_it and not",
+        "    if False and not",
+        "tests/unit/manager/test_ownership.py -k cannot_be_owned",
+    ),
+    Mutant(
         "`rm` destroys what was written since it looked",
         "cli/_sessions.py",
         "        base, size = record.write_id, len(record.state)\n",
@@ -910,7 +953,7 @@ MUTANTS = (
         "_ownership/keeper.py",
         "if watched < enough and (young or lease.epoch < self._newest):",
         "if watched < enough and young:",
-        "tests/unit/ownership/test_taking.py -k test_who_has_seen_an_owner",
+        "tests/unit/ownership/test_moody_servers.py -k test_who_has_seen_an_owner",
     ),
     Mutant(
         "a server that is young gives the lease to whoever comes first",
@@ -924,21 +967,21 @@ MUTANTS = (
         "_ownership/keeper.py",
         "self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)",
         "self._me, mine, found.now, watched, is_gone=is_gone)",
-        "tests/unit/ownership/test_taking.py -k test_a_server_that_has_refused_writes",
+        "tests/unit/ownership/test_moody_servers.py -k test_a_server_that_has_refused_writes",
     ),
     Mutant(
         "a start whose answer was lost gives up",
         "_ownership/keeper.py",
         "if self._seen is None or (self.waits_for is None and not isinstance(error, OutcomeUnknownError)):",
         "if self._seen is None or self.waits_for is None:",
-        "tests/unit/ownership/test_taking.py -k test_who_was_given_a_lease",
+        "tests/unit/ownership/test_moody_servers.py -k test_who_was_given_a_lease",
     ),
     Mutant(
         "a renewal may hang for longer than the lease",
         "_ownership/keeper.py",
         "self._deadline = min(deadline, PATIENCE * LEASE)",
         "self._deadline = deadline",
-        "tests/unit/ownership/test_taking.py -k test_a_server_that_says_nothing",
+        "tests/unit/ownership/test_moody_servers.py -k test_a_server_that_says_nothing",
     ),
     Mutant(
         "an old owner puts itself over one that took the store after its server had lost the lease",

@@ -1,128 +1,354 @@
-"""How a start takes a lease, from a server that has its moods."""
+"""How a manager comes to own its store: at once, after a wait, or not."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from dataclasses import replace
+import logging
+import os
 from typing import Any
 
 import pytest
 
 from actorbot import FlushPolicy, SessionManager, errors
 from actorbot._ownership.lease import Lease
-from tests.backends import LeasedMemoryStore
-from tests.handlers import count
-from tests.unit.ownership.owners import holder
-from tests.waiting import soon, until
+from tests.handlers import count, count_plainly
+from tests.unit.ownership.owners import LEASE
+from tests.unit.ownership.places import STRANGER, Place, Reached
+from tests.waiting import Call, soon, until, until_sync
 
-LEASE = 1.0
-
-
-@pytest.fixture(autouse=True)
-def leases_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actorbot._ownership.keeper.LEASE", LEASE)
+LATER = FlushPolicy.write_behind(max_delay=3600.0)
 
 
-class Moody(LeasedMemoryStore):
-    """A store that answers, and takes no lease while it refuses; or loses the answer to one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refuses = self.loses = False
-        self.refused = 0
-        self.swaps: list[tuple[str | None, str]] = []
-        self.answers = threading.Event()
-        self.answers.set()
-
-    def read_lease(self) -> Any:
-        self.answers.wait()
-        return super().read_lease()
-
-    def swap_lease(self, old: str | None, new: str) -> bool:
-        if self.refuses:
-            self.refused += 1
-            raise errors.StoreUnavailableError(self.name, "it takes no writes")
-        self.swaps.append((old, new))
-        swapped = super().swap_lease(old, new)
-        if self.loses:
-            self.loses = False
-            raise errors.OutcomeUnknownError(self.name, "the answer is lost")
-        return swapped
+def manager_of(store: Any, **options: Any) -> SessionManager:
+    return SessionManager(store, **{"handler": count, "flush": LATER, **options})
 
 
-def held(*, epoch: int = 1) -> str:
-    """The lease of a bot on another machine, which has just renewed it."""
-    now = time.time()
-    other = replace(holder(epoch=epoch), lease=LEASE, since=now, until=now + LEASE)
-    return Lease(epoch, {"other": other}, {}).to_text()
+async def waits(manager: SessionManager, reason: str = "unless it renews it") -> None:
+    await until(lambda: reason in manager.health().reason)
 
 
-async def waiting(store: Moody, **options: Any) -> tuple[SessionManager, asyncio.Task[Any]]:
-    manager = SessionManager(store, handler=count, **options)
-    starting = asyncio.create_task(manager.start())
-    await until(lambda: "waits for the owner" in manager.health().reason)
-    return manager, starting
+async def test_a_store_that_nobody_has_is_owned_at_once(place: Place) -> None:
+    async with manager_of(Reached(place)) as manager:
+        ownership = manager.stats().ownership
+        assert ownership is not None
+        assert f"process {os.getpid()} on " in ownership.owner
+        assert (ownership.mode, ownership.epoch, ownership.remaining) == ("exclusive", 1, LEASE)
+        await place.clock.advance(1.0)
+        assert (after := manager.stats().ownership) is not None
+        assert after.remaining == LEASE - 1.0
+    assert place.lease == Lease(1, {}, {})
 
 
-async def test_a_server_that_has_refused_writes_lets_its_owner_renew_first() -> None:
-    store = Moody()
-    store.driver.lease = before = held()
-    manager, starting = await waiting(store)
-    store.refuses = True
-    await until(lambda: store.refused > 3)
-    ran_out = time.time() + LEASE
-    await until(lambda: time.time() > ran_out)
-    store.refuses = False
-    await until(lambda: store.swaps)
-    assert store.swaps[0] == (before, before)  # it takes writes again; whether the owner comes is to be seen
-    store.driver.swap_lease(before, renewed := held())
-    await until(lambda: len(store.swaps) > 1)
-    assert store.swaps[1] == (renewed, renewed)
+async def test_the_second_of_two_starts_when_the_first_has_closed_and_finds_all_that_it_acknowledged(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "actorbot")
+    first = await manager_of(Reached(place)).start()
+    await first.dispatch("ann", "hi")
+    second = manager_of(Reached(place))
+    starting = asyncio.create_task(second.start())
+    await waits(second, f"process {os.getpid()}")
+    assert second.health().status == "failing"
+    assert any("waits for its owner: process" in each for each in caplog.messages)
+    with pytest.raises(errors.ManagerClosedError, match="starting"):
+        await second.dispatch("ann", "hi")
+    assert (await first.close()).clean
+
     await soon(starting)
-    assert manager.stats().ownership.epoch == 2  # type: ignore[union-attr]
+    assert await second.dispatch("ann", "hi") == 2
+    assert (ownership := second.stats().ownership) is not None
+    assert ownership.epoch == 2
+    assert place.holder is not None
+    assert not place.holder.claims
+    await second.close()
+
+
+async def test_a_wait_that_is_over_says_who_has_the_store_and_what_to_do(place: Place) -> None:
+    async with manager_of(Reached(place)) as first:
+        before = place.text
+        with pytest.raises(errors.StoreLockedError) as told:
+            await manager_of(Reached(place), takeover_timeout=0.0).start()
+        for part in ("memory", f"process {os.getpid()}", "exclusive, epoch 1", "10.0 s", "Close that", "write_through"):
+            assert part in str(told.value)
+        assert f"process {os.getpid()}" in (told.value.owner or "")
+        assert place.text == before
+        assert await first.dispatch("ann", "hi") == 1
+
+        second = manager_of(Reached(place), takeover_timeout=5.0)
+        starting = asyncio.create_task(second.start())
+        await waits(second)
+        await place.clock.advance(4.9)
+        await waits(second)
+        await place.clock.advance(0.2)
+        with pytest.raises(errors.StoreLockedError, match=r"Waited 5\.1 s"):
+            await soon(starting)
+
+
+async def test_an_owner_that_says_no_more_is_taken_over_when_its_lease_has_run_out(place: Place) -> None:
+    place.take_over()
+    second = manager_of(Reached(place), takeover_timeout=12.0)
+    starting = asyncio.create_task(second.start())
+    await waits(second, STRANGER)
+    await place.clock.advance(LEASE - 0.1)
+    await waits(second, "for 0.1 s")
+    await place.clock.advance(0.2)
+
+    await soon(starting)
+    assert place.holder is not None
+    assert place.holder.claims
+    assert [*place.lease.away] == ["stranger"]
+    await second.close()
+
+
+async def test_nobody_is_taken_over_whose_server_was_away_or_has_another_time(place: Place) -> None:
+    owner = Reached(place)
+    async with manager_of(owner) as first:
+        owner.outage()  # of this process alone
+        place.skew = 3_600.0
+        store = Reached(place)
+        second = manager_of(store)
+        starting = asyncio.create_task(second.start())
+        await waits(second, "ran out 35")
+        await place.clock.advance(3.0)
+        await waits(second, "ran out 359")
+        store.outage()
+        await waits(second, "does not answer")
+        store.restore()
+        await waits(second, "ran out 35")
+        await place.clock.advance(3.9)  # since it answers again
+        owner.restore()
+        await until(lambda: place.holder is not None and place.holder.until > place.now())
+        await waits(second, "unless it renews it")
+        assert await first.dispatch("ann", "hi") == 1
+    await soon(starting)
+    assert await second.dispatch("ann", "hi") == 2
+    await second.close()
+
+
+async def test_a_clock_that_was_set_back_keeps_a_store_from_nobody_for_longer_than_a_lease(place: Place) -> None:
+    place.take_over()
+    place.skew = -3_600.0
+    second = manager_of(Reached(place))
+    starting = asyncio.create_task(second.start())
+    await waits(second, "for 3610.0 s unless")
+    await place.clock.advance(LEASE)
+
+    await soon(starting)
+    await second.close()
+
+
+@pytest.mark.parametrize("up", [0.5, None])
+async def test_a_server_that_was_just_started_may_have_forgotten_an_owner_that_is_about_to_come_back(
+    place: Place, up: float | None
+) -> None:
+    place.up = up
+    manager = manager_of(Reached(place), takeover_timeout=0.0)
+    starting = asyncio.create_task(manager.start())
+    await waits(manager, "just been started")
+    await place.clock.advance(0.4 * LEASE)
+
+    await soon(starting)
     await manager.close()
 
 
-@pytest.mark.parametrize("lost", [None, Lease(1, {}, {}).to_text()])
-async def test_who_has_seen_an_owner_lets_it_come_back_after_a_server_has_lost_its_lease(lost: str | None) -> None:
-    store = Moody()
-    store.driver.lease = owners = held(epoch=7)
-    manager, starting = await waiting(store)
-    store.driver.lease = lost
-    await until(lambda: "an owner may be about to renew it" in manager.health().reason)
-    assert not store.swaps or store.swaps[-1] == (owners, owners)
-    await soon(starting)  # it did not come
-    assert manager.stats().ownership.epoch == 8  # type: ignore[union-attr]
-    await manager.close()
+async def test_those_who_write_through_own_a_store_together(place: Place) -> None:
+    policy = FlushPolicy.write_through()
+    async with (
+        manager_of(Reached(place), flush=policy) as first,
+        manager_of(Reached(place), flush=policy) as second,
+    ):
+        assert await first.dispatch("ann", "hi") == 1
+        assert await second.dispatch("ann", "hi") == 2
+        assert {each.mode for each in place.lease.holders.values()} == {"shared"}
+        assert len(place.lease.holders) == 2
+        with pytest.raises(errors.StoreLockedError, match=r"shared, epoch 1.*; .*shared, epoch 2"):
+            await manager_of(Reached(place), takeover_timeout=0.0).start()
+    assert place.lease == Lease(2, {}, {})
 
 
-async def test_who_was_given_a_lease_and_not_told_so_has_it() -> None:
-    store = Moody()
-    store.loses = True
-    async with SessionManager(store, handler=count) as manager:
-        assert manager.stats().ownership.epoch == 1  # type: ignore[union-attr]
+async def test_a_start_that_is_cancelled_while_it_waits_takes_nothing(place: Place) -> None:
+    first = await manager_of(Reached(place)).start()
+    second = manager_of(Reached(place))
+    starting = asyncio.create_task(second.start())
+    await waits(second)
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert starting.cancelled()
+    before = place.lease.holders.keys()
+    assert len(before) == 1
+    await first.close()
+
+    assert place.lease == Lease(1, {}, {})
+    assert second.health().reason == "the manager is closed"
 
 
-async def test_a_server_that_takes_no_lease_is_told_at_once_and_at_the_end_of_the_wait() -> None:
-    store = Moody()
-    store.refuses = True
-    with pytest.raises(errors.StoreUnavailableError, match="it takes no writes"):
-        await soon(SessionManager(store).start())
-    store.driver.lease = held()
-    _, starting = await waiting(store, takeover_timeout=2 * LEASE)
-    with pytest.raises(errors.StoreUnavailableError, match="it takes no writes") as caught:
+@pytest.mark.parametrize("where", ["read", "-read", "swap", "-swap"])
+async def test_what_a_start_that_is_cancelled_has_taken_is_given_back(place: Place, where: str) -> None:
+    store = Reached(place)
+    gate = store.pause(where)
+    starting = asyncio.create_task(manager_of(store).start())
+    await until(gate.reached.is_set)
+    starting.cancel()
+    gate.open()
+    await asyncio.wait([starting])
+
+    await until(lambda: not place.lease.holders)
+    async with manager_of(Reached(place), takeover_timeout=0.0):
+        pass
+
+
+@pytest.mark.parametrize("where", ["read", "-read"])
+async def test_a_start_that_was_given_up_takes_nothing_when_its_answer_comes_at_last(place: Place, where: str) -> None:
+    store = Reached(place)
+    gate = store.pause(where)
+    starting = asyncio.create_task(manager_of(store).start())
+    await until(gate.reached.is_set)
+    await place.clock.advance(5.0)  # `store_deadline`: the call is left behind
+    with pytest.raises(errors.OutcomeUnknownError):
         await soon(starting)
-    assert not isinstance(caught.value, errors.StoreLockedError)
+    before = place.text
+    gate.open()
+
+    async with manager_of(Reached(place), takeover_timeout=0.0) as second:
+        assert before is None
+        assert (ownership := second.stats().ownership) is not None
+        assert ownership.epoch == 1
 
 
-async def test_a_server_that_says_nothing_is_known_to_be_away_before_the_lease_runs_out() -> None:
-    store = Moody()
-    policy = FlushPolicy.write_behind(store_deadline=600.0)
-    async with SessionManager(store, handler=count, flush=policy) as manager:
-        store.answers.clear()
-        await until(lambda: manager.health().status == "degraded")
-        assert await soon(manager.dispatch("ann", "hi")) == 1
-        store.answers.set()
-        await until(lambda: manager.health().status == "ready")
+async def test_a_start_that_cannot_reach_its_lease_says_so_at_once(place: Place) -> None:
+    class Refusing(Reached):
+        def read_lease(self) -> Any:
+            raise errors.StoreError("memory", "this user may not")
+
+    with pytest.raises(errors.StoreError, match="may not"):
+        await manager_of(Refusing(place)).start()
+    place.text = "hello"
+    with pytest.raises(errors.StoreError, match="cannot be read"):
+        await manager_of(Reached(place)).start()
+    assert place.text == "hello"
+
+
+async def test_a_wait_for_a_server_that_has_gone_ends_with_what_it_said(place: Place) -> None:
+    place.take_over()
+    store = Reached(place)
+    manager = manager_of(store, takeover_timeout=3.0)
+    starting = asyncio.create_task(manager.start())
+    await waits(manager, STRANGER)
+    store.outage()
+    await waits(manager, "does not answer")
+    await place.clock.advance(3.0)
+
+    with pytest.raises(errors.StoreUnavailableError, match="told to be out"):
+        await soon(starting)
+
+
+async def test_what_starts_again_in_the_same_process_after_a_close_that_left_something_does_not_wait(
+    place: Place,
+) -> None:
+    store = Reached(place)
+    first = await manager_of(store, close_timeout=0.2).start()
+    await first.dispatch("ann", "hi")
+    store.fail_writes(10**6)
+    assert not (await first.close()).clean
+    assert len(place.lease.holders) == 1  # a late write may come: it is not given back
+
+    async with manager_of(Reached(place), takeover_timeout=0.0):
+        assert place.holder is not None
+        assert place.holder.claims
+        assert not place.lease.away
+
+
+async def test_two_managers_of_one_store_object_have_one_lease_and_the_last_gives_it_back(place: Place) -> None:
+    store = Reached(place)
+    first = await manager_of(store).start()
+    second = await manager_of(store).start()
+    assert len(place.lease.holders) == 1
+    assert first.stats().ownership == second.stats().ownership
+    await first.close()
+    assert len(place.lease.holders) == 1
+    await place.clock.advance(3.0)
+    await until(lambda: place.holder is not None and place.holder.until == place.now() + LEASE)
+    assert await second.dispatch("ann", "hi") == 1
+    await second.close()
+
+    assert place.lease == Lease(1, {}, {})
+
+
+async def test_what_the_first_manager_of_a_store_object_has_left_keeps_the_last_from_giving_it_back(
+    place: Place,
+) -> None:
+    store = Reached(place)
+    first = await manager_of(store, close_timeout=0.2).start()
+    second = await manager_of(store).start()
+    await first.dispatch("ann", "hi")
+    store.fail_writes(10**6)
+    assert not (await first.close()).clean
+    store.fail_writes(0)
+    assert (await second.close()).clean
+
+    assert len(place.lease.holders) == 1
+
+
+async def test_a_manager_that_shares_and_one_that_does_not_have_a_store_object_for_themselves(place: Place) -> None:
+    store = Reached(place)
+    async with manager_of(store, flush=FlushPolicy.write_through()) as first, manager_of(store):
+        assert place.holder is not None
+        assert (place.holder.mode, place.holder.epoch) == ("exclusive", 1)
+        await place.clock.advance(3.0)
+        await until(lambda: place.holder is not None and place.holder.until == place.now() + LEASE)
+        assert place.holder.mode == "exclusive"
+        assert await first.dispatch("ann", "hi") == 1
+        with pytest.raises(errors.StoreLockedError):
+            await manager_of(Reached(place), flush=FlushPolicy.write_through(), takeover_timeout=0.0).start()
+
+
+async def test_without_ownership_no_lease_is_taken_and_a_warning_says_so(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with manager_of(Reached(place), ownership="none") as manager:
+        assert manager.stats().ownership is None
+        assert place.text is None
+        assert await manager.dispatch("ann", "hi") == 1
+    assert any("no lease is taken" in each for each in caplog.messages)
+
+
+def test_a_wait_on_threads_is_the_same(place: Place) -> None:
+    options = {"handler": count_plainly}
+    first = manager_of(Reached(place), **options).start_sync()
+    first.dispatch_sync("ann", "hi")
+    second = manager_of(Reached(place), **options)
+    starting = Call(second.start_sync)
+    until_sync(lambda: "unless it renews it" in second.health().reason)
+    first.close_sync()
+    starting.result()
+
+    assert second.dispatch_sync("ann", "hi") == 2
+    second.close_sync()
+    assert place.lease == Lease(2, {}, {})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_neither_has_its_parents_lease_nor_gives_it_back(place: Place) -> None:
+    options = {"handler": count_plainly}
+    store = Reached(place)
+    with manager_of(store, **options) as manager:
+        before = place.text
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with pytest.raises(errors.ForkedError):
+                    manager.dispatch_sync("ann", "hi")
+                with pytest.raises(errors.ForkedError):
+                    manager.close_sync()
+                with pytest.raises(errors.StoreLockedError, match=f"process {os.getppid()} "):
+                    manager_of(Reached(place), takeover_timeout=0.0, **options).start_sync()
+                with pytest.raises(errors.StoreLockedError, match=f"process {os.getppid()} "):  # the same store object
+                    manager_of(store, takeover_timeout=0.0, **options).start_sync()
+                code = 7 if place.text == before else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 7
+        assert manager.dispatch_sync("ann", "hi") == 1

@@ -1,0 +1,177 @@
+"""One owner for a store, whatever befalls several processes at once: a simulated world in which
+they are killed, frozen, cut off, and closed, and the server is away or forgets.
+
+A failure prints its seed, and `simulate_owners(seed, …)` repeats it step by step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from actorbot._flushing.dirty import DirtySessions
+from actorbot._manager import closing as _closing
+from actorbot._manager.parts import Parts
+from actorbot._ownership import keeper as _keeper
+from actorbot._ownership import lease as _lease
+from actorbot._ownership.keeper import Keeper
+from actorbot._ownership.lease import Holder, Lease
+from tests.faults._scale import scaled
+from tests.faults._sim_owners import simulate_owners
+from tests.faults._simulation import SimulationError
+from tests.tiers import tiers
+
+SEEDS = scaled(800, 20_000)
+PARTS = 8
+
+
+@pytest.mark.timeout(scaled(180, 7_200))
+@pytest.mark.parametrize("part", tiers(range(PARTS)))
+def test_two_processes_never_answer_at_once_and_a_takeover_loses_what_the_policy_says(part: int) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(part, SEEDS, PARTS):
+        seen += simulate_owners(seed).counts
+    assert seen["acknowledged"] > 20 * SEEDS / PARTS
+    for kind in ("frozen", "killed", "closed", "takeovers", "claims", "outage", "cut off", "OwnershipLostError"):
+        assert seen[kind] > 0, f"there were no {kind}: nothing was proven about them"
+
+
+@pytest.mark.parametrize("seed", tiers([3, 14, 159, 2653]))
+def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
+    assert simulate_owners(seed).trace == simulate_owners(seed).trace != simulate_owners(seed + 1).trace
+
+
+# --- faults seeded on purpose: a simulation that does not find them proves nothing --------------
+
+Patch = pytest.MonkeyPatch
+
+
+def _does_not_claim(patch: Patch) -> None:
+    patch.setattr(Keeper, "claims", False)
+
+
+def _forgets_who_may_come_back(patch: Patch) -> None:
+    without = _keeper.without
+    patch.setattr(_keeper, "without", lambda lease, me: replace(without(lease, me), away={}))
+
+
+def _counts_the_lease_from_the_answer(patch: Patch) -> None:
+    renewed = Keeper._renewed
+    patch.setattr(Keeper, "_renewed", lambda self, mine, asked: renewed(self, mine, self.now()))
+
+
+def _counts_a_failed_try_from_its_end(patch: Patch) -> None:
+    failed = Keeper._failed
+
+    def from_its_end(self: Keeper, error: Any) -> None:
+        self._asked = self.now()
+        failed(self, error)
+
+    patch.setattr(Keeper, "_failed", from_its_end)
+
+
+def _gives_back_before_the_last_flush(patch: Patch) -> None:
+    flush_until = _closing._flush_until
+
+    async def late(parts: Parts, actors: Any, time: Any) -> None:
+        await parts.home.wait(parts.release_lease(flushed=True))
+        await flush_until(parts, actors, time)
+
+    patch.setattr(_closing, "_flush_until", late)
+
+
+def _gives_back_though_a_write_may_come_late(patch: Patch) -> None:
+    release = Keeper.release
+    patch.setattr(Keeper, "release", lambda self, give_back=True: release(self, give_back=True))
+
+
+def _renews_what_ran_out_as_a_new_owner(patch: Patch) -> None:
+    renew = _keeper.renew
+
+    def anew(lease: Lease, me: str, mine: Holder, now: float) -> Any:
+        renewed = renew(lease, me, mine, now)
+        if not isinstance(renewed, Lease) or mine.until > now:
+            return renewed
+        mine = replace(renewed.holders[me], epoch=renewed.epoch + 1)
+        return replace(renewed, epoch=mine.epoch, holders={**renewed.holders, me: mine})
+
+    patch.setattr(_keeper, "renew", anew)
+
+
+def _takes_what_ran_out_for_lost(patch: Patch) -> None:
+    renew = _keeper.renew
+
+    def strictly(lease: Lease, me: str, mine: Holder, now: float) -> Any:
+        return renew(lease, me, mine, now) if mine.until > now else _lease.Lost(None)
+
+    patch.setattr(_keeper, "renew", strictly)
+
+
+def _takes_what_ran_out_without_watching_it(patch: Patch) -> None:
+    patch.setattr(_lease, "WATCHED", 0.0)
+    patch.setattr(_keeper, "WATCHED", 0.0)
+
+
+def _answers_without_asking(patch: Patch) -> None:
+    async def confirm(self: Keeper, home: Any) -> None:
+        pass
+
+    patch.setattr(Keeper, "confirm", confirm)
+
+
+def _goes_on_writing_when_it_is_lost(patch: Patch) -> None:
+    patch.setattr(Keeper, "lost", property(lambda self: None, lambda self, error: None), raising=False)
+
+
+def _takes_the_store_back(patch: Patch) -> None:
+    def stubborn(lease: Lease, me: str, mine: Holder, now: float) -> Lease:
+        mine = replace(mine, until=now + mine.lease)
+        return Lease(max(lease.epoch, mine.epoch), {me: mine}, lease.away)
+
+    patch.setattr(_keeper, "renew", stubborn)
+
+
+def _writes_before_it_has_renewed(patch: Patch) -> None:
+    patch.setattr(Keeper, "check_before_writing", lambda self: None)
+
+
+def _forgets_what_a_close_has_taken_out(patch: Patch) -> None:
+    patch.setattr(DirtySessions, "sessions", lambda self: [])
+
+
+WRITE_BEHIND: dict[str, Any] = {"mode": "write-behind", "forgets": False, "clocks": False}
+TAKEN: dict[str, Any] = WRITE_BEHIND | {"standby": True, "pause": 0.3, "faults": 0.0, "gap": 3.0, "scenes": 6}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("break_it", "plan"),
+    [
+        pytest.param(_does_not_claim, TAKEN, id="no claim"),
+        pytest.param(_forgets_who_may_come_back, TAKEN, id="a frozen owner is forgotten by the next one's close"),
+        pytest.param(_counts_the_lease_from_the_answer, TAKEN, id="the lease counts from the answer"),
+        pytest.param(_counts_a_failed_try_from_its_end, TAKEN, id="a failed try counts from its end"),
+        pytest.param(_gives_back_before_the_last_flush, WRITE_BEHIND, id="release before the last flush"),
+        pytest.param(_gives_back_though_a_write_may_come_late, WRITE_BEHIND, id="release amid a write"),
+        pytest.param(_renews_what_ran_out_as_a_new_owner, WRITE_BEHIND, id="renewal under a new epoch"),
+        pytest.param(_takes_what_ran_out_for_lost, WRITE_BEHIND, id="what ran out is lost"),
+        pytest.param(_takes_what_ran_out_without_watching_it, TAKEN, id="taken without watching"),
+        pytest.param(_answers_without_asking, TAKEN, id="no fence at the commit"),
+        pytest.param(_goes_on_writing_when_it_is_lost, TAKEN, id="writes when it is lost"),
+        pytest.param(_takes_the_store_back, TAKEN, id="takes the store back"),
+        pytest.param(_writes_before_it_has_renewed, TAKEN, id="written before the lease is renewed"),
+        pytest.param(_forgets_what_a_close_has_taken_out, TAKEN, id="lost amid a close"),
+    ],
+)
+def test_a_fault_that_is_seeded_is_found(
+    break_it: Callable[[Patch], None], plan: dict[str, Any], monkeypatch: Patch
+) -> None:
+    break_it(monkeypatch)
+    with pytest.raises(SimulationError, match=r"seed \d+"):
+        for seed in range(1_000_000, 1_000_600):
+            simulate_owners(seed, **plan)
