@@ -287,9 +287,8 @@ class Keeper:
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since"
-        if holder is not None:
-            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
+        named = holder is not None and f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
+        who = named or "somebody who has given it back since"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."

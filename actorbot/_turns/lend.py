@@ -58,6 +58,7 @@ async def take_back(context: Context) -> None:
     """Commit a lent turn and leave the mailbox. If the commit raises, the turn is rolled back."""
     actor: SessionActor = context._actor
     try:
+        await actor.shared.confirm()
         done = actor.commit(context)
         if done is not None:
             await actor.shared.home.wait(done)
