@@ -90,10 +90,11 @@ class Access(ABC):
         if life is not Life.OPEN:
             self._here, self._inline = 0, None
 
-    def _wait_for(self, owner: str) -> None:
+    def _wait_for(self, owner: str, passes: bool) -> None:
         self._waits_for = owner
-        for tell in self._on_wait:
-            tell(owner)
+        if not passes:  # else it is over in a moment, and nobody's to see to
+            for tell in self._on_wait:
+                tell(owner)
 
     def _begin(self, *, on_loop: bool) -> None:
         if on_loop:

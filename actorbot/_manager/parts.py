@@ -63,7 +63,7 @@ class Parts:
         self,
         options: Options,
         home: Home,
-        on_wait: Callable[[str], None],
+        on_wait: Callable[[str, bool], None],
         on_lost: Callable[[OwnershipLostError], None],
     ) -> None:
         self._options = options
