@@ -143,10 +143,13 @@ def on_wait(manager: SessionManager, tell: Callable[[str], None]) -> None:
 def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object]) -> None:
     """Call *tell* when another process has taken over the store of *manager*. At home, once.
 
-    The same function is called once, however often it is given.
+    The same function is called once, however often it is given. If the store is lost already, it is
+    called here.
     """
     if tell not in manager._on_lost:
         manager._on_lost.append(tell)
+        if manager._lost is not None:
+            tell(manager._lost)
 
 
 def check_open(manager: SessionManager) -> None:

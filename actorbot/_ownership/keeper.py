@@ -107,7 +107,7 @@ class Keeper:
     async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
 
-        At each look that is in vain, *on_wait* is told whom it waits for.
+        At each look that finds an owner, *on_wait* is told who that is.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -121,7 +121,8 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
-            on_wait(obstacle.reason)
+            if not obstacle.passes:
+                on_wait(obstacle.reason)
             await _sleep(home, POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
@@ -286,9 +287,8 @@ class Keeper:
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since"
-        if holder is not None:
-            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
+        named = holder is not None and f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
+        who = named or "somebody who has given it back since"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."

@@ -70,8 +70,7 @@ class SessionActor(Flushable):
             self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
-        journal = self.shared.journal
-        if journal is not None and journal.floor > self.flushed:
+        if (journal := self.shared.journal) is not None and journal.floor > self.flushed:
             self.flushed, self.committed = journal.floor, (journal.floor, *self.committed[1:])
 
     def doubt(self) -> None:
@@ -232,8 +231,7 @@ class SessionActor(Flushable):
             raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
         context = Context(self, session, event, committed, parent, task)
-        if digest is not None:
-            context._event_id = digest
+        context._event_id = digest
         current.set(context)
         self.touched = now = shared.monotonic()
         running = shared.running

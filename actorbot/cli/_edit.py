@@ -39,11 +39,15 @@ def edit(url: str, session_id: str) -> None:
     check_session_id(session_id)
     with opened(url) as store:
         warn_of_owner(store, COSTS)
+        if not store.compares:
+            click.echo(f"note: {store.name} compares nothing: what somebody writes meanwhile is overwritten", err=True)
         record = _read(store, session_id)
-        text, edited = _ask(store, record)
-        if edited is None:
-            click.echo(f"{show_id(session_id)}: unchanged, nothing was written")
-            return
+    # Closed meanwhile: a bot may want the folder, and nobody keeps a connection for an hour.
+    text, edited = _ask(store, record)
+    if edited is None:
+        click.echo(f"{show_id(session_id)}: unchanged, nothing was written")
+        return
+    with opened(url) as store:
         error = store.write_many([Write(edited.next_write(), record.write_id)])[0]
     if isinstance(error, ConflictError):
         click.echo(text.rstrip())  # it would be lost

@@ -161,11 +161,12 @@ def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
     """
     for session_id in session_ids:
         check_session_id(session_id)
-    if not yes:
+    with opened(url) as store:
+        warn_of_owner(store, "If it has one of these sessions in memory, its next flush of that is a conflict")
+    if not yes:  # while nothing is open: a bot may want the folder
         _ask(len(session_ids))
     conflicts = 0
     with opened(url) as store:
-        warn_of_owner(store, "If it has one of these sessions in memory, its next flush of that is a conflict")
         for session_id in dict.fromkeys(session_ids):
             try:
                 click.echo(f"{show_id(session_id)}: {_destroy(store, session_id)}")

@@ -81,6 +81,7 @@ class LeaseRules(Rules):
                 _swap(store, old, "third", done=False)
                 _expect_lease(store, "second")
             _swap(store, "second", "third")
+            _swap(store, "third", "third")  # a start looks so whether the server takes writes
 
             _expect_lease(store, "third")
 

@@ -85,15 +85,15 @@ async def test_a_server_that_waits_says_once_for_whom(caplog: pytest.LogCaptureF
 
 async def test_a_server_that_is_told_to_end_while_it_waits_leaves_the_store_to_its_owner() -> None:
     place = Place()
+    waiting = manager_of(place)
     async with manager_of(place) as owner:
-        async with serving(app_of(manager_of(place))):
+        async with serving(app_of(waiting)):
             pass
+        assert waiting.health().reason == "the manager is closed"
         assert place.owners == 1
         await owner.dispatch("ann", "hi")
+    await breathe()
     assert place.owners == 0
-
-    async with asyncio.timeout(SOON), manager_of(place):  # nobody is left who wants it
-        pass
 
 
 async def test_a_server_whose_start_is_cancelled_while_it_gets_the_store_gives_it_back() -> None:

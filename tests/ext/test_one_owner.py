@@ -17,6 +17,8 @@ from telegram.ext import Application
 from actorbot import SessionManager
 from actorbot.ext.aiogram import AiogramSessions
 from actorbot.ext.discord import in_turn as in_turn_of_discord
+from actorbot.ext.line import dispatch_all
+from actorbot.ext.line import listener as listener_of_line
 from actorbot.ext.ptb import PTBSessions
 from actorbot.ext.slack import in_turn as in_turn_of_slack
 from tests.ext import telegram as aiogram_api
@@ -46,7 +48,7 @@ class Polling:
     """A python-telegram-bot program, at `run_polling`."""
 
     def __init__(self, place: Place) -> None:
-        self.manager = SessionManager(LeasedStore(place))
+        self.manager = SessionManager(LeasedStore(place), takeover_timeout=3600.0)  # nothing here waits for its end
         self.telegram = Watched(self.manager)
         self.telegram.waiting.append(raw(1, 7))
         self.handled: list[int] = []
@@ -193,13 +195,26 @@ def handlers_of_slack(manager: SessionManager) -> None:
         async def handle(ack: Any) -> None: ...
 
 
-@pytest.mark.parametrize("make_handlers", [handlers_of_discord, handlers_of_slack])
+def listeners_of_line(manager: SessionManager) -> None:
+    for _ in range(2):
+        listener_of_line(manager)
+
+
+async def deliveries_of_line(manager: SessionManager) -> None:
+    for _ in range(2):
+        await dispatch_all(manager, [])
+
+
+@pytest.mark.parametrize(
+    "make_handlers", [handlers_of_discord, handlers_of_slack, listeners_of_line, deliveries_of_line]
+)
 async def test_a_program_with_handlers_in_turns_is_told_once_to_end_when_it_has_lost_its_store(
-    make_handlers: Callable[[SessionManager], None], told: list[int], short_lease: None
+    make_handlers: Callable[[SessionManager], Awaitable[None] | None], told: list[int], short_lease: None
 ) -> None:
     place = Place()
     manager = SessionManager(LeasedStore(place))
-    make_handlers(manager)
+    if (made := make_handlers(manager)) is not None:
+        await made
     async with manager:
         place.take_over()
         await until(lambda: told)

@@ -95,6 +95,7 @@ class Bot:
             if await self._start():
                 await self._serve()
                 await self._close()
+                await asyncio.sleep(world.random.choice((0.0, 0.0, 0.0, 10.0)))  # what it still does is no event
         finally:
             world.say("the process ends")
             self.machine.killed = True

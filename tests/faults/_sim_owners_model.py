@@ -290,6 +290,12 @@ class OwnersModel:
         if other is None:
             self._complain(f"{taker.name} removed {name}, whom nobody knows")
             return
+        known_dead = other.ended < inf and other.computer == taker.computer
+        watched = now - max(taker.began, other.renewed, taker.failed)
+        if not known_dead and watched < WATCHED - MOMENT:
+            self._complain(f"{taker.name} has taken the store from {other.name}, and watched it for {watched:.3f} s")
+        if not (known_dead or self._clocks) and now < other.renewed + LEASE - MOMENT:
+            self._complain(f"{taker.name} has taken the store from {other.name}, whose lease had not run out")
         if other.machine.killed:
             return
         other.taken = min(other.taken, now)

@@ -74,6 +74,17 @@ def _counts_a_failed_try_from_its_end(patch: Patch) -> None:
     patch.setattr(Keeper, "_failed", from_its_end)
 
 
+def _answers_though_there_was_a_gap(patch: Patch) -> None:
+    renew_soon = Keeper._renew_soon
+
+    def without_a_gap(self: Keeper) -> Any:
+        if self.trouble is not None and self._flying is None:
+            self.until = max(self.until, self.now() + 2 * self._deadline)
+        return renew_soon(self)
+
+    patch.setattr(Keeper, "_renew_soon", without_a_gap)
+
+
 def _gives_back_before_the_last_flush(patch: Patch) -> None:
     flush_until = _closing._flush_until
 
@@ -112,8 +123,8 @@ def _takes_what_ran_out_for_lost(patch: Patch) -> None:
 
 
 def _takes_what_ran_out_without_watching_it(patch: Patch) -> None:
-    patch.setattr(_lease, "WATCHED", 0.0)
-    patch.setattr(_keeper, "WATCHED", 0.0)
+    patch.setattr(_lease, "WATCHED", -1.0)
+    patch.setattr(_keeper, "WATCHED", -1.0)
 
 
 def _answers_without_asking(patch: Patch) -> None:
@@ -143,8 +154,19 @@ def _forgets_what_a_close_has_taken_out(patch: Patch) -> None:
     patch.setattr(DirtySessions, "sessions", lambda self: [])
 
 
-WRITE_BEHIND: dict[str, Any] = {"mode": "write-behind", "forgets": False, "clocks": False}
-TAKEN: dict[str, Any] = WRITE_BEHIND | {"standby": True, "pause": 0.3, "faults": 0.0, "gap": 3.0, "scenes": 6}
+WRITE_BEHIND: dict[str, Any] = {"mode": "write-behind", "forgets": False, "clocks": False, "scenes": 6}
+TAKEN = WRITE_BEHIND | {"standby": True, "pause": 0.3, "faults": 0.0, "gap": 3.0, "likes": ("freeze in a call",)}
+HANDED = TAKEN | {
+    "likes": ("freeze in a call", "close"),
+    "scenes": 10,
+    "max_delay": 20.0,
+    "max_events": 2,
+    "pause": 4.0,
+}
+CLOSED = TAKEN | {"likes": ("close",), "gap": 1.0, "faults": 0.3, "deadline": 3.0, "max_delay": 20.0}
+CUT_OFF = TAKEN | {"likes": ("cut off", "freeze")}
+OUTAGE = TAKEN | {"likes": ("outage",)}
+AWAY = TAKEN | {"likes": ("outage", "freeze"), "gap": 1.0}
 
 
 @pytest.mark.long
@@ -152,20 +174,25 @@ TAKEN: dict[str, Any] = WRITE_BEHIND | {"standby": True, "pause": 0.3, "faults":
 @pytest.mark.parametrize(
     ("break_it", "plan"),
     [
-        pytest.param(_does_not_claim, TAKEN, id="no claim"),
-        pytest.param(_forgets_who_may_come_back, TAKEN, id="a frozen owner is forgotten by the next one's close"),
+        pytest.param(_does_not_claim, TAKEN | {"max_delay": 20.0}, id="no claim"),
+        pytest.param(_forgets_who_may_come_back, HANDED, id="a frozen owner is forgotten by the next one's close"),
         pytest.param(_counts_the_lease_from_the_answer, TAKEN, id="the lease counts from the answer"),
         pytest.param(_counts_a_failed_try_from_its_end, TAKEN, id="a failed try counts from its end"),
         pytest.param(_gives_back_before_the_last_flush, WRITE_BEHIND, id="release before the last flush"),
-        pytest.param(_gives_back_though_a_write_may_come_late, WRITE_BEHIND, id="release amid a write"),
-        pytest.param(_renews_what_ran_out_as_a_new_owner, WRITE_BEHIND, id="renewal under a new epoch"),
-        pytest.param(_takes_what_ran_out_for_lost, WRITE_BEHIND, id="what ran out is lost"),
-        pytest.param(_takes_what_ran_out_without_watching_it, TAKEN, id="taken without watching"),
+        pytest.param(_gives_back_though_a_write_may_come_late, CLOSED, id="release amid a write"),
+        pytest.param(_renews_what_ran_out_as_a_new_owner, OUTAGE, id="renewal under a new epoch"),
+        pytest.param(_takes_what_ran_out_for_lost, OUTAGE, id="what ran out is lost"),
+        pytest.param(_takes_what_ran_out_without_watching_it, OUTAGE, id="taken without watching"),
         pytest.param(_answers_without_asking, TAKEN, id="no fence at the commit"),
         pytest.param(_goes_on_writing_when_it_is_lost, TAKEN, id="writes when it is lost"),
         pytest.param(_takes_the_store_back, TAKEN, id="takes the store back"),
-        pytest.param(_writes_before_it_has_renewed, TAKEN, id="written before the lease is renewed"),
-        pytest.param(_forgets_what_a_close_has_taken_out, TAKEN, id="lost amid a close"),
+        pytest.param(_writes_before_it_has_renewed, CUT_OFF, id="written before the lease is renewed"),
+        pytest.param(
+            _forgets_what_a_close_has_taken_out,
+            TAKEN | {"likes": ("freeze", "close"), "max_delay": 20.0},
+            id="lost amid a close",
+        ),
+        pytest.param(_answers_though_there_was_a_gap, AWAY, id="a gap among failures"),
     ],
 )
 def test_a_fault_that_is_seeded_is_found(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from actorbot import SessionManager
+from actorbot import SessionManager, errors
 from actorbot.stores.base import RecordStore
 from tests.handlers import count
 from tests.waiting import HANGS, until
@@ -38,13 +38,17 @@ def epoch(manager: SessionManager) -> int:
 
 
 async def until_lease(store: RecordStore, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    """Return the lease of an open *store* as soon as this *holds* of it: `{}` if there is none."""
+    """Return the lease of an open *store* as soon as this *holds* of it: `{}` if there is none.
+
+    The server may be away meanwhile.
+    """
     async with asyncio.timeout(2 * HANGS):
         while True:
-            text = (await asyncio.to_thread(store.read_lease)).text
-            lease: dict[str, Any] = {} if text is None else json.loads(text)
-            if holds(lease):
-                return lease
+            with suppress(errors.StoreUnavailableError):
+                text = (await asyncio.to_thread(store.read_lease)).text
+                lease: dict[str, Any] = {} if text is None else json.loads(text)
+                if holds(lease):
+                    return lease
             await asyncio.sleep(0.01)
 
 
@@ -54,3 +58,12 @@ async def until_renewed(store: RecordStore, times: int = 1) -> dict[str, Any]:
     for _ in range(times):
         lease = await until_lease(store, lambda now, before=lease: now != before and now.get("holders"))
     return lease
+
+
+async def flush(manager: SessionManager) -> None:
+    """Flush, as often as it takes: a server may be away again."""
+    async with asyncio.timeout(2 * HANGS):
+        while True:
+            with suppress(errors.StoreUnavailableError):
+                return await manager.flush()
+            await asyncio.sleep(0.01)

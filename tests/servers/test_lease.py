@@ -22,7 +22,7 @@ from actorbot._ownership import keeper, lease
 from actorbot.stores.base import LeaseFound, RecordStore
 from tests.handlers import count
 from tests.servers import mongo_servers, redis_servers
-from tests.servers.leases import LEASE, epoch, rival, until_lease, until_renewed
+from tests.servers.leases import LEASE, epoch, flush, rival, until_lease, until_renewed
 from tests.servers.proxy import Proxy
 from tests.tiers import tiers
 from tests.waiting import HANGS, soon, until
@@ -316,7 +316,7 @@ async def test_a_server_that_is_away_for_three_leases_gives_no_second_owner(how:
             far.proxy.black_hole = False
         assert (await until_renewed(look))["epoch"] == 1
         assert not second.done()
-        await asyncio.wait_for(owner.flush(), HANGS)
+        await flush(owner)
         assert (await owner.dispatch("ann", "hi", durable=True), epoch(owner)) == (n + 2, 1)
         await owner.close()
         manager = await soon(second)

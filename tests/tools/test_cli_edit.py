@@ -21,6 +21,8 @@ from actorbot._state.record import Record
 from actorbot.stores import Write
 from actorbot.stores.driver import as_records
 from actorbot.testing._expect import make_record, make_tombstone, write_all
+from tests import ROOT
+from tests.backends import DictStore
 from tests.handlers import count_plainly
 from tests.tools.test_cli import run, serve
 from tests.tools.test_cli_owner import Busy, Driver
@@ -203,6 +205,39 @@ def test_what_was_written_meanwhile_is_not_overwritten_and_the_text_is_not_lost(
     assert "not written: memory: session 'ann': it was written by someone else" in done.stderr
     assert "try again" in done.stderr
     assert (store.read("ann") or {})["n"] == 1
+
+
+def test_a_bot_can_have_the_folder_while_its_session_is_edited_and_what_it_writes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = in_files(tmp_path)
+    put(url, make_record("ann", {"n": 1}))
+    bot = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from actorbot import FileSessionStore, SessionManager\n"
+        "from tests.handlers import count_plainly\n"
+        f"with SessionManager(FileSessionStore({str(tmp_path / 'sessions')!r}), handler=count_plainly) as manager:\n"
+        "    manager.dispatch_sync('ann', 'hi')\n"
+        "text = '{\"n\": 100}'"
+    )
+    let_editor(monkeypatch, tmp_path, bot.replace("sys.argv[2]", repr(str(ROOT))))
+    done = run("sessions", "edit", url, "ann")
+
+    assert done.exit_code == 1
+    assert "it was written by someone else" in done.stderr
+    assert decode_state(stored(url).state or b"") == {"n": 2}
+
+
+def test_a_driver_that_compares_nothing_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = DictStore()
+    driver.data = {"ann": {"n": 1}}
+    serve(monkeypatch, lambda url: driver)
+    let_editor(monkeypatch, tmp_path, "text = '{\"n\": 2}'")
+    done = run("sessions", "edit", "plain://here", "ann")
+
+    assert done.exit_code == 0
+    assert "note: DictStore compares nothing" in done.stderr
+    assert driver.data["ann"]["n"] == 2
 
 
 @pytest.mark.parametrize("place", [in_redis, in_mongo])
