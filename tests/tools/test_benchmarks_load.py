@@ -155,7 +155,7 @@ def test_deploy_counts_what_was_posted_to_the_processes_of_two_deploys(store: st
     result = answer("deploy", *options, file=tmp_path / "figures.json")
 
     assert len(result["details"]["deploys"]) == 2
-    assert all(0 < each["gap"] for each in result["details"]["deploys"])
+    assert all(each["gap"] > 0 for each in result["details"]["deploys"])
     assert result["details"]["events"] > 0
 
 
