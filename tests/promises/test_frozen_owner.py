@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, SessionManager, errors
-from actorbot._ownership import keeper
+from actorbot._manager import parts
 from actorbot._ownership.lease import Lease
 from actorbot._runtime.clock import SystemClock
 from actorbot._state.record import Record
@@ -91,10 +91,16 @@ class ItsClock(SystemClock):
         return time.time()
 
 
+class ClockOfLease(SystemClock):
+    def __init__(self, store: Frozen) -> None:
+        super().__init__()
+        self.monotonic = store.seconds  # type: ignore[method-assign, assignment]
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Frozen]:
     store = Frozen()
-    monkeypatch.setattr(keeper, "seconds_of", lambda _: store.seconds)
+    monkeypatch.setattr(parts, "real_clock", lambda _: ClockOfLease(store))
     yield store
     store.clock.close()
 
