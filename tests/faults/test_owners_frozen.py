@@ -125,7 +125,7 @@ def freeze_again_and_again(
 
 
 @patient
-def test_who_was_frozen_and_has_lost_its_store_acknowledges_nothing(tmp_path: Path, owners: ForkServer) -> None:
+def test_a_bot_that_was_frozen_and_has_lost_its_store_acknowledges_nothing(tmp_path: Path, owners: ForkServer) -> None:
     freezes = freeze_again_and_again(owners, "valkey", tmp_path, 1, "write-behind:max_delay=0.1", False)
 
     assert freezes.taken == 1
