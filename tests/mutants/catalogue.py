@@ -1466,6 +1466,13 @@ MUTANTS = (
         "tests/ext/test_late_start.py -k test_a_server_that_is_told_to_end_gives",
     ),
     Mutant(
+        "a platform gets its 200 from a server that was frozen since the event",
+        "ext/asgi.py",
+        "        await confirm(manager)  # last: the process may have been frozen since\n",
+        "        pass\n",
+        "tests/promises/test_frozen_owner.py -k test_a_platform",
+    ),
+    Mutant(
         "a destroy goes over what the new owner has written",
         "_turns/destroy.py",
         "            self._shared.home.spawn(self._force)\n",
