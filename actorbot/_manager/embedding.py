@@ -25,6 +25,7 @@ __all__ = [
     "check_commit",
     "check_dict",
     "check_open",
+    "confirm",
     "dispatch_with",
     "held",
     "is_in_turn",
@@ -156,6 +157,16 @@ def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object
 def check_open(manager: SessionManager) -> None:
     """Raises: ManagerClosedError, OwnershipLostError, ForkedError unless events can be handled."""
     manager._check_open()
+
+
+async def confirm(manager: SessionManager) -> None:
+    """Wait until it is certain that this process still owns the store, where that is in doubt.
+
+    Called before somebody outside is told of an event: the process may have been frozen since that
+    was acknowledged. At home. Raises: OwnershipLostError.
+    """
+    if manager._shared is not None:
+        await manager._shared.confirm()
 
 
 def max_mailbox(manager: SessionManager) -> int:

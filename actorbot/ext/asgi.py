@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, is_open, on_lost, wall
+from actorbot._manager.embedding import SessionManager, confirm, is_open, on_lost, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -32,6 +32,7 @@ from actorbot.errors import (
     InvalidSessionIdError,
     ManagerClosedError,
     OverloadedError,
+    OwnershipLostError,
     StoreError,
     WrongLoopError,
 )
@@ -164,6 +165,10 @@ async def _take(manager: SessionManager, path: str, platform: Platform, request:
         logger.exception("the events of a delivery to %s cannot be found", path)
         return PlainTextResponse(HTTPStatus(500).phrase, 500)
     failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
+    try:
+        await confirm(manager)  # last: the process may have been frozen since
+    except OwnershipLostError as lost:
+        failures.append(lost)
     return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))
 
 

@@ -1459,6 +1459,20 @@ MUTANTS = (
         "tests/faults/test_owners_frozen.py -k 'whatever and loop and batch and valkey and behind'",
     ),
     Mutant(
+        "a server gives its store up when it has ceased to serve",
+        "ext/_serving.py",
+        "        loop.call_soon_threadsafe(close)\n",
+        "",
+        "tests/ext/test_late_start.py -k test_a_server_that_is_told_to_end_gives",
+    ),
+    Mutant(
+        "a platform gets its 200 from a server that was frozen since the event",
+        "ext/asgi.py",
+        "        await confirm(manager)  # last: the process may have been frozen since\n",
+        "        pass\n",
+        "tests/promises/test_frozen_owner.py -k test_a_platform",
+    ),
+    Mutant(
         "a destroy goes over what the new owner has written",
         "_turns/destroy.py",
         "            self._shared.home.spawn(self._force)\n",
