@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from typing import Final
 
 from actorbot._running.shown import shown
@@ -31,5 +32,13 @@ def end_process(reason: Exception) -> bool:
         else:
             logger.error("this process cannot go on; restart it, since nothing here handles SIGTERM: %s", reason)
     if is_heard:
-        signal.raise_signal(signal.SIGTERM)
+        _tell_main_thread()
     return is_heard
+
+
+def _tell_main_thread() -> None:
+    # It runs all handlers. If it waits for something, a signal to another thread does not wake it.
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:  # Windows
+        signal.raise_signal(signal.SIGTERM)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.ext.slack_api import command, slack_api
 from tests.ext.test_ptb import BOT, Telegram, on_text, raw
 from tests.ext.test_slack import make_app, send
 from tests.leased import LeasedStore, Place
-from tests.waiting import Call, soon, until, until_sync
+from tests.waiting import SOON, Call, soon, until, until_sync
 
 
 class Watched(Telegram):
@@ -220,6 +221,15 @@ async def test_a_program_with_handlers_in_turns_is_told_once_to_end_when_it_has_
         await until(lambda: told)
 
     assert told == [signal.SIGTERM]
+
+
+def test_a_program_whose_main_thread_waits_hears_that_it_is_to_end(told: list[int], short_lease: None) -> None:
+    place, ends = Place(), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ends.set())
+    with SessionManager(LeasedStore(place)) as manager:
+        listeners_of_line(manager)
+        place.take_over()
+        assert ends.wait(SOON)
 
 
 @pytest.mark.parametrize("end", ["lost", "closed", "not started"])
