@@ -8,11 +8,12 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiogram import Dispatcher
+from aiohttp import web
 from telegram.ext import Application
 
 from actorbot import SessionManager
@@ -221,6 +222,30 @@ async def test_a_program_with_handlers_in_turns_is_told_once_to_end_when_it_has_
         await until(lambda: told)
 
     assert told == [signal.SIGTERM]
+
+
+def test_the_web_server_of_bolt_and_aiogram_takes_nothing_when_it_is_told_to_end_while_it_waits() -> None:
+    place = Place()
+    owner = owner_of(place)
+    manager = SessionManager(LeasedStore(place), takeover_timeout=3600.0)
+    app = web.Application()
+
+    async def keep_sessions(_: web.Application) -> AsyncIterator[None]:
+        async with manager:
+            yield
+
+    def tell() -> None:
+        until_sync(lambda: "waits for the owner" in manager.health().reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    app.cleanup_ctx.append(keep_sessions)
+    other, loop = Call(tell), asyncio.new_event_loop()
+    web.run_app(app, host="127.0.0.1", port=0, print=None, loop=loop)
+    other.result()
+
+    assert manager.health().reason == "the manager is closed"
+    owner.close_sync()
+    assert place.owners == 0
 
 
 def test_a_program_whose_main_thread_waits_hears_that_it_is_to_end(told: list[int], short_lease: None) -> None:
