@@ -149,7 +149,7 @@ async def test_ptb_ceases_to_fetch_also_where_nobody_handles_sigterm(short_lease
 
 @pytest.mark.parametrize("handle_signals", [True, False], ids=["signals", "no signals"])
 async def test_aiogram_begins_to_poll_with_its_store_and_ends_when_it_has_lost_it(
-    handle_signals: bool, short_lease: None
+    handle_signals: bool, short_lease: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = Place()
     owner = SessionManager(LeasedStore(place))
@@ -171,6 +171,7 @@ async def test_aiogram_begins_to_poll_with_its_store_and_ends_when_it_has_lost_i
 
     polling = asyncio.create_task(dispatcher.start_polling(bot, handle_signals=handle_signals))
     await until(lambda: "waits for the owner" in manager.health().reason)
+    assert caplog.text.count("not ready yet") == 1
     assert telegram.updates
     await owner.close()
     await soon(handled.wait())

@@ -1,4 +1,4 @@
-"""A bot that does not have its store any more, or never got it, is told to end.
+"""A bot that waits for its store says so; one that has lost it, or never got it, is told to end.
 
 As a supervisor would tell it: by SIGTERM. So its library ceases to receive, by its own way of
 ending; the manager is closed; and whoever watches over the process starts it again.
@@ -9,15 +9,33 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from typing import Final
 
+from actorbot._manager.embedding import SessionManager, on_lost, on_wait
 from actorbot._running.shown import shown
+from actorbot.errors import OwnershipLostError
 
-__all__ = ["end_process"]
+__all__ = ["end_process", "say_wait", "watch"]
 
 logger = logging.getLogger("actorbot")
 
 _UNHEARD: Final = (signal.SIG_DFL, signal.SIG_IGN, None)
+
+
+def watch(manager: SessionManager, end: Callable[[OwnershipLostError], object] | None = None) -> None:
+    """Say it when *manager* waits for its store, and *end* the process when it has lost it.
+
+    To call it twice is no error.
+    """
+    on_wait(manager, say_wait)
+    on_lost(manager, end or end_process)
+
+
+def say_wait(owner: str) -> None:
+    """Say that nothing is handled before the *owner* has given the store up."""
+    with shown():  # servers set up no logging but their own
+        logger.warning("not ready yet: this process waits for the owner of its store: %s", owner)
 
 
 def end_process(reason: Exception) -> bool:
@@ -26,7 +44,7 @@ def end_process(reason: Exception) -> bool:
     Any thread.
     """
     is_heard = signal.getsignal(signal.SIGTERM) not in _UNHEARD
-    with shown():  # servers set up no logging but their own
+    with shown():
         if is_heard:
             logger.error("this process cannot go on, and is told to end (SIGTERM): %s", reason)
         else:
