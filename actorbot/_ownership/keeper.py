@@ -18,14 +18,14 @@ from math import inf
 from typing import Any, Final, NamedTuple
 
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
+from actorbot._ownership.obstacle import Obstacle
 from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
 from actorbot._runtime.clock import Clock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, new_future
-from actorbot._runtime.locked import locked
 from actorbot._runtime.process import this_process
-from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
+from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
 __all__ = ["Keeper"]
@@ -116,7 +116,7 @@ class Keeper:
         while (obstacle := await self._look(home)) is not None:
             now = self.now()
             if now - began >= timeout and not obstacle.passes:
-                raise obstacle.error or self._locked(obstacle.reason, now - began)
+                raise obstacle.error or obstacle.locked(self._store.name, now - began)
             if self.waits_for is None or now - said >= SAY_AGAIN:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
@@ -128,7 +128,7 @@ class Keeper:
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
         self.waits_for = None
 
-    async def _look(self, home: Home) -> _Obstacle | None:
+    async def _look(self, home: Home) -> Obstacle | None:
         try:
             return await home.wait(self._thread.call(self._take))  # type: ignore[no-any-return]
         except StoreUnavailableError as error:
@@ -136,9 +136,9 @@ class Keeper:
             if self._seen is None or (self.waits_for is None and not isinstance(error, OutcomeUnknownError)):
                 raise
             self._seen = None, inf  # whoever is away may have been kept from renewing, too
-            return _Obstacle(f"the store does not answer: {error}", passes=False, error=error)
+            return Obstacle(f"the store does not answer: {error}", passes=False, error=error)
 
-    def _take(self) -> _Obstacle | None:
+    def _take(self) -> Obstacle | None:
         """Take the lease, or say what is in the way. On the thread."""
         asked = self.now()
         found = self._store.read_lease()
@@ -150,7 +150,7 @@ class Keeper:
         young = found.text is None if found.up is None else found.up < enough
         if watched < enough and (young or lease.epoch < self._newest):
             reason = "the server was just started, or has lost the lease, and an owner may be about to renew it"
-            return _Obstacle(reason, passes=True)
+            return Obstacle(reason, passes=True)
         self._newest = max(lease.epoch, self._newest)
         lease = replace(lease, epoch=self._newest)
         mine = Holder(this_process(), self._mode, LEASE)
@@ -162,23 +162,16 @@ class Keeper:
                 self._store.swap_lease(found.text, found.text)
                 self._seen, self._proven = (found.text, self.now()), True
             reason = "; ".join(each.say(found.now) for each in outcome.holders)
-            return _Obstacle(reason, passes=not outcome.may_renew)
+            is_here = any(each.process == mine.process for each in outcome.holders)
+            return Obstacle(reason, passes=not outcome.may_renew, is_here=is_here)
         if self._ended:  # as in `_renew`: the start was given up meanwhile
             return None
         if not self._store.swap_lease(found.text, outcome.to_text()):
-            return _Obstacle("somebody else has just taken it", passes=True)
+            return Obstacle("somebody else has just taken it", passes=True)
         with self._lock:
             if not self._ended:
                 self._renewed(outcome.holders[self._me], asked)
         return None
-
-    def _locked(self, in_the_way: str, waited: float) -> StoreLockedError:
-        return locked(
-            self._store.name,
-            in_the_way,
-            f"Waited {waited:.1f} s (takeover_timeout). Close that process;"
-            " or let both use FlushPolicy.write_through(), which several may share",
-        )
 
     # --- keeping it ------------------------------------------------------------------------------
 
@@ -329,14 +322,6 @@ class Keeper:
             if self._store.swap_lease(found.text, without(lease, self._me).to_text()):
                 return
         raise StoreError(self._store.name, "others changed its lease meanwhile; it runs out by itself")
-
-
-class _Obstacle(NamedTuple):
-    reason: str
-    passes: bool
-    """Whether it goes away in a moment, without anybody's doing: that does not count as waiting."""
-    error: StoreUnavailableError | None = None
-    """What is the matter, if it is the store itself."""
 
 
 class _Renewed(NamedTuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 from actorbot import MemorySessionStore
 from actorbot._ownership.lease import Holder, Lease, Mode
@@ -12,7 +14,7 @@ from actorbot.errors import ActorbotError
 from actorbot.stores.base import LeaseFound, Record, Write
 from actorbot.testing import FaultyStore, ManualClock
 from tests.unit.ownership.owners import LEASE, process
-from tests.waiting import HANGS
+from tests.waiting import HANGS, until
 
 STRANGER = "process 4711 on db-2 (bot.py)"
 
@@ -36,6 +38,7 @@ class Place(MemorySessionStore):
         self.skew = 0.0
         self.up: float | None = inf
         self.text: str | None = None
+        self.looks = 0
         self._lease_lock = threading.Lock()  # guards `text`
 
     @property
@@ -51,6 +54,7 @@ class Place(MemorySessionStore):
         return self.clock.wall() + self.skew
 
     def read_lease(self) -> LeaseFound:
+        self.looks += 1
         return LeaseFound(self.text, self.now(), self.up)
 
     def swap_lease(self, old: str | None, new: str) -> bool:
@@ -59,6 +63,14 @@ class Place(MemorySessionStore):
                 return False
             self.text = new
             return True
+
+    async def watched(self, seconds: float, starting: asyncio.Task[Any]) -> None:
+        """Let *seconds* pass, in steps that *starting* sees as it waits for the lease."""
+        end = self.clock.monotonic() + seconds
+        while (left := end - self.clock.monotonic()) > 0:
+            await self.clock.advance(min(left, 1.0))
+            enough = self.looks + 2  # the first may have begun before
+            await until(lambda: starting.done() or self.looks >= enough)  # noqa: B023
 
     def take_over(self, mode: Mode = "exclusive") -> None:
         """Take it, as a process of another machine does after all owners were frozen."""

@@ -234,6 +234,20 @@ async def test_what_was_stored_late_is_not_acknowledged_by_who_was_taken_over_me
     await manager.close()
 
 
+async def test_a_lease_counts_from_before_its_server_was_asked(place: Place) -> None:
+    store = Reached(place)
+    async with manager_of(store) as manager:
+        answered = store.pause("-swap")
+        await place.clock.advance(3.0)
+        await until(answered.reached.is_set)
+        place.clock._now += 0.5  # so long its answer is on the way
+        answered.open()
+        await until(lambda: manager.stats().ownership.remaining > 7.0)  # type: ignore[union-attr]
+
+        assert (ownership := manager.stats().ownership) is not None
+        assert ownership.remaining == LEASE - 0.5
+
+
 async def test_while_its_server_is_away_an_owner_goes_on_and_has_it_still_when_it_is_back(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

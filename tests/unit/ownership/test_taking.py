@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ async def test_a_wait_that_is_over_says_who_has_the_store_and_what_to_do(place: 
         before = place.text
         with pytest.raises(errors.StoreLockedError) as told:
             await manager_of(Reached(place), takeover_timeout=0.0).start()
-        for part in ("memory", f"process {os.getpid()}", "exclusive, epoch 1", "10.0 s", "Close that", "write_through"):
+        for part in ("memory: this process owns it already", "exclusive, epoch 1", "10.0 s", "the same store object"):
             assert part in str(told.value)
         assert f"process {os.getpid()}" in (told.value.owner or "")
         assert place.text == before
@@ -82,6 +83,12 @@ async def test_a_wait_that_is_over_says_who_has_the_store_and_what_to_do(place: 
         await place.clock.advance(0.2)
         with pytest.raises(errors.StoreLockedError, match=r"Waited 5\.1 s"):
             await soon(starting)
+    place.take_over()
+    with pytest.raises(errors.StoreLockedError) as told:
+        await manager_of(Reached(place), takeover_timeout=0.0).start()
+    for part in (f"memory: somebody else owns it: {STRANGER}, exclusive, epoch 2", "Close that", "write_through"):
+        assert part in str(told.value)
+    assert STRANGER in (told.value.owner or "")
 
 
 async def test_an_owner_that_says_no_more_is_taken_over_when_its_lease_has_run_out(place: Place) -> None:
@@ -89,7 +96,7 @@ async def test_an_owner_that_says_no_more_is_taken_over_when_its_lease_has_run_o
     second = manager_of(Reached(place), takeover_timeout=12.0)
     starting = asyncio.create_task(second.start())
     await waits(second, STRANGER)
-    await place.clock.advance(LEASE - 0.1)
+    await place.watched(LEASE - 0.1, starting)
     await waits(second, "for 0.1 s")
     await place.clock.advance(0.2)
 
@@ -131,7 +138,9 @@ async def test_a_clock_that_was_set_back_keeps_a_store_from_nobody_for_longer_th
     second = manager_of(Reached(place))
     starting = asyncio.create_task(second.start())
     await waits(second, "for 3610.0 s unless")
-    await place.clock.advance(LEASE)
+    await place.watched(LEASE, starting)
+    await waits(second, "for 3600.0 s unless")
+    await place.watched(0.4 * LEASE, starting)  # it has looked whether the server takes writes
 
     await soon(starting)
     await second.close()
@@ -144,7 +153,7 @@ async def test_a_server_that_was_just_started_may_have_forgotten_an_owner_that_i
     place.up = up
     manager = manager_of(Reached(place), takeover_timeout=0.0)
     starting = asyncio.create_task(manager.start())
-    await waits(manager, "just been started")
+    await waits(manager, "was just started")
     await place.clock.advance(0.4 * LEASE)
 
     await soon(starting)
@@ -208,6 +217,7 @@ async def test_a_start_that_was_given_up_takes_nothing_when_its_answer_comes_at_
         await soon(starting)
     before = place.text
     gate.open()
+    await until(lambda: not any(each.name.startswith("actorbot-lease") for each in threading.enumerate()))
 
     async with manager_of(Reached(place), takeover_timeout=0.0) as second:
         assert before is None
