@@ -133,13 +133,14 @@ def is_open(manager: SessionManager) -> bool:
     return manager._life is Life.OPEN
 
 
-def on_wait(manager: SessionManager, tell: Callable[[str], None]) -> None:
-    """Call *tell* with the name of the owner, while the start of *manager* waits for its store.
+def on_wait(manager: SessionManager, tell: Callable[[str], object]) -> None:
+    """Call *tell* with the name of the owner when the start of *manager* begins to wait for that.
 
-    At home, at each look: some fifty times a second. Not for a wait of some seconds that passes by
-    itself: no owner is known, or it has gone.
+    At home, once, however often the same function is given. Not for a wait of some seconds that
+    passes by itself: no owner is known, or it has gone.
     """
-    manager._on_wait.append(tell)
+    if tell not in manager._on_wait:
+        manager._on_wait.append(tell)
 
 
 def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -11,14 +10,11 @@ from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any
 
-from actorbot._manager.embedding import SessionManager, is_open, on_lost, on_wait
-from actorbot._running.shown import shown
+from actorbot._manager.embedding import SessionManager, is_open, on_wait
 from actorbot.errors import OwnershipLostError
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import end_process, watch
 
 __all__ = ["serving"]
-
-logger = logging.getLogger("actorbot")
 
 
 @asynccontextmanager
@@ -28,16 +24,10 @@ async def serving(manager: SessionManager) -> AsyncIterator[None]:
     While it waits for the owner of its store, the start goes on behind. If it fails there, or if
     the store is lost later, the process is told to end. Raises: what fails before any wait.
     """
-    waits: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waits: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def wait(owner: str) -> None:
-        if not waits.done():
-            waits.set_result(None)
-            with shown():  # servers set up no logging but their own
-                logger.warning("not ready yet: events are refused, and wait for the owner of the store: %s", owner)
-
-    on_wait(manager, wait)
-    on_lost(manager, end_process)
+    watch(manager)
+    on_wait(manager, waits.set_result)
     starting = asyncio.create_task(manager.start())
     either: set[asyncio.Future[Any]] = {starting, waits}
     try:

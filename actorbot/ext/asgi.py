@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, confirm, is_open, on_lost, wall
+from actorbot._manager.embedding import SessionManager, confirm, is_open, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -36,7 +36,7 @@ from actorbot.errors import (
     StoreError,
     WrongLoopError,
 )
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import watch
 from actorbot.ext._serving import serving
 from actorbot.ext.webhooks import Incoming, Platform, RefusedError
 
@@ -75,7 +75,7 @@ def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -
     for path, platform in platforms.items():
         if not path.startswith("/") or not isinstance(platform, Platform):
             raise ConfigError("platforms", path, "paths that begin with '/', each with a Platform")
-    on_lost(manager, end_process)
+    watch(manager)
     return [_route(manager, path, platform) for path, platform in platforms.items()]
 
 

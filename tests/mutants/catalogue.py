@@ -1526,8 +1526,8 @@ MUTANTS = (
     Mutant(
         "a server does not serve before the manager has its store",
         "ext/_serving.py",
-        "            waits.set_result(None)\n",
-        "            pass\n",
+        "    on_wait(manager, waits.set_result)\n",
+        "",
         "tests/ext/test_late_start.py -k begins_when_that_has_closed",
     ),
     Mutant(
@@ -1546,16 +1546,16 @@ MUTANTS = (
     ),
     Mutant(
         "a server that has lost its store stays",
-        "ext/_serving.py",
-        "    on_lost(manager, end_process)\n",
+        "ext/_owning.py",
+        "    on_lost(manager, end or end_process)\n",
         "",
         "tests/ext/test_late_start.py -k lost",
     ),
     Mutant(
         "each handler of a bot tells its process to end",
         "_manager/embedding.py",
-        "    if tell not in manager",
-        "    if tell or tell not in manager",
+        "_on_lost:\n",
+        "_on_lost or True:\n",
         "tests/ext/test_one_owner.py -k told_once",
     ),
     Mutant(
@@ -1566,9 +1566,16 @@ MUTANTS = (
         "tests/ext/test_one_owner.py -k ceases_to_fetch",
     ),
     Mutant(
+        "a bot of another library that waits for the owner of its store does not say so",
+        "ext/_owning.py",
+        "    on_wait(manager, say_wait)\n",
+        "",
+        "tests/ext/test_one_owner.py -k aiogram_begins",
+    ),
+    Mutant(
         "aiogram polls without a store",
         "ext/aiogram.py",
-        "        on_lost(self._manager, end)\n",
+        "        watch(self._manager, end)\n",
         "",
         "tests/ext/test_one_owner.py -k aiogram",
     ),
