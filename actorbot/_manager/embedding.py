@@ -135,7 +135,8 @@ def is_open(manager: SessionManager) -> bool:
 def on_wait(manager: SessionManager, tell: Callable[[str], None]) -> None:
     """Call *tell* with the name of the owner, while the start of *manager* waits for its store.
 
-    At home, at each look: some fifty times a second.
+    At home, at each look: some fifty times a second. Not for a wait of some seconds that passes by
+    itself: no owner is known, or it has gone.
     """
     manager._on_wait.append(tell)
 

@@ -27,13 +27,13 @@ async def serving(manager: SessionManager) -> AsyncIterator[None]:
     """
     waits: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def begin_to_wait(owner: str) -> None:
+    def wait(owner: str) -> None:
         if not waits.done():
             waits.set_result(None)
             with shown():  # servers set up no logging but their own
                 logger.warning("not ready yet: events are refused, and wait for the owner of the store: %s", owner)
 
-    on_wait(manager, begin_to_wait)
+    on_wait(manager, wait)
     on_lost(manager, end_process)
     starting = asyncio.create_task(manager.start())
     either: set[asyncio.Future[Any]] = {starting, waits}

@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, is_open, wall
+from actorbot._manager.embedding import SessionManager, is_open, on_lost, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -35,6 +35,7 @@ from actorbot.errors import (
     StoreError,
     WrongLoopError,
 )
+from actorbot.ext._ending import end_process
 from actorbot.ext._serving import serving
 from actorbot.ext.webhooks import Incoming, Platform, RefusedError
 
@@ -67,11 +68,13 @@ def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -
     """Make a route for each platform, for an application of your own.
 
     *platforms* has them by path: `{"/telegram": Telegram(token)}`. *manager* is started on the loop
-    that serves; until it is open, requests are answered 503. Raises: ConfigError.
+    that serves; until it is open, requests are answered 503. If it loses its store, the process is
+    told to end, as by `lifespan`. Raises: ConfigError.
     """
     for path, platform in platforms.items():
         if not path.startswith("/") or not isinstance(platform, Platform):
             raise ConfigError("platforms", path, "paths that begin with '/', each with a Platform")
+    on_lost(manager, end_process)
     return [_route(manager, path, platform) for path, platform in platforms.items()]
 
 

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from actorbot import Context, SessionManager, errors
-from actorbot.ext.asgi import webhook_app
+from actorbot.ext.asgi import webhook_app, webhook_routes
+from actorbot.ext.webhooks import Telegram
 from tests.ext.deliveries import PLATFORMS, deliver, encode, message, serving
 from tests.leased import LeasedStore, Place
 from tests.waiting import SOON, breathe, until
@@ -188,6 +189,17 @@ async def test_a_server_that_has_lost_its_store_answers_nobody_and_tells_its_pro
     assert told == [signal.SIGTERM]
     (line,) = [each for each in caplog.messages if "told to end" in each]
     assert "taken over by process" in line
+
+
+async def test_a_server_with_a_lifespan_of_its_own_is_told_to_end_as_well(told: list[int], short_lease: None) -> None:
+    place = Place()
+    manager = manager_of(place)
+    webhook_routes(manager, {"/telegram": Telegram("the-secret")})
+    async with manager:
+        place.take_over()
+        await until(lambda: told)
+
+    assert told == [signal.SIGTERM]
 
 
 async def test_an_event_under_way_when_the_store_is_lost_is_503_and_comes_again_elsewhere(

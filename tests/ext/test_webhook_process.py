@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -29,7 +29,7 @@ from actorbot.stores import store_from_url
 from tests import ROOT
 from tests.ext.deliveries import SECRET, encode, message, sign
 from tests.servers import redis_servers
-from tests.waiting import until_sync
+from tests.waiting import Call, until_sync
 
 COMMANDS = [
     [sys.executable, str(ROOT / "examples" / "webhook.py")],
@@ -213,6 +213,17 @@ manager = SessionManager(store_from_url({url!r}), handler=handle, takeover_timeo
 app = webhook_app(manager, {{"/telegram": Telegram({secret!r})}})
 """
 
+ONE_PORT = """
+import socket, sys, uvicorn
+from two_workers import app
+
+listening = socket.socket()
+listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+listening.bind(("127.0.0.1", int(sys.argv[1])))
+print(f"running on http://127.0.0.1:{sys.argv[1]}", file=sys.stderr)
+uvicorn.Server(uvicorn.Config(app)).run(sockets=[listening])
+"""
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -220,13 +231,10 @@ def url(tmp_path: Path) -> str:
     return f"{redis_servers.shared().url}?key_prefix={tmp_path.name}:"
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=["python", "uvicorn"])
-def test_a_deploy_hands_the_sessions_from_the_old_process_to_the_new_one(
-    command: list[str], url: str, tmp_path: Path
-) -> None:
-    with running(command, tmp_path, STORE=url) as old:
+def test_a_deploy_hands_the_sessions_from_the_old_process_to_the_new_one(url: str, tmp_path: Path) -> None:
+    with running(COMMANDS[0], tmp_path, STORE=url) as old:
         until_sync(lambda: old.ready() == 200)
-        with running(command, tmp_path, STORE=url) as new:
+        with running(COMMANDS[0], tmp_path, STORE=url) as new:
             assert (old.ready(), new.ready()) == (200, 503)
             assert new.deliver("telegram", 7, 1) == 503
             assert old.deliver("telegram", 7, 1) == 200
@@ -247,6 +255,46 @@ def test_a_server_that_is_told_to_end_while_it_waits_ends_at_once(url: str, tmp_
         until_sync(lambda: (old.ready(), new.ready()) == (200, 503))
         new.end()
         assert old.deliver("telegram", 7, 1) == 200
+
+
+@pytest.mark.long
+def test_deploys_on_one_port_under_load_count_every_event_once(url: str, tmp_path: Path) -> None:
+    (tmp_path / "two_workers.py").write_text(TWO_WORKERS.format(url=url, secret=SECRET).replace("0.5", "30.0"))
+    (tmp_path / "serve.py").write_text(ONE_PORT)
+    port = redis_servers.free_port()
+    command = [sys.executable, "serve.py", str(port)]
+    accepted, ends = 0, threading.Event()
+    body = encode(message("telegram", 7, 0))
+
+    def send() -> None:  # as a platform does: one event after the other, each until it is answered 200
+        nonlocal accepted
+        while not ends.is_set():
+            sent = body.replace(b'"update_id": 0', b'"update_id": %d' % accepted)
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/telegram", content=sent, headers=sign("telegram", sent))
+            except httpx.TransportError:  # a server that has just ended
+                continue
+            assert answer.status_code in {200, 503}
+            accepted += answer.status_code == 200
+
+    with ExitStack() as stack:
+        old = stack.enter_context(running(command, tmp_path))
+        sender = Call(send)
+        until_sync(lambda: accepted > 10)
+        for _ in range(3):
+            new = stack.enter_context(running(command, tmp_path))
+            while "not ready yet" not in new.log[-1]:
+                assert new.process.stderr is not None
+                new.log.append(new.process.stderr.readline())
+            before = accepted
+            old.end()
+            until_sync(lambda before=before: accepted > before + 10)  # type: ignore[misc]
+            old = new
+        ends.set()
+        sender.result()
+        old.end()
+    with SessionManager(store_from_url(url)) as manager:
+        assert (manager.peek_sync("telegram:7") or {})["n"] == accepted
 
 
 @pytest.mark.long

@@ -222,6 +222,8 @@ class Simulation:
     def _answered(self, machine: Machine, sent: float, outcome: str | bool | None) -> None:
         owner = self.bots[machine.name].owner
         owner.asking.discard(sent)
+        if outcome is False:
+            owner.refused = self.world.now
         if outcome is False or self.world.now > sent + owner.deadline:
             owner.failed = max(owner.failed, min(self.world.now, sent + owner.deadline))
         elif not owner.holder or owner.holder in (outcome or ""):

@@ -1513,7 +1513,7 @@ MUTANTS = (
         "a server does not serve before the manager has its store",
         "ext/_serving.py",
         "            waits.set_result(None)\n",
-        "",
+        "            pass\n",
         "tests/ext/test_late_start.py -k begins_when_that_has_closed",
     ),
     Mutant(
