@@ -388,8 +388,8 @@ MUTANTS = (
     Mutant(
         "a manager that loses its store while it starts goes on",
         "_manager/closing.py",
-        "if parts.keeper is not None and parts.keeper.lost is not None:",
-        "if False:",
+        "if (lost := parts.is_lost()) is not None:",
+        "if (lost := parts.is_lost()) is not None and False:",
         "tests/unit/ownership/test_losing.py -k while_it_starts",
     ),
     Mutant(
