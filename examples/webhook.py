@@ -6,6 +6,10 @@
 Set the secrets of your platforms: TELEGRAM_SECRET_TOKEN, SLACK_SIGNING_SECRET, or META_APP_SECRET
 with META_VERIFY_TOKEN. The paths are /telegram, /slack and /meta. With TELEGRAM_TOKEN replies to
 Telegram are sent there; all other replies are printed.
+
+The sessions are files in `.sessions`, which one process has at a time. For a deploy without a gap
+set STORE to the URL of a Redis, say redis://localhost/0: start the new process, then end the old
+one with SIGTERM. The new one answers 503 until it has the sessions, and a platform tries again.
 """
 
 import json
@@ -15,9 +19,10 @@ import urllib.request
 
 import uvicorn
 
-from actorbot import Context, FileSessionStore, SessionManager
+from actorbot import Context, SessionManager
 from actorbot.ext.asgi import webhook_app
 from actorbot.ext.webhooks import Meta, Platform, Slack, Telegram
+from actorbot.stores import store_from_url
 
 settings = os.environ
 platforms: dict[str, Platform] = {}
@@ -57,7 +62,8 @@ def deliver(session_id: str, text: str) -> None:
         pass
 
 
-manager = SessionManager(FileSessionStore(".sessions"), handler=handle, deliver=deliver)
+store = store_from_url(settings.get("STORE", "file://.sessions"))
+manager = SessionManager(store, handler=handle, deliver=deliver)
 app = webhook_app(manager, platforms)
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from linebot.v3.messaging import AsyncApiClient, AsyncMessagingApi, Configuratio
 from starlette.applications import Starlette
 
 from actorbot import Context, FileSessionStore, SessionManager
-from actorbot.ext.asgi import probe_routes, webhook_routes
+from actorbot.ext.asgi import lifespan, probe_routes, webhook_routes
 from actorbot.ext.webhooks import Line
 
 secret, token = os.environ.get("LINE_CHANNEL_SECRET"), os.environ.get("LINE_ACCESS_TOKEN")
@@ -46,9 +46,9 @@ async def deliver(session_id: str, request: ReplyMessageRequest) -> None:
 
 
 @asynccontextmanager
-async def running(_: Starlette) -> AsyncIterator[None]:
+async def running(app: Starlette) -> AsyncIterator[None]:
     # The client is closed last: a manager that closes still sends replies.
-    async with AsyncApiClient(configuration) as client, manager:
+    async with AsyncApiClient(configuration) as client, lifespan(manager)(app):
         app.state.line = AsyncMessagingApi(client)
         yield
 

@@ -19,6 +19,7 @@ from actorbot._reports import ShutdownReport
 from actorbot._runtime.home import Home
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._runtime.thread_home import ThreadHome, run_inline
+from actorbot._turns.shared import TurnShared
 from actorbot.errors import ForkedError, ManagerClosedError, OwnershipLostError, TurnTimeoutError, WrongLoopError
 
 __all__ = ["Access", "Life"]
@@ -65,10 +66,11 @@ class Access(ABC):
 
     def __init__(self) -> None:
         self._life = Life.NEW
+        self._shared: TurnShared | None = None  # what turns have in common, from the start on
         self._lost: OwnershipLostError | None = None
         self._waits_for: str | None = None  # whom its start waits for
-        # What a bot or an adapter does about these. Called at home, the first at each look.
-        self._on_wait: list[Callable[[str], None]] = []
+        # What a bot or an adapter does about these. Called at home, once.
+        self._on_wait: list[Callable[[str], object]] = []
         self._on_lost: list[Callable[[OwnershipLostError], object]] = []
         # The usual event looks at one of these two. They are set only while the manager is open.
         self._here = 0  # the thread of the home loop
@@ -88,10 +90,12 @@ class Access(ABC):
         if life is not Life.OPEN:
             self._here, self._inline = 0, None
 
-    def _wait_for(self, owner: str) -> None:
+    def _wait_for(self, owner: str, passes: bool) -> None:
         self._waits_for = owner
-        for tell in self._on_wait:
-            tell(owner)
+        if not passes:  # else it is over in a moment, and nobody's to see to
+            on_wait, self._on_wait = self._on_wait, []
+            for tell in on_wait:
+                tell(owner)
 
     def _begin(self, *, on_loop: bool) -> None:
         if on_loop:
@@ -199,6 +203,16 @@ class Access(ABC):
                 waits = False
                 future.cancel()
                 raise
+
+    def _run_turn(self, verb: Callable[..., Coroutine[Any, Any, Any]], *args: Any, timeout: float | None = None) -> Any:
+        """The same for a verb that acknowledges something: this thread may go on late.
+
+        Raises: OwnershipLostError.
+        """
+        value = self._run_sync(verb, *args, timeout=timeout)
+        if self._shared is not None and self._shared.in_doubt():
+            self._run_sync(self._shared.confirm)
+        return value
 
     async def _wait(self, future: Future[Any], timeout: float | None, session_id: str) -> Any:
         try:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Set
 from concurrent.futures import Future
 from contextvars import Context as ContextVars
+from copy import copy
 from functools import partial
 from math import inf
 from time import monotonic
@@ -164,10 +165,16 @@ async def shut(parts: Parts, time: CloseTime, asking: Set[object] = frozenset())
     return _logged(ShutdownReport(unflushed, unfinished, len(outbox), monotonic() - time.start))
 
 
-async def recover_or_end(parts: Parts) -> None:
-    """Have started parts recover what the journal has. If that fails, or is cancelled, end them."""
+async def recover_or_end(parts: Parts, end_if_lost: Callable[[], None]) -> None:
+    """Have started parts recover what the journal has. If that fails, or is cancelled, end them.
+
+    Also if the store was lost meanwhile.
+    """
     try:
+        end_if_lost()
         await parts.recover()
+        if (lost := parts.is_lost()) is not None:
+            raise copy(lost)
     except BaseException:
         try:
             await shut(parts, CloseTime(0.0, last=1.0))
@@ -185,7 +192,7 @@ def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     parts.shared.running.refuse_all()
     actors = list(parts.table.resident())
     for future in (
-        lambda: parts.shared.flusher.flush(actors),
+        lambda: parts.shared.flusher.flush([] if parts.is_lost() else actors),
         parts.close_journal,
         lambda: parts.release_lease(flushed=not _behind(parts, actors) and not _may_write(parts, unfinished)),
         parts.close_store,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 
 from actorbot._manager.parts import Parts
 from actorbot._residents.abandon import Abandonment
@@ -13,12 +14,25 @@ __all__ = ["lose"]
 logger = logging.getLogger("actorbot")
 
 
-def lose(parts: Parts, error: OwnershipLostError) -> None:
+def lose(
+    parts: Parts, error: OwnershipLostError, on_lost: Iterable[Callable[[OwnershipLostError], object]] = ()
+) -> None:
     """End every turn with *error*, and hand what is not flushed to `on_conflict`. At home.
 
-    Nothing more is written. The outbox asks the keeper itself, and sends no reply any more.
+    Nothing more is written. The outbox asks the keeper itself, and sends no reply any more. The
+    second time nothing happens. *on_lost* is told at the end.
     """
+    if not parts.losing.take():
+        return
     logger.critical("%s", error)
+    try:
+        _end(parts, error)
+    finally:
+        for tell in on_lost:
+            tell(error)
+
+
+def _end(parts: Parts, error: OwnershipLostError) -> None:
     table, shared = parts.table, parts.shared
     shared.flusher.stop()
     table.close_intake(error)

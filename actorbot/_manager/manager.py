@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from asyncio import current_task
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from threading import get_ident
 from typing import Any, Self
 
@@ -29,7 +29,6 @@ from actorbot._runtime.thread_home import ThreadHome, run_inline
 from actorbot._turns.context import Context, raise_for
 from actorbot._turns.hooks import Hook
 from actorbot._turns.lend import Loan, take_back, undo
-from actorbot._turns.shared import TurnShared
 from actorbot.errors import ManagerClosedError, OwnershipLostError
 
 __all__ = ["SessionManager"]
@@ -86,7 +85,6 @@ class SessionManager(Many):
         )  # fmt: skip
         self._closing = Close()
         self._report: ShutdownReport | None = None
-        self._shared: TurnShared | None = None  # what its turns have in common, from the start on
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -120,7 +118,7 @@ class SessionManager(Many):
         seconds = self._options.close_timeout if timeout is None else check_timeout(timeout)
         if (report := self._last_report()) is not None:
             return report
-        if self._life is Life.OPEN and self._loop is not None and self._loop.is_closed():
+        if self._life in (Life.OPEN, Life.LOST) and self._loop is not None and self._loop.is_closed():
             return self._close_without_loop(seconds)
         try:
             self._check_away(closing=True)
@@ -155,33 +153,33 @@ class SessionManager(Many):
         parts = self._parts = Parts(self._options, home, self._wait_for, self._lose)
         try:
             await parts.start()
-            await recover_or_end(parts)
-            if self._lost is not None:
-                raise self._lost
+            self._shared, self._actors = parts.shared, parts.table.actors
+            await recover_or_end(parts, self._end_if_lost)
         except BaseException:
             self._live(Life.CLOSED)
             raise
         self._verbs = Verbs(parts.shared, parts.table, parts.activation, parts.loader, parts.broken, parts.replay)
-        self._shared, self._actors = parts.shared, parts.table.actors
         remember(self)
         self._live(Life.OPEN)
         if isinstance(home, LoopHome):
             self._here = home.thread_id or 0
         elif isinstance(home, ThreadHome) and parts.shared.handle_here is not None:
             self._inline = home
+        self._end_if_lost()  # just now
 
     def _lose(self, error: OwnershipLostError) -> None:
         """Acknowledge nothing more: another process has taken over the store. Any thread."""
-        self._home.post(self._end_lost, error)
-
-    def _end_lost(self, error: OwnershipLostError) -> None:
         self._lost = error
-        if self._life is Life.OPEN:
-            self._live(Life.LOST)
         if self._shared is not None:
-            lose(self._parts, error)
-        for tell in self._on_lost:
-            tell(error)
+            self._shared.flusher.stop()  # now, though the loop may be busy
+        with suppress(RuntimeError):  # the loop has been closed, without the manager
+            self._home.post(self._end_if_lost)
+
+    def _end_if_lost(self) -> None:
+        if self._lost is not None and self._life is Life.OPEN:
+            self._live(Life.LOST)
+        if self._lost is not None and self._shared is not None:
+            lose(self._parts, self._lost, self._on_lost)
 
     def _last_report(self) -> ShutdownReport | None:
         """Return the report of a close that has ended; a close of a new manager ends here."""
@@ -265,7 +263,7 @@ class SessionManager(Many):
                 return run_inline(turn) if timeout is None else threads.run(turn, session_id, timeout)
         self._check_away()
         verb = self._verbs.dispatch
-        return self._run_sync(verb, session_id, event, event_id, durable, timeout, on_duplicate, timeout=timeout)
+        return self._run_turn(verb, session_id, event, event_id, durable, timeout, on_duplicate, timeout=timeout)
 
     async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Receipt:
         """Accept *event* and return; it is handled later, in its turn. Raises: OverloadedError."""
@@ -311,7 +309,7 @@ class SessionManager(Many):
             self._check_away(closing=True)
             raise_for(error, self._run_sync(undo, context, error))
         self._check_away(closing=True)  # it was lent before a close that may have begun
-        self._run_sync(take_back, context)
+        self._run_turn(take_back, context)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
         """Return a copy of the session's values, or `None`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -12,7 +12,8 @@ from actorbot._flushing.flusher import Flusher
 from actorbot._journal.file import JournalFile
 from actorbot._journal.journal import Journal
 from actorbot._manager.options import Options
-from actorbot._ownership.keeper import Keeper, real_clock
+from actorbot._ownership.clock import real_clock
+from actorbot._ownership.keeper import Keeper
 from actorbot._residents.activation import Activation
 from actorbot._residents.anew import WriteAnew
 from actorbot._residents.backoff import BrokenRecords
@@ -23,14 +24,14 @@ from actorbot._residents.room import Room
 from actorbot._residents.sweeper import Sweeper
 from actorbot._residents.table import Table
 from actorbot._runtime.deadline_thread import DeadlineThread
-from actorbot._runtime.home import Home, Promise, is_plain, new_future
+from actorbot._runtime.home import Home, Promise, is_async, is_plain, new_future
 from actorbot._runtime.once import Once
 from actorbot._runtime.thread_home import ThreadHome
 from actorbot._turns.acknowledge import claim_first, write_ahead, write_through
 from actorbot._turns.answers import Answers
 from actorbot._turns.context import Context
-from actorbot._turns.hooks import Hooks
-from actorbot._turns.outbox import Outbox
+from actorbot._turns.hooks import Hook, Hooks
+from actorbot._turns.outbox import Outbox, ask_again
 from actorbot._turns.overdue import RunningTurns
 from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.shared import TurnShared
@@ -62,14 +63,13 @@ class Parts:
         self,
         options: Options,
         home: Home,
-        on_wait: Callable[[str], None],
+        on_wait: Callable[[str, bool], None],
         on_lost: Callable[[OwnershipLostError], None],
     ) -> None:
         self._options = options
         self._on_wait = on_wait
         self.clock = clock = options.clock
         self.home = home
-        self.hooks = Hooks(home, options.functions, limit=options.handler_timeout, most_told=options.max_resident)
         given, deadline = options.store, options.policy.store_deadline
         self.store: RecordStore = given
         if not isinstance(given, RecordStore):
@@ -77,6 +77,7 @@ class Parts:
         name = self.store.name
         # Taken by a store that has opened, and by a start that fails: the second of them closes it.
         self._opening = Once()
+        self.losing = Once()  # taken when the store has been lost
         self.writer = self._reader = DeadlineThread("actorbot-store", name, clock, deadline)
         if not isinstance(self.store, DriverStore):  # whose calls all share one thread
             self._reader = DeadlineThread("actorbot-reads", name, clock, deadline)
@@ -85,6 +86,15 @@ class Parts:
         if options.ownership is not None:
             self._real_clock = real_clock(clock)
             self.keeper = Keeper(self.store, given, options.ownership, self._real_clock, deadline, on_lost)
+        self.hooks = Hooks(home, self._functions(), limit=options.handler_timeout, most_told=options.max_resident)
+
+    def _functions(self) -> Mapping[str, Hook | None]:
+        """Return the author's functions; `deliver` looks once more if it runs in another thread."""
+        functions, keeper = self._options.functions, self.keeper
+        deliver = functions["deliver"]
+        if deliver is None or keeper is None or is_async(deliver) != isinstance(self.home, ThreadHome):
+            return functions
+        return {**functions, "deliver": ask_again(deliver, keeper)}
 
     async def start(self) -> None:
         """Open the store, then make and start what needs it. Raises: store errors."""
@@ -233,6 +243,10 @@ class Parts:
         open_for(self, self._options.store, self.store.init)
         if not self._opening.take():  # the start was cancelled meanwhile
             close_after_last(self, self._options.store, self.store.close)
+
+    def is_lost(self) -> OwnershipLostError | None:
+        """Tell how the store was lost; `None` if it was not. Any thread."""
+        return None if self.keeper is None else self.keeper.lost
 
     def release_lease(self, *, flushed: bool) -> Future[Any]:
         """Let the next owner begin. If not all is *flushed*, it has to find out by itself."""

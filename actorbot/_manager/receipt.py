@@ -86,7 +86,9 @@ class Receipt:
         """
         _check(timeout)
         self._access._check_here(closing=True, closed=self._outcome.done())
-        return await self._result(timeout)
+        value = await self._result(timeout)
+        await self._actor.shared.confirm()
+        return value
 
     async def durable(self, timeout: float | None = None) -> None:
         """Wait until the store, or the journal where there is one, has what the event changed.
@@ -96,6 +98,7 @@ class Receipt:
         _check(timeout)
         self._access._check_here(closing=True)
         await self._durable(timeout)
+        await self._actor.shared.confirm()
 
     def result_sync(self, timeout: float | None = None) -> Any:
         """The same as `result`, for threads."""
@@ -103,7 +106,7 @@ class Receipt:
         if not self._outcome.done():
             try:
                 self._access._check_away(closing=True)
-                return self._access._run_sync(self._result, timeout)
+                return self._access._run_turn(self._result, timeout)
             except ManagerClosedError:
                 # The close waits until turns are left, and a turn is left before its outcome is
                 # set. So the outcome comes in a moment, unless a handler hangs.
@@ -111,13 +114,15 @@ class Receipt:
                 if not self._outcome.done():
                     raise
         self._access._check_away(closing=True, closed=True)
+        if self._actor.shared.in_doubt():
+            self._access._run_sync(self._actor.shared.confirm)
         return run_inline(self._result(timeout))
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
         _check(timeout)
         self._access._check_away(closing=True)
-        self._access._run_sync(self._durable, timeout)
+        self._access._run_turn(self._durable, timeout)
 
     async def _result(self, timeout: float | None) -> Any:
         mine: list[Context] = []

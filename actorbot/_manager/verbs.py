@@ -108,6 +108,7 @@ class Verbs:
         absent = self._only_in_journal(ids, actors)
         await self._home.wait(self._shared.flusher.flush(actors))
         await self._replay.flush_absent(absent)
+        await self._shared.confirm()  # also of one that was called just before the store was lost
 
     def _only_in_journal(self, ids: list[str] | None, actors: list[SessionActor]) -> list[str]:
         """List the ids, of these or of all, that the journal may have and none of *actors* has."""
@@ -154,6 +155,7 @@ class Verbs:
         session_id = check_session_id(session_id)
         actor = await self._enter_to_destroy(session_id)
         await self._home.wait(Destroy(actor).begin())
+        await self._shared.confirm()
 
     async def _enter_to_destroy(self, session_id: str) -> SessionActor:
         """Take the turn, even if the record is broken: to destroy the session is the cure."""

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, Final, NamedTuple
 
 from actorbot._ownership.lease import WATCHED, Holder, Lease, Lost, Mode, renew, take, without
+from actorbot._ownership.obstacle import Obstacle
 from actorbot._ownership.stays import has_ended, stays
 from actorbot._reports import Ownership
-from actorbot._runtime.clock import Clock, SystemClock, Timer
+from actorbot._runtime.clock import Clock, Timer
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Home, new_future
-from actorbot._runtime.locked import locked
 from actorbot._runtime.process import this_process
-from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreLockedError, StoreUnavailableError
+from actorbot.errors import OutcomeUnknownError, OwnershipLostError, StoreError, StoreUnavailableError
 from actorbot.stores.base import RecordStore
 
-__all__ = ["Keeper", "real_clock"]
+__all__ = ["Keeper"]
 
 logger = logging.getLogger("actorbot")
 
@@ -36,7 +36,7 @@ LEASE: Final = 10.0
 """Seconds for which an owner has a store without renewing its lease."""
 RENEWED: Final = 0.3
 """The part of a lease after which it is renewed."""
-PATIENCE: Final = 0.5
+PATIENCE: Final = 0.3
 """The part of a lease that a renewal may take: an outage is known before the lease runs out."""
 RETRY: Final = 0.25
 """Seconds until that is tried again, if the store did not answer."""
@@ -63,14 +63,19 @@ class Keeper:
         self._opened = opened
         self._mode: Mode = mode
         self._clock = clock
-        self.now = _seconds_of(clock)
-        """Returns the monotonic second that `until` belongs to. (An attribute: each turn asks.)"""
+        # An attribute, since each turn asks. It stands still in a machine that sleeps, whose owner
+        # then finds out at its next renewal. A clock that does not (CLOCK_BOOTTIME) would cost each
+        # event another 1 %.
+        self.now = clock.monotonic
+        """Returns the monotonic second that `until` belongs to."""
         self._deadline = min(deadline, PATIENCE * LEASE)
         self._on_lost = on_lost
         self._thread = DeadlineThread("actorbot-lease", store.name, clock, deadline)
         self._me = ""
         self._mine: Holder | None = None
         self._seen: tuple[str | None, float] | None = None  # the last text, and since when it is the same
+        self._proven = False  # whether the server has taken a write since then
+        self._newest = 0  # the last epoch that was seen
         self._lock = threading.Lock()  # guards `_flying`, `_asked`, `_timer`, `_ended` and `lost`
         self._flying: Future[None] | None = None  # a renewal that is under way
         self._asked = 0.0  # when it began
@@ -99,10 +104,10 @@ class Keeper:
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str, bool], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
 
-        At each look that is in vain, *on_wait* is told whom it waits for.
+        At each look that is in vain, *on_wait* is told what is in the way, and whether it passes.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -111,18 +116,19 @@ class Keeper:
         while (obstacle := await self._look(home)) is not None:
             now = self.now()
             if now - began >= timeout and not obstacle.passes:
-                raise obstacle.error or self._locked(obstacle.reason, now - began)
+                raise obstacle.error or obstacle.locked(self._store.name, now - began)
             if self.waits_for is None or now - said >= SAY_AGAIN:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
-            on_wait(obstacle.reason)
-            await _sleep(home, POLL)
+            on_wait(obstacle.reason, obstacle.passes)
+            with suppress(TimeoutError):
+                await home.wait(new_future(), POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
         self.waits_for = None
 
-    async def _look(self, home: Home) -> _Obstacle | None:
+    async def _look(self, home: Home) -> Obstacle | None:
         try:
             return await home.wait(self._thread.call(self._take))  # type: ignore[no-any-return]
         except StoreUnavailableError as error:
@@ -130,41 +136,42 @@ class Keeper:
             if self._seen is None or (self.waits_for is None and not isinstance(error, OutcomeUnknownError)):
                 raise
             self._seen = None, inf  # whoever is away may have been kept from renewing, too
-            return _Obstacle(f"the store does not answer: {error}", passes=False, error=error)
+            return Obstacle(f"the store does not answer: {error}", passes=False, error=error)
 
-    def _take(self) -> _Obstacle | None:
+    def _take(self) -> Obstacle | None:
         """Take the lease, or say what is in the way. On the thread."""
         asked = self.now()
         found = self._store.read_lease()
         if self._seen is None or self._seen[0] != found.text or self._seen[1] == inf:
-            self._seen = found.text, self.now()
+            self._seen, self._proven = (found.text, self.now()), False
         watched = asked - self._seen[1]
         lease = Lease.parse(found.text, self._store.name)
         enough = WATCHED * LEASE
-        if watched < enough and (found.text is None if found.up is None else found.up < enough):
-            reason = "the server has just been started, and an owner may be about to renew its lease"
-            return _Obstacle(reason, passes=True)
+        young = found.text is None if found.up is None else found.up < enough
+        if watched < enough and (young or lease.epoch < self._newest):
+            reason = "the server was just started, or has lost the lease, and an owner may be about to renew it"
+            return Obstacle(reason, passes=True)
+        self._newest = max(lease.epoch, self._newest)
+        lease = replace(lease, epoch=self._newest)
         mine = Holder(this_process(), self._mode, LEASE)
-        outcome = take(lease, self._me, mine, found.now, watched, is_gone=partial(has_ended, mine.process))
+        is_gone = partial(has_ended, mine.process)
+        outcome = take(lease, self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)
         if not isinstance(outcome, Lease):
+            if found.text is not None and not self._proven and (outcome.overdue or watched >= enough):
+                # It may answer, and refuse to write: then a living owner cannot renew its lease.
+                self._store.swap_lease(found.text, found.text)
+                self._seen, self._proven = (found.text, self.now()), True
             reason = "; ".join(each.say(found.now) for each in outcome.holders)
-            return _Obstacle(reason, passes=not outcome.may_renew)
+            is_here = any(each.process == mine.process for each in outcome.holders)
+            return Obstacle(reason, passes=not outcome.may_renew, is_here=is_here)
         if self._ended:  # as in `_renew`: the start was given up meanwhile
             return None
         if not self._store.swap_lease(found.text, outcome.to_text()):
-            return _Obstacle("somebody else has just taken it", passes=True)
+            return Obstacle("somebody else has just taken it", passes=True)
         with self._lock:
             if not self._ended:
                 self._renewed(outcome.holders[self._me], asked)
         return None
-
-    def _locked(self, in_the_way: str, waited: float) -> StoreLockedError:
-        return locked(
-            self._store.name,
-            in_the_way,
-            f"Waited {waited:.1f} s (takeover_timeout). Close that process;"
-            " or let both use FlushPolicy.write_through(), which several may share",
-        )
 
     # --- keeping it ------------------------------------------------------------------------------
 
@@ -172,11 +179,13 @@ class Keeper:
         """Wait until it is certain that this process still owns the store. At home.
 
         While the server does not answer, it does: nobody has been seen to take it.
-        Raises: OwnershipLostError.
+        Raises: OwnershipLostError, StoreUnavailableError if the manager was closed.
         """
         while self.now() >= self.until:
-            if self.lost is not None:
-                raise copy(self.lost)
+            if self.lost is not None or self._ended:
+                raise copy(
+                    self.lost or StoreUnavailableError(self._store.name, "it was closed before it said who owns it")
+                )
             await home.wait(self._renew_soon())
 
     def check_before_writing(self) -> None:
@@ -247,29 +256,34 @@ class Keeper:
 
     def _renewed(self, mine: Holder, asked: float) -> None:
         # The caller holds the lock.
+        if self.trouble is not None:
+            logger.info("%s: the lease is renewed again (%s, epoch %d)", self._store.name, mine.mode, mine.epoch)
         self._mine, self.trouble = mine, None
         self.until = self._runs_out = asked + mine.lease
         self._again(asked + RENEWED * mine.lease - self.now())
 
     def _again(self, seconds: float) -> None:
-        self._timer = self._clock.call_at(self._clock.monotonic() + seconds, self._tick)
+        self._timer = self._clock.call_at(self.now() + seconds, self._tick)
 
     def _failed(self, error: BaseException | None) -> None:
         """Go on until the next try has begun: nobody is known to have taken the store.
 
         But a failure that is noticed late says nothing of it: the process was frozen meanwhile.
         """
-        if self.trouble is None:
-            logger.warning("%s: the lease cannot be renewed, which is tried again: %s", self._store.name, error)
+        mine = self.ownership()
+        if self.trouble is None and mine is not None:
+            logger.warning(
+                "%s: the lease cannot be renewed, which is tried again (%s, epoch %d, for %.1f s more): %s",
+                self._store.name, mine.mode, mine.epoch, mine.remaining, error,
+            )  # fmt: skip
         self.trouble = str(error)
         if (now := self.now()) < self._asked + self._deadline + RETRY:
             self.until = max(self.until, now + 2 * RETRY)
         self._again(RETRY)
 
     def _lost_to(self, holder: Holder | None) -> OwnershipLostError:
-        who = "somebody who has given it back since"
-        if holder is not None:
-            who = f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
+        named = holder is not None and f"{holder.process}, {holder.mode}, epoch {holder.epoch}"
+        who = named or "somebody who has given it back since"
         return OwnershipLostError(
             self._store.name,
             f"it was taken over by {who}, since this process had not renewed its lease for {LEASE:g} s."
@@ -282,8 +296,7 @@ class Keeper:
         """Give the lease back, unless another manager of this process has the store open.
 
         If it must not *give_back*, since a write may still come late, the next owner finds out that
-        this one has ended. The thread ends. Twice is no error. The future may fail with a
-        StoreError.
+        this one has ended. The thread ends. Twice is no error. The future may fail: StoreError.
         """
         released = new_future()
         with self._lock:
@@ -293,7 +306,8 @@ class Keeper:
             self._ended = True
             if self._timer is not None:
                 self._timer.cancel()
-        self.until = inf if self.lost is None else -inf
+        if self.now() < self.until:  # or else a turn that asks can have no answer any more
+            self.until = inf
         if self._me and stays.leave(self._opened, clean=give_back):
             released = self._thread.call(self._give_back)
         else:
@@ -312,40 +326,7 @@ class Keeper:
         raise StoreError(self._store.name, "others changed its lease meanwhile; it runs out by itself")
 
 
-class _Obstacle(NamedTuple):
-    reason: str
-    passes: bool
-    """Whether it goes away in a moment, without anybody's doing: that does not count as waiting."""
-    error: StoreUnavailableError | None = None
-    """What is the matter, if it is the store itself."""
-
-
 class _Renewed(NamedTuple):
     mine: Holder
     asked: float
     """The monotonic second before the store was asked."""
-
-
-def real_clock(clock: Clock) -> Clock:
-    """Return a clock that runs as the server's does, also where *clock* is a test's."""
-    return clock if isinstance(clock, SystemClock) else SystemClock()
-
-
-def _seconds_of(clock: Clock) -> Callable[[], float]:
-    """Return what counts the seconds of a *clock*, if it is real also those of a machine asleep.
-
-    A laptop or a server may be suspended for longer than its lease.
-    """
-    if not isinstance(clock, SystemClock) or _AWAKE_OR_NOT is None:
-        return clock.monotonic
-    return partial(time.clock_gettime, _AWAKE_OR_NOT)
-
-
-# Linux's CLOCK_MONOTONIC stands still in a machine that sleeps. That of macOS does not, but
-# `time.monotonic` does there.
-_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
-
-
-async def _sleep(home: Home, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await home.wait(new_future(), seconds)

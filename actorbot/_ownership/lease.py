@@ -95,6 +95,8 @@ class InTheWay:
     holders: list[Holder]
     may_renew: bool
     """Whether one of them has not run out. If not, it takes a moment to see that all are away."""
+    overdue: bool
+    """Whether one of them should have renewed it by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,9 @@ def take(
         else:
             away[name] = other
     if in_the_way:
-        return InTheWay(in_the_way, any(now < other.until for other in in_the_way))
+        may_renew = any(now < other.until for other in in_the_way)
+        overdue = any(now >= other.until - (1 - WATCHED) * other.lease for other in in_the_way)
+        return InTheWay(in_the_way, may_renew, overdue)
     for _, name in sorted((other.until, name) for name, other in kept.items() if now >= other.until)[:-MOST_AWAY]:
         away[name] = kept.pop(name)
     claims = ended or bool(away)
@@ -157,6 +161,8 @@ def renew(lease: Lease, me: str, mine: Holder, now: float) -> Lease | Lost:
         return Lost(newest)  # an equal one is another's, too: it would say so if it was this one's
     if shared:
         return _with(lease, me, mine)
+    if newest is not None and newest.since > mine.since:
+        return Lost(newest)  # it took a store that had lost its lease, and with it the epochs
     return Lease(mine.epoch, {me: mine}, _newest({**_others(lease.away, me), **others}))
 
 

@@ -43,7 +43,7 @@ class Runnable(Protocol):
     _told: Callable[[], None] | None
     """Called by `close`, whoever calls that."""
     _shows: Callable[[str], None] | None
-    """Called, again and again, while `start` waits for the owner of the store: who that is."""
+    """Called, again and again, while `start` waits for another process: which that is."""
 
     def _hurry(self, seconds: float) -> None:
         """Let the close that is under way take at most *seconds* from now."""

@@ -142,9 +142,8 @@ class DeadlineThread:
         call = _Call(overdue, on_thread)
 
         def end() -> None:
-            self._leave_behind(
-                call, OutcomeUnknownError(self._store, f"no answer within {seconds:g} s (store_deadline)")
-            )
+            whose = " (store_deadline)" if seconds == self._deadline else ""
+            self._leave_behind(call, OutcomeUnknownError(self._store, f"no answer within {seconds:g} s{whose}"))
 
         call.timer = self._clock.call_at((self.now() if since is None else since) + seconds, end)
         return call

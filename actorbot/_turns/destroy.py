@@ -10,7 +10,7 @@ from actorbot._runtime.home import new_future
 from actorbot._state.committed import ANYBODYS, OWNER_BYTES, VERSION, Committed, Lineage
 from actorbot._state.record import TOMBSTONE_AGE
 from actorbot._turns.session_actor import SessionActor
-from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
+from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError, OwnershipLostError
 
 __all__ = ["Destroy"]
 
@@ -68,6 +68,15 @@ class Destroy(Ahead):
         written = self._shared.flusher.write(self._actor, self.committed, forced=self._forced)
         written.add_done_callback(lambda written: self._shared.home.post(self._note, written.exception()))
 
+    async def _force(self) -> None:
+        """Write over what another process has written, unless that one owns the store now."""
+        try:
+            await self._shared.confirm()
+        except OwnershipLostError as lost:
+            self._note(lost)
+        else:
+            self._write()
+
     def _note(self, error: BaseException | None) -> None:
         actor = self._actor
         actor.unanswered = 0
@@ -76,7 +85,7 @@ class Destroy(Ahead):
             # process is killed and the next one goes on, a late write of this one must still
             # meet a conflict.
             self._forced = True
-            self._write()
+            self._shared.home.spawn(self._force)
             return
         # Where nobody knows what the store holds now, the next turn reads it.
         if error is not None and actor.abandoned is not None:

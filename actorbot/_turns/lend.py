@@ -19,7 +19,7 @@ __all__ = ["Loan", "check_return", "lend", "take_back", "undo"]
 async def lend(actor: SessionActor, event_id: str | None) -> Context:
     """Begin a turn of *actor*, whose mailbox the caller has entered. A failure leaves the mailbox.
 
-    Raises: DuplicateEventError; what `on_session_start` raises.
+    Raises: DuplicateEventError, OwnershipLostError; what `on_session_start` raises.
     """
     try:
         await make_ready(actor, actor.shared)
@@ -32,6 +32,7 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
         raise
     if context is None:
         actor.leave()
+        await actor.shared.confirm()
         raise DuplicateEventError(actor.session_id, f"event id {event_id!r} was handled before")
     context._may_cancel = False  # a time-out takes the session from the borrower, no more
     try:
@@ -61,7 +62,7 @@ async def take_back(context: Context) -> None:
         done = actor.commit(context)
         if done is not None:
             await actor.shared.home.wait(done)
-            await actor.shared.confirm()
+        await actor.shared.confirm()
     except BaseException as error:
         await actor.fail_turn(context, error)
     if not context._passed_on:

@@ -18,13 +18,13 @@ from typing import Any
 
 from actorbot._ownership.keeper import Keeper
 from actorbot._runtime.current import errand, outside_of_turns
-from actorbot._runtime.home import Home, new_future
+from actorbot._runtime.home import Home, is_async, new_future
 from actorbot._turns.context import Context
 from actorbot._turns.reply_room import ReplyRoom
 from actorbot._turns.terms import Durable, Terms
 from actorbot.errors import ActorbotError, ConfigError
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "ask_again"]
 
 logger = logging.getLogger("actorbot")
 
@@ -48,6 +48,27 @@ class Parcel:
         """Ends with whether they may be sent, by the terms of their turn."""
         terms = None if self.context is None else self.context._terms
         return None if terms is None else terms.confirmed
+
+
+class _LateError(Exception):
+    """It became doubtful on the way to `deliver` whether this process still owns the store."""
+
+
+def ask_again(deliver: Callable[..., Any], keeper: Keeper) -> Callable[..., Any]:
+    """Make a *deliver* that is not called if its thread comes to it when that is in doubt.
+
+    Another thread may come late: the process may have been frozen meanwhile.
+    """
+
+    def here(session_id: str, message: Any) -> Any:
+        if keeper.now() >= keeper.until:
+            raise _LateError
+        return deliver(session_id, message)
+
+    async def on_loop(session_id: str, message: Any) -> Any:
+        return await here(session_id, message)
+
+    return on_loop if is_async(deliver) else here
 
 
 class Outbox:
@@ -258,9 +279,14 @@ class Outbox:
         assert self._deliver is not None
         keeper = self._keeper
         try:
-            if keeper is not None and keeper.now() >= keeper.until:
-                await keeper.confirm(self._home)
-            value = await self._deliver(context.session_id, message)
+            while True:
+                if keeper is not None and keeper.now() >= keeper.until:
+                    await keeper.confirm(self._home)
+                try:
+                    value = await self._deliver(context.session_id, message)
+                    break
+                except _LateError:
+                    continue
         except BaseException as error:  # `deliver` may raise anything, and the line must go on
             if delivered is not None:
                 delivered.set_exception(error)

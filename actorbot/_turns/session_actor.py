@@ -70,8 +70,7 @@ class SessionActor(Flushable):
             self.flushed, self.write_ids, self.committed = 0, b"", NOTHING
         else:
             self.flushed, self.write_ids, self.committed = record.version, record.write_ids, record.committed
-        journal = self.shared.journal
-        if journal is not None and journal.floor > self.flushed:
+        if (journal := self.shared.journal) is not None and journal.floor > self.flushed:
             self.flushed, self.committed = journal.floor, (journal.floor, *self.committed[1:])
 
     def doubt(self) -> None:
@@ -121,12 +120,14 @@ class SessionActor(Flushable):
                     await shared.on_start(context)
                 value = shared.handle_here(context) if shared.handle_here is not None else await shared.handle(context)
                 try:
-                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
-                        await keeper.confirm(shared.home)
+                    if shared.acknowledge is not None and shared.in_doubt():
+                        await shared.confirm()  # or else the store would refuse the write
                     done = self.commit(context, durable)
                     if done is not None:
                         await (shared.home.wait(done) if isinstance(done, Future) else done)
-                        await shared.confirm()  # the store or the journal may have taken long
+                    # Last, since the process may have been frozen at any moment before.
+                    if (keeper := shared.keeper) is not None and keeper.now() >= keeper.until:
+                        await keeper.confirm(shared.home)
                 except ConflictError:
                     if (reruns := reruns + 1) > RERUNS or not (
                         shared.writes_through or shared.is_unclaimed(self.write_ids)
@@ -230,8 +231,7 @@ class SessionActor(Flushable):
             raise CorruptSessionError(shared.store, self.session_id, str(error)) from error.__cause__ or error
         self.trusted = True
         context = Context(self, session, event, committed, parent, task)
-        if digest is not None:
-            context._event_id = digest
+        context._event_id = digest
         current.set(context)
         self.touched = now = shared.monotonic()
         running = shared.running

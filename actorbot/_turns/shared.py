@@ -81,8 +81,13 @@ class TurnShared:
 
         Raises: OwnershipLostError. At home.
         """
-        if self.keeper is not None and self.keeper.now() >= self.keeper.until:
+        if self.in_doubt():
+            assert self.keeper is not None
             await self.keeper.confirm(self.home)
+
+    def in_doubt(self) -> bool:
+        """Tell whether another process may own the store by now. Any thread."""
+        return self.keeper is not None and self.keeper.now() >= self.keeper.until
 
     def is_unclaimed(self, write_ids: bytes) -> bool:
         """Tell whether an earlier owner may still write the session with these ids.

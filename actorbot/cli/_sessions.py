@@ -1,4 +1,4 @@
-"""`actorbot sessions`: list, show, destroy, export and copy what a store holds."""
+"""`actorbot sessions`: list, show, edit, destroy, export and copy what a store holds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from actorbot._state.codec import decode_state
 from actorbot._state.session_id import check_session_id
 from actorbot._state.values import UndecodableError
 from actorbot.cli._copy import copy
+from actorbot.cli._edit import edit
 from actorbot.cli._export import export
 from actorbot.cli._format import clean, count_of, show_id, show_when, write_json
 from actorbot.cli._owner import tell_owner, warn_of_owner
@@ -28,7 +29,7 @@ __all__ = ["sessions"]
 
 @click.group()
 def sessions() -> None:
-    """List, show, destroy, export and copy the sessions of a store.
+    """List, show, edit, destroy, export and copy the sessions of a store.
 
     Bots may go on meanwhile, except with a store of files, which one process at a time can open.
     What a bot has in memory and has not flushed yet is not seen.
@@ -36,6 +37,7 @@ def sessions() -> None:
 
 
 sessions.add_command(copy)
+sessions.add_command(edit)
 sessions.add_command(export)
 
 
@@ -159,11 +161,12 @@ def rm(url: str, session_ids: tuple[str, ...], yes: bool) -> None:
     """
     for session_id in session_ids:
         check_session_id(session_id)
-    if not yes:
+    with opened(url) as store:
+        warn_of_owner(store, "If it has one of these sessions in memory, its next flush of that is a conflict")
+    if not yes:  # while nothing is open: a bot may want the folder
         _ask(len(session_ids))
     conflicts = 0
     with opened(url) as store:
-        warn_of_owner(store, "If it has one of these sessions in memory, its next flush of that is a conflict")
         for session_id in dict.fromkeys(session_ids):
             try:
                 click.echo(f"{show_id(session_id)}: {_destroy(store, session_id)}")

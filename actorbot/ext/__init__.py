@@ -6,5 +6,6 @@ installs: in a clone of actorbot, `pip install '.[aiogram]'` is for `actorbot.ex
 `ptb` (python-telegram-bot), `aiogram`, `discord`, `slack` and `line` run a library's handlers in
 turns, and `agents` keeps an agent's conversation in a session. `webhooks` knows the webhooks of
 chat platforms without any HTTP, and `asgi` serves them. The files with an underscore are shared by
-those. Of the rest of actorbot they use only public names, and `actorbot._manager.embedding`.
+those. Of the rest of actorbot they use only public names, `actorbot._manager.embedding`, and
+`actorbot._running.shown`.
 """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from asyncio import Task, current_task
+from asyncio import Task, create_task, current_task
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from actorbot._manager.embedding import SessionManager, borrowed, check_dict, held, joined, values
 from actorbot._turns.context import Context
-from actorbot.errors import DuplicateEventError
+from actorbot.errors import DuplicateEventError, OwnershipLostError
+from actorbot.ext._owning import end_process, watch
 
 try:
     from aiogram import Dispatcher, exceptions
@@ -40,6 +41,8 @@ class AiogramSessions:
     Make `Dispatcher(storage=sessions.storage, events_isolation=sessions.isolation)`, then call
     `sessions.install(dispatcher)`. You start and close the manager, for example by
     `dispatcher.startup.register(manager.start)` and `dispatcher.shutdown.register(manager.close)`.
+    Polling begins when the manager has its store. When another process has taken that over, it
+    ends: by a SIGTERM that is raised in this process, if the program handles that.
     """
 
     def __init__(self, manager: SessionManager) -> None:
@@ -47,6 +50,7 @@ class AiogramSessions:
         check_dict(manager, "aiogram keeps its states")
         self._manager = manager
         self._holders: dict[Context, Task[Any] | None] = {}  # the task that has each turn
+        self._ending: Task[None] | None = None  # kept here: a loop keeps no task alive
         self.storage: BaseStorage = _Storage(manager)
         """FSM states and data, kept inside the turn that is held.
 
@@ -76,6 +80,16 @@ class AiogramSessions:
         middlewares may take `session`, the session's values, and `turn`, the `Context`. Call this
         once, before the bot starts.
         """
+
+        async def stop_polling() -> None:
+            with suppress(RuntimeError):  # it does not poll
+                await dispatcher.stop_polling()
+
+        def end(error: OwnershipLostError) -> None:
+            if not end_process(error):
+                self._ending = create_task(stop_polling())
+
+        watch(self._manager, end)
 
         async def in_turn(handler: Next, event: TelegramObject, data: dict[str, Any]) -> Any:
             context = dispatcher.fsm.resolve_event_context(data["bot"], data)

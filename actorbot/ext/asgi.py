@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, is_open, wall
+from actorbot._manager.embedding import SessionManager, confirm, is_open, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -32,9 +32,11 @@ from actorbot.errors import (
     InvalidSessionIdError,
     ManagerClosedError,
     OverloadedError,
+    OwnershipLostError,
     StoreError,
     WrongLoopError,
 )
+from actorbot.ext._owning import watch
 from actorbot.ext._serving import serving
 from actorbot.ext.webhooks import Incoming, Platform, RefusedError
 
@@ -67,11 +69,13 @@ def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -
     """Make a route for each platform, for an application of your own.
 
     *platforms* has them by path: `{"/telegram": Telegram(token)}`. *manager* is started on the loop
-    that serves; until it is open, requests are answered 503. Raises: ConfigError.
+    that serves; until it is open, requests are answered 503. If it loses its store, the process is
+    told to end, as by `lifespan`. Raises: ConfigError.
     """
     for path, platform in platforms.items():
         if not path.startswith("/") or not isinstance(platform, Platform):
             raise ConfigError("platforms", path, "paths that begin with '/', each with a Platform")
+    watch(manager)
     return [_route(manager, path, platform) for path, platform in platforms.items()]
 
 
@@ -161,6 +165,10 @@ async def _take(manager: SessionManager, path: str, platform: Platform, request:
         logger.exception("the events of a delivery to %s cannot be found", path)
         return PlainTextResponse(HTTPStatus(500).phrase, 500)
     failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
+    try:
+        await confirm(manager)  # last: the process may have been frozen since
+    except OwnershipLostError as lost:
+        failures.append(lost)
     return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))
 
 

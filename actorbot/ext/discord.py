@@ -12,6 +12,7 @@ from typing import Any, Final
 from actorbot._checks import check_function, check_plain
 from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError
+from actorbot.ext._owning import watch
 from actorbot.ext._signature import Lent
 
 try:
@@ -60,10 +61,12 @@ def in_turn(
 
     When the handler has succeeded with a message or interaction that Discord then delivers again,
     it does not run again. What the handler raises, and OverloadedError, ManagerClosedError or an
-    error of the store, goes to discord.py. Raises: ConfigError, TypeError.
+    error of the store, goes to discord.py. When another process has taken over the store, SIGTERM
+    is raised in this one, if the program handles that. Raises: ConfigError, TypeError.
     """
 
     check_plain("session_id", session_id, "a function of a message, an interaction or a context")
+    watch(manager)
 
     def decorate(handler: Handler) -> Handler:
         check_function("handler", handler, "an `async def`")

@@ -1,7 +1,8 @@
 """actorbot inside bots of line-bot-sdk v3 that use its `WebhookParser` or its `WebhookHandler`.
 
 A bot that uses neither can take `Line(channel_secret)` of `actorbot.ext.webhooks`, which needs no
-SDK. The session ids are the same.
+SDK. The session ids are the same. When another process has taken over the store of the manager,
+SIGTERM is raised in this one, if the program handles that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from actorbot._event import DUPLICATE
 from actorbot._manager.embedding import SessionManager
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
+from actorbot.ext._owning import watch
 
 try:
     from linebot.v3.webhooks import Event
@@ -52,12 +54,14 @@ async def dispatch_all(manager: SessionManager, events: Iterable[Event]) -> list
     Raises, when all have ended: ExceptionGroup of what failed. Answer LINE something other than 200
     then. When it delivers again, the events that did not fail are duplicates.
     """
+    watch(manager)
     ends = await asyncio.gather(*(_dispatch(manager, event) for event in events), return_exceptions=True)
     return _settled(ends)
 
 
 def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
     """The same as `dispatch_all`, for threads: one event after the other, in the calling thread."""
+    watch(manager)
     ends: list[Any] = []
     for event in events:
         whose = _session_id_of(event)
@@ -76,6 +80,7 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
     back if the function raises. For an event that was handled before, `DUPLICATE` is returned. For
     events that have a source. Any thread but that of the manager's loop. Raises: ConfigError.
     """
+    watch(manager)
 
     def decorate(function: Callable[[Any, Context], Any]) -> Callable[[Any], Any]:
         check_plain("listener", function, "a function of (event, turn)")

@@ -18,9 +18,18 @@ from itertools import chain as flat
 from typing import Any, Final, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
-from actorbot._manager.embedding import SessionManager, check_commit, check_dict, held, is_in_turn, is_open, max_mailbox
+from actorbot._manager.embedding import (
+    SessionManager,
+    check_commit,
+    check_dict,
+    held,
+    is_in_turn,
+    is_open,
+    max_mailbox,
+)
 from actorbot._turns.context import Context
-from actorbot.errors import ConfigError, DuplicateEventError, TurnEndedError
+from actorbot.errors import ConfigError, DuplicateEventError, OwnershipLostError, TurnEndedError
+from actorbot.ext._owning import end_process, watch
 
 try:
     from telegram import Message, Update
@@ -56,12 +65,22 @@ class PTBSessions:
     def __init__(self, manager: SessionManager) -> None:
         """Use *manager*. The application starts and closes it, if nobody has started it.
 
+        It begins to receive when the manager has its store. When another process has taken that
+        over, it ceases: by a SIGTERM that is raised in this process, if the program handles that.
         Raises: ConfigError.
         """
         check_dict(manager, "python-telegram-bot keeps user_data and chat_data")
         self._manager = manager
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._application: Application[Any, Any, Any, Any, Any, Any] | None = None
+        watch(manager, self._end)
+
+    def _end(self, error: OwnershipLostError) -> None:
+        """Cease to receive: an update that is fetched now would count as handled."""
+        if not end_process(error) and self._application is not None:
+            updater = self._application.updater
+            if updater is not None and updater.running:
+                self._ending = asyncio.create_task(updater.stop())
 
     def install(self, builder: Builder) -> Builder:
         """Make *builder* build an application on these sessions; return the builder.
@@ -184,7 +203,7 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         self.user_data = _Data(sessions, "user_data")
         self.chat_data = _Data(sessions, "chat_data")
         self._sessions = sessions
-        self._closes_manager = False
+        self._starting: asyncio.Task[Any] | None = None  # the start of the manager, if it is ours
         sessions._application = self
 
     # --- life ------------------------------------------------------------------------------------
@@ -194,12 +213,16 @@ class _Application(Application[Any, Any, Any, Any, Any, Any]):
         for conversation in persistent(flat.from_iterable(self.handlers.values())):
             keep_states(conversation, self._sessions._session_of)
         if not is_open(self._sessions._manager):
-            await self._sessions._manager.start()
-            self._closes_manager = True
+            self._starting = asyncio.create_task(self._sessions._manager.start())
+            await self._starting
 
     async def shutdown(self) -> None:
-        if self._closes_manager and not self.running:
-            await self._sessions._manager.close()  # first: its last replies need the bot
+        starting = self._starting
+        if starting is not None and not self.running:
+            starting.cancel()  # PTB leaves it behind when a signal ends its wait for the store
+            await asyncio.wait({starting})
+            if not starting.cancelled() and starting.exception() is None:
+                await self._sessions._manager.close()  # first: its last replies need the bot
         await super().shutdown()
 
     # --- updates ---------------------------------------------------------------------------------

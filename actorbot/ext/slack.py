@@ -11,8 +11,9 @@ from inspect import Parameter
 from typing import Any
 
 from actorbot._checks import check_function, check_plain
-from actorbot._manager.embedding import SessionManager
+from actorbot._manager.embedding import SessionManager, check_open
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
+from actorbot.ext._owning import watch
 from actorbot.ext._signature import Lent
 from actorbot.ext._slack_ids import asked_user, session_id_of_ids, thread_user
 
@@ -83,10 +84,12 @@ def in_turn(
     acknowledged before the wait for the turn; otherwise the listener acknowledges, inside it.
 
     What the listener raises, and OverloadedError, ManagerClosedError or an error of the store, goes
-    to Bolt's error handler. Raises: ConfigError.
+    to Bolt's error handler. When another process has taken over the store, SIGTERM is raised in
+    this one, if the program handles that. Raises: ConfigError.
     """
 
     check_plain("session_id", session_id, "a function of Bolt's context")
+    watch(manager)
 
     def decorate(listener: Listener) -> Listener:
         check_function("listener", listener)
@@ -105,6 +108,7 @@ def in_turn(
         async def run(*bound: Any, request: Any, **given: Any) -> Any:
             ack = request.context.ack
             if not acknowledges and ack.response is None:
+                check_open(manager)  # what is acknowledged does not come again
                 await ack()
             where, event_id = borrowing(request, given)
             async with AsyncExitStack() as stack:
@@ -117,6 +121,7 @@ def in_turn(
         def run_sync(*bound: Any, request: Any, **given: Any) -> Any:
             ack = request.context.ack
             if not acknowledges and ack.response is None:
+                check_open(manager)
                 ack()
             where, event_id = borrowing(request, given)
             with ExitStack() as stack:

@@ -46,7 +46,8 @@ class LeaseKeeping:
     def swap_lease(self, old: str | None, new: str) -> bool:
         """Put *new* in the place of *old*, in one step; `False` if something else is there.
 
-        `None`: there must be nothing. It is as safe as a confirmed write. Raises: as `read_lease`.
+        *old* may be `None`: there must be nothing. The two may be equal. It is as safe as a
+        confirmed write. Raises: as `read_lease`.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Sessions in Redis or Valkey, for any number of processes.
+"""Sessions in Redis or Valkey: of one process, or of several that share them.
 
 A batch is one call of a script that compares before it writes.
 """

@@ -81,6 +81,7 @@ class LeaseRules(Rules):
                 _swap(store, old, "third", done=False)
                 _expect_lease(store, "second")
             _swap(store, "second", "third")
+            _swap(store, "third", "third")  # a start looks so whether the server takes writes
 
             _expect_lease(store, "third")
 
@@ -209,6 +210,8 @@ class LeaseRules(Rules):
             _swap(beside, None, "second")
 
             _expect_lease(store, "first")
+            for each in (store, beside):
+                must(_listed(each) in (None, []), each, f"it lists another store's lease: {_listed(each)}")
 
     def _second(self, store: RecordStore) -> Any:
         """Return what another process has: the same place, by another store if there can be one."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from actorbot import Context, SessionManager, errors
-from actorbot.ext.asgi import webhook_app
+from actorbot.ext.asgi import webhook_app, webhook_routes
+from actorbot.ext.webhooks import Telegram
 from tests.ext.deliveries import PLATFORMS, deliver, encode, message, serving
 from tests.leased import LeasedStore, Place
 from tests.waiting import SOON, breathe, until
@@ -32,15 +32,6 @@ def manager_of(place: Place, **options: Any) -> SessionManager:
 
 def app_of(manager: SessionManager) -> Any:
     return webhook_app(manager, {f"/{name}": make() for name, make in PLATFORMS.items()})
-
-
-@pytest.fixture
-def told() -> Iterator[list[int]]:
-    """The SIGTERMs that a server has heard."""
-    heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    yield heard
-    signal.signal(signal.SIGTERM, before)
 
 
 async def is_refused(client: httpx.AsyncClient, platform: str = "telegram") -> bool:
@@ -95,15 +86,15 @@ async def test_a_server_that_waits_says_once_for_whom(caplog: pytest.LogCaptureF
 
 async def test_a_server_that_is_told_to_end_while_it_waits_leaves_the_store_to_its_owner() -> None:
     place = Place()
+    waiting = manager_of(place)
     async with manager_of(place) as owner:
-        async with serving(app_of(manager_of(place))):
+        async with serving(app_of(waiting)):
             pass
+        assert waiting.health().reason == "the manager is closed"
         assert place.owners == 1
         await owner.dispatch("ann", "hi")
+    await breathe()
     assert place.owners == 0
-
-    async with asyncio.timeout(SOON), manager_of(place):  # nobody is left who wants it
-        pass
 
 
 async def test_a_server_whose_start_is_cancelled_while_it_gets_the_store_gives_it_back() -> None:
@@ -183,9 +174,8 @@ async def test_a_store_that_cannot_be_reached_keeps_the_server_from_starting(tol
 
 
 async def test_a_server_that_has_lost_its_store_answers_nobody_and_tells_its_process_to_end(
-    told: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    told: list[int], short_lease: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("actorbot._ownership.keeper.LEASE", 0.1)
     place = Place()
     manager = manager_of(place)
     async with serving(app_of(manager)) as client:
@@ -201,10 +191,20 @@ async def test_a_server_that_has_lost_its_store_answers_nobody_and_tells_its_pro
     assert "taken over by process" in line
 
 
+async def test_a_server_with_a_lifespan_of_its_own_is_told_to_end_as_well(told: list[int], short_lease: None) -> None:
+    place = Place()
+    manager = manager_of(place)
+    webhook_routes(manager, {"/telegram": Telegram("the-secret")})
+    async with manager:
+        place.take_over()
+        await until(lambda: told)
+
+    assert told == [signal.SIGTERM]
+
+
 async def test_an_event_under_way_when_the_store_is_lost_is_503_and_comes_again_elsewhere(
-    told: list[int], monkeypatch: pytest.MonkeyPatch
+    told: list[int], short_lease: None
 ) -> None:
-    monkeypatch.setattr("actorbot._ownership.keeper.LEASE", 0.1)
     place = Place()
     begun = asyncio.Event()
 
@@ -219,3 +219,17 @@ async def test_an_event_under_way_when_the_store_is_lost_is_503_and_comes_again_
         answer = await post
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert told == [signal.SIGTERM]
+
+
+async def test_a_server_that_is_told_to_end_gives_its_store_up_before_it_ceases_to_serve(told: list[int]) -> None:
+    place = Place()
+    old, new = manager_of(place), manager_of(place)
+    async with serving(app_of(old)) as client, serving(app_of(new)) as waiting:
+        assert (await deliver(client, "telegram", message("telegram", 7, 1))).status_code == 200
+        signal.raise_signal(signal.SIGTERM)  # both of this process hear it, but only one is open
+        await until(lambda: new.health().status == "ready")
+        assert await is_refused(client)
+        assert (await deliver(waiting, "telegram", message("telegram", 7, 1))).status_code == 200
+        assert (await deliver(waiting, "telegram", message("telegram", 7, 2))).status_code == 200
+        assert await new.peek("telegram:7") == {"n": 2}
+        assert told == [signal.SIGTERM]

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from queue import Queue
@@ -23,8 +24,12 @@ from typing import Any
 import httpx
 import pytest
 
+from actorbot import SessionManager
+from actorbot.stores import store_from_url
 from tests import ROOT
 from tests.ext.deliveries import SECRET, encode, message, sign
+from tests.servers import redis_servers
+from tests.waiting import Call, until_sync
 
 COMMANDS = [
     [sys.executable, str(ROOT / "examples" / "webhook.py")],
@@ -39,8 +44,9 @@ class Server:
     def __init__(self, command: list[str], folder: Path, **settings: str) -> None:
         environment = {"PORT": "0", "TELEGRAM_SECRET_TOKEN": SECRET, "SLACK_SIGNING_SECRET": SECRET} | settings
         self.process = subprocess.Popen(
-            command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment
-        )
+            command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | environment, start_new_session=True,
+        )  # fmt: skip
         assert self.process.stderr is not None
         self.log: list[str] = []
         for line in self.process.stderr:
@@ -54,6 +60,9 @@ class Server:
     def post(self, platform: str, body: bytes, headers: dict[str, str], **options: Any) -> int:
         url = f"http://127.0.0.1:{self.port}/{platform}"
         return httpx.post(url, content=body, headers=headers, timeout=SLOW, **options).status_code
+
+    def ready(self) -> int:
+        return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=SLOW).status_code
 
     def deliver(self, platform: str, user: int, number: int) -> int:
         body = encode(message(platform, user, number))
@@ -86,7 +95,8 @@ def running(command: list[str], folder: Path, **settings: str) -> Iterator[Serve
     try:
         yield server
     finally:
-        server.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGKILL)  # with its workers
         server.process.communicate()
 
 
@@ -186,3 +196,130 @@ def test_without_the_verify_token_of_meta_the_example_says_what_is_missing(tmp_p
     assert done.returncode == 1
     assert "META_VERIFY_TOKEN" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+# --- another process owns the store -------------------------------------------------------------
+
+TWO_WORKERS = """
+from actorbot import SessionManager
+from actorbot.ext.asgi import webhook_app
+from actorbot.ext.webhooks import Telegram
+from actorbot.stores import store_from_url
+
+def handle(context):
+    context.session["n"] = context.session.get("n", 0) + 1
+
+manager = SessionManager(store_from_url({url!r}), handler=handle, takeover_timeout=0.5)
+app = webhook_app(manager, {{"/telegram": Telegram({secret!r})}})
+"""
+
+ONE_PORT = """
+import socket, sys, uvicorn
+from two_workers import app
+
+listening = socket.socket()
+listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+listening.bind(("127.0.0.1", int(sys.argv[1])))
+print(f"running on http://127.0.0.1:{sys.argv[1]}", file=sys.stderr)
+uvicorn.Server(uvicorn.Config(app)).run(sockets=[listening])
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A store of the test's own."""
+    return f"{redis_servers.shared().url}?key_prefix={tmp_path.name}:"
+
+
+def test_a_deploy_hands_the_sessions_from_the_old_process_to_the_new_one(url: str, tmp_path: Path) -> None:
+    with running(COMMANDS[0], tmp_path, STORE=url) as old:
+        until_sync(lambda: old.ready() == 200)
+        with running(COMMANDS[0], tmp_path, STORE=url) as new:
+            assert (old.ready(), new.ready()) == (200, 503)
+            assert new.deliver("telegram", 7, 1) == 503
+            assert old.deliver("telegram", 7, 1) == 200
+            printed = old.end()
+            until_sync(lambda: new.ready() == 200)
+            assert new.deliver("telegram", 7, 1) == 200  # a duplicate
+            assert new.deliver("telegram", 7, 2) == 200
+            printed += new.end()
+    assert "not ready yet" in "".join(new.log)
+    assert [line for line in printed.splitlines() if "telegram:7" in line] == [
+        "telegram:7: 'hi' is your message number 1",
+        "telegram:7: 'hi' is your message number 2",
+    ]
+
+
+def test_a_server_that_is_told_to_end_while_it_waits_ends_at_once(url: str, tmp_path: Path) -> None:
+    with running(COMMANDS[0], tmp_path, STORE=url) as old, running(COMMANDS[0], tmp_path, STORE=url) as new:
+        until_sync(lambda: (old.ready(), new.ready()) == (200, 503))
+        new.end()
+        assert old.deliver("telegram", 7, 1) == 200
+
+
+@pytest.mark.long
+def test_deploys_on_one_port_under_load_count_every_event_once(url: str, tmp_path: Path) -> None:
+    (tmp_path / "two_workers.py").write_text(TWO_WORKERS.format(url=url, secret=SECRET).replace("0.5", "30.0"))
+    (tmp_path / "serve.py").write_text(ONE_PORT)
+    port = redis_servers.free_port()
+    command = [sys.executable, "serve.py", str(port)]
+    accepted, ends = 0, threading.Event()
+    body = encode(message("telegram", 7, 0))
+
+    def send() -> None:  # as a platform does: one event after the other, each until it is answered 200
+        nonlocal accepted
+        while not ends.is_set():
+            sent = body.replace(b'"update_id": 0', b'"update_id": %d' % accepted)
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/telegram", content=sent, headers=sign("telegram", sent))
+            except httpx.TransportError:  # a server that has just ended
+                continue
+            assert answer.status_code in {200, 503}
+            accepted += answer.status_code == 200
+
+    with ExitStack() as stack:
+        old = stack.enter_context(running(command, tmp_path))
+        sender = Call(send)
+        until_sync(lambda: accepted > 10)
+        for _ in range(3):
+            new = stack.enter_context(running(command, tmp_path))
+            while "not ready yet" not in new.log[-1]:
+                assert new.process.stderr is not None
+                new.log.append(new.process.stderr.readline())
+            before = accepted
+            old.end()
+            until_sync(lambda before=before: accepted > before + 10)  # type: ignore[misc]
+            old = new
+        ends.set()
+        sender.result()
+        old.end()
+    with SessionManager(store_from_url(url)) as manager:
+        assert (manager.peek_sync("telegram:7") or {})["n"] == accepted
+
+
+@pytest.mark.long
+def test_of_two_workers_one_serves_and_the_other_says_why_it_does_not(url: str, tmp_path: Path) -> None:
+    (tmp_path / "two_workers.py").write_text(TWO_WORKERS.format(url=url, secret=SECRET))
+    port = str(redis_servers.free_port())
+    command = [sys.executable, "-m", "uvicorn", "two_workers:app", "--workers", "2", "--port", port]
+    with running(command, tmp_path) as server:
+
+        def delivered(number: int) -> bool:
+            try:
+                return server.deliver("telegram", 7, number) == 200
+            except httpx.TransportError:  # a worker that begins, or ends
+                return False
+
+        for number in range(50):  # the platform tries again until it is answered 200
+            until_sync(partial(delivered, number))
+        assert server.process.stderr is not None
+        said = ""
+        while "died" not in said:  # uvicorn starts another in its place
+            said += server.process.stderr.readline()
+        assert "told to end (SIGTERM)" in said
+        assert "write_through" in said
+        until_sync(partial(delivered, 50))
+        os.killpg(server.process.pid, signal.SIGTERM)
+        server.process.communicate(timeout=SLOW)
+    with SessionManager(store_from_url(url)) as manager:
+        assert (manager.peek_sync("telegram:7") or {})["n"] == 51

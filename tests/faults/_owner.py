@@ -13,7 +13,8 @@ event which is missing in the store, or there twice, can be told. It writes line
     lost SECOND                 a verb raised OwnershipLostError
     error TEXT                  a verb raised something else
     report JSON                 asked for by SIGUSR1: what it says of itself, and how its verbs fail
-    closed CLEAN                asked for by SIGTERM: `close` has returned
+    kept SESSION TAG …          asked for by SIGTERM: what is in `conflicts()`
+    closed CLEAN                then `close` has returned
     fault TEXT                  what must never be was seen
 """
 
@@ -123,6 +124,7 @@ class Owner:
             for client in range(owning.clients):
                 group.create_task(self._serve(client))
             await self._closing.wait()
+        self._tell_of_conflicts()
         report = await self._call("close")
         self.say("closed", int(report.clean))
 
@@ -196,29 +198,26 @@ class Owner:
                 await asyncio.sleep(self._owning.pause)
 
     async def _send(self, verb: str, session: str, tag: str) -> None:
+        if self._owning.threads:  # where the thread that is told says so, at once
+            await asyncio.to_thread(self._send_on_thread, verb, session, tag)
+            return
         if verb == "turn":
-            if self._owning.threads:
-                await asyncio.to_thread(self._borrow, session, tag)
-                return
             async with self._manager.turn(session) as turn:
                 self._add(turn, tag)
         elif verb == "submit":
-            receipt = await self._call("submit", session, tag)
-            await (asyncio.to_thread(receipt.result_sync) if self._owning.threads else receipt.result())
-        elif self._owning.threads:
-            await asyncio.to_thread(self._dispatch_and_say, session, tag)
-            return
+            await (await self._manager.submit(session, tag)).result()
         else:
             await self._manager.dispatch(session, tag)
         self.say("ack", session, tag, time.time())
 
-    def _dispatch_and_say(self, session: str, tag: str) -> None:
-        self._manager.dispatch_sync(session, tag)
-        self.say("ack", session, tag, time.time())
-
-    def _borrow(self, session: str, tag: str) -> None:
-        with self._manager.turn_sync(session) as turn:
-            self._add(turn, tag)
+    def _send_on_thread(self, verb: str, session: str, tag: str) -> None:
+        if verb == "turn":
+            with self._manager.turn_sync(session) as turn:
+                self._add(turn, tag)
+        elif verb == "submit":
+            self._manager.submit_sync(session, tag).result_sync()
+        else:
+            self._manager.dispatch_sync(session, tag)
         self.say("ack", session, tag, time.time())
 
     # --- what it says of itself ------------------------------------------------------------------
@@ -242,15 +241,17 @@ class Owner:
                     raised[name] = "nothing"
                 except Exception as error:
                     raised[name] = type(error).__name__
-        kept: dict[str, list[str]] = {}
-        for conflict in manager.conflicts():
-            kept.setdefault(conflict.session_id, []).extend((conflict.state or {}).get("tags", []))
-        for session, tags in kept.items():  # a line is bounded, and so is what a pipe takes in one piece
-            for at in range(0, len(tags), 50):
-                self.say("kept", session, *tags[at : at + 50])
         said = {"health": health.status, "reason": health.reason, "verbs": raised, "pid": os.getpid()}
         said["ownership"] = asdict(owned) if (owned := manager.stats().ownership) is not None else None
         self.say("report", json.dumps(said))
+
+    def _tell_of_conflicts(self) -> None:
+        kept: dict[str, list[str]] = {}
+        for conflict in self._manager.conflicts():
+            kept.setdefault(conflict.session_id, []).extend((conflict.state or {}).get("tags", []))
+        for session, tags in kept.items():
+            for at in range(0, len(tags), 50):  # a pipe takes a short line in one piece
+                self.say("kept", session, *tags[at : at + 50])
 
 
 def slow_down(kind: type, method: str, seconds: float) -> None:

@@ -37,7 +37,7 @@ class Bot:
         self.replies: list[tuple[str, str, float]] = []
         self.faults: list[str] = []
         self.kept: dict[str, list[str]] = defaultdict(list)
-        """What is in `conflicts()`, as the newest report says: the tags of each session."""
+        """What is in `conflicts()` before its close: the tags of each session."""
         self._said: dict[str, list[list[str]]] = defaultdict(list)
         self._news = threading.Condition()  # guards all of this
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -88,6 +88,16 @@ class Bot:
             assert len(self._said[word]) >= count, f"{self.owning.name} ended before {word!r}; {self.summary()}"
             return " ".join(self._said[word][count - 1])
 
+    def loses_or_works(self, events: int) -> bool:
+        """Wait until it has noticed that it has lost its store; `False` if it goes on so long."""
+        with self._news:
+            goal = len(self._said["ack"]) + events
+            assert self._news.wait_for(
+                lambda: self._said["lost"] or len(self._said["ack"]) >= goal or self._has_ended(), PATIENCE
+            ), self.summary()
+            assert not self._has_ended(), self.summary()
+            return bool(self._said["lost"])
+
     def _has_ended(self) -> bool:
         return self.life.status is not None
 
@@ -126,9 +136,8 @@ class Bot:
         return clean
 
     def report(self) -> dict[str, Any]:
-        """Have it say how it is; `kept` is new then."""
+        """Have it say how it is, and how its verbs fail if it has lost its store."""
         reports = len(self._said["report"])
-        self.kept.clear()
         self.life.signal(signal.SIGUSR1)
         found: dict[str, Any] = json.loads(self.hears("report", reports + 1))
         return found
@@ -139,12 +148,12 @@ class Bots:
 
     def __init__(self, server: ForkServer, url: str, **owning: Any) -> None:
         self._server = server
-        self._owning = Owning(name="", url=url, **owning)
+        self.owning = Owning(name="", url=url, **owning)
         self.all: list[Bot] = []
 
     def begin(self, *, server: ForkServer | None = None, **changes: Any) -> Bot:
         """Begin a bot, by another *server* if one is given. Its name is one that no other has."""
-        bot = Bot(server or self._server, replace(self._owning, name=_name(len(self.all)), **changes))
+        bot = Bot(server or self._server, replace(self.owning, name=_name(len(self.all)), **changes))
         self.all.append(bot)
         return bot
 
@@ -156,10 +165,10 @@ class Bots:
 
     def stored(self) -> dict[str, list[str]]:
         """Return the tags of each session as they are in the store, read without a manager."""
-        store = store_from_url(self._owning.url)
+        store = store_from_url(self.owning.url)
         store.init()
         try:
-            ids = [f"user:{number}" for number in range(self._owning.sessions)]
+            ids = [f"user:{number}" for number in range(self.owning.sessions)]
             return {each: (state_in(store, each) or {}).get("tags", []) for each in ids}
         finally:
             store.close()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from actorbot import DUPLICATE, SessionManager
 from actorbot._turns.context import Context
 from actorbot.errors import ActorbotError, DuplicateEventError, ManagerClosedError, OwnershipLostError
+from tests import inside
 from tests.faults._sim_machine import Machine
 from tests.faults._sim_owners_model import Owner, OwnersModel, Run
 from tests.faults._sim_server import LeasedStore, Server
@@ -94,6 +95,7 @@ class Bot:
             if await self._start():
                 await self._serve()
                 await self._close()
+                await asyncio.sleep(world.random.choice((0.0, 0.0, 0.0, 10.0)))  # what it still does is no event
         finally:
             world.say("the process ends")
             self.machine.killed = True
@@ -204,11 +206,13 @@ class Bot:
         assert self.manager is not None
         try:
             receipt = await self.manager.submit(session_id, event, event_id=event)
+            answered: list[float] = []  # it may be frozen before this code goes on
+            inside.outcome(receipt).add_done_callback(lambda _: answered.append(self.machine.now))
             token = await receipt.result()
         except (ActorbotError, MishapError) as error:
             self._refused(session_id, event, error)
             return
-        self._answered(session_id, event, token, durable=False)
+        self._answered(session_id, event, token, durable=False, at=answered[0])
         if token is not DUPLICATE and self.world.random.random() < 0.5:
             try:
                 await receipt.durable()
@@ -230,8 +234,8 @@ class Bot:
         else:
             self._answered(session_id, event, token, durable=False)
 
-    def _answered(self, session_id: str, event: str, token: Any, *, durable: bool) -> None:
-        world, now = self.world, self.machine.now
+    def _answered(self, session_id: str, event: str, token: Any, *, durable: bool, at: float | None = None) -> None:
+        world, now = self.world, self.machine.now if at is None else at
         world.say("acknowledged", event, token)
         world.counts["acknowledged"] += 1
         if token is DUPLICATE:

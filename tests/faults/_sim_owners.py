@@ -76,6 +76,8 @@ class Plan:
     """Whether all slots are always used, so that processes wait for each other's end."""
     sessions: int
     scenes: int
+    likes: tuple[str, ...]
+    """What befalls them, some of `SCENES`."""
     gap: float
     """Seconds between two of them."""
     pause: float
@@ -107,6 +109,7 @@ class Plan:
             "standby": random.random() < 0.5,
             "sessions": choice((1, 2, 3)),
             "scenes": choice((2, 4, 6)),
+            "likes": tuple(SCENES),
             "gap": choice((1.0, 3.0, 10.0)),
             "pause": choice((0.3, 1.0, 4.0)),
             "forgets": random.random() < 0.15,
@@ -219,6 +222,8 @@ class Simulation:
     def _answered(self, machine: Machine, sent: float, outcome: str | bool | None) -> None:
         owner = self.bots[machine.name].owner
         owner.asking.discard(sent)
+        if outcome is False:
+            owner.refused = self.world.now
         if outcome is False or self.world.now > sent + owner.deadline:
             owner.failed = max(owner.failed, min(self.world.now, sent + owner.deadline))
         elif not owner.holder or owner.holder in (outcome or ""):
@@ -242,7 +247,7 @@ class Simulation:
         keepers = [loop.create_task(self._keep(slot)) for slot in self.slots]
         for slot in self.slots if plan.standby or plan.ownership == "shared" else self.slots[:1]:
             self._want(slot)
-        scenes = [scene for scene, weight in SCENES.items() for _ in range(weight)]
+        scenes = [scene for scene in plan.likes for _ in range(SCENES[scene])]
         for _ in range(plan.scenes):
             await asyncio.sleep(random.expovariate(1 / plan.gap))
             self._play(random.choice(scenes))

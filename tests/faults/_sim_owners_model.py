@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from actorbot._runtime.deadline_thread import MAX_STUCK
 from tests.faults._sim_machine import Machine
 
 __all__ = ["Acknowledged", "Owner", "OwnersModel", "Run"]
@@ -76,6 +77,8 @@ class Owner:
     """When those were sent that have not come back."""
     failed: float = -inf
     """When one last failed: it was not answered in time."""
+    refused: float = -inf
+    """When one last came back without an answer."""
     told: set[str] = field(default_factory=set)
     """The tokens of all states that it has handed to `on_conflict` or lists as conflicts."""
     unflushed: set[str] = field(default_factory=set)
@@ -181,6 +184,8 @@ class OwnersModel:
     def _is_in_doubt(self, owner: Owner, now: float) -> bool:
         """Tell whether *owner* has been asking without a gap, and was not answered."""
         ends = [sent + owner.deadline for sent in owner.asking]
+        if sum(end <= now for end in ends) >= MAX_STUCK:
+            return True  # it makes no more calls until one of these is back
         failed = max(owner.failed, *(end for end in ends if end - MOMENT <= now), -inf)
         patience = failed + 2 * RETRY + MOMENT
         return now <= patience or any(end - owner.deadline <= patience and now <= end + RETRY for end in ends)
@@ -226,6 +231,8 @@ class OwnersModel:
 
     def swap(self, owner: Owner, old: str | None, new: str, now: float) -> None:
         """*owner* replaces the lease."""
+        if new == old:
+            return  # it tries whether the server takes writes
         before, after = _parse(old), _parse(new)
         came = set(after["holders"]) - set(before["holders"])
         went = set(before["holders"]) - set(after["holders"])
@@ -256,7 +263,7 @@ class OwnersModel:
             self._complain(f"the epoch was {self.epoch}, and goes back: {new}")
         self.epoch = max(self.epoch, after["epoch"])
         for name in went - {owner.holder}:
-            self._remove(name, owner, now)
+            self._remove(name, owner, now, since=mine["since"], until=before["holders"][name]["until"])
         if self.forgot > -inf and not self.shared:  # whoever is not there any more has lost it, too
             for other in self.owners:
                 if other.holder and other.holder not in after["holders"] and other.gave_back == inf:
@@ -265,7 +272,8 @@ class OwnersModel:
     def _take(self, owner: Owner, before: Any, after: Any) -> None:
         mine = after["holders"][owner.holder]
         owner.epoch, owner.claims = mine["epoch"], mine["claims"]
-        if after["epoch"] != before["epoch"] + 1 or owner.epoch != after["epoch"]:
+        next_one = after["epoch"] == before["epoch"] + 1 or self.forgot > -inf
+        if not next_one or owner.epoch != after["epoch"]:
             self._complain(f"{owner.name} has taken epoch {owner.epoch} after {before['epoch']}")
         clean = not before["holders"] and not before.get("away")
         if clean and owner.claims:
@@ -281,16 +289,23 @@ class OwnersModel:
             if other.gave_back < inf or (other.ended < inf and other.computer == owner.computer):
                 free = max(free, min(other.gave_back, other.ended))
             else:
-                free = max(free, other.renewed + LEASE, max(owner.began, other.renewed) + WATCHED)
+                free = max(free, other.renewed + LEASE, max(owner.began, other.renewed) + 2 * WATCHED)
         if now > free + SLACK + 2 * owner.deadline and not self._clocks:
             self._complain(f"{owner.name} has waited until {now:.3f}, and could have had the store at {free:.3f}")
 
-    def _remove(self, name: str, taker: Owner, now: float) -> None:
+    def _remove(self, name: str, taker: Owner, now: float, *, since: float, until: float) -> None:
+        """*taker* takes the lease of *name*, which lasts *until*, by the server's clock *since*."""
         other = next((each for each in self.owners if each.holder == name), None)
         if other is None:
             self._complain(f"{taker.name} removed {name}, whom nobody knows")
             return
-        if other.machine.killed:
+        known_dead = other.ended < inf and other.computer == taker.computer
+        watched = now - max(taker.began, other.renewed, taker.refused)
+        if not known_dead and watched < WATCHED - MOMENT:
+            self._complain(f"{taker.name} has taken the store from {other.name}, and watched it for {watched:.3f} s")
+        if not (known_dead or self._clocks or self.forgot > -inf) and until > since:
+            self._complain(f"{taker.name} has taken the store from {other.name}, whose lease had not run out")
+        if other.machine.killed or other.closed:
             return
         other.taken = min(other.taken, now)
         well = max(other.thawed, self.out_of_reach(other), self.forgot)

@@ -143,7 +143,7 @@ def test_a_turn_under_way_and_those_in_line_get_an_error_and_leave_nothing(
         handle.go_on.set()
         assert isinstance(running.error(), errors.OwnershipLostError)
         until_sync(lambda: handle.ended)
-        assert "does not own" in str(handle.ended[0])
+        assert "does not own its session any more" in str(handle.ended[0])
         assert manager.dispatch_sync("ann", "hi", event_id="e1") == 2
         manager.flush_sync()
         until_sync(lambda: said == ["1", "2"])

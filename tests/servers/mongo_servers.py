@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -171,6 +171,30 @@ def server(*options: str, replica_set: bool = False, password: str = "") -> Iter
         yield one
     finally:
         one.stop()
+
+
+@contextmanager
+def replica_set(*priorities: float) -> Iterator[list[MongoServer]]:
+    """Run a replica set with a member for each of *priorities*; the first one is its primary."""
+    with ExitStack() as stack:
+        options = ("--replSet", "rs2", "--oplogSize", "64", "--setParameter", "enableTestCommands=1")
+        members = [stack.enter_context(server(*options)) for _ in priorities]
+        config = [
+            {"_id": n, "host": f"127.0.0.1:{each.port}", "priority": priority}
+            for n, (each, priority) in enumerate(zip(members, priorities, strict=True))
+        ]
+        with members[0].client(directConnection=True) as client:
+            settings = {"electionTimeoutMillis": 1_000}
+            client.admin.command("replSetInitiate", {"_id": "rs2", "members": config, "settings": settings})
+            until = time.monotonic() + READY
+            while True:
+                hello = client.admin.command("hello")
+                states = sorted(each["stateStr"] for each in client.admin.command("replSetGetStatus")["members"])
+                if hello["isWritablePrimary"] and states == ["PRIMARY"] + ["SECONDARY"] * (len(members) - 1):
+                    break
+                assert time.monotonic() < until, "they do not become a replica set"
+                time.sleep(0.02)
+        yield members
 
 
 # --- those that all tests share -----------------------------------------------------------------

@@ -39,6 +39,8 @@ class Proxy:
         the upstream has replied, the reply is dropped and the connection cut."""
         self.lost = 0
         """How many replies were lost."""
+        self.changes: Callable[[bytes], bytes] = lambda reply: reply
+        """Makes of each piece of a reply what is passed on."""
         self.swallowed = 0
         """How many pieces of requests were swallowed."""
         self.connections = 0
@@ -137,7 +139,7 @@ class Proxy:
                     self.lost += 1
                     return
                 else:
-                    self._pass_on(data, client, cut)
+                    self._pass_on(self.changes(data), client, cut)
 
     def _pass_on(self, data: bytes, to: socket.socket, cut: threading.Event) -> None:
         size = self.slice or len(data)

@@ -85,6 +85,7 @@ class TestMongo(StoreContract):
     @pytest.fixture(autouse=True)
     def _prepare(self, replica_set: bool, tmp_path: Path) -> None:
         self.make_store = lambda: shared_store(tmp_path, replica_set)  # type: ignore[method-assign]
+        self.make_store_beside = lambda: shared_store(tmp_path / "beside", replica_set)  # type: ignore[method-assign]
 
 
 class TestMongoThatGoesAway(StoreContract):

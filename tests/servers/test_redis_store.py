@@ -525,6 +525,9 @@ class TestACluster(StoreContract):
     def make_store(self) -> Any:
         return RedisSessionStore(self.url)
 
+    def make_store_beside(self) -> Any:
+        return RedisSessionStore(self.url, key_prefix="actorbot:other:")  # which begins with that of the first
+
 
 def test_in_a_cluster_sessions_are_on_all_nodes_or_with_a_hash_tag_on_one(nodes: list[Server]) -> None:
     for prefix, expected in (("{mybot}:", 1), ("actorbot:", 3)):

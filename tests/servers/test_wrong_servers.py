@@ -298,24 +298,7 @@ async def test_a_redis_that_has_become_a_replica_refuses_events_until_it_is_the_
 @pytest.fixture(scope="module")
 def two_mongos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
     """The ports of the primary and of the secondary of a replica set."""
-    with ExitStack() as stack:
-        options = ("--replSet", "rs2", "--oplogSize", "64", "--setParameter", "enableTestCommands=1")
-        members = [stack.enter_context(mongo_servers.server(*options)) for _ in range(2)]
-        config = [{"_id": n, "host": f"127.0.0.1:{each.port}", "priority": 1 - n} for n, each in enumerate(members)]
-        with members[0].client(directConnection=True) as client:
-            settings = {"electionTimeoutMillis": 1_000}
-            client.admin.command("replSetInitiate", {"_id": "rs2", "members": config, "settings": settings})
-            until = time.monotonic() + 30.0
-            while True:
-                hello = client.admin.command("hello")
-                status = client.admin.command("replSetGetStatus")
-                if hello["isWritablePrimary"] and {each["stateStr"] for each in status["members"]} == {
-                    "PRIMARY",
-                    "SECONDARY",
-                }:
-                    break
-                assert time.monotonic() < until, "the two do not become a replica set"
-                time.sleep(0.02)
+    with mongo_servers.replica_set(1, 0) as members:
         yield members[0].port, members[1].port
 
 

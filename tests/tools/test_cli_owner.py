@@ -254,6 +254,16 @@ def test_rm_says_who_owns_the_store_and_what_that_costs(url: str) -> None:
     assert (free.exit_code, free.stderr) == (0, "")
 
 
+def test_rm_names_the_owner_before_it_asks(url: str) -> None:
+    with own(url):
+        done = run("sessions", "rm", url, "ann")
+
+    assert done.exit_code == 2  # nobody is there to ask
+    assert done.stderr.startswith("note: ")
+    assert f"is owned by process {os.getpid()} on " in done.stderr
+    assert run("sessions", "show", url, "ann").exit_code == 0
+
+
 def test_copy_says_who_owns_either_store(url: str, tmp_path: Path) -> None:
     with own(url):
         out_of = run("sessions", "copy", url, in_files(tmp_path))

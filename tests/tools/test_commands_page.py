@@ -34,6 +34,8 @@ def without_times(text: str) -> list[str]:
 
 def test_what_the_page_shows_of_sessions_is_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", "sed -i s/true/false/")
     store, now = FileSessionStore("sessions").init(), time.time()
     tim = make_record("telegram:42", {"nickname": "Tim", "paid": True}, expires_at=now + 3 * DAY)
     ann = make_record("telegram:43", {"nickname": "Ann", "paid": True}, expires_at=now + 4 * DAY)
@@ -48,7 +50,7 @@ def test_what_the_page_shows_of_sessions_is_what_is_printed(tmp_path: Path, monk
             printed = run_apart(verb, *words, cwd=tmp_path)
             assert without_times(printed.stdout + printed.stderr) == without_times(output), command
             done.append(rest[0])
-    assert done == ["ls", "show", "rm", "export"]
+    assert done == ["ls", "show", "edit", "rm", "export"]
 
 
 def test_what_the_page_shows_of_the_doctor_is_what_it_looks_at(tmp_path: Path) -> None:

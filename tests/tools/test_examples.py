@@ -124,7 +124,7 @@ async def test_of_two_bots_with_the_example_of_a_record_store_one_owns_it(tmp_pa
             await SessionManager(SqliteRecordStore(path), handler=count, takeover_timeout=0.1).start()
         second = SessionManager(SqliteRecordStore(path), handler=count)
         starting = asyncio.create_task(second.start())
-        await until(lambda: "starting: process" in second.health().reason)
+        await until(lambda: "owner of its store: process" in second.health().reason)
 
     await soon(starting)
     assert await second.dispatch("ann", "hi") == 2
@@ -142,9 +142,7 @@ def test_a_killed_bot_with_the_example_of_a_record_store_is_followed_at_once(tmp
             bot.stdin.write(b"a\n")
             bot.stdin.flush()
             assert bot.stdout.read(len("You > a\nBot > ")).startswith(b"You > a")
-            with pytest.raises(
-                StoreLockedError, match=rf"process {bot.pid} on .*\(record_store.py\) has it, exclusive"
-            ):
+            with pytest.raises(StoreLockedError, match=rf"process {bot.pid} on .*\(record_store.py\), exclusive"):
                 SessionManager(store, handler=count, takeover_timeout=0.1).start_sync()
         finally:
             bot.kill()

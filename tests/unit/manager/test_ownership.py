@@ -143,6 +143,7 @@ class Away(LeasedMemoryStore):
 async def test_a_lease_that_cannot_be_renewed_is_trouble_until_it_can(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "actorbot")
     monkeypatch.setattr("actorbot._ownership.keeper.LEASE", 0.2)
     store = Away()
     async with SessionManager(store, handler=count) as manager:
@@ -150,11 +151,13 @@ async def test_a_lease_that_cannot_be_renewed_is_trouble_until_it_can(
         await until(lambda: manager.health().status == "degraded")
         assert "the lease cannot be renewed: memory: the line is cut" in manager.health().reason
         assert caplog.text.count("the lease cannot be renewed") == 1
+        assert "(exclusive, epoch 1, for 0." in caplog.text
         await until(lambda: _remaining(manager) == 0.0)  # by the server's clock, though nobody has taken it
         assert await manager.dispatch("ann", "hi") == 1
         store.is_away = False
         await until(lambda: manager.health().status == "ready")
-        assert _remaining(manager) > 0.0
+        await until(lambda: _remaining(manager) > 0.0)
+        assert "memory: the lease is renewed again (exclusive, epoch 1)" in caplog.text
 
 
 def _remaining(manager: SessionManager) -> float:

@@ -219,6 +219,7 @@ def test_an_owner_puts_itself_over_one_of_before_that_its_server_has_gone_back_t
         (lease(7, other=holder(epoch=7)), holder(epoch=7), 4711),  # its server had gone back in time
         (lease(8, other=holder("shared", epoch=8)), holder(epoch=7), 4711),
         (lease(8, other=holder(epoch=8)), holder("shared", epoch=7), 4711),
+        (lease(1, other=holder(epoch=1, until=99.0)), holder(epoch=7), 4711),  # its server had lost the epochs
         (lease(8), holder(epoch=7), None),  # and has given it back since
         (lease(7), holder(epoch=7), None),  # the same, after its server had gone back in time
         (lease(9, me=holder(epoch=9)), holder(epoch=7), None),  # another manager of this process, after others

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from actorbot._ownership.lease import MOST_AWAY, Holder, InTheWay, Lease, Lost, Mode, renew, take, without
 from tests.unit.ownership.owners import LEASE, process
 
-RUNS, MORE_RUNS, STEPS = 150, 1_500, 60
+RUNS, MORE_RUNS, STEPS = 100, 1_500, 60
 WHICH = st.integers(0, 5)
 
 
