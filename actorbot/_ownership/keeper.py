@@ -104,10 +104,10 @@ class Keeper:
 
     # --- taking it -------------------------------------------------------------------------------
 
-    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str], None]) -> None:
+    async def acquire(self, home: Home, timeout: float, on_wait: Callable[[str, bool], None]) -> None:
         """Take the lease, and wait for it at most *timeout* seconds. At home.
 
-        At each look that finds an owner, *on_wait* is told who that is.
+        At each look that is in vain, *on_wait* is told what is in the way, and whether it passes.
 
         Raises: StoreLockedError; StoreError, StoreUnavailableError.
         """
@@ -121,8 +121,7 @@ class Keeper:
                 said = now
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
-            if not obstacle.passes:
-                on_wait(obstacle.reason)
+            on_wait(obstacle.reason, obstacle.passes)
             with suppress(TimeoutError):
                 await home.wait(new_future(), POLL)
         assert self._mine is not None
