@@ -184,8 +184,8 @@ class OwnersModel:
     def _is_in_doubt(self, owner: Owner, now: float) -> bool:
         """Tell whether *owner* has been asking without a gap, and was not answered."""
         ends = [sent + owner.deadline for sent in owner.asking]
-        if sum(end <= now for end in ends) >= MAX_STUCK:
-            return True  # it makes no more calls until one of these is back
+        if sum(end <= now for end in ends) >= MAX_STUCK // 2:
+            return True  # with so many it makes hardly any further call until one of these is back
         failed = max(owner.failed, *(end for end in ends if end - MOMENT <= now), -inf)
         patience = failed + 2 * RETRY + MOMENT
         return now <= patience or any(end - owner.deadline <= patience and now <= end + RETRY for end in ends)

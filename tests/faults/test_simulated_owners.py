@@ -184,6 +184,8 @@ HANDED = TAKEN | {
     "max_events": 2,
     "pause": 4.0,
 }
+FROZEN = HANDED | {"scenes": 12, "max_events": 5, "pause": 1.0, "sessions": 3, "slots": 2}
+FROZEN |= {"likes": ("freeze in a call", *["close"] * 3)}
 CLOSED = TAKEN | {"likes": ("close",), "gap": 1.0, "faults": 0.3, "deadline": 3.0, "max_delay": 20.0}
 CUT_OFF = TAKEN | {"likes": ("cut off", "freeze")}
 OUTAGE = TAKEN | {"likes": ("outage",)}
@@ -197,7 +199,7 @@ AWAY = TAKEN | {"likes": ("outage", "freeze"), "gap": 1.0}
     [
         pytest.param(_does_not_claim, TAKEN | {"max_delay": 20.0}, 1_000_000, id="no claim"),
         pytest.param(
-            _forgets_who_may_come_back, HANDED, 1_000_000, id="a frozen owner is forgotten by the next one's close"
+            _forgets_who_may_come_back, FROZEN, 1_000_200, id="a frozen owner is forgotten by the next one's close"
         ),
         pytest.param(_counts_the_lease_from_the_answer, TAKEN, 1_000_000, id="the lease counts from the answer"),
         pytest.param(_counts_a_failed_try_from_its_end, TAKEN, 1_000_000, id="a failed try counts from its end"),
