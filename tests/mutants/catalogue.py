@@ -1183,8 +1183,8 @@ MUTANTS = (
     Mutant(
         "an owner that cannot renew since its server refuses writes counts as away",
         "_ownership/keeper.py",
-        "self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)",
-        "self._me, mine, found.now, watched, is_gone=is_gone)",
+        "                self._store.swap_lease(found.text, found.text)\n",
+        "",
         "tests/unit/ownership/test_watching.py -k test_a_server_that_has_refused_writes",
     ),
     Mutant(
