@@ -18,6 +18,7 @@ from benchmarks import (
     activation,
     churn,
     compare,
+    deploy,
     drain,
     everything,
     hotkey,
@@ -42,6 +43,7 @@ QUESTIONS = {
     "policies": policies,
     "outage": outage,
     "drain": drain,
+    "deploy": deploy,
     "peers": peers,
 }
 COMMANDS = {"all": everything, "report": report, "compare": compare}  # these work on the answers

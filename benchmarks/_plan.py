@@ -89,6 +89,7 @@ PLAN = (
     Setting("outage --store redis", "--down 6 --around 6", "--users 200 --rate 500 --down 1 --around 1"),
     Setting("outage --store redis --hangs", "--down 6 --around 6"),
     Setting("drain --store redis", "", "--repeats 1 --sessions 1000"),
+    Setting("deploy --store redis", "", "--deploys 2 --rate 100"),
     Setting("peers --store redis --users 1000", ""),
 )
 

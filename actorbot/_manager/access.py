@@ -69,8 +69,8 @@ class Access(ABC):
         self._shared: TurnShared | None = None  # what turns have in common, from the start on
         self._lost: OwnershipLostError | None = None
         self._waits_for: str | None = None  # whom its start waits for
-        # What a bot or an adapter does about these. Called at home, the first at each look.
-        self._on_wait: list[Callable[[str], None]] = []
+        # What a bot or an adapter does about these. Called at home, once.
+        self._on_wait: list[Callable[[str], object]] = []
         self._on_lost: list[Callable[[OwnershipLostError], object]] = []
         # The usual event looks at one of these two. They are set only while the manager is open.
         self._here = 0  # the thread of the home loop
@@ -93,7 +93,8 @@ class Access(ABC):
     def _wait_for(self, owner: str, passes: bool) -> None:
         self._waits_for = owner
         if not passes:  # else it is over in a moment, and nobody's to see to
-            for tell in self._on_wait:
+            on_wait, self._on_wait = self._on_wait, []
+            for tell in on_wait:
                 tell(owner)
 
     def _begin(self, *, on_loop: bool) -> None:

@@ -173,8 +173,8 @@ async def recover_or_end(parts: Parts, end_if_lost: Callable[[], None]) -> None:
     try:
         end_if_lost()
         await parts.recover()
-        if parts.keeper is not None and parts.keeper.lost is not None:
-            raise copy(parts.keeper.lost)
+        if (lost := parts.is_lost()) is not None:
+            raise copy(lost)
     except BaseException:
         try:
             await shut(parts, CloseTime(0.0, last=1.0))
@@ -192,7 +192,7 @@ def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     parts.shared.running.refuse_all()
     actors = list(parts.table.resident())
     for future in (
-        lambda: parts.shared.flusher.flush(actors),
+        lambda: parts.shared.flusher.flush([] if parts.is_lost() else actors),
         parts.close_journal,
         lambda: parts.release_lease(flushed=not _behind(parts, actors) and not _may_write(parts, unfinished)),
         parts.close_store,

@@ -25,6 +25,7 @@ __all__ = [
     "check_commit",
     "check_dict",
     "check_open",
+    "confirm",
     "dispatch_with",
     "held",
     "is_in_turn",
@@ -132,13 +133,14 @@ def is_open(manager: SessionManager) -> bool:
     return manager._life is Life.OPEN
 
 
-def on_wait(manager: SessionManager, tell: Callable[[str], None]) -> None:
-    """Call *tell* with the name of the owner, while the start of *manager* waits for its store.
+def on_wait(manager: SessionManager, tell: Callable[[str], object]) -> None:
+    """Call *tell* with the name of the owner when the start of *manager* begins to wait for that.
 
-    At home, at each look: some fifty times a second. Not for a wait of some seconds that passes by
-    itself: no owner is known, or it has gone.
+    At home, once, however often the same function is given. Not for a wait of some seconds that
+    passes by itself: no owner is known, or it has gone.
     """
-    manager._on_wait.append(tell)
+    if tell not in manager._on_wait:
+        manager._on_wait.append(tell)
 
 
 def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object]) -> None:
@@ -156,6 +158,16 @@ def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object
 def check_open(manager: SessionManager) -> None:
     """Raises: ManagerClosedError, OwnershipLostError, ForkedError unless events can be handled."""
     manager._check_open()
+
+
+async def confirm(manager: SessionManager) -> None:
+    """Wait until it is certain that this process still owns the store, where that is in doubt.
+
+    Called before somebody outside is told of an event: the process may have been frozen since that
+    was acknowledged. At home. Raises: OwnershipLostError.
+    """
+    if manager._shared is not None:
+        await manager._shared.confirm()
 
 
 def max_mailbox(manager: SessionManager) -> int:

@@ -244,6 +244,10 @@ class Parts:
         if not self._opening.take():  # the start was cancelled meanwhile
             close_after_last(self, self._options.store, self.store.close)
 
+    def is_lost(self) -> OwnershipLostError | None:
+        """Tell how the store was lost; `None` if it was not. Any thread."""
+        return None if self.keeper is None else self.keeper.lost
+
     def release_lease(self, *, flushed: bool) -> Future[Any]:
         """Let the next owner begin. If not all is *flushed*, it has to find out by itself."""
         if self.keeper is not None:

@@ -122,7 +122,8 @@ class Keeper:
                 logger.info("%s: waits for its owner: %s", self._store.name, obstacle.reason)
             self.waits_for = obstacle.reason
             on_wait(obstacle.reason, obstacle.passes)
-            await _sleep(home, POLL)
+            with suppress(TimeoutError):
+                await home.wait(new_future(), POLL)
         assert self._mine is not None
         logger.info("%s: owned by this process, %s, epoch %d", self._store.name, self._mode, self._mine.epoch)
         self.waits_for = None
@@ -178,11 +179,13 @@ class Keeper:
         """Wait until it is certain that this process still owns the store. At home.
 
         While the server does not answer, it does: nobody has been seen to take it.
-        Raises: OwnershipLostError.
+        Raises: OwnershipLostError, StoreUnavailableError if the manager was closed.
         """
         while self.now() >= self.until:
-            if self.lost is not None:
-                raise copy(self.lost)
+            if self.lost is not None or self._ended:
+                raise copy(
+                    self.lost or StoreUnavailableError(self._store.name, "it was closed before it said who owns it")
+                )
             await home.wait(self._renew_soon())
 
     def check_before_writing(self) -> None:
@@ -293,8 +296,7 @@ class Keeper:
         """Give the lease back, unless another manager of this process has the store open.
 
         If it must not *give_back*, since a write may still come late, the next owner finds out that
-        this one has ended. The thread ends. Twice is no error. The future may fail with a
-        StoreError.
+        this one has ended. The thread ends. Twice is no error. The future may fail: StoreError.
         """
         released = new_future()
         with self._lock:
@@ -304,7 +306,8 @@ class Keeper:
             self._ended = True
             if self._timer is not None:
                 self._timer.cancel()
-        self.until = inf if self.lost is None else -inf
+        if self.now() < self.until:  # or else a turn that asks can have no answer any more
+            self.until = inf
         if self._me and stays.leave(self._opened, clean=give_back):
             released = self._thread.call(self._give_back)
         else:
@@ -327,8 +330,3 @@ class _Renewed(NamedTuple):
     mine: Holder
     asked: float
     """The monotonic second before the store was asked."""
-
-
-async def _sleep(home: Home, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await home.wait(new_future(), seconds)

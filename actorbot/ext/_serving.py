@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any
 
-from actorbot._manager.embedding import SessionManager, on_lost, on_wait
-from actorbot._running.shown import shown
+from actorbot._manager.embedding import SessionManager, is_open, on_wait
 from actorbot.errors import OwnershipLostError
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import end_process, watch
 
 __all__ = ["serving"]
-
-logger = logging.getLogger("actorbot")
 
 
 @asynccontextmanager
@@ -25,16 +24,10 @@ async def serving(manager: SessionManager) -> AsyncIterator[None]:
     While it waits for the owner of its store, the start goes on behind. If it fails there, or if
     the store is lost later, the process is told to end. Raises: what fails before any wait.
     """
-    waits: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waits: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def wait(owner: str) -> None:
-        if not waits.done():
-            waits.set_result(None)
-            with shown():  # servers set up no logging but their own
-                logger.warning("not ready yet: events are refused, and wait for the owner of the store: %s", owner)
-
-    on_wait(manager, wait)
-    on_lost(manager, end_process)
+    watch(manager)
+    on_wait(manager, waits.set_result)
     starting = asyncio.create_task(manager.start())
     either: set[asyncio.Future[Any]] = {starting, waits}
     try:
@@ -42,12 +35,43 @@ async def serving(manager: SessionManager) -> AsyncIterator[None]:
         if starting.done():
             await starting
         starting.add_done_callback(_note)
-        yield
+        with _closing_when_told(manager):
+            yield
     finally:
         starting.cancel()
         await asyncio.wait({starting})
         if _error(starting) is None:
             await manager.close()
+
+
+@contextmanager
+def _closing_when_told(manager: SessionManager) -> Iterator[None]:
+    """Have SIGTERM begin the close of *manager* at once, besides what the server does.
+
+    A server comes to it 0.1 s after it has ceased to listen, or later: so long nobody would answer,
+    neither this process nor the one that waits for the store. What comes meanwhile is refused.
+    """
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    closing = set[asyncio.Task[Any]]()
+
+    def close() -> None:
+        if is_open(manager):
+            closing.add(loop.create_task(manager.close()))
+
+    def told(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(close)
+        if callable(before):
+            before(number, frame)
+
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # nobody expects that signal, or it is another thread's
+        return
+    signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is told:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _note(starting: asyncio.Task[SessionManager]) -> None:

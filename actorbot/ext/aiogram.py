@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, borrowed, check_dict, held, joined, on_lost, values
+from actorbot._manager.embedding import SessionManager, borrowed, check_dict, held, joined, values
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError, OwnershipLostError
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import end_process, watch
 
 try:
     from aiogram import Dispatcher, exceptions
@@ -89,7 +89,7 @@ class AiogramSessions:
             if not end_process(error):
                 self._ending = create_task(stop_polling())
 
-        on_lost(self._manager, end)
+        watch(self._manager, end)
 
         async def in_turn(handler: Next, event: TelegramObject, data: dict[str, Any]) -> Any:
             context = dispatcher.fsm.resolve_event_context(data["bot"], data)

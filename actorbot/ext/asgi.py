@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, is_open, on_lost, wall
+from actorbot._manager.embedding import SessionManager, confirm, is_open, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -32,10 +32,11 @@ from actorbot.errors import (
     InvalidSessionIdError,
     ManagerClosedError,
     OverloadedError,
+    OwnershipLostError,
     StoreError,
     WrongLoopError,
 )
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import watch
 from actorbot.ext._serving import serving
 from actorbot.ext.webhooks import Incoming, Platform, RefusedError
 
@@ -74,7 +75,7 @@ def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -
     for path, platform in platforms.items():
         if not path.startswith("/") or not isinstance(platform, Platform):
             raise ConfigError("platforms", path, "paths that begin with '/', each with a Platform")
-    on_lost(manager, end_process)
+    watch(manager)
     return [_route(manager, path, platform) for path, platform in platforms.items()]
 
 
@@ -164,6 +165,10 @@ async def _take(manager: SessionManager, path: str, platform: Platform, request:
         logger.exception("the events of a delivery to %s cannot be found", path)
         return PlainTextResponse(HTTPStatus(500).phrase, 500)
     failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
+    try:
+        await confirm(manager)  # last: the process may have been frozen since
+    except OwnershipLostError as lost:
+        failures.append(lost)
     return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))
 
 

@@ -10,9 +10,9 @@ from functools import wraps
 from typing import Any, Final
 
 from actorbot._checks import check_function, check_plain
-from actorbot._manager.embedding import SessionManager, on_lost
+from actorbot._manager.embedding import SessionManager
 from actorbot.errors import DuplicateEventError
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import watch
 from actorbot.ext._signature import Lent
 
 try:
@@ -66,7 +66,7 @@ def in_turn(
     """
 
     check_plain("session_id", session_id, "a function of a message, an interaction or a context")
-    on_lost(manager, end_process)
+    watch(manager)
 
     def decorate(handler: Handler) -> Handler:
         check_function("handler", handler, "an `async def`")

@@ -16,10 +16,10 @@ from typing import Any
 
 from actorbot._checks import check_plain
 from actorbot._event import DUPLICATE
-from actorbot._manager.embedding import SessionManager, on_lost
+from actorbot._manager.embedding import SessionManager
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import watch
 
 try:
     from linebot.v3.webhooks import Event
@@ -54,14 +54,14 @@ async def dispatch_all(manager: SessionManager, events: Iterable[Event]) -> list
     Raises, when all have ended: ExceptionGroup of what failed. Answer LINE something other than 200
     then. When it delivers again, the events that did not fail are duplicates.
     """
-    on_lost(manager, end_process)
+    watch(manager)
     ends = await asyncio.gather(*(_dispatch(manager, event) for event in events), return_exceptions=True)
     return _settled(ends)
 
 
 def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
     """The same as `dispatch_all`, for threads: one event after the other, in the calling thread."""
-    on_lost(manager, end_process)
+    watch(manager)
     ends: list[Any] = []
     for event in events:
         whose = _session_id_of(event)
@@ -80,7 +80,7 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
     back if the function raises. For an event that was handled before, `DUPLICATE` is returned. For
     events that have a source. Any thread but that of the manager's loop. Raises: ConfigError.
     """
-    on_lost(manager, end_process)
+    watch(manager)
 
     def decorate(function: Callable[[Any, Context], Any]) -> Callable[[Any], Any]:
         check_plain("listener", function, "a function of (event, turn)")

@@ -26,11 +26,10 @@ from actorbot._manager.embedding import (
     is_in_turn,
     is_open,
     max_mailbox,
-    on_lost,
 )
 from actorbot._turns.context import Context
 from actorbot.errors import ConfigError, DuplicateEventError, OwnershipLostError, TurnEndedError
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import end_process, watch
 
 try:
     from telegram import Message, Update
@@ -74,7 +73,7 @@ class PTBSessions:
         self._manager = manager
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._application: Application[Any, Any, Any, Any, Any, Any] | None = None
-        on_lost(manager, self._end)
+        watch(manager, self._end)
 
     def _end(self, error: OwnershipLostError) -> None:
         """Cease to receive: an update that is fetched now would count as handled."""

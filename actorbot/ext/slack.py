@@ -11,9 +11,9 @@ from inspect import Parameter
 from typing import Any
 
 from actorbot._checks import check_function, check_plain
-from actorbot._manager.embedding import SessionManager, check_open, on_lost
+from actorbot._manager.embedding import SessionManager, check_open
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
-from actorbot.ext._ending import end_process
+from actorbot.ext._owning import watch
 from actorbot.ext._signature import Lent
 from actorbot.ext._slack_ids import asked_user, session_id_of_ids, thread_user
 
@@ -89,7 +89,7 @@ def in_turn(
     """
 
     check_plain("session_id", session_id, "a function of Bolt's context")
-    on_lost(manager, end_process)
+    watch(manager)
 
     def decorate(listener: Listener) -> Listener:
         check_function("listener", listener)

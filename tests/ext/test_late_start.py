@@ -219,3 +219,17 @@ async def test_an_event_under_way_when_the_store_is_lost_is_503_and_comes_again_
         answer = await post
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert told == [signal.SIGTERM]
+
+
+async def test_a_server_that_is_told_to_end_gives_its_store_up_before_it_ceases_to_serve(told: list[int]) -> None:
+    place = Place()
+    old, new = manager_of(place), manager_of(place)
+    async with serving(app_of(old)) as client, serving(app_of(new)) as waiting:
+        assert (await deliver(client, "telegram", message("telegram", 7, 1))).status_code == 200
+        signal.raise_signal(signal.SIGTERM)  # both of this process hear it, but only one is open
+        await until(lambda: new.health().status == "ready")
+        assert await is_refused(client)
+        assert (await deliver(waiting, "telegram", message("telegram", 7, 1))).status_code == 200
+        assert (await deliver(waiting, "telegram", message("telegram", 7, 2))).status_code == 200
+        assert await new.peek("telegram:7") == {"n": 2}
+        assert told == [signal.SIGTERM]

@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiogram import Dispatcher
+from aiohttp import web
 from telegram.ext import Application
 
 from actorbot import SessionManager
@@ -26,7 +28,7 @@ from tests.ext.slack_api import command, slack_api
 from tests.ext.test_ptb import BOT, Telegram, on_text, raw
 from tests.ext.test_slack import make_app, send
 from tests.leased import LeasedStore, Place
-from tests.waiting import Call, soon, until, until_sync
+from tests.waiting import SOON, Call, soon, until, until_sync
 
 
 class Watched(Telegram):
@@ -147,7 +149,7 @@ async def test_ptb_ceases_to_fetch_also_where_nobody_handles_sigterm(short_lease
 
 @pytest.mark.parametrize("handle_signals", [True, False], ids=["signals", "no signals"])
 async def test_aiogram_begins_to_poll_with_its_store_and_ends_when_it_has_lost_it(
-    handle_signals: bool, short_lease: None
+    handle_signals: bool, short_lease: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = Place()
     owner = SessionManager(LeasedStore(place))
@@ -169,6 +171,7 @@ async def test_aiogram_begins_to_poll_with_its_store_and_ends_when_it_has_lost_i
 
     polling = asyncio.create_task(dispatcher.start_polling(bot, handle_signals=handle_signals))
     await until(lambda: "waits for the owner" in manager.health().reason)
+    assert caplog.text.count("not ready yet") == 1
     assert telegram.updates
     await owner.close()
     await soon(handled.wait())
@@ -220,6 +223,39 @@ async def test_a_program_with_handlers_in_turns_is_told_once_to_end_when_it_has_
         await until(lambda: told)
 
     assert told == [signal.SIGTERM]
+
+
+def test_the_web_server_of_bolt_and_aiogram_takes_nothing_when_it_is_told_to_end_while_it_waits() -> None:
+    place = Place()
+    owner = owner_of(place)
+    manager = SessionManager(LeasedStore(place), takeover_timeout=3600.0)
+    app = web.Application()
+
+    async def keep_sessions(_: web.Application) -> AsyncIterator[None]:
+        async with manager:
+            yield
+
+    def tell() -> None:
+        until_sync(lambda: "waits for the owner" in manager.health().reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    app.cleanup_ctx.append(keep_sessions)
+    other, loop = Call(tell), asyncio.new_event_loop()
+    web.run_app(app, host="127.0.0.1", port=0, print=None, loop=loop)
+    other.result()
+
+    assert manager.health().reason == "the manager is closed"
+    owner.close_sync()
+    assert place.owners == 0
+
+
+def test_a_program_whose_main_thread_waits_hears_that_it_is_to_end(told: list[int], short_lease: None) -> None:
+    place, ends = Place(), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ends.set())
+    with SessionManager(LeasedStore(place)) as manager:
+        listeners_of_line(manager)
+        place.take_over()
+        assert ends.wait(SOON)
 
 
 @pytest.mark.parametrize("end", ["lost", "closed", "not started"])

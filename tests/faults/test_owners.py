@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from actorbot import SessionManager, errors, store_from_url
 from tests.faults._kills import ForkServer
 from tests.faults._owners import Bots, place
+from tests.handlers import count
 from tests.tiers import tiers
 
 SERVERS = ["valkey", "new redis", "redis", "redis cluster", "mongo", "mongo replica set"]
@@ -110,3 +112,21 @@ def test_bots_that_want_no_lease_run_beside_an_owner(tmp_path: Path, owners: For
         assert other.close()
         assert owner.close()
         assert bots.check() == {}
+
+
+@patient
+@pytest.mark.parametrize("url", tiers(["valkey", "mongo"]), indirect=True)
+def test_managers_of_one_process_own_a_store_together_if_they_use_one_store_object(url: str) -> None:
+    store = store_from_url(url)
+    first, second = (SessionManager(store, handler=count).start_sync() for _ in range(2))
+    owned = [manager.stats().ownership for manager in (first, second)]
+    assert owned[0] is not None
+    assert owned[1] is not None
+    assert owned[0].epoch == owned[1].epoch
+    assert first.close_sync().clean
+    with pytest.raises(errors.StoreLockedError, match="the same store object"):
+        SessionManager(store_from_url(url), handler=count, takeover_timeout=0.0).start_sync()
+    assert second.dispatch_sync("ann", "hi") == 1
+    assert second.close_sync().clean
+    with SessionManager(store_from_url(url), handler=count) as third:
+        assert third.dispatch_sync("ann", "hi") == 2

@@ -149,8 +149,8 @@ MUTANTS = (
     Mutant(
         "a session is read before the last write of an abandoned one has ended",
         "_residents/loader.py",
-        "        if letting_go is not None:\n",
-        "        if letting_go is False:\n",
+        "        while (letting_go := self._shared.flusher.letting_go.first(session_id)) is not None:\n",
+        "        while (letting_go := None) is not None:\n",
         "tests/promises/test_hand_over.py -k test_a_write_that_is_at_the_store",
     ),
     Mutant(
@@ -388,8 +388,8 @@ MUTANTS = (
     Mutant(
         "a manager that loses its store while it starts goes on",
         "_manager/closing.py",
-        "if parts.keeper is not None and parts.keeper.lost is not None:",
-        "if False:",
+        "if (lost := parts.is_lost()) is not None:",
+        "if (lost := parts.is_lost()) is not None and False:",
         "tests/unit/ownership/test_losing.py -k while_it_starts",
     ),
     Mutant(
@@ -1459,6 +1459,20 @@ MUTANTS = (
         "tests/faults/test_owners_frozen.py -k 'whatever and loop and batch and valkey and behind'",
     ),
     Mutant(
+        "a server gives its store up when it has ceased to serve",
+        "ext/_serving.py",
+        "        loop.call_soon_threadsafe(close)\n",
+        "",
+        "tests/ext/test_late_start.py -k test_a_server_that_is_told_to_end_gives",
+    ),
+    Mutant(
+        "a platform gets its 200 from a server that was frozen since the event",
+        "ext/asgi.py",
+        "        await confirm(manager)  # last: the process may have been frozen since\n",
+        "        pass\n",
+        "tests/promises/test_frozen_owner.py -k test_a_platform",
+    ),
+    Mutant(
         "a destroy goes over what the new owner has written",
         "_turns/destroy.py",
         "            self._shared.home.spawn(self._force)\n",
@@ -1512,8 +1526,8 @@ MUTANTS = (
     Mutant(
         "a server does not serve before the manager has its store",
         "ext/_serving.py",
-        "            waits.set_result(None)\n",
-        "            pass\n",
+        "    on_wait(manager, waits.set_result)\n",
+        "",
         "tests/ext/test_late_start.py -k begins_when_that_has_closed",
     ),
     Mutant(
@@ -1532,16 +1546,16 @@ MUTANTS = (
     ),
     Mutant(
         "a server that has lost its store stays",
-        "ext/_serving.py",
-        "    on_lost(manager, end_process)\n",
+        "ext/_owning.py",
+        "    on_lost(manager, end or end_process)\n",
         "",
         "tests/ext/test_late_start.py -k lost",
     ),
     Mutant(
         "each handler of a bot tells its process to end",
         "_manager/embedding.py",
-        "    if tell not in manager",
-        "    if tell or tell not in manager",
+        "_on_lost:\n",
+        "_on_lost or True:\n",
         "tests/ext/test_one_owner.py -k told_once",
     ),
     Mutant(
@@ -1552,9 +1566,16 @@ MUTANTS = (
         "tests/ext/test_one_owner.py -k ceases_to_fetch",
     ),
     Mutant(
+        "a bot of another library that waits for the owner of its store does not say so",
+        "ext/_owning.py",
+        "    on_wait(manager, say_wait)\n",
+        "",
+        "tests/ext/test_one_owner.py -k aiogram_begins",
+    ),
+    Mutant(
         "aiogram polls without a store",
         "ext/aiogram.py",
-        "        on_lost(self._manager, end)\n",
+        "        watch(self._manager, end)\n",
         "",
         "tests/ext/test_one_owner.py -k aiogram",
     ),

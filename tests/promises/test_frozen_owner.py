@@ -18,14 +18,17 @@ from typing import Any
 import pytest
 
 from actorbot import Context, FlushPolicy, SessionManager, errors
-from actorbot._ownership import keeper
+from actorbot._manager import parts
 from actorbot._ownership.lease import Lease
 from actorbot._runtime.clock import SystemClock
 from actorbot._state.record import Record
 from actorbot.errors import ActorbotError
+from actorbot.ext.asgi import webhook_app
+from actorbot.ext.webhooks import Telegram
 from actorbot.stores.base import Write
 from actorbot.testing._expect import make_record
 from tests.backends import LeasedMemoryStore
+from tests.ext.deliveries import SECRET, deliver, message, serving
 from tests.handlers import count
 from tests.homes import both_homes, on_a_loop, on_threads
 from tests.unit.ownership.owners import holder
@@ -91,10 +94,16 @@ class ItsClock(SystemClock):
         return time.time()
 
 
+class ClockOfLease(SystemClock):
+    def __init__(self, store: Frozen) -> None:
+        super().__init__()
+        self.monotonic = store.seconds  # type: ignore[method-assign, assignment]
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Frozen]:
     store = Frozen()
-    monkeypatch.setattr(keeper, "seconds_of", lambda _: store.seconds)
+    monkeypatch.setattr(parts, "real_clock", lambda _: ClockOfLease(store))
     yield store
     store.clock.close()
 
@@ -207,6 +216,18 @@ async def test_who_hears_late_of_an_event_that_was_submitted_is_not_told_that_it
             await receipt.result()
         with pytest.raises(errors.OwnershipLostError):
             await asyncio.to_thread(receipt.result_sync)
+
+
+@pytest.mark.parametrize("answer", ["acknowledged", "accepted"])
+async def test_a_platform_is_not_told_that_its_event_is_handled(answer: Any, store: Frozen) -> None:
+    class Asked(Telegram):
+        def incoming(self, payload: Any) -> Any:
+            (after_the_last_look if answer == "acknowledged" else in_the_handler)(store)
+            return super().incoming(payload)
+
+    manager = SessionManager(store, handler=count, clock=store.clock)
+    async with serving(webhook_app(manager, {"/telegram": Asked(SECRET, answer=answer)})) as client:
+        assert (await deliver(client, "telegram", message("telegram", 7, 1))).status_code == 503
 
 
 def say_at_once(sent: list[str]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import pytest
 
 from actorbot import FlushPolicy, MemorySessionStore, SessionManager, ShutdownReport
 from actorbot.stores.base import RecordStore
-from benchmarks import churn, drain, hotkey, outage, policies
+from benchmarks import churn, deploy, drain, hotkey, outage, policies
 from benchmarks.__main__ import main
 from benchmarks._actorbot import handle
 from benchmarks._ledger import Instant, Ledger, noting_commits
@@ -146,6 +146,25 @@ def test_drain_finds_in_the_store_what_the_close_has_flushed(store: str, tmp_pat
     runs = result["details"]["runs"]
     assert [(run["sessions"], run["dirty"], run["lost"]) for run in runs] == [(30, 300, 0), (120, 1200, 0)]
     assert all(run["report"]["unflushed"] == [] for run in runs)
+
+
+@pytest.mark.parametrize("store", ["redis", "mongo"])
+def test_deploy_counts_what_was_posted_to_the_processes_of_two_deploys(store: str, tmp_path: Path) -> None:
+    options = ["--store", store, *at_server(store), "--users", "5", "--rate", "50", "--deploys", "2", "--around", "0.2"]
+
+    result = answer("deploy", *options, file=tmp_path / "figures.json")
+
+    assert len(result["details"]["deploys"]) == 2
+    assert all(each["gap"] > 0 for each in result["details"]["deploys"])
+    assert result["details"]["events"] > 0
+
+
+def test_a_deploy_that_loses_an_event_ends_the_question_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    count: Any = deploy.wrong_counts
+    monkeypatch.setattr(deploy, "wrong_counts", lambda store, sent: count(store, {**sent, 0: sent[0] + 1}))
+    options = [*at_server("redis"), "--users", "2", "--rate", "50", "--deploys", "1", "--around", "0.1"]
+
+    assert main(["deploy", *options]) == 1
 
 
 def test_drain_notices_a_session_that_was_neither_flushed_nor_named() -> None:

@@ -166,14 +166,11 @@ async def test_a_borrowed_turn_cannot_be_used_any_more(place: Place) -> None:
     await manager.close()
 
 
-@pytest.mark.parametrize("verb", ["dispatch", "turn", "duplicate"])
+@pytest.mark.parametrize("verb", ["dispatch", "duplicate"])
 async def test_nothing_is_acknowledged_before_an_owner_that_was_frozen_has_asked_who_it_is(
     place: Place, verb: str
 ) -> None:
     async def run() -> Any:
-        if verb == "turn":
-            async with manager.turn("ann") as turn:
-                return count_plainly(turn)
         return await manager.dispatch("ann", "hi", event_id="1" if verb == "duplicate" else None)
 
     store = Reached(place)
@@ -198,6 +195,20 @@ async def test_nothing_is_acknowledged_before_an_owner_that_was_frozen_has_asked
         await soon(waiting)
     assert [each.state for each in manager.conflicts()] == [{"n": 1 if verb == "duplicate" else 3}]
     await manager.close()
+
+
+async def test_a_turn_that_was_borrowed_before_an_owner_that_was_frozen_lost_its_store_ends_with_that(
+    place: Place,
+) -> None:
+    store = Reached(place)
+    manager = await manager_of(store).start()
+    with pytest.raises(errors.OwnershipLostError, match=LOST):
+        async with manager.turn("ann") as turn:
+            count_plainly(turn)
+            place.clock._now += LEASE
+            place.take_over()
+    await manager.close()
+    assert place.count() == 0
 
 
 @pytest.mark.parametrize("policy", [FlushPolicy.write_through(), LATER], ids=["write-through", "durable"])
@@ -394,9 +405,10 @@ async def test_who_loses_its_store_while_it_starts_does_not_start(place: Place, 
         pass  # its journal is free
 
 
-async def test_a_renewal_that_comes_back_after_the_close_does_not_take_the_lease_again(place: Place) -> None:
+@pytest.mark.parametrize("mode", ["exclusive", "shared"])
+async def test_a_renewal_that_comes_back_after_the_close_does_not_take_the_lease_again(place: Place, mode: str) -> None:
     store = Reached(place)
-    manager = await manager_of(store).start()
+    manager = await manager_of(store, ownership=mode).start()
     renewing = store.pause("read")
     await place.clock.advance(3.0)
     await until(renewing.reached.is_set)
@@ -436,7 +448,7 @@ def test_a_manager_whose_loop_has_ended_gives_its_lease_back_at_its_close(place:
 
 
 def test_a_manager_whose_loop_has_ended_can_lose_its_store_and_be_closed(place: Place) -> None:
-    manager = manager_of(Reached(place), close_timeout=1.0)
+    manager = manager_of(Reached(place), close_timeout=10 * HANGS)
 
     async def run() -> None:
         await manager.start()
@@ -444,7 +456,7 @@ def test_a_manager_whose_loop_has_ended_can_lose_its_store_and_be_closed(place: 
 
     asyncio.run(run())
     is_lost_sync(manager, place)
-    Call(manager.close_sync).result()
+    assert Call(manager.close_sync).result().unflushed == ("ann",)
 
     assert manager.health().reason.count(STRANGER) == 1
     assert place.read("ann") is None

@@ -115,15 +115,15 @@ async def test_nobody_is_taken_over_whose_server_was_away_or_has_another_time(pl
         store = Reached(place)
         second = manager_of(store)
         starting = asyncio.create_task(second.start())
-        await waits(second, "ran out 35")
-        await place.clock.advance(3.0)
-        await waits(second, "ran out 359")
+        await until(lambda: place.looks > 2)
+        await place.watched(3.0, starting)
         store.outage()
         await waits(second, "does not answer")
         store.restore()
-        await waits(second, "ran out 35")
-        await place.clock.advance(3.9)  # since it answers again
+        await place.watched(3.9, starting)  # since it answers again
+        assert (place.lease.epoch, starting.done()) == (1, False)
         owner.restore()
+        await place.clock.advance(0.3)
         await until(lambda: place.holder is not None and place.holder.until > place.now())
         await waits(second, "unless it renews it")
         assert await first.dispatch("ann", "hi") == 1
@@ -153,7 +153,8 @@ async def test_a_server_that_was_just_started_may_have_forgotten_an_owner_that_i
     place.up = up
     manager = manager_of(Reached(place), takeover_timeout=0.0)
     starting = asyncio.create_task(manager.start())
-    await waits(manager, "was just started")
+    await until(lambda: place.looks > 1)
+    assert not starting.done()
     await place.clock.advance(0.4 * LEASE)
 
     await soon(starting)
