@@ -374,9 +374,16 @@ MUTANTS = (
     Mutant(
         "a close that left something gives the lease back",
         "_manager/closing.py",
-        "    flushed = not unflushed and not _may_write(parts, unfinished)\n",
-        "    flushed = True\n",
+        "    flushed = not unflushed and not parts.writer.is_busy()",
+        "    flushed = not parts.writer.is_busy()",
         "tests/unit/ownership/test_taking.py -k that_left_something",
+    ),
+    Mutant(
+        "a close gives the lease back while a write of an ended turn may come",
+        "_manager/closing.py",
+        "    flushed = not unflushed and not parts.writer.is_busy()",
+        "    flushed = not unflushed",
+        "tests/unit/ownership/test_taking.py -k has_not_come_back",
     ),
     Mutant(
         "the last manager of a store object forgets what the first one left",
