@@ -372,6 +372,20 @@ MUTANTS = (
         "tests/unit/ownership/test_claims.py",
     ),
     Mutant(
+        "a duplicate is acknowledged by who has lost the store while it waited",
+        "_manager/verbs.py",
+        "        await self._shared.confirm()  # it may have waited for the first time to end\n",
+        "",
+        "tests/unit/ownership/test_losing.py -k duplicate_that_waits",
+    ),
+    Mutant(
+        "a release reports as stored what was lost with the store",
+        "_manager/verbs.py",
+        "        await self._shared.confirm()  # what was lost with the store is not in the report\n",
+        "",
+        "tests/unit/ownership/test_losing.py -k release",
+    ),
+    Mutant(
         "a close that left something gives the lease back",
         "_manager/closing.py",
         "    flushed = not unflushed and not parts.writer.is_busy()",
