@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Final
 
 from actorbot._checks import check_plain
 from actorbot.errors import ActorbotError, OutcomeUnknownError, StoreError, StoreUnavailableError
 from actorbot.stores._lease import METHODS, LeaseFound, LeaseKeeping, keeps_lease
 
 __all__ = ["DriverLease"]
+
+MOST: Final = 1e11  # seconds that a clock may show; more are milliseconds
 
 
 class DriverLease(LeaseKeeping):
@@ -34,7 +36,7 @@ class DriverLease(LeaseKeeping):
         except Exception as error:
             failure = self._lease_failure("read_lease", error)
         else:
-            if (text is None or isinstance(text, str)) and isinstance(now, int | float):
+            if (text is None or isinstance(text, str)) and isinstance(now, int | float) and 0 <= now < MOST:
                 return LeaseFound(text, now)
             raise StoreError(self.name, "read_lease must return (the text or None, the server's wall-clock seconds)")
         raise failure

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from math import inf, nan
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from actorbot.stores._driver_calls import AT_ONCE
 from actorbot.stores.base import Write
 from actorbot.stores.driver import DriverStore
 from tests.backends import AsyncDictStore, ComparingStore, DictStore
+from tests.leased import LeasedStore, Place
 
 Opener = Callable[[Any], DriverStore]
 
@@ -476,3 +478,23 @@ def test_beside_comparing_no_batch_is_written_that_compares_nothing_and_the_doct
     assert store.write_many([Write(first, b""), Write(record("bob"), b"")]) == [None, None]
     assert isinstance(store.write_many([Write(theirs, b"")])[0], errors.ConflictError)
     assert any(finding.level == "warning" and "write_many" in finding.text for finding in store.examine())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("text", None), ("text", "2.0"), ("text", nan), ("text", inf), ("text", -1.0), ("text", 1.7e12), (b"", 1.7e9)],
+)
+def test_a_lease_that_is_no_text_or_not_told_with_seconds_is_refused(given: Any, open_store: Opener) -> None:
+    driver = LeasedStore(Place())
+    driver.read_lease = lambda: given  # type: ignore[method-assign]
+
+    with pytest.raises(errors.StoreError, match=r"read_lease must return .* wall-clock seconds"):
+        open_store(driver).read_lease()
+
+
+def test_a_driver_that_does_not_say_whether_it_has_put_a_lease_is_refused(open_store: Opener) -> None:
+    driver = LeasedStore(Place())
+    driver.swap_lease = lambda old, new: None  # type: ignore[method-assign, assignment, return-value]
+
+    with pytest.raises(errors.StoreError, match="swap_lease must return whether it was done, not NoneType"):
+        open_store(driver).swap_lease(None, "text")
