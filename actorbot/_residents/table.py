@@ -83,9 +83,9 @@ class Table:
         """Give *error* to everybody in line: their turn will not come."""
         for item in actor.drain():
             if isinstance(item, Envelope):
-                item.message.outcome.set_exception(error)
+                item.message.outcome.set_exception(copy(error))
             else:
-                item.fail(error)
+                item.fail(copy(error))
 
     def passivate(self, actor: SessionActor, *, may_spill: bool = True) -> bool:
         """Take out *actor* if it is idle and clean and nobody is in line, and tell whether it left.

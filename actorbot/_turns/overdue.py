@@ -73,8 +73,8 @@ class RunningTurns:
         """Revoke the turns of *actors*; their callers get *error*. Any thread."""
         for context in list(self.deadlines):
             if context._actor in actors and self.deadlines.pop(context, None) is not None:
-                context._revoked = error
-                self._home.post(self._revoke, context, error)
+                context._revoked = copy(error)  # each caller's own: it is raised with his traceback
+                self._home.post(self._revoke, context, context._revoked)
 
     def end_all(self, error: ActorbotError | None = None) -> None:
         """Revoke every turn, because of *error*. From now on none begins. At home."""

@@ -177,7 +177,7 @@ MUTANTS = (
     Mutant(
         "a turn goes on though its session was abandoned",
         "_turns/overdue.py",
-        "                self._home.post(self._revoke, context, error)\n\n    def end_all",
+        "                self._home.post(self._revoke, context, context._revoked)\n\n    def end_all",
         "                pass\n\n    def end_all",
         "tests/promises/test_hand_over.py -k test_a_handler_that_abandons_its_own",
     ),

@@ -150,6 +150,21 @@ def test_a_turn_under_way_and_those_in_line_get_an_error_and_leave_nothing(
         assert manager.conflicts() == []
 
 
+async def test_each_caller_of_abandoned_sessions_gets_an_error_of_its_own() -> None:
+    async def hang(context: Context) -> None:
+        await asyncio.Event().wait()
+
+    async with SessionManager(handler=hang) as manager:
+        calls = [asyncio.create_task(manager.dispatch(each, "hi")) for each in ("ann", "ann", "bob", "bob")]
+        await until(lambda: inside.is_busy(manager, "bob"))
+        await breathe()
+        manager.abandon(["ann", "bob"])
+        raised = await soon(asyncio.gather(*calls, return_exceptions=True))
+
+    assert {type(each) for each in raised} == {errors.OwnershipLostError}
+    assert len({id(each) for each in raised}) == len(calls)
+
+
 async def test_a_handler_that_abandons_its_own_session_does_not_hang() -> None:
     async def handle(context: Context) -> None:
         context.session["n"] = 1
