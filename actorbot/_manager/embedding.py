@@ -164,7 +164,8 @@ async def confirm(manager: SessionManager) -> None:
     """Wait until it is certain that this process still owns the store, where that is in doubt.
 
     Called before somebody outside is told of an event: the process may have been frozen since that
-    was acknowledged. At home. Raises: OwnershipLostError.
+    was acknowledged. At home. Raises: OwnershipLostError; StoreUnavailableError if it was closed
+    before it could tell.
     """
     if manager._shared is not None:
         await manager._shared.confirm()

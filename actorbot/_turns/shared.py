@@ -79,7 +79,7 @@ class TurnShared:
     async def confirm(self) -> None:
         """Wait until it is certain that this process owns the store, where that is in doubt.
 
-        Raises: OwnershipLostError. At home.
+        At home. Raises: as `Keeper.confirm`.
         """
         if self.in_doubt():
             assert self.keeper is not None

@@ -32,7 +32,6 @@ from actorbot.errors import (
     InvalidSessionIdError,
     ManagerClosedError,
     OverloadedError,
-    OwnershipLostError,
     StoreError,
     WrongLoopError,
 )
@@ -167,8 +166,8 @@ async def _take(manager: SessionManager, path: str, platform: Platform, request:
     failures = await (_submit if platform.answer == "accepted" else _dispatch)(manager, events)
     try:
         await confirm(manager)  # last: the process may have been frozen since
-    except OwnershipLostError as lost:
-        failures.append(lost)
+    except StoreError as error:
+        failures.append(error)
     return _failed(platform, failures) if failures else PlainTextResponse(platform.reply(payload))
 
 

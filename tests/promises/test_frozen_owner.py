@@ -230,6 +230,17 @@ async def test_a_platform_is_not_told_that_its_event_is_handled(answer: Any, sto
         assert (await deliver(client, "telegram", message("telegram", 7, 1))).status_code == 503
 
 
+async def test_a_platform_is_told_to_come_again_by_who_was_frozen_and_then_closed(store: Frozen) -> None:
+    async def handle(context: Context) -> None:
+        store.is_taken = False
+        store.freeze()
+        await manager.close()
+
+    manager = SessionManager(store, handler=handle, clock=store.clock, close_timeout=0.2)
+    async with serving(webhook_app(manager, {"/telegram": Telegram(SECRET, answer="acknowledged")})) as client:
+        assert (await deliver(client, "telegram", message("telegram", 7, 1))).status_code == 503
+
+
 def say_at_once(sent: list[str]) -> Callable[..., Any]:
     def deliver(session_id: str, text: str) -> None:
         sent.append(text)
