@@ -10,7 +10,7 @@ from actorbot._runtime.home import new_future
 from actorbot._state.committed import ANYBODYS, OWNER_BYTES, VERSION, Committed, Lineage
 from actorbot._state.record import TOMBSTONE_AGE
 from actorbot._turns.session_actor import SessionActor
-from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError, OwnershipLostError
+from actorbot.errors import ActorbotError, ConflictError, OutcomeUnknownError
 
 __all__ = ["Destroy"]
 
@@ -72,8 +72,8 @@ class Destroy(Ahead):
         """Write over what another process has written, unless that one owns the store now."""
         try:
             await self._shared.confirm()
-        except OwnershipLostError as lost:
-            self._note(lost)
+        except ActorbotError as error:
+            self._note(error)
         else:
             self._write()
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, FlushPolicy, SessionManager, errors
+from actorbot.stores.base import Record, Write
 from tests import inside
 from tests.handlers import count, count_plainly
 from tests.homes import on_a_loop, on_threads
@@ -378,6 +379,22 @@ async def test_a_duplicate_that_waits_for_the_first_answer_is_not_told_that_it_w
 
     with pytest.raises(errors.OwnershipLostError, match=LOST):
         await soon(again)
+    await manager.close()
+
+
+async def test_a_destroy_that_meets_a_conflict_in_a_manager_that_ends_in_doubt_does_not_hang(place: Place) -> None:
+    manager = await manager_of(Reached(place)).start()
+    await manager.dispatch("ann", "hi")
+    await manager.flush("ann")
+    (found,) = place.read_many(["ann"])
+    assert isinstance(found, Record)
+    place.write_many([Write(found.next_write(), found.write_id)])
+    keeper = inside.shared(manager).keeper
+    keeper.until = 0.0  # it was frozen, and is asked to renew
+    keeper.release()  # by a close
+
+    with pytest.raises(errors.StoreUnavailableError, match="closed before it said who owns it"):
+        await soon(manager.destroy("ann"))
     await manager.close()
 
 
