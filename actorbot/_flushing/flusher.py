@@ -11,6 +11,7 @@ from math import inf
 from typing import Any, Final
 
 from actorbot._flushing.dirty import DirtySessions
+from actorbot._flushing.letting_go import LettingGo
 from actorbot._flushing.messages import Abandon, Anew, End, Flush, FlushDue, Relieve, RetryDue, Returned, Spill
 from actorbot._flushing.outcome import Outcome
 from actorbot._flushing.queue import WriteQueue
@@ -84,8 +85,7 @@ class Flusher(Mailbox):
             on_conflict=on_conflict,
             on_answer=on_answer,
         )
-        self.letting_go: dict[str, Future[None]] = {}
-        """By id, until when a session must not be read: the one before it is being abandoned."""
+        self.letting_go = LettingGo()
         self._stopped = False
         self._began = 0.0  # the monotonic second at which the last call began
         self._young = 0  # sessions flushed since the garbage collector was called
@@ -169,24 +169,12 @@ class Flusher(Mailbox):
         abandon = Abandon(list(sessions), error)
         for session in abandon.sessions:
             session.abandoned = error  # first: a turn that commits from here on finds it
-        self.keep_from_readers([session.session_id for session in abandon.sessions], abandon.done)
+        self.letting_go.keep([session.session_id for session in abandon.sessions], abandon.done)
         if self.enter():
             self.on_receive(abandon)  # here and now: nobody else uses it
             self.leave()
             return abandon.done
         return self._ask(abandon)
-
-    def keep_from_readers(self, session_ids: list[str], until: Future[None]) -> None:
-        """Have no session of these ids read, until *until* ends: what is kept of them changes."""
-        for session_id in session_ids:
-            self.letting_go[session_id] = until
-
-        def end(_: Future[None]) -> None:
-            for session_id in session_ids:
-                if self.letting_go.get(session_id) is until:
-                    self.letting_go.pop(session_id, None)
-
-        until.add_done_callback(end)
 
     def relieve(self, session: Flushable) -> Future[None]:
         """Flush *session*, which has come to `max_events`.

@@ -186,7 +186,10 @@ class Outcome:
         self._waiters.reached(session, error)
 
     def abandon(self, sessions: list[Flushable], error: ActorbotError) -> None:
-        """Hand over what the store does not have of *sessions*; nothing of them is written."""
+        """Hand over what the store does not have of *sessions*; nothing of them is written.
+
+        Once for each: what the journal commits of it after that belongs to a turn that fails.
+        """
         taken = [(session, self._take_unflushed(session)) for session in sessions]
         if self._journal is not None:
             self._journal.skip_versions()
@@ -212,8 +215,12 @@ class Outcome:
             self.settled += unflushed[VERSION] - session.flushed
         if self._journal is not None:
             session.lineages = ()
-            if unflushed is not None:
+            if unflushed is not None and session.handed_over:
+                self._journal.drop(session.session_id, unflushed[VERSION])
+                unflushed = None
+            elif unflushed is not None:
                 self._journal.set_aside(session.session_id, unflushed)
+        session.handed_over = session.abandoned is not None
         self._dirty.unmark([session])
         self._dirty.uncharge([(session, None)])
         return unflushed

@@ -68,6 +68,8 @@ class Flushable(Mailbox):
     """Whether the session has left memory while the store had not its newest state."""
     abandoned: ActorbotError | None = None
     """Why nothing of the session is written any more, whatever is committed from now on."""
+    handed_over: bool = False
+    """Whether what the session had then was taken from it; what is committed later is dropped."""
     doubted: Committed | None = None
     """The state before a write without an answer: it counts if the store turns out to be older."""
     lineages: tuple[Lineage, ...] = ()

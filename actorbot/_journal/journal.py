@@ -188,6 +188,10 @@ class Journal:
         if self.yields:
             self._remove(session_id, version)
 
+    def drop(self, session_id: str, version: int) -> None:
+        """Remove what was committed of the session up to *version*: who waited gets an error."""
+        self._remove(session_id, version)
+
     def set_aside(self, session_id: str, committed: Committed) -> None:
         """Keep what a conflict took in a place of its own, from which no session is read."""
         self._remove(session_id, committed[VERSION], pack_entry(session_id, committed, b"", ()))

@@ -51,11 +51,20 @@ class Abandonment:
                 self._take_from_journal(session_id, error)
 
     def _take_from_journal(self, session_id: str, error: ActorbotError) -> None:
-        journal = self._shared.journal
-        if journal is None or not journal.yields or not journal.holds(session_id):
+        journal, letting_go = self._shared.journal, self._shared.flusher.letting_go
+        if journal is None or not journal.yields:
             return
-        flusher, taken = self._shared.flusher, new_future()
-        flusher.keep_from_readers([session_id], taken)
+        taken = new_future()
+        letting_go.keep([session_id], taken)
+
+        def begin(_: object) -> None:
+            before = letting_go.first(session_id)
+            if before is not None and before is not taken:
+                before.add_done_callback(begin)  # what it brings to the journal is not to be taken
+            elif journal.holds(session_id):
+                journal.read(session_id).add_done_callback(take)
+            else:
+                taken.set_result(None)
 
         def take(read: Future[Entry | None]) -> None:
             failure = read.exception()
@@ -69,7 +78,7 @@ class Abandonment:
             elif (entry := read.result()) is not None:
                 actor = SessionActor(session_id, self._shared, self._shared.monotonic())
                 actor.adopt_entry(entry)
-                flusher.abandon([actor], error)
+                self._shared.flusher.abandon([actor], error)
             taken.set_result(None)
 
-        journal.read(session_id).add_done_callback(take)
+        begin(None)

@@ -111,7 +111,7 @@ class Activation:
         """
         _check_kept(actor)
         try:
-            found = await self._loader.find(actor.session_id)
+            found = await self._loader.find(actor.session_id, actor)
         except (asyncio.CancelledError, TurnTimeoutError):
             raise  # only this caller has given up: the next in line reads for itself
         except ActorbotError as error:

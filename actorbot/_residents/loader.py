@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from copy import copy
 from typing import Any, NamedTuple
 
+from actorbot._flushing.write import Flushable
 from actorbot._journal.entry import Entry
 from actorbot._runtime.deadline_thread import DeadlineThread
 from actorbot._runtime.home import Promise
@@ -61,14 +62,20 @@ class Loader:
         self._closed = False
         self.reads = 0
 
-    async def find(self, session_id: str) -> Entry | Record | None:
+    async def find(self, session_id: str, reader: Flushable | None = None) -> Entry | Record | None:
         """Return the journal's entry of the session, or else the store's record.
 
-        `None` if there is neither. Raises: CorruptSessionError, StoreUnavailableError.
+        `None` if there is neither. *reader* is the session, if it is coming into memory. Raises:
+        CorruptSessionError, StoreUnavailableError; why the reader was abandoned.
         """
-        letting_go = self._shared.flusher.letting_go.get(session_id)
-        if letting_go is not None:
-            await self._home.wait(letting_go)
+        while (letting_go := self._shared.flusher.letting_go.first(session_id)) is not None:
+            if reader is not None and reader.abandoned is not None:
+                raise reader.abandoned  # what it would wait for next is its own turn
+            try:
+                await self._home.wait(letting_go, self._shared.policy.store_deadline)
+            except TimeoutError:
+                reason = "its earlier state is still on its way; try again"
+                raise StoreUnavailableError(self._store.name, reason, session_id=session_id) from None
         journal = self._shared.journal
         if journal is not None and journal.holds(session_id):
             entry: Entry | None = await self._home.wait(journal.read(session_id))

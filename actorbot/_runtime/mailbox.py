@@ -73,9 +73,7 @@ class Mailbox(PooledActor):
         line.append(item)
         if self.turn.acquire(False):
             self.leave()
-        elif self.closed and self.withdraw(item):
-            return False
-        return True
+        return not (self.closed and self.withdraw(item))
 
     def withdraw(self, item: Any) -> bool:
         """Step out of the line; `False` if the item is no longer in it."""

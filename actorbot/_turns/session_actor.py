@@ -248,7 +248,7 @@ class SessionActor(Flushable):
         shared = self.shared
         wall = shared.wall()
         if (session := context._session) is None:  # a lent turn whose time was up
-            raise context._revoked or shared.running.timeout_error(self.session_id)
+            raise context._revoked or self.abandoned or shared.running.timeout_error(self.session_id)
         usual = shared.shape is None and not context._ends_session
         plain = encode_plain(session, shared.max_session_bytes) if usual else None
         encoded = self.encode(context, session) if plain is None else plain
@@ -261,7 +261,7 @@ class SessionActor(Flushable):
         if (task := context._task) is not None and task.cancelling() > context._cancels:
             raise swallowed()
         if shared.running.deadlines.pop(context, None) is None:
-            raise context._revoked or shared.running.timeout_error(self.session_id)
+            raise context._revoked or self.abandoned or shared.running.timeout_error(self.session_id)
         context._session = context._task = None
         if context._replies is not None:
             shared.outbox.reserve(context, durable)

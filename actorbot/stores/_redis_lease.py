@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from actorbot.errors import StoreError, StoreUnavailableError
 from actorbot.stores._lease import LeaseFound, LeaseKeeping
-from actorbot.stores._redis_link import Link, is_refused
+from actorbot.stores._redis_link import Link, is_forbidden, is_refused
 
 __all__ = ["RedisLease"]
 
@@ -38,6 +38,13 @@ class RedisLease(LeaseKeeping):
         # In a cluster, all three are asked of the node that has the key.
         text, time, info = self._link.run([(key, ("GET", key)), (key, ("TIME",)), (key, ("INFO", "server"))])
         for answer in (text, time):
+            if is_forbidden(answer):
+                right = "+time" if answer is time else "+get"
+                raise StoreUnavailableError(
+                    "redis",
+                    f"{self._link.where} does not give this user the right {right}, which a lease needs; run"
+                    f" ACL SETUSER <user> {right}, or start with ownership='none'",
+                ) from answer.__cause__
             self._check_lease(answer)
         up = _UP.search(info) if isinstance(info, bytes) else None  # else this user may not ask
         try:

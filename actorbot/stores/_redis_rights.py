@@ -36,6 +36,8 @@ class Rights(NamedTuple):
         """Raises: StoreUnavailableError if a right is missing that every bot needs."""
         if self.needed:
             raise StoreUnavailableError("redis", f"{where} {self._say(self.needed)}")
+        if "+time" in self.useful:
+            logger.warning("redis: %s does not tell its time without +time: sessions end by the clock here", where)
         if self.useful:
             logger.info("redis: the user at %s lacks, for the tools: %s", where, " ".join(self.useful))
 
@@ -65,9 +67,9 @@ def try_rights(link: Link, *, script: bytes, sha: str, prefix: bytes) -> Rights:
         "+get": ("GET", key),
         "+exists": ("EXISTS", key),
         "+set": ("SET", key, "", "PX", 0),  # a time that is none: it is refused
-        "+time": ("TIME",),
     }
     useful: dict[str, Command] = {
+        "+time": ("TIME",),
         "+info": ("INFO", "server"),
         "+config|get": ("CONFIG", "GET", "save"),
         "+scan": ("SCAN", 0, "MATCH", key, "COUNT", 1),

@@ -149,8 +149,8 @@ MUTANTS = (
     Mutant(
         "a session is read before the last write of an abandoned one has ended",
         "_residents/loader.py",
-        "        if letting_go is not None:\n",
-        "        if letting_go is False:\n",
+        "        while (letting_go := self._shared.flusher.letting_go.first(session_id)) is not None:\n",
+        "        while (letting_go := None) is not None:\n",
         "tests/promises/test_hand_over.py -k test_a_write_that_is_at_the_store",
     ),
     Mutant(

@@ -125,7 +125,7 @@ async def test_a_start_that_may_not_wait_names_the_owner_and_the_ways_on() -> No
             await SessionManager(of_same_place(store), handler=count, takeover_timeout=0.0).start()
     assert told.value.owner is not None
     assert told.value.owner.startswith(ME)
-    for said in ("somebody else owns it", told.value.owner, "takeover_timeout", "Close that process", "write_through"):
+    for said in ("this process owns it already", told.value.owner, "takeover_timeout", "Close the other manager"):
         assert said in str(told.value)
 
 
