@@ -243,7 +243,7 @@ class WriteQueue:
         return self._retries.is_waited_for(session)
 
     def _write_id(self, session: Flushable, committed: Committed, *, kept: bool = True) -> bytes:
-        """Return a new write id; of what the journal has *kept*, one that a later process can derive.
+        """Return a new write id; if the journal *kept* it, one that a later process can derive.
 
         A claim is not kept: if its answer is lost, another state may get the same version.
         """

@@ -251,6 +251,7 @@ class OwnersModel:
             owner.came_back = True
             if self.forgot < owner.asked:
                 self._complain(f"{owner.name} was not in the lease, and put itself there again")
+        owner.came_back = owner.came_back or self.forgot > owner.taken
         mine = after["holders"].get(owner.holder)
         owner.renewed = now
         if mine is None:
