@@ -1181,13 +1181,6 @@ MUTANTS = (
         "tests/servers/test_lease_of_redis.py -k test_a_server_that_starts_again",
     ),
     Mutant(
-        "an owner that cannot renew since its server refuses writes counts as away",
-        "_ownership/keeper.py",
-        "self._me, mine, found.now, watched if self._proven else 0.0, is_gone=is_gone)",
-        "self._me, mine, found.now, watched, is_gone=is_gone)",
-        "tests/unit/ownership/test_watching.py -k test_a_server_that_has_refused_writes",
-    ),
-    Mutant(
         "a start whose answer was lost gives up",
         "_ownership/keeper.py",
         "if self._seen is None or (self.waits_for is None and not isinstance(error, OutcomeUnknownError)):",
