@@ -304,7 +304,8 @@ class OwnersModel:
             return
         known_dead = other.ended < inf and other.computer == taker.computer
         watched = now - max(taker.began, other.renewed, taker.refused)
-        if not known_dead and watched < WATCHED - MOMENT:
+        put_back = self.forgot > taker.taken or self.forgot > taker.asked
+        if not (known_dead or put_back) and watched < WATCHED - MOMENT:
             self._complain(f"{taker.name} has taken the store from {other.name}, and watched it for {watched:.3f} s")
         if not (known_dead or self._clocks or self.forgot > -inf) and until > since:
             self._complain(f"{taker.name} has taken the store from {other.name}, whose lease had not run out")
