@@ -43,12 +43,12 @@ class Freezes:
         owner, other = self._owner, self._next or self._bots.begin(**self._journal())
         self._next = other
         other.hears("waits")
-        owner.works(20)
-        _pass(self._chance.uniform(0.0, 0.3 * LEASE))
+        if not owner.loses_or_works(20):  # a machine that is too busy has the effect of a freeze
+            _pass(self._chance.uniform(0.0, 0.3 * LEASE))
+            owner.freeze()
+            _pass(seconds)
+            owner.thaw()
         self.freezes += 1
-        owner.freeze()
-        _pass(seconds)
-        owner.thaw()
         if owner.loses_or_works(20):
             self.taken += 1
             self._lose(owner, other)
