@@ -68,7 +68,7 @@ class Freezes:
         owner.close()
 
     def end(self) -> None:
-        """Close all, and compare the store and `conflicts()` with what was acknowledged."""
+        """Close all, and compare the store and what was handed over with what was acknowledged."""
         assert self._owner.close()
         if self._next is not None:
             self._next.hears("started")
@@ -78,7 +78,7 @@ class Freezes:
         for bot in self._bots.all:
             for session, tag, _ in bot.acknowledged:
                 if tag in missing[session]:
-                    assert tag in bot.kept[session], f"{tag} is neither stored nor in conflicts()"
+                    assert tag in bot.kept[session], f"{tag} is neither stored nor was it handed over"
 
 
 def _pass(seconds: float) -> None:
