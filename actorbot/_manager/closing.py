@@ -159,7 +159,7 @@ async def shut(parts: Parts, time: CloseTime, asking: Set[object] = frozenset())
     shared.flusher.stop()
     await _wait(home, parts.close_journal(), time, more=time.last)
     unflushed = _behind(parts, actors)
-    flushed = not unflushed and not _may_write(parts, unfinished)
+    flushed = not unflushed and not parts.writer.is_busy()  # or a write may still come late
     await _wait(home, parts.release_lease(flushed=flushed), time, more=time.last)
     await _wait(home, parts.close_store(), time, more=time.last)
     return _logged(ShutdownReport(unflushed, unfinished, len(outbox), monotonic() - time.start))
@@ -194,7 +194,7 @@ def shut_without_loop(parts: Parts, seconds: float) -> ShutdownReport:
     for future in (
         lambda: parts.shared.flusher.flush([] if parts.is_lost() else actors),
         parts.close_journal,
-        lambda: parts.release_lease(flushed=not _behind(parts, actors) and not _may_write(parts, unfinished)),
+        lambda: parts.release_lease(flushed=not _behind(parts, actors) and not parts.writer.is_busy()),
         parts.close_store,
     ):
         try:
@@ -217,11 +217,6 @@ def _logged(report: ShutdownReport) -> ShutdownReport:
 def _behind(parts: Parts, actors: Iterable[SessionActor]) -> tuple[str, ...]:
     behind = dict.fromkeys(actor.session_id for actor in actors if actor.behind())
     return tuple(behind | dict.fromkeys(parts.only_in_journal()))
-
-
-def _may_write(parts: Parts, unfinished: int) -> bool:
-    """Tell whether a write may still come late: that of a turn whose time was up."""
-    return unfinished > 0 and parts.writer.is_busy()
 
 
 async def _settle(parts: Parts, actors: Iterable[SessionActor], time: CloseTime, asking: Set[object]) -> None:

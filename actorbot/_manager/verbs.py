@@ -75,7 +75,9 @@ class Verbs:
             if value is not DUPLICATE:
                 run.keep(value)
                 return value
-        return await run.first()
+        answer = await run.first()
+        await self._shared.confirm()  # it may have waited for the first time to end
+        return answer
 
     async def _handle(
         self, session_id: str, event: Any, event_id: str | None, durable: Durable, timeout: float | None
@@ -120,7 +122,9 @@ class Verbs:
 
     async def release(self, session_ids: str | Iterable[str], seconds: float) -> ShutdownReport:
         ids = check_session_ids(session_ids)
-        return await Release(self._shared, self._table, self._activation, seconds).run(ids)
+        report = await Release(self._shared, self._table, self._activation, seconds).run(ids)
+        await self._shared.confirm()  # what was lost with the store is not in the report
+        return report
 
     def abandon(self, session_ids: str | Iterable[str]) -> None:
         """Abandon these sessions. Any thread."""

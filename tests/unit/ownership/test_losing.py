@@ -49,6 +49,7 @@ VERBS: dict[str, Callable[[SessionManager], Any]] = {
     "turn": lend,
     "flush": lambda manager: manager.flush(),
     "flush of one": lambda manager: manager.flush("ann"),
+    "release": lambda manager: manager.release("ann"),
     "peek": lambda manager: manager.peek("ann"),
     "destroy": lambda manager: manager.destroy("ann"),
     "delivered": lambda manager: manager.delivered("ann"),
@@ -343,7 +344,7 @@ async def test_a_reply_that_waits_for_nothing_is_asked_about_too(place: Place) -
     await manager.close()
 
 
-@pytest.mark.parametrize("what", ["read", "flush", "durable"])
+@pytest.mark.parametrize("what", ["read", "flush", "release", "durable"])
 async def test_who_waits_for_the_store_is_told_at_once(place: Place, what: str) -> None:
     store = Reached(place)
     manager = await manager_of(store, close_timeout=1.0).start()
@@ -353,6 +354,7 @@ async def test_who_waits_for_the_store_is_told_at_once(place: Place, what: str) 
     waits_for: dict[str, Callable[[], Any]] = {
         "read": lambda: manager.dispatch("bob", "hi"),
         "flush": manager.flush,
+        "release": lambda: manager.release("ann"),
         "durable": lambda: manager.dispatch("ann", "hi", durable=True),
     }
     waiting = asyncio.create_task(waits_for[what]())
@@ -364,6 +366,19 @@ async def test_who_waits_for_the_store_is_told_at_once(place: Place, what: str) 
     finally:
         reading.open()
         await manager.close()
+
+
+async def test_a_duplicate_that_waits_for_the_first_answer_is_not_told_that_it_was_handled(place: Place) -> None:
+    manager = await manager_of(Reached(place)).start()
+    await manager.dispatch("ann", "hi", event_id="1")
+    with inside.shared(manager).answers.run("ann", "1"):  # the first time is not acknowledged yet
+        again = asyncio.create_task(manager.dispatch("ann", "hi", event_id="1", on_duplicate="result"))
+        await until(lambda: manager.stats().duplicates == 1)
+        await is_lost(manager, place)
+
+    with pytest.raises(errors.OwnershipLostError, match=LOST):
+        await soon(again)
+    await manager.close()
 
 
 async def test_who_loses_its_store_while_it_closes_hands_over_what_it_has(place: Place) -> None:

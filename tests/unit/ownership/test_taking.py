@@ -269,6 +269,28 @@ async def test_what_starts_again_in_the_same_process_after_a_close_that_left_som
         assert not place.lease.away
 
 
+@pytest.mark.parametrize("flush", [LATER, FlushPolicy.write_through()], ids=["destroy", "write-through"])
+async def test_a_close_after_a_write_that_has_not_come_back_does_not_give_the_lease_back(
+    place: Place, flush: FlushPolicy
+) -> None:
+    store = Reached(place)
+    manager = await manager_of(store, flush=flush, ownership="exclusive").start()
+    await manager.dispatch("ann", "hi")
+    await manager.flush("ann")
+    gate = store.pause("write")
+    writing = asyncio.create_task(manager.destroy("ann") if flush is LATER else manager.dispatch("ann", "hi"))
+    try:
+        await until(gate.reached.is_set)
+        await place.clock.advance(flush.store_deadline)
+        with pytest.raises(errors.OutcomeUnknownError):
+            await soon(writing)
+        assert (await manager.close()).clean
+    finally:
+        gate.open()
+
+    assert len(place.lease.holders) == 1  # else it may come when the next owner has acknowledged something
+
+
 async def test_two_managers_of_one_store_object_have_one_lease_and_the_last_gives_it_back(place: Place) -> None:
     store = Reached(place)
     first = await manager_of(store).start()
