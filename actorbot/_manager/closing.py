@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from contextvars import Context as ContextVars
 from copy import copy
 from functools import partial
-from math import inf
 from time import monotonic
 from typing import Any, Final
 
 from actorbot._manager.access import Access
 from actorbot._manager.parts import Parts
+from actorbot._manager.releasing import wait_for_turn
 from actorbot._reports import ShutdownReport
 from actorbot._runtime.current import Errand, errand
 from actorbot._runtime.home import Home, new_future
@@ -228,29 +228,13 @@ async def _settle(parts: Parts, actors: Iterable[SessionActor], time: CloseTime,
         # A turn may be taken without a handler that runs: a told event is on its way to it, or the
         # session is being read.
         while not actor.closed and actor not in asking:
-            if not actor.enter() and not await _wait_for_turn(parts.home, actor, time.left(HANDLERS)):
+            left = time.left(HANDLERS)
+            if not actor.enter() and not (left and await wait_for_turn(parts.home, actor, min(left, LOOK_AGAIN))):
                 if time.left(HANDLERS):
                     continue
                 break
             if not parts.table.retire(actor):
                 actor.leave()
-
-
-async def _wait_for_turn(home: Home, actor: SessionActor, left: float) -> bool:
-    """Wait for the turn as long as a close does without looking; `False` if it did not come."""
-    left = min(left, LOOK_AGAIN)
-    waiter = home.waiter(actor, left)
-    try:
-        if not left or not actor.join(waiter, limit=inf):
-            return False
-        if isinstance(home, LoopHome):
-            async with asyncio.timeout(left):
-                await waiter
-        else:
-            await waiter
-    except (ActorbotError, TimeoutError):
-        return False
-    return True
 
 
 async def _flush_until(parts: Parts, actors: list[SessionActor], time: CloseTime) -> None:

@@ -16,7 +16,7 @@ from actorbot._reports import ShutdownReport
 from actorbot._residents.activation import Activation
 from actorbot._residents.table import Table
 from actorbot._runtime.current import errand
-from actorbot._runtime.home import new_future
+from actorbot._runtime.home import Home, new_future
 from actorbot._runtime.loop_home import LoopHome
 from actorbot._turns.context import Context
 from actorbot._turns.deadlock import begin_to_wait, end_to_wait
@@ -24,7 +24,7 @@ from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
 from actorbot.errors import ActorbotError
 
-__all__ = ["Release"]
+__all__ = ["Release", "wait_for_turn"]
 
 HANDLERS: Final = 0.9  # the part of the time that turns may take; the rest is for the last flush
 AGAIN: Final = 0.1  # seconds until what could not be flushed, or has not left, is tried again
@@ -94,7 +94,8 @@ class Release:
                 break
             busy = next((actor for actor in stay if actor.turn.locked() or actor.line), None)
             if busy is not None:
-                await self._wait_for_turn(busy)
+                if await wait_for_turn(shared.home, busy, self._left(HANDLERS)):
+                    busy.leave()  # all that it had accepted is over
                 continue
             for actor in stay:
                 if not actor.behind():  # it was marked when the store had it: let the mark go
@@ -106,22 +107,6 @@ class Release:
     def _leaves(self, actor: SessionActor) -> bool:
         gone = self._table.actors.get(actor.session_id) is not actor
         return gone or self._table.passivate(actor, may_spill=False)
-
-    async def _wait_for_turn(self, actor: SessionActor) -> None:
-        """Wait until all that *actor* has accepted by now is over, or the time for that."""
-        home, left = self._shared.home, self._left(HANDLERS)
-        waiter = home.waiter(actor, left)
-        try:
-            if not actor.join(waiter, limit=inf):
-                return
-            if isinstance(home, LoopHome):
-                async with asyncio.timeout(left):
-                    await waiter
-            else:
-                await waiter
-        except (ActorbotError, TimeoutError):
-            return
-        actor.leave()
 
     async def _deliver(self, session_ids: list[str]) -> None:
         """Wait for the replies of these sessions, but for the one that this code is delivering."""
@@ -139,3 +124,19 @@ class Release:
             await self._shared.home.wait(future, self._left() if seconds is None else seconds)
         except (TimeoutError, ActorbotError):
             return  # the report says what was left behind
+
+
+async def wait_for_turn(home: Home, actor: SessionActor, seconds: float) -> bool:
+    """Wait for the turn, behind all who are in line; `False` if it did not come. At home."""
+    waiter = home.waiter(actor, seconds)
+    try:
+        if not actor.join(waiter, limit=inf):
+            return False
+        if isinstance(home, LoopHome):
+            async with asyncio.timeout(seconds):
+                await waiter
+        else:
+            await waiter
+    except (ActorbotError, TimeoutError):
+        return False
+    return True

@@ -150,14 +150,13 @@ class Table:
             self.actors.pop(actor.session_id, None)
             return True
 
-    def dismiss_all(self, error: ActorbotError | None = None) -> int:
+    def dismiss_all(self) -> int:
         """Take out all sessions and fail everybody in line; return how many turns were held."""
-        error = error or ManagerClosedError("the manager was closed before the event had its turn")
         busy = 0
         for actor in self.resident():
             busy += actor.turn.locked()
             self.discard(actor)
-            self.dismiss(actor, copy(error))
+            self.dismiss(actor, ManagerClosedError("the manager was closed before the event had its turn"))
         return busy
 
     # --- looking ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -52,6 +52,9 @@ def _closing_when_told(manager: SessionManager) -> Iterator[None]:
     neither this process nor the one that waits for the store. What comes meanwhile is refused.
     """
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # nobody expects that signal, or it is another thread's
+        return
     closing = set[asyncio.Task[Any]]()
 
     def close() -> None:
@@ -59,13 +62,10 @@ def _closing_when_told(manager: SessionManager) -> Iterator[None]:
             closing.add(loop.create_task(manager.close()))
 
     def told(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(close)
-        if callable(before):
-            before(number, frame)
+        with suppress(RuntimeError):  # the loop has ended; another server of this process put this back
+            loop.call_soon_threadsafe(close)
+        before(number, frame)
 
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield  # nobody expects that signal, or it is another thread's
-        return
     signal.signal(signal.SIGTERM, told)
     try:
         yield

@@ -7,13 +7,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
 
 from actorbot import Context, SessionManager, errors
-from actorbot.ext.asgi import webhook_app, webhook_routes
+from actorbot.ext.asgi import lifespan, webhook_app, webhook_routes
 from actorbot.ext.webhooks import Telegram
 from tests.ext.deliveries import PLATFORMS, deliver, encode, message, serving
 from tests.leased import LeasedStore, Place
@@ -233,3 +234,18 @@ async def test_a_server_that_is_told_to_end_gives_its_store_up_before_it_ceases_
         assert (await deliver(waiting, "telegram", message("telegram", 7, 2))).status_code == 200
         assert await new.peek("telegram:7") == {"n": 2}
         assert told == [signal.SIGTERM]
+
+
+def test_when_servers_of_one_process_have_ended_in_any_order_it_hears_sigterm_as_before(told: list[int]) -> None:
+    async def serve() -> None:
+        ends = []
+        for _ in range(2):
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(lifespan(manager_of(Place()))(None))
+                ends.append(stack.pop_all())
+        for end in ends:  # the first to begin is the first to end
+            await end.aclose()
+
+    asyncio.run(serve())
+    signal.raise_signal(signal.SIGTERM)
+    assert told == [signal.SIGTERM]

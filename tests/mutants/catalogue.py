@@ -1475,8 +1475,8 @@ MUTANTS = (
     Mutant(
         "a server gives its store up when it has ceased to serve",
         "ext/_serving.py",
-        "        loop.call_soon_threadsafe(close)\n",
-        "",
+        "            loop.call_soon_threadsafe(close)\n",
+        "            pass\n",
         "tests/ext/test_late_start.py -k test_a_server_that_is_told_to_end_gives",
     ),
     Mutant(
