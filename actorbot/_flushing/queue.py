@@ -212,7 +212,7 @@ class WriteQueue:
             # Who holds the turn waits for this, so nothing newer is committed meanwhile. It
             # replaces a flush that failed before.
             if through.job is None:
-                write_id = self._write_id(session, through.committed)
+                write_id = self._write_id(session, through.committed, kept=through.forced)
                 through.job = PendingWrite.make(session, through.committed, write_id, now, through)
             return through.job
         committed = session.committed
@@ -242,9 +242,12 @@ class WriteQueue:
             return True
         return self._retries.is_waited_for(session)
 
-    def _write_id(self, session: Flushable, committed: Committed) -> bytes:
-        """Return a new write id; with a journal, one that a later process can derive."""
-        if self._lineage is None:
+    def _write_id(self, session: Flushable, committed: Committed, *, kept: bool = True) -> bytes:
+        """Return a new write id; if the journal *kept* it, one that a later process can derive.
+
+        A claim is not kept: if its answer is lost, another state may get the same version.
+        """
+        if self._lineage is None or not kept:
             return self._set_backs.write_id()
         version = committed[VERSION]
         name, last = session.lineages[0] if session.lineages else (self._lineage, version)

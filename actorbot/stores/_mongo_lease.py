@@ -15,6 +15,7 @@ from actorbot.errors import OutcomeUnknownError, StoreError, StoreUnavailableErr
 from actorbot.stores._lease import LeaseFound, LeaseKeeping
 from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Link, RawCollection, describe
+from actorbot.stores._mongo_rights import check_lease_rights
 
 __all__ = ["MongoLease"]
 
@@ -26,6 +27,7 @@ class MongoLease(LeaseKeeping):
 
     keeps_lease = True
     _link: Link
+    _may_lease = False  # whether this user was seen to have the rights
 
     def read_lease(self) -> LeaseFound:
         call = self._link.call()
@@ -37,11 +39,12 @@ class MongoLease(LeaseKeeping):
                 return found, collection.database.command("hello", codec_options=OPTIONS)
 
         try:
+            if not self._may_lease:
+                check_lease_rights(self._link)
+                self._may_lease = True
             found, hello = self._link.twice(call, ask)
         except PyMongoError as error:
-            raise StoreUnavailableError(
-                "mongo", f"{self._link.hosts}: reading the lease failed: {describe(error)}"
-            ) from error
+            raise self._failed(StoreUnavailableError, "reading", error) from error
         except BSONError as error:
             raise self._something_else() from error
         text = None if found is None else found.get("text")
@@ -68,8 +71,10 @@ class MongoLease(LeaseKeeping):
         except DuplicateKeyError:
             return False
         except PyMongoError as error:
-            kind = OutcomeUnknownError if call.sent else StoreUnavailableError
-            raise kind("mongo", f"{self._link.hosts}: writing the lease failed: {describe(error)}") from error
+            raise self._failed(OutcomeUnknownError if call.sent else StoreUnavailableError, "writing", error) from error
+
+    def _failed(self, kind: type[StoreUnavailableError], what: str, error: PyMongoError) -> StoreUnavailableError:
+        return kind("mongo", f"{self._link.hosts}: {what} the lease failed: {describe(error)}")
 
     def _beside(self, collection: RawCollection) -> Any:
         """Return the collection of the lease: read and written as that of the sessions."""

@@ -10,7 +10,7 @@ from actorbot.stores._findings import Finding
 from actorbot.stores._mongo_documents import OPTIONS
 from actorbot.stores._mongo_link import Link
 
-__all__ = ["check_rights", "judge_rights"]
+__all__ = ["check_rights", "check_lease_rights", "judge_rights"]
 
 NEEDED: Final = ("find", "insert", "update", "createIndex")
 """Without them no session can be kept."""
@@ -22,23 +22,28 @@ LEASE: Final = ("find", "insert", "update")
 
 def check_rights(link: Link) -> None:
     """Raises: StoreUnavailableError if an action is missing that every bot needs; PyMongoError."""
-    if said := _what_is_needed(link):
-        raise StoreUnavailableError("mongo", f"{link.hosts} {said}")
+    if lacking := _lacking(link, link.collection_name, NEEDED):
+        raise StoreUnavailableError("mongo", f"{link.hosts} {_say(link, link.collection_name, lacking)}")
+
+
+def check_lease_rights(link: Link) -> None:
+    """Raises: StoreUnavailableError if an action is missing that a lease needs; PyMongoError."""
+    if lacking := _lacking(link, link.lease_name, LEASE):
+        said = _say(link, link.lease_name, lacking)
+        raise StoreUnavailableError("mongo", f"{link.hosts} {said}; or pass ownership='none' if nobody else runs")
 
 
 def judge_rights(link: Link) -> Iterator[Finding]:
     """Yield what this user may not do. Raises: StoreUnavailableError, PyMongoError."""
     beside = f"{link.collection_name}.damaged"
-    if said := _what_is_needed(link):
-        yield Finding("rights", "failure", said)
+    needed = {link.collection_name: NEEDED, link.lease_name: LEASE}
+    lacks = [
+        _say(link, name, lacking) for name, actions in needed.items() if (lacking := _lacking(link, name, actions))
+    ]
+    if lacks:
+        yield Finding("rights", "failure", "; it ".join(lacks))
     elif lacking := _lacking(link, beside, DAMAGED):
         yield Finding("rights", "warning", _say(link, beside, lacking))
-
-
-def _what_is_needed(link: Link) -> str:
-    needed = {link.collection_name: NEEDED, link.lease_name: LEASE}
-    lacking = {name: _lacking(link, name, actions) for name, actions in needed.items()}
-    return "; it ".join(_say(link, name, actions) for name, actions in lacking.items() if actions)
 
 
 def _lacking(link: Link, collection: str, actions: Sequence[str]) -> list[str]:

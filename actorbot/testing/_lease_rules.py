@@ -77,7 +77,7 @@ class LeaseRules(Rules):
             _swap(store, None, "first")
             _swap(store, "first", "second")
             _expect_lease(store, "second")
-            for old in ("first", "", "Second", "second ", " second", "secon", "%", "second\n"):
+            for old in ("first", "", "Second", "second ", " second", "sec", "%", "second\n"):
                 _swap(store, old, "third", done=False)
                 _expect_lease(store, "second")
             _swap(store, "second", "third")

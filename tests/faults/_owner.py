@@ -13,8 +13,8 @@ event which is missing in the store, or there twice, can be told. It writes line
     lost SECOND                 a verb raised OwnershipLostError
     error TEXT                  a verb raised something else
     report JSON                 asked for by SIGUSR1: what it says of itself, and how its verbs fail
-    kept SESSION TAG …          asked for by SIGTERM: what is in `conflicts()`
-    closed CLEAN                then `close` has returned
+    kept SESSION TAG …          `on_conflict` was handed the session with these
+    closed CLEAN                asked for by SIGTERM: `close` has returned
     fault TEXT                  what must never be was seen
 """
 
@@ -101,6 +101,7 @@ class Owner:
             store_from_url(owning.url),
             handler=self._handle_plainly if owning.threads else self._handle,
             deliver=self._deliver,
+            on_conflict=self._keep,
             flush=FlushPolicy.parse(owning.policy),
             ownership=owning.ownership,
             takeover_timeout=owning.takeover_timeout,
@@ -124,7 +125,6 @@ class Owner:
             for client in range(owning.clients):
                 group.create_task(self._serve(client))
             await self._closing.wait()
-        self._tell_of_conflicts()
         report = await self._call("close")
         self.say("closed", int(report.clean))
 
@@ -245,13 +245,10 @@ class Owner:
         said["ownership"] = asdict(owned) if (owned := manager.stats().ownership) is not None else None
         self.say("report", json.dumps(said))
 
-    def _tell_of_conflicts(self) -> None:
-        kept: dict[str, list[str]] = {}
-        for conflict in self._manager.conflicts():
-            kept.setdefault(conflict.session_id, []).extend((conflict.state or {}).get("tags", []))
-        for session, tags in kept.items():
-            for at in range(0, len(tags), 50):  # a pipe takes a short line in one piece
-                self.say("kept", session, *tags[at : at + 50])
+    def _keep(self, session: str, state: dict[str, Any] | None) -> None:
+        tags = (state or {}).get("tags", [])
+        for at in range(0, len(tags), 50):  # a pipe takes a short line in one piece
+            self.say("kept", session, *tags[at : at + 50])
 
 
 def slow_down(kind: type, method: str, seconds: float) -> None:

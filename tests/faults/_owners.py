@@ -37,7 +37,7 @@ class Bot:
         self.replies: list[tuple[str, str, float]] = []
         self.faults: list[str] = []
         self.kept: dict[str, list[str]] = defaultdict(list)
-        """What is in `conflicts()` before its close: the tags of each session."""
+        """What `on_conflict` was handed: the tags of each session."""
         self._said: dict[str, list[list[str]]] = defaultdict(list)
         self._news = threading.Condition()  # guards all of this
         self._thread = threading.Thread(target=self._listen, daemon=True)

@@ -115,6 +115,7 @@ class OwnersModel:
         self.acknowledged: list[Acknowledged] = []
         self.owners: list[Owner] = []
         self.epoch = 0
+        self._changed = -inf  # when the lease last was
         self.disturbed = -inf
         """When the server last forgot leases, or its clock was set."""
         self.forgot = -inf
@@ -250,6 +251,7 @@ class OwnersModel:
             owner.came_back = True
             if self.forgot < owner.asked:
                 self._complain(f"{owner.name} was not in the lease, and put itself there again")
+        owner.came_back = owner.came_back or self.forgot > owner.taken
         mine = after["holders"].get(owner.holder)
         owner.renewed = now
         if mine is None:
@@ -262,6 +264,7 @@ class OwnersModel:
         if after["epoch"] < self.epoch and self.forgot == -inf:
             self._complain(f"the epoch was {self.epoch}, and goes back: {new}")
         self.epoch = max(self.epoch, after["epoch"])
+        self._changed = now
         for name in went - {owner.holder}:
             self._remove(name, owner, now, since=mine["since"], until=before["holders"][name]["until"])
         if self.forgot > -inf and not self.shared:  # whoever is not there any more has lost it, too
@@ -289,7 +292,7 @@ class OwnersModel:
             if other.gave_back < inf or (other.ended < inf and other.computer == owner.computer):
                 free = max(free, min(other.gave_back, other.ended))
             else:
-                free = max(free, other.renewed + LEASE, max(owner.began, other.renewed) + 2 * WATCHED)
+                free = max(free, other.renewed + LEASE, max(owner.began, self._changed) + 2 * WATCHED)
         if now > free + SLACK + 2 * owner.deadline and not self._clocks:
             self._complain(f"{owner.name} has waited until {now:.3f}, and could have had the store at {free:.3f}")
 
@@ -301,7 +304,8 @@ class OwnersModel:
             return
         known_dead = other.ended < inf and other.computer == taker.computer
         watched = now - max(taker.began, other.renewed, taker.refused)
-        if not known_dead and watched < WATCHED - MOMENT:
+        put_back = self.forgot > taker.taken or self.forgot > taker.asked
+        if not (known_dead or put_back) and watched < WATCHED - MOMENT:
             self._complain(f"{taker.name} has taken the store from {other.name}, and watched it for {watched:.3f} s")
         if not (known_dead or self._clocks or self.forgot > -inf) and until > since:
             self._complain(f"{taker.name} has taken the store from {other.name}, whose lease had not run out")
@@ -335,7 +339,7 @@ class OwnersModel:
         owner.closed = True
         owner.unflushed = set(unflushed)
         for session_id, tokens in owner.owing.items():
-            if session_id not in owner.unflushed and owner.taken == inf:
+            if session_id not in owner.unflushed and owner.taken == inf and self.forgot == -inf:
                 self._complain(f"{owner.name} gave the store back, and {sorted(tokens)} was not flushed")
         if owner.lost < inf:
             for session_id, tokens in self.owing(owner).items():
@@ -353,7 +357,7 @@ class OwnersModel:
             owner = each.owner
             if each.token in self.stored.get(each.session_id, ()):
                 continue
-            excused = owner.killed or owner.taken < inf or each.session_id in owner.unflushed
+            excused = owner.killed or owner.taken < inf or self.forgot > -inf or each.session_id in owner.unflushed
             if not excused:
                 self._complain(f"{each.token} of {owner.name} is lost, which owned the store all the time")
             elif self.mode == "journaled" and each.token not in told[owner.slot]:

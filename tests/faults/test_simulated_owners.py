@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from actorbot._flushing.dirty import DirtySessions
+from actorbot._flushing.queue import WriteQueue
 from actorbot._manager import closing as _closing
 from actorbot._manager import manager as _manager
 from actorbot._manager.parts import Parts
@@ -175,6 +176,13 @@ def _forgets_what_a_close_has_taken_out(patch: Patch) -> None:
     patch.setattr(DirtySessions, "sessions", lambda self: [])
 
 
+def _gives_another_claim_the_same_id(patch: Patch) -> None:
+    write_id = WriteQueue._write_id
+    patch.setattr(
+        WriteQueue, "_write_id", lambda self, session, committed, kept=True: write_id(self, session, committed)
+    )
+
+
 WRITE_BEHIND: dict[str, Any] = {"mode": "write-behind", "forgets": False, "clocks": False, "scenes": 6}
 TAKEN = WRITE_BEHIND | {"standby": True, "pause": 0.3, "faults": 0.0, "gap": 3.0, "likes": ("freeze in a call",)}
 HANDED = TAKEN | {
@@ -188,6 +196,8 @@ FROZEN = HANDED | {"scenes": 12, "max_events": 5, "pause": 1.0, "sessions": 3, "
 FROZEN |= {"likes": ("freeze in a call", *["close"] * 3)}
 CLOSED = TAKEN | {"likes": ("close",), "gap": 1.0, "faults": 0.3, "deadline": 3.0, "max_delay": 20.0}
 CUT_OFF = TAKEN | {"likes": ("cut off", "freeze")}
+CLAIMED = WRITE_BEHIND | {"mode": "journaled", "standby": True, "pause": 0.3, "gap": 3.0, "faults": 0.3}
+CLAIMED |= {"likes": ("kill", "kill in a call")}
 OUTAGE = TAKEN | {"likes": ("outage",)}
 AWAY = TAKEN | {"likes": ("outage", "freeze"), "gap": 1.0}
 
@@ -220,6 +230,7 @@ AWAY = TAKEN | {"likes": ("outage", "freeze"), "gap": 1.0}
             1_000_000,
             id="lost amid a close",
         ),
+        pytest.param(_gives_another_claim_the_same_id, CLAIMED, 3_100_000, id="two claims with one id"),
         pytest.param(_answers_though_there_was_a_gap, AWAY, 1_000_000, id="a gap among failures"),
     ],
 )
