@@ -143,7 +143,8 @@ async def test_a_lease_that_is_gone_goes_back_to_its_owner_and_not_to_who_waits_
         assert epoch(await soon(second)) == 2
 
 
-@pytest.mark.parametrize("seconds", tiers([3600.0, -3600.0]))
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
 async def test_a_server_whose_clock_is_set_gives_no_second_owner(seconds: float, place: Place) -> None:
     kind = type(place.make_store())
 
@@ -270,6 +271,7 @@ def is_swap(request: bytes) -> bool:
     return asks and (b"\0lease" in request or b".lease" in request)
 
 
+@pytest.mark.long
 async def test_a_bot_that_has_its_lease_begins_though_it_was_not_told_so(far: Far) -> None:
     look, lost = far.look(), []
 

@@ -60,6 +60,7 @@ async def test_a_server_that_starts_again_gives_its_owner_time_to_come_back(agai
                 assert (epoch(heir), await heir.dispatch("ann", "hi")) == (3, 3)
 
 
+@pytest.mark.long
 async def test_a_replica_that_lagged_and_takes_over_gives_no_second_owner(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -122,6 +123,7 @@ def asked(node: Server, command: str) -> bool:
     return f"cmdstat_{command}" in told
 
 
+@pytest.mark.long
 def test_a_lease_that_has_moved_is_dated_by_the_node_that_has_it(nodes: list[Server]) -> None:
     store = RedisSessionStore(nodes[0].url, key_prefix="dated:").init()
     assert store.swap_lease(None, "a text")
@@ -136,6 +138,7 @@ def test_a_lease_that_has_moved_is_dated_by_the_node_that_has_it(nodes: list[Ser
     assert asked(target, "time")
 
 
+@pytest.mark.long
 async def test_an_owner_in_a_cluster_keeps_its_lease_when_a_slot_moves(nodes: list[Server]) -> None:
     def make() -> RedisSessionStore:
         return RedisSessionStore(nodes[1].url, key_prefix="moves:")

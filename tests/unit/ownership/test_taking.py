@@ -269,6 +269,7 @@ async def test_what_starts_again_in_the_same_process_after_a_close_that_left_som
         assert not place.lease.away
 
 
+@pytest.mark.long  # the clock waits for what is held up
 @pytest.mark.parametrize("flush", [LATER, FlushPolicy.write_through()], ids=["destroy", "write-through"])
 async def test_a_close_after_a_write_that_has_not_come_back_does_not_give_the_lease_back(
     place: Place, flush: FlushPolicy
@@ -284,7 +285,7 @@ async def test_a_close_after_a_write_that_has_not_come_back_does_not_give_the_le
         await place.clock.advance(flush.store_deadline)
         with pytest.raises(errors.OutcomeUnknownError):
             await soon(writing)
-        assert (await manager.close()).clean
+        assert (await manager.close(1.0)).clean
     finally:
         gate.open()
 
