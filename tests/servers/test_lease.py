@@ -28,7 +28,12 @@ from tests.tiers import tiers
 from tests.waiting import HANGS, soon, until
 
 ROOT = Path(__file__).parents[2]
-KINDS = [redis_servers.QUICK, "mongo", *(redis_servers.PLACES.keys() - {redis_servers.QUICK}), "mongo replica set"]
+KINDS = [
+    redis_servers.QUICK,
+    "mongo",
+    *(kind for kind in redis_servers.PLACES if kind != redis_servers.QUICK),
+    "mongo replica set",
+]
 OWN = [redis_servers.QUICK, "mongo", "mongo replica set"]
 POLICY = FlushPolicy.write_behind(max_delay=0.05, store_deadline=2.0, retry=Retry(base=0.05, cap=0.2))
 
