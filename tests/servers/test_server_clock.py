@@ -41,7 +41,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
     return set_it
 
 
-@pytest.fixture(params=tiers([QUICK, "mongo", *(PLACES.keys() - {QUICK})], QUICK, "mongo"))
+@pytest.fixture(params=tiers([QUICK, "mongo", *(kind for kind in PLACES if kind != QUICK)], QUICK, "mongo"))
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], RecordStore]:
     if request.param == "mongo":
         return lambda: mongo_servers.shared_store(tmp_path)
