@@ -20,7 +20,6 @@ URLS: dict[str, Callable[[Path], str]] = {
     "redis": lambda folder: f"{redis_servers.shared().url}?key_prefix={folder.name}:",
     "mongo": lambda folder: f"{mongo_servers.shared().url}?database=actorbot_faults&collection_name={folder.name}",
 }
-each_store = pytest.mark.parametrize("kind", URLS)
 one_store = pytest.mark.parametrize("kind", tiers(list(URLS), "file"))  # and the others in `make test-all`
 SESSIONS = 12
 

@@ -12,7 +12,7 @@ import pytest
 from actorbot import FlushPolicy
 from tests.faults._kills import Campaign, ForkServer, Ledger, Tally, kill_again_and_again
 from tests.faults._scale import scaled
-from tests.faults._victims import each_store, journaled, one_store, orders
+from tests.faults._victims import journaled, one_store, orders
 from tests.faults._worker import Orders
 from tests.tiers import tiers
 
@@ -27,7 +27,7 @@ def assert_nothing_is_lost(tally: Tally) -> None:
 
 @patient
 @pytest.mark.parametrize("sync", tiers(["full", "normal"]))
-@each_store
+@one_store
 def test_a_kill_costs_a_bot_with_a_journal_nothing(kind: str, sync: str, server: ForkServer, tmp_path: Path) -> None:
     tally = kill_again_and_again(server, orders(kind, tmp_path, journaled(tmp_path, sync)), scaled(50, 1000))
 
@@ -43,7 +43,7 @@ def test_a_kill_costs_a_bot_on_threads_with_a_journal_nothing(server: ForkServer
 
 
 @patient
-@each_store
+@one_store
 def test_a_kill_costs_nothing_with_write_through(kind: str, server: ForkServer, tmp_path: Path) -> None:
     tally = kill_again_and_again(server, orders(kind, tmp_path, FlushPolicy.write_through()), scaled(30, 300))
 

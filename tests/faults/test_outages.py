@@ -60,8 +60,6 @@ def store(kind: str, folder: Path) -> Iterator[Store]:
             ("mongo killed", 900.0),
             ("mongo frozen", 0.005),
         ],
-        ("redis killed", 0.005),
-        ("mongo killed", 900.0),
     ),
 )
 def test_an_outage_costs_nothing_though_the_bot_is_killed_in_it(

@@ -32,7 +32,7 @@ PARTS = 4
 
 
 @pytest.mark.timeout(scaled(180, 3_600))
-@pytest.mark.parametrize("part", tiers(range(PARTS), 0, 1))
+@pytest.mark.parametrize("part", tiers(range(PARTS)))
 def test_whatever_goes_wrong_no_promise_is_broken(part: int) -> None:
     seen: Counter[str] = Counter()
     for seed in range(part, SEEDS, PARTS):
@@ -61,7 +61,7 @@ def test_a_destroyed_session_never_comes_back_from_a_flush_an_outage_a_replay_or
         seen += simulate(
             seed, mode=mode, destroys=0.5, operations=50, lives=2, jumps=False, max_mailbox=100, set_backs=False
         ).counts
-        if seen["destroyed"] >= scaled(10_000, 100_000):
+        if seen["destroyed"] >= scaled(6_000, 100_000):
             break
     assert min(seen[kind] for kind in ("crashes", "outages", "ended", "acknowledged")) > 100
 

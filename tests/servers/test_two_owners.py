@@ -195,7 +195,7 @@ def state(found: Record | ActorbotError | None) -> dict[str, Any]:
     return {"n": 0} if found is None or found.state is None else decode_state(found.state)
 
 
-@pytest.fixture(params=["redis", "mongo"])
+@pytest.fixture(params=tiers(["redis", "mongo"]))
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with ExitStack() as stack:
         store: RecordStore

@@ -21,6 +21,7 @@ from tests import ROOT
 from tests.handlers import count
 from tests.servers import mongo_servers
 from tests.servers.redis_servers import Server
+from tests.tiers import tiers
 from tests.waiting import HANGS, soon, until
 
 EXAMPLES = ROOT / "examples"
@@ -217,15 +218,17 @@ def test_flush_policies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("example", "missing"),
-    [
-        ("webhook.py", "TELEGRAM_SECRET_TOKEN"),
-        ("with_aiogram.py", "TELEGRAM_TOKEN"),
-        ("with_discord.py", "DISCORD_TOKEN"),
-        ("with_line.py", "LINE_CHANNEL_SECRET"),
-        ("with_openai_agents.py", "OPENAI_API_KEY"),
-        ("with_python_telegram_bot.py", "TELEGRAM_TOKEN"),
-        ("with_slack_bolt.py", "SLACK_BOT_TOKEN"),
-    ],
+    tiers(
+        [
+            ("webhook.py", "TELEGRAM_SECRET_TOKEN"),
+            ("with_aiogram.py", "TELEGRAM_TOKEN"),
+            ("with_discord.py", "DISCORD_TOKEN"),
+            ("with_line.py", "LINE_CHANNEL_SECRET"),
+            ("with_openai_agents.py", "OPENAI_API_KEY"),
+            ("with_python_telegram_bot.py", "TELEGRAM_TOKEN"),
+            ("with_slack_bolt.py", "SLACK_BOT_TOKEN"),
+        ]
+    ),
 )
 def test_an_example_for_a_bot_library_says_which_variable_it_misses(  # what it does: tests/ext
     example: str, missing: str, tmp_path: Path
