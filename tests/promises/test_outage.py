@@ -34,7 +34,7 @@ from tests.handlers import count
 from tests.servers import mongo_servers, redis_servers
 from tests.servers.loop_watch import LoopWatch
 from tests.tiers import tiers
-from tests.waiting import HANGS, breathe, soon
+from tests.waiting import HANGS, breathe, soon, until
 
 # --- a store that fails when told to -------------------------------------------------------------
 
@@ -164,7 +164,7 @@ async def test_the_bot_answers_while_its_server_is_gone_and_nothing_is_lost(name
             assert manager.stats().dirty_bytes <= 1_000 * len(USERS)  # however much has been said
             await asyncio.to_thread(server.comes)
             await everything_arrives(manager)
-            assert manager.health().status == "ready"
+            await until(lambda: manager.health().status == "ready")  # its lease is renewed in a moment
             await everyone()
             assert watch.blocked == []
 
