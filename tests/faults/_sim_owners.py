@@ -24,11 +24,9 @@ from typing import Any
 
 import pytest
 
-from actorbot import FlushPolicy
 from actorbot._manager import parts as _parts
 from actorbot._ownership import keeper as _keeper
 from actorbot._ownership import stays as _stays
-from actorbot._policy import Retry
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
 from tests import inside
@@ -38,7 +36,7 @@ from tests.faults._sim_media import Disk, DiskFile, log_of
 from tests.faults._sim_owners_model import LEASE, Owner, OwnersModel
 from tests.faults._sim_server import Server, Trap
 from tests.faults._sim_stacks import Stacks
-from tests.faults._simulation import Report, SimulationError, Wrong, listening
+from tests.faults._simulation import Flushing, Report, SimulationError, Wrong, listening
 
 __all__ = ["Plan", "simulate_owners"]
 
@@ -63,11 +61,10 @@ REPLACED = {"freeze", "freeze in a call", "cut off"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Flushing):
     """What a simulation is about: drawn from its seed, but for what a test insists on."""
 
     seed: int
-    mode: str
     ownership: str
     slots: int
     machines: int
@@ -88,11 +85,6 @@ class Plan:
     """Whether clocks are set."""
     tells_up: bool
     faults: float
-    max_delay: float
-    max_events: int
-    batch_size: int
-    deadline: float
-    sync: str
     idle_timeout: float
 
     @classmethod
@@ -124,22 +116,6 @@ class Plan:
             "idle_timeout": choice((0.5, 5.0, 100.0)),
         }
         return cls(seed=seed, **(drawn | fixed))
-
-    def policy(self) -> FlushPolicy:
-        retry = Retry(attempts=3, base=0.05, cap=0.5)
-        if self.mode == "write-through":
-            return FlushPolicy.write_through(batch_size=self.batch_size, store_deadline=self.deadline, retry=retry)
-        behind: dict[str, Any] = {
-            "max_delay": self.max_delay,
-            "max_events": self.max_events,
-            "batch_size": self.batch_size,
-            "max_dirty_bytes": 65_536,
-            "store_deadline": self.deadline,
-            "retry": retry,
-        }
-        if self.mode == "write-behind":
-            return FlushPolicy.write_behind(**behind)
-        return FlushPolicy.journaled("journal", sync=self.sync, **behind)  # type: ignore[arg-type]
 
 
 @dataclass(eq=False)

@@ -34,7 +34,7 @@ from tests.faults._sim_media import Disk, DiskFile, Network, NetworkStore, log_o
 from tests.faults._sim_model import Model
 from tests.faults._sim_users import Users
 
-__all__ = ["Plan", "Report", "SimulationError", "Wrong", "listening", "simulate"]
+__all__ = ["Flushing", "Plan", "Report", "SimulationError", "Wrong", "listening", "simulate"]
 
 POLICIES = ("write-through", "write-behind", "journaled")
 LONGEST_LIFE = 900.0  # virtual seconds
@@ -45,12 +45,38 @@ class SimulationError(AssertionError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Flushing:
+    """The part of a plan that says how sessions reach the store."""
+
+    mode: str
+    sync: str
+    max_delay: float
+    max_events: int
+    batch_size: int
+    deadline: float
+
+    def policy(self) -> FlushPolicy:
+        retry = Retry(attempts=3, base=0.05, cap=0.5)
+        if self.mode == "write-through":
+            return FlushPolicy.write_through(batch_size=self.batch_size, store_deadline=self.deadline, retry=retry)
+        behind: dict[str, Any] = {
+            "max_delay": self.max_delay,
+            "max_events": self.max_events,
+            "batch_size": self.batch_size,
+            "max_dirty_bytes": 65_536,
+            "store_deadline": self.deadline,
+            "retry": retry,
+        }
+        if self.mode == "write-behind":
+            return FlushPolicy.write_behind(**behind)
+        return FlushPolicy.journaled("journal", sync=self.sync, **behind)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Flushing):
     """What a simulation is about: drawn from its seed, but for what a test insists on."""
 
     seed: int
-    mode: str
-    sync: str
     lives: int
     sessions: int
     operations: int
@@ -71,10 +97,6 @@ class Plan:
     max_resident: int
     max_mailbox: int
     padding: int
-    max_delay: float
-    max_events: int
-    batch_size: int
-    deadline: float
 
     @classmethod
     def draw(cls, seed: int, **fixed: Any) -> Plan:
@@ -105,22 +127,6 @@ class Plan:
             "set_backs": random.random() < 0.25,
         }
         return cls(seed=seed, **(drawn | fixed))
-
-    def policy(self) -> FlushPolicy:
-        retry = Retry(attempts=3, base=0.05, cap=0.5)
-        if self.mode == "write-through":
-            return FlushPolicy.write_through(batch_size=self.batch_size, store_deadline=self.deadline, retry=retry)
-        behind: dict[str, Any] = {
-            "max_delay": self.max_delay,
-            "max_events": self.max_events,
-            "batch_size": self.batch_size,
-            "max_dirty_bytes": 65_536,
-            "store_deadline": self.deadline,
-            "retry": retry,
-        }
-        if self.mode == "write-behind":
-            return FlushPolicy.write_behind(**behind)
-        return FlushPolicy.journaled("journal", sync=self.sync, **behind)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
