@@ -1,0 +1,9 @@
+"""Several processes and machines that answer as one bot: `Cluster` sends events, a `Shard` has
+the sessions of some users and handles their events.
+
+Between them stands a log (Redis Streams). An event is accepted when the log has it, whoever owns
+its session just then. Leases in the same server say which shard owns which sessions. `_log` has
+the five operations that a log must offer.
+"""
+
+__all__: list[str] = []
