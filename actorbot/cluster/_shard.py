@@ -21,6 +21,7 @@ from actorbot._running.run import run
 from actorbot._runtime.process import this_process
 from actorbot.cluster._figures import Progress, ShardStats, SlotInfo
 from actorbot.cluster._hand_over import HandOver
+from actorbot.cluster._held import Work
 from actorbot.cluster._holding import Holding
 from actorbot.cluster._intake import Intake
 from actorbot.cluster._lane import Handling
@@ -147,14 +148,14 @@ class Shard:
     def _assemble(self) -> None:
         self._drained = asyncio.Event()
         holding = self._holding = Holding(self._manager, self._terms)
-        self._settling = Settling(self._log, self._member, holding.lose, lambda work: self._intake.settled(work))
+        self._settling = Settling(self._log, self._member, holding.lose, self._settled)
         membership = self._membership = Membership(
             self._log,
             self._member,
             self._lease,
             holding,
             info=lambda: json.dumps(self._told_of | {"keep": self._keep} | asdict(self._progress())),
-            on_excess=lambda count: self._hand_over.begin(count),
+            on_excess=self._give_back,
             on_drain=self.leave,
         )
         self._hand_over = HandOver(self._manager, membership, holding)
@@ -167,14 +168,20 @@ class Shard:
             on_unflushed=holding.check_room,
         )
         self._intake = Intake(self._log, self._member, holding, self._handling, self._max_in_hand, membership.look)
-        holding.on_drop = self._intake.settled
+        holding.on_drop = self._settled
+
+    def _give_back(self, count: int) -> None:
+        self._hand_over.begin(count)
+
+    def _settled(self, work: Work) -> None:
+        self._intake.settled(work)
 
     async def receive(self) -> None:
         """Return when somebody has asked this shard to leave, or when it has lost its store."""
         await self._drained.wait()
 
     def leave(self) -> None:
-        """Begin to give all slots back, and take no other. The shard stays open; `close` ends it."""
+        """Begin to give all slots back, and take no other. The shard stays open until `close`."""
         if not self._membership.leaving:
             self._membership.leaving = True
             self._membership.look()
@@ -234,7 +241,7 @@ class Shard:
         self._check_open()
         return ShardStats(
             member=self._member,
-            slots=tuple(SlotInfo(each.number, each.epoch, len(each.hand)) for each in self._holding.slots.values()),
+            slots={slot.number: slot.epoch for slot in self._holding.slots.values()},
             lease_remaining=max(0.0, self._membership.until - monotonic()),
             manager=self._manager.stats(),
             **asdict(self._progress()),
