@@ -7,17 +7,20 @@ that no event is begun, until the log has said whose the slots are.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import fields
 from math import inf
 from time import monotonic
 from typing import Final
 
+from actorbot._runtime.process import Process, is_gone
 from actorbot.cluster._held import Slot
 from actorbot.cluster._holding import Holding
-from actorbot.cluster._log import Log
-from actorbot.errors import StoreUnavailableError
+from actorbot.cluster._log import Log, MemberState
+from actorbot.errors import ManagerClosedError, StoreUnavailableError
 
 __all__ = ["Membership"]
 
@@ -56,6 +59,7 @@ class Membership:
         self._renewing = asyncio.Lock()  # held while the log is asked who owns what
         self._look = asyncio.Event()
         self._renewed = asyncio.Event()
+        self._ended = False
         self._next = 0.0  # seconds until the lease is renewed again
         self.leaving = False
         self.until = -inf
@@ -84,9 +88,15 @@ class Membership:
     async def renew(self) -> None:
         """Renew the lease, and take or give back slots. Raises: StoreUnavailableError."""
         async with self._renewing:
+            gone = [each.id for each in await self._log.members() if _has_ended(each)]
             asked = monotonic()
             standing = await self._log.lease(
-                self._member, self._lease, _epochs(self._holding.slots.values()), self._info(), leaving=self.leaving
+                self._member,
+                self._lease,
+                _epochs(self._holding.slots.values()),
+                self._info(),
+                leaving=self.leaving,
+                gone=gone,
             )
             if self.trouble is not None:
                 logger.info("the lease of this shard is renewed again")
@@ -124,8 +134,24 @@ class Membership:
 
     async def _until_renewed(self) -> None:
         while monotonic() >= self.until:
+            if self._ended:
+                raise ManagerClosedError("the shard was closed before its lease was renewed")
             self.look()
             await self._renewed.wait()
+
+    def end(self) -> None:
+        """Wait for no renewal any more."""
+        self._ended = True
+        self._renewed.set()
+
+
+def _has_ended(member: MemberState) -> bool:
+    """Tell whether a member's process is known to have ended: it ran on this machine."""
+    try:
+        told = json.loads(member.info)
+        return is_gone(Process.from_fields({each.name: told[each.name] for each in fields(Process)}))
+    except (KeyError, TypeError, ValueError):
+        return False  # of another release
 
 
 def _epochs(slots: Iterable[Slot]) -> dict[int, int]:
