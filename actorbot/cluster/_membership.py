@@ -60,6 +60,7 @@ class Membership:
         self._look = asyncio.Event()
         self._renewed = asyncio.Event()
         self._ended = False
+        self._counted = self._told = 0  # slots, after the last renewal, and in the log
         self._next = 0.0  # seconds until the lease is renewed again
         self.leaving = False
         self.until = -inf
@@ -104,12 +105,21 @@ class Membership:
             self._holding.lose(standing.lost)
             for grant in standing.granted:
                 self._holding.gain(grant)
+        self._tell_count()
         self._next = min(RENEWED * self._lease, max(SOON, standing.look_again + SOON))
         self._renewed.set()
         self._renewed.clear()
         if standing.drain and not self.leaving:
             self._on_drain()
         self.give_back(standing.quota)
+
+    def _tell_count(self) -> None:
+        """Log how many slots this shard has, once that has come to rest."""
+        count = len(self._holding.slots)
+        if count != self._told and count == self._counted:
+            self._told = count
+            logger.info("%s has %d slots", self._member, count)
+        self._counted = count
 
     def give_back(self, quota: int) -> None:
         """Begin to give back what is above *quota*."""

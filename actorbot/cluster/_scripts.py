@@ -350,11 +350,11 @@ SLOTS: Final = _script("""
 local told = {}
 for n = 0, tonumber(call('HGET', meta, 'slots') or 0) - 1 do
   local epoch, _, owner = parsed(call('HGET', leases, n) or '0|0|')
-  told[#told + 1] = {n, epoch, owner, call('XLEN', of('log', n))}
+  told[#told + 1] = {n, epoch, owner, call('XLEN', of('log', n)) - call('SCARD', of('acked', n))}
 end
 return told
 """)
-"""For each slot: its number, epoch, owner, entries."""
+"""For each slot: its number, epoch, owner, entries that are not acknowledged."""
 
 DRAIN: Final = _script(
     _IN_ANY_CASE

@@ -144,7 +144,7 @@ class Shard:
             raise
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._membership.run()), loop.create_task(self._intake.run())]
-        logger.info("%s has joined its cluster, and has %d slots", self._member, len(self._holding.slots))
+        logger.info("%s has joined its cluster", self._member)
         return self
 
     def _assemble(self) -> None:
