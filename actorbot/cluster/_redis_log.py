@@ -42,7 +42,7 @@ class RedisLog(Log):
         """Connect nowhere yet. Raises: ConfigError for a name or a URL that is none."""
         _check_name(cluster)
         self._name = f"cluster {cluster}"
-        self._base = f"actorbot:{{{cluster}}}".encode()
+        self._base = f"actorbot-cluster:{{{cluster}}}".encode()  # not the key prefix of a store
         place = Place(url, self._base)
         self._asking = Line(place, self._base, self._name, Secrets(url))
         self._reading = Line(place, self._base, self._name, Secrets(url))
