@@ -101,6 +101,7 @@ class Cluster(Asking):
         loop = asyncio.get_running_loop()
         end = loop.time() + self._timeout
         while (terms := await self._log.open()) is None:
+            self._wait_for(f"a first shard of cluster {self._name!r}: actorbot cluster run")
             if loop.time() >= end:
                 raise ConfigError(
                     "cluster", self._name, "a cluster that has had a shard: start one by `actorbot cluster run`"
@@ -174,7 +175,7 @@ class Cluster(Asking):
         asked = self._caller.make("submit", session_id, self._timeout, outcome, data, event_id)
         asked.accepted = accepted
         self._post(asked)
-        self._await(accepted, self._timeout)
+        self._wait(asked, accepted, self._timeout)
         return ClusterReceipt(self, asked, outcome)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
@@ -258,9 +259,13 @@ class Cluster(Asking):
 
     def health(self) -> Health:
         """Say whether this caller reaches the log. Any thread."""
+        if self._life is Life.STARTING and self._waits_for is not None:
+            return Health("failing", f"the cluster is starting, and waits for {self._waits_for}")
         if self._life is not Life.OPEN:
             return Health("failing", f"the cluster is {self._life.value}")
         silent = self._caller.silent_for()
+        if self._loop.is_closed():
+            return Health("failing", "the event loop of the cluster has ended")
         if silent > SILENT:
             return Health("failing", f"{self._caller.store} has not answered for {silent:.0f} s")
         return Health("ready", f"{self._caller.store} answers")
