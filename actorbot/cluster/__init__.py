@@ -3,7 +3,8 @@ the sessions of some users and handles their events.
 
 Between them stands a log (Redis Streams). An event is accepted when the log has it, whoever owns
 its session just then. Leases in the same server say which shard owns which sessions. `_log` has
-the five operations that a log must offer.
+the five operations that a log must offer. `_redis_log` offers them: read its `_scripts` first,
+which decide everything, then `_wire` and `_place`, `_line`, and the log itself.
 
 A caller, from the top: `_cluster` (the verbs), `_receipt`, `_asking` (how an answer is awaited),
 `_access` (who may call), `_caller` (batches to the log, and answers from it) with `_asked` (a

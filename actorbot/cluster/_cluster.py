@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from importlib import import_module
 from typing import Any, Final, Literal, Self
 
 from actorbot._checks import check_seconds, check_timeout, check_word
@@ -19,6 +18,11 @@ from actorbot.cluster._packing import pack_value
 from actorbot.cluster._receipt import ClusterReceipt
 from actorbot.cluster._reports import ClusterStats, Member, members_of
 from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
+
+try:
+    from actorbot.cluster._redis_log import RedisLog
+except ImportError as error:
+    raise ImportError("actorbot.cluster needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
 __all__ = ["Cluster"]
 
@@ -46,7 +50,7 @@ class Cluster(Asking):
         super().__init__()
         self._name = cluster
         self._timeout = check_seconds("timeout", timeout)
-        self._log: Log = url if isinstance(url, Log) else _redis_log(url, cluster)
+        self._log: Log = url if isinstance(url, Log) else RedisLog(url, cluster)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -269,7 +273,3 @@ class Cluster(Asking):
         if silent > SILENT:
             return Health("failing", f"{self._caller.store} has not answered for {silent:.0f} s")
         return Health("ready", f"{self._caller.store} answers")
-
-
-def _redis_log(url: str, cluster: str) -> Log:
-    return import_module("actorbot.cluster._redis_log").RedisLog(url, cluster)  # type: ignore[no-any-return]
