@@ -52,6 +52,9 @@ class Cluster(Asking):
         self._timeout = check_seconds("timeout", timeout)
         self._log: Log = url if isinstance(url, Log) else RedisLog(url, cluster)
 
+    def __repr__(self) -> str:
+        return f"Cluster(cluster={self._name!r})"  # no URL, which may have a password
+
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> Self:

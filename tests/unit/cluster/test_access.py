@@ -22,7 +22,7 @@ from actorbot.errors import (
     WrongLoopError,
 )
 from tests import inside
-from tests.unit.cluster.memory_log import MemoryLog
+from tests.memory_log import MemoryLog
 from tests.waiting import HANGS, Call, soon, until, until_sync
 
 VERBS: tuple[tuple[str, tuple[Any, ...]], ...] = (

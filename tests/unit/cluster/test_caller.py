@@ -23,7 +23,7 @@ from actorbot.errors import (
     StoreUnavailableError,
     TurnTimeoutError,
 )
-from tests.unit.cluster.memory_log import MemoryLog
+from tests.memory_log import MemoryLog
 from tests.waiting import breathe, soon, until
 
 AWAY = StoreUnavailableError("cluster mybot", "no connection")

@@ -12,7 +12,7 @@ from actorbot.cluster import Cluster
 from actorbot.cluster._packing import Request
 from actorbot.errors import ConfigError, ManagerClosedError, RemoteHandlerError, TurnTimeoutError, WrongLoopError
 from tests import inside
-from tests.unit.cluster.memory_log import MemoryLog
+from tests.memory_log import MemoryLog
 from tests.waiting import breathe, soon, until
 
 

@@ -9,7 +9,7 @@ import pytest
 from actorbot.cluster import Cluster, Member, _cluster
 from actorbot.cluster._log import MemberState
 from actorbot.errors import StoreUnavailableError
-from tests.unit.cluster.memory_log import MemoryLog
+from tests.memory_log import MemoryLog
 from tests.waiting import soon, until
 
 
