@@ -70,8 +70,10 @@ class Platform:
 
     async def run(self) -> None:
         due = monotonic()
-        while not self._stops:
+        while True:
             await asyncio.sleep(max(0.0, due - monotonic()))
+            if self._stops:
+                return
             due += 1 / self._rate
             self.send(self.sessions[len(self.sent) % len(self.sessions)])
 

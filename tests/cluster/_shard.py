@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from actorbot import Context, FlushPolicy, store_from_url
-from actorbot.cluster import Shard
+from actorbot.cluster._shard import Shard
+from actorbot._ownership import keeper
 from tests.cluster._fences import FENCES
 from tests.faults._worker import serve
 
@@ -95,15 +98,36 @@ def make_shard(shape: Shape, say: Any) -> Shard:
     )
 
 
+async def live(shard):
+    import signal
+    end = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
+    async with shard:
+        await end.wait()
+
 def be_shard(request: bytes, pipe: int) -> None:
     shape = Shape(**json.loads(request))
 
     def say(*words: object) -> None:
         os.write(pipe, (" ".join(map(str, words)).replace("\n", " ")[:4000] + "\n").encode())
 
+    keeper.WATCHED = 0.0  # type: ignore[misc]  # as `young_servers_will_do`
     FENCES[shape.without]()
+
+    class Faults(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info:  # an error of our own
+                say("fault", record.getMessage(), traceback.format_exc())
+
+    logger = logging.getLogger("actorbot")
+    logger.propagate = False  # what else it says is what these tests are about
+    logger.addHandler(Faults())
     try:
-        make_shard(shape, say).run()
+        shard = make_shard(shape, say)
+        if hasattr(shard, "run"):
+            shard.run()
+        else:
+            asyncio.run(live(shard))
     except SystemExit as end:
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)

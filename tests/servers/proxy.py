@@ -41,6 +41,7 @@ class Proxy:
         """How many replies were lost."""
         self.changes: Callable[[bytes], bytes] = lambda reply: reply
         """Makes of each piece of a reply what is passed on."""
+        self.changes_requests: Callable[[bytes], bytes] = lambda request: request
         self.holds_requests = False
         self.holds_replies = False
         """Whether what comes is left where it is, and passed on later: so TCP does it while a cable
@@ -138,7 +139,7 @@ class Proxy:
                     client.sendall(self.garbage)
                 elif side is client:
                     losing = self.loses(data) or losing
-                    self._pass_on(data, upstream, cut)
+                    self._pass_on(self.changes_requests(data), upstream, cut)
                 elif losing:
                     self.lost += 1
                     return
