@@ -13,10 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from actorbot import SessionManager
-from actorbot.cluster import _redis_log
+from actorbot.cluster import _line, _scripts
 from actorbot.cluster._log import Settlement, Standing
 from actorbot.cluster._redis_log import RedisLog
-from actorbot.cluster._scripts import Script
 
 
 def forget_early() -> None:
@@ -48,9 +47,10 @@ def claim_nothing() -> None:
 def settle_anyway() -> None:
     """Settle, whoever owns the slot by now."""
     refuses = b"if owner ~= me or epoch_now ~= epoch then"
-    assert refuses in _redis_log.SETTLE.text
-    text = _redis_log.SETTLE.text.replace(refuses, b"if false then")
-    _redis_log.SETTLE = Script(text, sha1(text).hexdigest().encode())  # type: ignore[misc]
+    assert refuses in _scripts.SETTLE.text
+    text = _scripts.SETTLE.text.replace(refuses, b"if false then")
+    _scripts.SETTLE = _scripts.Script(text, sha1(text).hexdigest().encode())  # type: ignore[misc]
+    _line.ALL = (*_line.ALL, _scripts.SETTLE)  # type: ignore[misc]
 
 
 def give_back_early() -> None:

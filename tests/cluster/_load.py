@@ -182,6 +182,8 @@ class Verdict:
     unanswered: list[str]
     lost: list[str]
     """Acknowledged, and not in the store."""
+    lost_by: Counter[int]
+    """The shards that had acknowledged these."""
     twice: list[str]
     """In the store more than once."""
     disorder: list[str]
@@ -207,7 +209,8 @@ class Verdict:
     def __str__(self) -> str:
         wrong = {name: len(getattr(self, name)) for name in self.wrong}
         return (
-            f"{self.events} events, wrong: {wrong or 'nothing'}, DUPLICATE {self.duplicates}, "
+            f"{self.events} events, wrong: {wrong or 'nothing'}, lost by {dict(self.lost_by)}, "
+            f"DUPLICATE {self.duplicates}, "
             f"worst wait {self.worst:.3f} s, conflicts {self.conflicts}, errors {dict(self.errors)}"
         )
 
@@ -225,6 +228,7 @@ def judge(platform: Platform, shards: Shards) -> Verdict:
         events=len(platform.sent),
         unanswered=[f"{each.session}/{each.tag}: {each.errors[-1:]}" for each in platform.sent if not each.answered],
         lost=[f"{each.session}/{each.tag}" for each in answered if each.tag not in stored[each.session]],
+        lost_by=Counter(each.answer for each in answered if each.tag not in stored[each.session]),
         twice=[f"{name}/{tag}" for name, tags in stored.items() for tag, count in Counter(tags).items() if count > 1],
         disorder=[name for name, tags in in_order.items() if tags != sorted(tags)],
         strange=[f"{name}/{tag}" for name, tags in stored.items() for tag in tags if (name, tag) not in known],

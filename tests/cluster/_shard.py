@@ -23,9 +23,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from actorbot import Context, FlushPolicy, store_from_url
-from actorbot.cluster._shard import Shard
 from actorbot._ownership import keeper
+from actorbot.cluster import Shard
+from actorbot.stores.redis import RedisSessionStore
 from tests.cluster._fences import FENCES
+from tests.faults._owner import slow_down
 from tests.faults._worker import serve
 
 
@@ -48,6 +50,8 @@ class Shape:
     """Seconds that its handler waits for something."""
     burns: float = 0.0
     """Seconds that its handler computes."""
+    slow_write: float = 0.0
+    """Seconds that the store takes for a batch besides."""
     without: str = ""
     """The fence that is taken out of it."""
 
@@ -98,13 +102,6 @@ def make_shard(shape: Shape, say: Any) -> Shard:
     )
 
 
-async def live(shard):
-    import signal
-    end = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
-    async with shard:
-        await end.wait()
-
 def be_shard(request: bytes, pipe: int) -> None:
     shape = Shape(**json.loads(request))
 
@@ -112,6 +109,7 @@ def be_shard(request: bytes, pipe: int) -> None:
         os.write(pipe, (" ".join(map(str, words)).replace("\n", " ")[:4000] + "\n").encode())
 
     keeper.WATCHED = 0.0  # type: ignore[misc]  # as `young_servers_will_do`
+    slow_down(RedisSessionStore, "write_many", shape.slow_write)
     FENCES[shape.without]()
 
     class Faults(logging.Handler):
@@ -123,11 +121,7 @@ def be_shard(request: bytes, pipe: int) -> None:
     logger.propagate = False  # what else it says is what these tests are about
     logger.addHandler(Faults())
     try:
-        shard = make_shard(shape, say)
-        if hasattr(shard, "run"):
-            shard.run()
-        else:
-            asyncio.run(live(shard))
+        make_shard(shape, say).run()
     except SystemExit as end:
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
@@ -137,6 +131,4 @@ def be_shard(request: bytes, pipe: int) -> None:
 
 
 if __name__ == "__main__":
-    import actorbot.stores.redis  # noqa: F401  (so that a shard need not)
-
     serve(socket.socket(fileno=int(sys.argv[1])), be_shard)

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 import redis
 
-BASE = "actorbot:{bot}"
+from actorbot.cluster._redis_log import RedisLog
+
+BASE = RedisLog("redis://127.0.0.1", "bot")._base.decode()
+"""What its keys begin with."""
 
 
 class Owner(NamedTuple):

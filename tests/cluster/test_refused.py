@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from actorbot import FlushPolicy, MemorySessionStore, errors, store_from_url
-from actorbot.cluster import Cluster
-from actorbot.cluster._shard import Shard
-from tests.cluster._slots import waiting
+from actorbot.cluster import Cluster, Shard
+from tests.cluster._slots import BASE, waiting
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import QUICK, Server, free_port
 from tests.waiting import soon
@@ -71,7 +70,7 @@ async def test_a_shard_with_another_number_of_slots_is_refused(server: Server) -
 async def test_another_version_of_the_protocol_is_refused(server: Server, kind: str) -> None:
     async with running(server.url):
         pass
-    server.ask("HSET", "actorbot:{bot}:meta", "protocol", "2")
+    server.ask("HSET", f"{BASE}:meta", "protocol", "2")
     before = keys(server)
 
     error = await refused(Cluster(server.url, cluster="bot") if kind == "caller" else shard(server.url))
@@ -132,7 +131,7 @@ async def test_a_server_that_takes_no_writes_is_refused(server: Server, tmp_path
         pass
     (tmp_path / "replica").mkdir()
     with Server(QUICK, tmp_path / "replica", "--replicaof", "127.0.0.1", str(server.port)) as replica:
-        while b"actorbot:{bot}:meta" not in keys(replica):
+        while f"{BASE}:meta".encode() not in keys(replica):
             await asyncio.sleep(0.01)
         error = await refused(shard(replica.url))
 
@@ -146,7 +145,7 @@ async def test_a_store_that_is_not_there_leaves_no_member_behind(server: Server)
     error = await refused(shard(server.url, store=store))
 
     assert isinstance(error, errors.StoreUnavailableError)
-    assert server.ask("ZCARD", "actorbot:{bot}:members") == 0
+    assert server.ask("ZCARD", f"{BASE}:members") == 0
 
 
 async def test_a_caller_says_that_no_shard_was_ever_started(server: Server) -> None:
