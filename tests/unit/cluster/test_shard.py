@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from actorbot import DUPLICATE, Context, FlushPolicy, MemorySessionStore, SessionManager
+from actorbot._runtime.process import this_process
 from actorbot.cluster import Shard
 from actorbot.cluster._lane import MOST_UNFLUSHED
 from actorbot.cluster._slots import slot_of
@@ -20,7 +23,7 @@ from actorbot.errors import (
 )
 from tests.servers import redis_servers
 from tests.unit.cluster.shards import SLOTS, bench, remember
-from tests.waiting import soon, until
+from tests.waiting import breathe, soon, until
 
 USERS = [f"user:{number}" for number in range(40)]
 
@@ -138,6 +141,7 @@ async def test_a_shard_that_was_taken_over_answers_nobody_sends_no_reply_and_wri
         await until(lambda: len(shard.stats().slots) == SLOTS - 1)
         assert shard.stats().fenced == 1
         assert (b.replies, b.entries("ann")) == ([], 1)
+        assert list(shard.resident()) == []
         async with SessionManager(b.store, ownership="none") as reader:
             assert await reader.peek("ann") is None
 
@@ -269,8 +273,10 @@ async def test_no_event_is_begun_after_the_lease_has_run_out_until_it_is_renewed
         membership.until = 0.0
         waiting = asyncio.ensure_future(cluster.dispatch("ann", "hi"))
         await until(lambda: shard.stats().in_hand == 1)
+        await breathe()
         assert shard.health().status == "failing"
         assert not waiting.done()
+        assert shard.stats().handled == 0
         gate.set()
         assert await soon(waiting) == 1
 
@@ -345,3 +351,19 @@ async def test_a_shard_is_started_once() -> None:
         await shard.close()
         with pytest.raises(ManagerClosedError):
             shard.stats()
+
+
+async def test_the_slots_of_a_shard_whose_process_has_ended_on_this_machine_are_taken_before_its_lease_runs_out() -> (
+    None
+):
+    async with bench() as b:
+        first = await b.shard(lease=1.0)
+        member = first.stats().member
+        info: Any = redis_servers.shared().ask("HGET", b.key("infos"), member)
+        told = {**asdict(this_process()), "pid": 2**31 - 1, "started": "1"}  # above each that there is
+        redis_servers.shared().ask("ZADD", b.key("members"), 2**52, "ended")
+        redis_servers.shared().ask("HSET", b.key("infos"), "ended", json.dumps(json.loads(info) | told))
+        b.take_over("ann", "ended")
+        cluster = await b.cluster()
+        assert await soon(cluster.dispatch("ann", "hi")) == 1
+        assert b.lease_of("ann")[2] == member
