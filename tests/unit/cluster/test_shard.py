@@ -17,6 +17,7 @@ from actorbot.cluster._slots import slot_of
 from actorbot.errors import (
     ConfigError,
     ManagerClosedError,
+    NotEncodableError,
     RemoteHandlerError,
     StoreUnavailableError,
     TurnTimeoutError,
@@ -367,3 +368,17 @@ async def test_the_slots_of_a_shard_whose_process_has_ended_on_this_machine_are_
         cluster = await b.cluster()
         assert await soon(cluster.dispatch("ann", "hi")) == 1
         assert b.lease_of("ann")[2] == member
+
+
+async def test_a_result_that_cannot_be_sent_is_an_error_that_says_that_the_changes_stay() -> None:
+    async def handle(context: Context) -> object:
+        await remember(context)
+        return object()
+
+    async with bench() as b:
+        await b.shard(handle)
+        cluster = await b.cluster()
+        with pytest.raises(NotEncodableError, match=r"^result: .*; what the handler has changed is kept"):
+            await cluster.dispatch("ann", 1)
+
+        assert await cluster.peek("ann") == {"seen": [1]}
