@@ -103,12 +103,14 @@ def _place(path: str, what: str) -> str:
     return f"{what}{path.partition(']')[2]}"
 
 
-# --- outcomes --------------------------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 def pack_result(value: Any) -> bytes:
     """Return what a handler has returned as bytes. Raises: NotEncodableError, …"""
-    return pack_fields([_DUPLICATE if value is DUPLICATE else _VALUE, pack_value(value, "result")])
+    if value is DUPLICATE:
+        return pack_fields([_DUPLICATE, b""])
+    return pack_fields([_VALUE, pack_value(value, "result")])
 
 
 def pack_error(error: BaseException) -> bytes:

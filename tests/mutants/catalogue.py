@@ -760,6 +760,13 @@ MUTANTS = (
         "tests/unit/running/test_run.py -k exits_with_1",
     ),
     Mutant(
+        "the line of a bot that cannot start is written in pieces",
+        "_running/run.py",
+        """print(f"actorbot: {' '.join(text.split())}\\n", end="", file""",
+        'print("actorbot:", *text.split(), file',
+        "tests/unit/running/test_run.py -k one_piece",
+    ),
+    Mutant(
         "a bot that waits for the owner of its store does not say so",
         "_bot.py",
         "_on_wait.append(self._note_wait)",
