@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -36,7 +37,8 @@ TROUBLE = (StoreUnavailableError, OverloadedError, ConflictError)
 class Events:
     """What the users have to say; what nobody has answered is sent again, under the same id."""
 
-    def __init__(self, sessions: int) -> None:
+    def __init__(self, sessions: int, is_old: Callable[[str], bool]) -> None:
+        self._is_old = is_old
         self.sessions = [f"s{number}" for number in range(sessions)]
         self._again: dict[str, deque[str]] = {session_id: deque() for session_id in self.sessions}
         self._numbers = itertools.count()
@@ -45,6 +47,8 @@ class Events:
 
     def next(self, session_id: str) -> str:
         again = self._again[session_id]
+        while again and self._is_old(again[0]):
+            again.popleft()
         event = again.popleft() if again else f"{session_id}-{next(self._numbers)}"
         self.sent[event] = self.sent.get(event, 0) + 1
         return event
@@ -53,12 +57,20 @@ class Events:
         """Have the event sent again, by whoever is next."""
         self._again[session_id].append(event)
 
+    def left(self, session_id: str) -> list[str]:
+        """Take all that is to be sent again."""
+        left = [event for event in self._again[session_id] if not self._is_old(event)]
+        self._again[session_id].clear()
+        return left
+
 
 class CallerProcess:
     """A process with a `Cluster`: web workers, a poller."""
 
-    def __init__(self, world: Any, machine: Machine) -> None:
+    def __init__(self, world: Any, machine: Machine, *, last: bool = False) -> None:
         self.world = world
+        self._last = last
+        self._full = False  # whether there was no room for somebody's event
         self.machine = machine
         self.leaving = asyncio.Event()
         self.ended = asyncio.Event()
@@ -84,7 +96,8 @@ class CallerProcess:
                     break
             else:
                 return
-            users = [asyncio.ensure_future(self._use(cluster, session_id)) for session_id in world.events.sessions]
+            use = self._end if self._last else self._use
+            users = [asyncio.ensure_future(use(cluster, session_id)) for session_id in world.events.sessions]
             await asyncio.gather(*users)
             while self._tasks:
                 await asyncio.wait(self._tasks)
@@ -118,9 +131,24 @@ class CallerProcess:
                 await call
             if random.random() < 0.05:
                 await self._look(cluster, session_id)
-            if random.random() < 0.8:
+            if random.random() < 0.8 or self._full:
+                self._full = False
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.leaving.wait(), random.expovariate(1 / world.plan.pause))
+
+    async def _end(self, cluster: Cluster, session_id: str) -> None:
+        """All is well: send what is left, and have it done."""
+        events = self.world.events
+        for event in [*events.left(session_id), events.next(session_id)]:
+            for _ in range(30):
+                await self._dispatch(cluster, session_id, event)
+                if not events.left(session_id):
+                    break
+                if self.world.plan.max_waiting > 100:
+                    self.world.complain(f"all is well, and {event} was not handled")
+                await asyncio.sleep(1.0)  # there was no room
+            else:
+                self.world.complain(f"all is well, and there never was room for {event}")
 
     async def _dispatch(self, cluster: Cluster, session_id: str, event: str, *, durable: bool = False) -> None:
         world, began = self.world, self.machine.now
@@ -196,11 +224,13 @@ class CallerProcess:
             if not fails(event) or error.type_name != "MishapError":
                 world.complain(f"{event} met {error!r}")
             return
+        self._full = self._full or isinstance(error, OverloadedError)
         if not isinstance(error, (*OPEN, *TROUBLE)):
             world.complain(f"{event} met {error!r}")
-        if not world.judge.troubled and not isinstance(error, ManagerClosedError):
+        full = isinstance(error, OverloadedError) and world.plan.max_waiting < 100
+        if not (world.judge.troubled or full or isinstance(error, ManagerClosedError)):
             world.complain(f"all was well, and {event} met {error!r}")
-        if world.random.random() < 0.8:
+        if self._last or world.random.random() < 0.8:
             world.events.again(session_id, event)
 
     def _check_stored(self, session_id: str, event: str) -> None:

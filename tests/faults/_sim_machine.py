@@ -349,6 +349,8 @@ class Machine:
                     task.get_coro().close()  # type: ignore[union-attr]
                 except RuntimeError:
                     continue  # it waits for something on its way out
+                except Exception:
+                    pass  # what it does on its way out needs a loop
                 break
         self.loop.ready.clear()
 

@@ -824,11 +824,19 @@ def xread(server: SimRedis, args: list[bytes]) -> Reply:
     return found or None
 
 
+@_command()
+def blpop(server: SimRedis, args: list[bytes]) -> Reply:
+    raise ReplyError("ERR timeout is not a float or out of range")
+
+
 def block_of(args: list[bytes]) -> tuple[list[bytes], float] | None:
     """Return what a command that may block asks now, and for how many seconds it waits."""
     name = args[0].upper()
     if name == b"BLPOP":
-        return args[1:-1], float(args[-1])
+        try:
+            return args[1:-1], float(args[-1])
+        except ValueError:
+            return None
     if name == b"XREAD":
         text = b" ".join(args).upper()
         if (found := re.search(rb" BLOCK (\d+)", text)) is not None:

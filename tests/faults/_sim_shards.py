@@ -31,7 +31,7 @@ from actorbot._ownership import keeper as _keeper
 from actorbot._ownership import stays as _stays
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
-from actorbot.cluster import Shard
+from actorbot.cluster._shard import Shard
 from actorbot.cluster import _membership as _membership
 from actorbot.cluster import _receipt as _receipt
 from actorbot.cluster import _shard as _shard
@@ -158,6 +158,7 @@ class ShardProcess:
     def __init__(self, world: Simulation, machine: Machine, *, last: bool = False) -> None:
         self.world = world
         self.machine = machine
+        self.started = False
         self.shard: Shard | None = None
         self.ended = asyncio.Event()
         """For the director."""
@@ -183,6 +184,7 @@ class ShardProcess:
             else:
                 return
             world.say("the shard has started")
+            self.started = True
             world.counts["started"] += 1
             shard = self.shard
             assert shard is not None
@@ -226,6 +228,11 @@ class ShardProcess:
         )
         await shard.start()
 
+    @property
+    def serves(self) -> bool:
+        """Whether it can do the work of another one."""
+        return self.started and not self.leaving.is_set() and not self.machine.killed
+
     async def _handle(self, context: Any) -> str:
         world, random, event = self.world, self.world.random, context.event
         log = tuple(context.session.get("log", ()))
@@ -233,7 +240,7 @@ class ShardProcess:
         world.say("runs", run.token, len(log))
         world.counts["runs"] += 1
         drawn = random.random()
-        if drawn < world.plan.slow:
+        if drawn < world.plan.slow and not world.over:
             await asyncio.sleep(random.choice((1.0, 5.0)))
         elif drawn < 0.3:
             await asyncio.sleep(random.expovariate(1 / 0.01))
@@ -292,7 +299,7 @@ class Simulation:
         self.places = [Place(number) for number in range(plan.places)]
         self.processes: dict[str, Any] = {}
         self.callers: list[CallerProcess] = []
-        self.events = Events(plan.sessions)
+        self.events = Events(plan.sessions, self.judge.is_old)
         self.over = False
         self._changed = asyncio.Event()
 
@@ -365,6 +372,8 @@ class Simulation:
     async def _last_events(self) -> None:
         """All is well: whatever is asked now must be done."""
         plan = self.plan
+        while not any(place.process is not None and place.process.serves for place in self.places):
+            await asyncio.sleep(0.5)
         await asyncio.sleep(4 * plan.lease + 12.0 + 5 * plan.deadline)
         self.judge.troubled = True  # that is over: what was sent before may have been handled
         caller = self._begin_caller("last", last=True)
@@ -476,15 +485,15 @@ class Simulation:
                     self.server.traps[machine.name] = StoreTrap("write", random.randrange(8), spring)
                 else:
                     self.redis.traps[machine.name] = Trap(what, random.randrange(16), spring)
-            case "close":
+            case "close" if self._can_spare(place):
                 place.process.leave()  # and another one is started there
             case "join":
                 others = [other for other in self.places if not other.wanted]
                 if others:
                     self._want(random.choice(others))
-                elif len(self.places) > 1 and sum(other.wanted for other in self.places) > 1:
+                elif self._can_spare(place):
                     self._unwant(place)
-            case "drain":
+            case "drain" if self._can_spare(place):
                 asyncio.get_running_loop().create_task(self._drain(machine))
             case "cut off":
                 self.redis.cut(machine, seconds, random.choice(("both ways", "requests", "answers")))
@@ -507,6 +516,10 @@ class Simulation:
                 caller.machine.killed = True
             case "freeze a caller" if caller is not None:
                 caller.machine.freeze(seconds)
+
+    def _can_spare(self, place: Place) -> bool:
+        others = [each.process for each in self.places if each.process is not None and each is not place]
+        return not self.plan.is_calm or any(other.serves for other in others)
 
     async def _drain(self, machine: Machine) -> None:
         members = [member for member, name in self.judge.members.items() if name == machine.name]
@@ -584,6 +597,6 @@ def simulate_shards(seed: int, **fixed: Any) -> Report:
             stacks.close()
     problem = simulation.wrong or problem or (errors[0] if errors else None)
     if problem is not None or report is None:
-        last = "\n".join(simulation.trace[-120:])
+        last = "\n".join(simulation.trace[-int(__import__("os").environ.get("LAST", "120")):])
         raise SimulationError(f"seed {seed}, {fixed}: {problem}\n{simulation.plan}\n{last}")
     return report

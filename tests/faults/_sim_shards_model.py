@@ -53,6 +53,8 @@ class Entry:
     request: Request
     at: float
     order: int
+    nth: int
+    """Which of its session it is."""
     doubtful: bool = False
     """Whether the server has forgotten what it was told about then."""
     acknowledged: float = inf
@@ -86,6 +88,8 @@ class Judge:
         self.asked: dict[tuple[str, int], list[Entry]] = {}
         """By caller and number: more than one where it was sent again."""
         self.by_event: dict[str, list[Entry]] = {}
+        self.accepted: Counter[str] = Counter()
+        """Entries by session."""
         self.owners: dict[int, tuple[int, str]] = {}
         """By slot: epoch and owner."""
         self.settlers: dict[tuple[int, int], set[str]] = {}
@@ -140,8 +144,18 @@ class Judge:
         entries = self.by_event.get(run.event, [])
         if not any(each.by == shard and each.acknowledged <= self._now() for each in entries):
             self._complain(f"{shard} has sent the reply of {token}, and the log knows nothing of it: {entries}")
-        if self.replies[run.event] > 1 and not any(each.doubtful for each in entries):
+        if self.replies[run.event] > 1 and not any(each.doubtful for each in entries) and not self._is_forgotten(entries):
             self._complain(f"the reply of {run.event} was sent twice: now that of {token}")
+
+    def is_old(self, event: str) -> bool:
+        """Tell whether so much has happened since that a session may soon forget the event."""
+        entries = self.by_event.get(event)
+        return entries is not None and self.accepted[entries[0].request.session_id] - entries[0].nth > REMEMBERED // 2
+
+    def _is_forgotten(self, entries: list[Entry]) -> bool:
+        """Tell whether one that came again was too late for its session to know it."""
+        numbers = [each.nth for each in entries]
+        return max(numbers) - min(numbers) >= REMEMBERED
 
     # --- the server ------------------------------------------------------------------------------
 
@@ -175,7 +189,9 @@ class Judge:
 
     def _append(self, slot: int, entry_id: str, payload: bytes) -> None:
         request = unpack_request(payload)
-        entry = Entry(slot, entry_id, request, self._now(), next(self._numbers))
+        self.accepted[request.session_id] += 1
+        nth = self.accepted[request.session_id]
+        entry = Entry(slot, entry_id, request, self._now(), next(self._numbers), nth)
         self._say("accepted", slot, entry_id, request.kind, request.session_id, request.event_id)
         self.entries[slot, entry_id] = entry
         self.asked.setdefault((request.caller, request.number), []).append(entry)
@@ -213,16 +229,19 @@ class Judge:
             settlers.add(machine)
             if len(settlers) > 1 and not self.forgot:
                 self._complain(f"{sorted(settlers)} settle in slot {slot} under epoch {epoch}")
+        settled = {*done, *acknowledged}
         for caller, payload in answers:
             for number, outcome in unpack_answers(payload):
-                self._answer(machine, caller, number, outcome, {*done, *acknowledged})
+                self._answer(machine, caller, number, outcome, settled)
 
     def _answer(self, machine: str, caller: str, number: int, outcome: bytes, settled: set[tuple[int, str]]) -> None:
         entries = self.asked.get((caller, number), [])
-        mine = [each for each in entries if (each.slot, each.id) in settled]
-        if not mine and not self.forgot:
-            self._complain(f"{machine} answers request {number} of {caller}, and settles no entry of it")
-        entry = mine[0] if mine else entries[0]
+        entry = next((each for each in entries if (each.slot, each.id) in settled), None)
+        if entry is None:
+            if not self.forgot:
+                self._complain(f"{machine} answers request {number} of {caller}, and settles no entry of it")
+            return
+        settled.remove((entry.slot, entry.id))
         try:
             value = unpack_outcome(outcome, entry.request.session_id)
         except ActorbotError as error:
@@ -237,7 +256,7 @@ class Judge:
             return
         if entry.acknowledged == inf:
             entry.acknowledged, entry.by, entry.epoch = self._now(), machine, self.owners.get(entry.slot, (0, ""))[0]
-        elif not self.forgot:
+        elif not self.forgot and len(set(entry.answers)) > 1:
             self._complain(f"{entry.request.event_id} was answered twice: {entry.answers}")
 
     def forget(self, seconds: float) -> None:
@@ -256,7 +275,7 @@ class Judge:
         for event, entries in self.by_event.items():
             session_id = entries[0].request.session_id
             is_in, sure = event in counted[session_id], [each for each in entries if not each.doubtful]
-            if counted[session_id].count(event) > 1:
+            if counted[session_id].count(event) > 1 and not self._is_forgotten(entries):
                 self._complain(f"{event} is counted twice: {counted[session_id]}")
             told = [each for each in sure if each.acknowledged < inf]
             if told and not is_in and not any(map(self._may_be_lost, told)):
