@@ -44,6 +44,8 @@ __all__ = [
     "max_session_bytes",
     "on_lost",
     "on_wait",
+    "resident_ids",
+    "run_lost_again",
     "size_of",
     "values",
     "wall",
@@ -148,6 +150,16 @@ def flushed(manager: SessionManager, goal: Goal) -> Future[None]:
     """
     assert manager._shared is not None
     return manager._shared.flusher.reach([goal], hurry=False)
+
+
+def resident_ids(manager: SessionManager) -> list[str]:
+    """List the sessions in memory. Any thread."""
+    return list(manager._actors)
+
+
+def run_lost_again(manager: SessionManager) -> None:
+    """Have a started manager not report what a conflict has taken: somebody runs it again."""
+    manager._parts.hooks.are_run_again = True
 
 
 def bury(manager: SessionManager, session_id: str, event: Any, error: BaseException) -> None:

@@ -42,7 +42,8 @@ class ShardStats(Progress):
 
     member: str
     """Its id among the members: host, process and start."""
-    slots: tuple[SlotInfo, ...]
+    slots: dict[int, int]
+    """Those that it owns, each with its epoch."""
     lease_remaining: float
     """Seconds until its lease runs out unless it is renewed."""
     manager: Stats

@@ -14,13 +14,14 @@ from time import monotonic, time
 from typing import Any, Final, Literal, Self
 
 from actorbot._checks import check_count, check_seconds, check_timeout, check_word
-from actorbot._manager.embedding import SessionManager, is_open, on_lost, on_wait
+from actorbot._manager.embedding import SessionManager, is_open, on_lost, on_wait, run_lost_again
 from actorbot._policy import FlushPolicy
 from actorbot._reports import Health, SessionInfo, ShutdownReport
 from actorbot._running.run import run
 from actorbot._runtime.process import this_process
 from actorbot.cluster._figures import Progress, ShardStats, SlotInfo
 from actorbot.cluster._hand_over import HandOver
+from actorbot.cluster._held import Work
 from actorbot.cluster._holding import Holding
 from actorbot.cluster._intake import Intake
 from actorbot.cluster._lane import Handling
@@ -125,13 +126,15 @@ class Shard:
         process = this_process()
         self._member = f"{''.join(each for each in process.host if each.isalnum() or each in '-.')}"
         self._member += f"-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._told_of = {"host": process.host, "pid": process.pid, "program": process.program, "since": time()}
+        self._told_of = {**asdict(process), "since": time()}
         on_lost(self._manager, self._note_lost)
         on_wait(self._manager, self._show)
         try:
             await self._log.open()
             self._terms = await self._log.join(self._member, self._terms)
             await self._manager.start()
+            if self._keeps:
+                run_lost_again(self._manager)
             self._assemble()
             await self._membership.renew()
         except BaseException:
@@ -141,20 +144,20 @@ class Shard:
             raise
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._membership.run()), loop.create_task(self._intake.run())]
-        logger.info("%s has joined its cluster, and has %d slots", self._member, len(self._holding.slots))
+        logger.info("%s has joined its cluster", self._member)
         return self
 
     def _assemble(self) -> None:
         self._drained = asyncio.Event()
         holding = self._holding = Holding(self._manager, self._terms)
-        self._settling = Settling(self._log, self._member, holding.lose, lambda work: self._intake.settled(work))
+        self._settling = Settling(self._log, self._member, holding.lose, self._settled)
         membership = self._membership = Membership(
             self._log,
             self._member,
             self._lease,
             holding,
             info=lambda: json.dumps(self._told_of | {"keep": self._keep} | asdict(self._progress())),
-            on_excess=lambda count: self._hand_over.begin(count),
+            on_excess=self._give_back,
             on_drain=self.leave,
         )
         self._hand_over = HandOver(self._manager, membership, holding)
@@ -167,14 +170,20 @@ class Shard:
             on_unflushed=holding.check_room,
         )
         self._intake = Intake(self._log, self._member, holding, self._handling, self._max_in_hand, membership.look)
-        holding.on_drop = self._intake.settled
+        holding.on_drop = self._settled
+
+    def _give_back(self, count: int) -> None:
+        self._hand_over.begin(count)
+
+    def _settled(self, work: Work) -> None:
+        self._intake.settled(work)
 
     async def receive(self) -> None:
         """Return when somebody has asked this shard to leave, or when it has lost its store."""
         await self._drained.wait()
 
     def leave(self) -> None:
-        """Begin to give all slots back, and take no other. The shard stays open; `close` ends it."""
+        """Begin to give all slots back, and take no other. The shard stays open until `close`."""
         if not self._membership.leaving:
             self._membership.leaving = True
             self._membership.look()
@@ -210,6 +219,7 @@ class Shard:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._membership.end()
         report = await self._manager.close(left())
         await self._settling.end(left())
         kept = len(self._holding.slots)
@@ -234,7 +244,7 @@ class Shard:
         self._check_open()
         return ShardStats(
             member=self._member,
-            slots=tuple(SlotInfo(each.number, each.epoch, len(each.hand)) for each in self._holding.slots.values()),
+            slots={slot.number: slot.epoch for slot in self._holding.slots.values()},
             lease_remaining=max(0.0, self._membership.until - monotonic()),
             manager=self._manager.stats(),
             **asdict(self._progress()),
@@ -246,7 +256,10 @@ class Shard:
             return Health("failing", "the shard is not open")
         if monotonic() >= self._membership.until:
             return Health("failing", f"its lease has run out: {self._membership.trouble or 'it was frozen'}")
-        return self._manager.health()
+        health = self._manager.health()
+        if self._membership.trouble is not None and health.status == "ready":
+            return Health("degraded", f"its lease cannot be renewed: {self._membership.trouble}")
+        return health
 
     def resident(self) -> Iterator[tuple[str, SessionInfo, SlotInfo | None]]:
         """Iterate over the sessions in memory, each with its slot. On the shard's loop."""

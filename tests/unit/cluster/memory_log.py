@@ -23,7 +23,7 @@ class MemoryLog(Log):
         self.slots_of: list[int] = []
         """The slot of each request."""
         self.failures: list[BaseException] = []
-        """What the next calls of `append` raise; an OutcomeUnknownError has appended all the same."""
+        """What the next calls of `append` raise; with an OutcomeUnknownError it was appended."""
         self.full: set[int] = set()
         self.held = asyncio.Event()
         self.held.set()
