@@ -138,7 +138,7 @@ class RedisLog(Log):
         anew, self._anew = self._anew, set()
         blocks = 0.0 if anew or (self._left and room > 0) else WAIT
         if blocks:
-            wire.call(b"BLPOP", self._key("bell", member), int(WAIT), blocks=blocks)
+            wire.call(b"BLPOP", self._key("bell", member), str(WAIT), blocks=blocks)
         asked = wire.call(b"EVALSHA", scripts.READ.sha, 1, self._base, member, room, *anew, blocks=blocks)
         try:
             found = await asked
