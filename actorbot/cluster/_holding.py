@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from actorbot._manager.embedding import SessionManager, is_open
+from actorbot._manager.embedding import SessionManager, is_open, resident_ids
 from actorbot.cluster._held import Slot, Work
 from actorbot.cluster._log import Grant, Terms
 from actorbot.cluster._slots import slot_of
@@ -57,7 +57,7 @@ class Holding:
         numbers = {slot.number for slot in slots}
         if not numbers or not is_open(self._manager):
             return []
-        return [session_id for session_id, _ in self._manager.resident() if self.slot_of(session_id) in numbers]
+        return [session_id for session_id in resident_ids(self._manager) if self.slot_of(session_id) in numbers]
 
     def check_room(self, slot: Slot) -> None:
         """Have a slot flushed before its log is full of what is only not flushed."""

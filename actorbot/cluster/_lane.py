@@ -158,14 +158,14 @@ class Lane:
         """Handle an event until it has an outcome, and have it settled."""
         pause, tries = FIRST_PAUSE, 0
         while True:
-            while len(self.unflushed) >= MOST_UNFLUSHED and not self._broken:
-                await self._flush()
-            if (wait := self._handling.may_begin()) is not None:
-                await wait
-            if self._broken or not self.slot.is_open():
-                self.waiting.appendleft(work)  # behind what is to be run again, or not begun at all
-                return
             try:
+                while len(self.unflushed) >= MOST_UNFLUSHED and not self._broken:
+                    await self._flush()
+                if (wait := self._handling.may_begin()) is not None:
+                    await wait
+                if self._broken or not self.slot.is_open():
+                    self.waiting.appendleft(work)  # behind what is to be run again, or not begun at all
+                    return
                 outcome = await self._handle(work)
             except (ManagerClosedError, OwnershipLostError):
                 self.slot.drop(work)  # it stays in the log: the next owner handles it

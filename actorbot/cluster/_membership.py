@@ -7,17 +7,20 @@ that no event is begun, until the log has said whose the slots are.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import fields
 from math import inf
 from time import monotonic
 from typing import Final
 
+from actorbot._runtime.process import Process, is_gone
 from actorbot.cluster._held import Slot
 from actorbot.cluster._holding import Holding
-from actorbot.cluster._log import Log
-from actorbot.errors import StoreUnavailableError
+from actorbot.cluster._log import Log, MemberState
+from actorbot.errors import ManagerClosedError, StoreUnavailableError
 
 __all__ = ["Membership"]
 
@@ -56,6 +59,8 @@ class Membership:
         self._renewing = asyncio.Lock()  # held while the log is asked who owns what
         self._look = asyncio.Event()
         self._renewed = asyncio.Event()
+        self._ended = False
+        self._counted = self._told = 0  # slots, after the last renewal, and in the log
         self._next = 0.0  # seconds until the lease is renewed again
         self.leaving = False
         self.until = -inf
@@ -84,9 +89,15 @@ class Membership:
     async def renew(self) -> None:
         """Renew the lease, and take or give back slots. Raises: StoreUnavailableError."""
         async with self._renewing:
+            gone = [each.id for each in await self._log.members() if _has_ended(each)]
             asked = monotonic()
             standing = await self._log.lease(
-                self._member, self._lease, _epochs(self._holding.slots.values()), self._info(), leaving=self.leaving
+                self._member,
+                self._lease,
+                _epochs(self._holding.slots.values()),
+                self._info(),
+                leaving=self.leaving,
+                gone=gone,
             )
             if self.trouble is not None:
                 logger.info("the lease of this shard is renewed again")
@@ -94,12 +105,21 @@ class Membership:
             self._holding.lose(standing.lost)
             for grant in standing.granted:
                 self._holding.gain(grant)
+        self._tell_count()
         self._next = min(RENEWED * self._lease, max(SOON, standing.look_again + SOON))
         self._renewed.set()
         self._renewed.clear()
         if standing.drain and not self.leaving:
             self._on_drain()
         self.give_back(standing.quota)
+
+    def _tell_count(self) -> None:
+        """Log how many slots this shard has, once that has come to rest."""
+        count = len(self._holding.slots)
+        if count != self._told and count == self._counted:
+            self._told = count
+            logger.info("%s has %d slots", self._member, count)
+        self._counted = count
 
     def give_back(self, quota: int) -> None:
         """Begin to give back what is above *quota*."""
@@ -124,8 +144,24 @@ class Membership:
 
     async def _until_renewed(self) -> None:
         while monotonic() >= self.until:
+            if self._ended:
+                raise ManagerClosedError("the shard was closed before its lease was renewed")
             self.look()
             await self._renewed.wait()
+
+    def end(self) -> None:
+        """Wait for no renewal any more."""
+        self._ended = True
+        self._renewed.set()
+
+
+def _has_ended(member: MemberState) -> bool:
+    """Tell whether a member's process is known to have ended: it ran on this machine."""
+    try:
+        told = json.loads(member.info)
+        return is_gone(Process.from_fields({each.name: told[each.name] for each in fields(Process)}))
+    except (KeyError, TypeError, ValueError):
+        return False  # of another release
 
 
 def _epochs(slots: Iterable[Slot]) -> dict[int, int]:

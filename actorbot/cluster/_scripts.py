@@ -92,6 +92,8 @@ if call('EXISTS', meta) == 0 then
   if again == '1' then  -- the server has lost it: others are about to put their leases back
     call('HSET', meta, 'hold', written(now + lease))
   end
+elseif call('HGET', meta, 'protocol') == protocol and call('HGET', meta, 'slots') == slots then
+  call('HSET', meta, 'max_waiting', max_waiting)  -- as the newest member has it
 end
 return call('HMGET', meta, 'protocol', 'slots', 'max_waiting')
 """
@@ -354,11 +356,11 @@ SLOTS: Final = _script("""
 local told = {}
 for n = 0, tonumber(call('HGET', meta, 'slots') or 0) - 1 do
   local epoch, _, owner = parsed(call('HGET', leases, n) or '0|0|')
-  told[#told + 1] = {n, epoch, owner, call('XLEN', of('log', n))}
+  told[#told + 1] = {n, epoch, owner, call('XLEN', of('log', n)) - call('SCARD', of('acked', n))}
 end
 return told
 """)
-"""For each slot: its number, epoch, owner, entries."""
+"""For each slot: its number, epoch, owner, entries that are not acknowledged."""
 
 DRAIN: Final = _script(
     _IN_ANY_CASE

@@ -14,7 +14,7 @@ from time import monotonic, time
 from typing import Any, Final, Literal, Self
 
 from actorbot._checks import check_count, check_seconds, check_timeout, check_word
-from actorbot._manager.embedding import SessionManager, is_open, on_lost, on_wait
+from actorbot._manager.embedding import SessionManager, is_open, on_lost, on_wait, run_lost_again
 from actorbot._policy import FlushPolicy
 from actorbot._reports import Health, SessionInfo, ShutdownReport
 from actorbot._running.run import run
@@ -54,6 +54,7 @@ class Shard:
       that the next owner can run it again; or until it is *acknowledged*, and the policy says what
       a kill may cost.
     - `max_waiting`: events that may wait in one slot; the next one is refused (OverloadedError).
+      What the shard has that joined last holds for all.
     - `max_in_hand`: events that this shard has begun or is about to begin; others stay in the log.
     - `drain_timeout`: seconds that a close takes to finish and to give everything back.
 
@@ -126,13 +127,15 @@ class Shard:
         process = this_process()
         self._member = f"{''.join(each for each in process.host if each.isalnum() or each in '-.')}"
         self._member += f"-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._told_of = {"host": process.host, "pid": process.pid, "program": process.program, "since": time()}
+        self._told_of = {**asdict(process), "since": time()}
         on_lost(self._manager, self._note_lost)
         on_wait(self._manager, self._show)
         try:
             await self._log.open()
             self._terms = await self._log.join(self._member, self._terms)
             await self._manager.start()
+            if self._keeps:
+                run_lost_again(self._manager)
             self._assemble()
             await self._membership.renew()
         except BaseException:
@@ -142,7 +145,7 @@ class Shard:
             raise
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._membership.run()), loop.create_task(self._intake.run())]
-        logger.info("%s has joined its cluster, and has %d slots", self._member, len(self._holding.slots))
+        logger.info("%s has joined its cluster", self._member)
         return self
 
     def _assemble(self) -> None:
@@ -217,6 +220,7 @@ class Shard:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._membership.end()
         report = await self._manager.close(left())
         await self._settling.end(left())
         kept = len(self._holding.slots)
@@ -253,7 +257,10 @@ class Shard:
             return Health("failing", "the shard is not open")
         if monotonic() >= self._membership.until:
             return Health("failing", f"its lease has run out: {self._membership.trouble or 'it was frozen'}")
-        return self._manager.health()
+        health = self._manager.health()
+        if self._membership.trouble is not None and health.status == "ready":
+            return Health("degraded", f"its lease cannot be renewed: {self._membership.trouble}")
+        return health
 
     def resident(self) -> Iterator[tuple[str, SessionInfo, SlotInfo | None]]:
         """Iterate over the sessions in memory, each with its slot. On the shard's loop."""

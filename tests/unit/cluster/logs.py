@@ -76,7 +76,7 @@ class Made:
         return log
 
     def key(self, kind: str) -> str:
-        return f"actorbot:{{{self.name}}}:{kind}"
+        return f"actorbot-cluster:{{{self.name}}}:{kind}"
 
     def ask(self, command: str, kind: str, *args: str | bytes | int) -> Any:
         """Ask the server about a key of the cluster."""

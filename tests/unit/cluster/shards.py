@@ -51,7 +51,7 @@ class Bench:
     # --- what stands in the log, and changes of it by hand ---------------------------------------
 
     def key(self, kind: str, number: object = "") -> str:
-        return f"actorbot:{{{self.name}}}:{kind}" + (f":{number}" if number != "" else "")
+        return f"actorbot-cluster:{{{self.name}}}:{kind}" + (f":{number}" if number != "" else "")
 
     def entries(self, session_id: str) -> int:
         count: Any = redis_servers.shared().ask("XLEN", self.key("log", slot_of(session_id, SLOTS)))

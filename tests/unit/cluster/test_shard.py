@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from actorbot import DUPLICATE, Context, FlushPolicy, MemorySessionStore, SessionManager
+from actorbot._runtime.process import this_process
 from actorbot.cluster import Shard
 from actorbot.cluster._lane import MOST_UNFLUSHED
 from actorbot.cluster._slots import slot_of
 from actorbot.errors import (
     ConfigError,
     ManagerClosedError,
+    NotEncodableError,
     RemoteHandlerError,
     StoreUnavailableError,
     TurnTimeoutError,
 )
 from tests.servers import redis_servers
 from tests.unit.cluster.shards import SLOTS, bench, remember
-from tests.waiting import soon, until
+from tests.waiting import breathe, soon, until
 
 USERS = [f"user:{number}" for number in range(40)]
 
@@ -138,6 +142,7 @@ async def test_a_shard_that_was_taken_over_answers_nobody_sends_no_reply_and_wri
         await until(lambda: len(shard.stats().slots) == SLOTS - 1)
         assert shard.stats().fenced == 1
         assert (b.replies, b.entries("ann")) == ([], 1)
+        assert list(shard.resident()) == []
         async with SessionManager(b.store, ownership="none") as reader:
             assert await reader.peek("ann") is None
 
@@ -269,8 +274,10 @@ async def test_no_event_is_begun_after_the_lease_has_run_out_until_it_is_renewed
         membership.until = 0.0
         waiting = asyncio.ensure_future(cluster.dispatch("ann", "hi"))
         await until(lambda: shard.stats().in_hand == 1)
+        await breathe()
         assert shard.health().status == "failing"
         assert not waiting.done()
+        assert shard.stats().handled == 0
         gate.set()
         assert await soon(waiting) == 1
 
@@ -345,3 +352,33 @@ async def test_a_shard_is_started_once() -> None:
         await shard.close()
         with pytest.raises(ManagerClosedError):
             shard.stats()
+
+
+async def test_the_slots_of_a_shard_whose_process_has_ended_on_this_machine_are_taken_before_its_lease_runs_out() -> (
+    None
+):
+    async with bench() as b:
+        first = await b.shard(lease=1.0)
+        member = first.stats().member
+        info: Any = redis_servers.shared().ask("HGET", b.key("infos"), member)
+        told = {**asdict(this_process()), "pid": 2**31 - 1, "started": "1"}  # above each that there is
+        redis_servers.shared().ask("ZADD", b.key("members"), 2**52, "ended")
+        redis_servers.shared().ask("HSET", b.key("infos"), "ended", json.dumps(json.loads(info) | told))
+        b.take_over("ann", "ended")
+        cluster = await b.cluster()
+        assert await soon(cluster.dispatch("ann", "hi")) == 1
+        assert b.lease_of("ann")[2] == member
+
+
+async def test_a_result_that_cannot_be_sent_is_an_error_that_says_that_the_changes_stay() -> None:
+    async def handle(context: Context) -> object:
+        await remember(context)
+        return object()
+
+    async with bench() as b:
+        await b.shard(handle)
+        cluster = await b.cluster()
+        with pytest.raises(NotEncodableError, match=r"^result: .*; what the handler has changed is kept"):
+            await cluster.dispatch("ann", 1)
+
+        assert await cluster.peek("ann") == {"seen": [1]}
