@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from copy import deepcopy
 from reprlib import Repr
-from typing import Any, Self
+from typing import Any, Final, Self
 
 __all__ = [
     "ActorbotError",
@@ -143,6 +143,9 @@ class InvalidSessionIdError(ActorbotError, ValueError):
 # --- the session's data -------------------------------------------------------------------------
 
 
+_ROLLED_BACK: Final = "the event was rolled back"
+
+
 class NotEncodableError(ActorbotError, TypeError):
     """The state holds something that a session cannot keep.
 
@@ -151,9 +154,9 @@ class NotEncodableError(ActorbotError, TypeError):
     values, what that has raised is the `__cause__`.
     """
 
-    def __init__(self, path: str, reason: str, *, session_id: str | None = None) -> None:
+    def __init__(self, path: str, reason: str, *, session_id: str | None = None, then: str = _ROLLED_BACK) -> None:
         super().__init__(
-            f"{_place(session_id, path)}: {reason}; the event was rolled back. A session keeps JSON-like values, bytes,"
+            f"{_place(session_id, path)}: {reason}; {then}. A session keeps JSON-like values, bytes,"
             " dates, timedelta, UUID, Decimal, tuples and sets, and of these what its session_type takes"
         )
         self.path = path
@@ -167,8 +170,11 @@ class SessionTooLargeError(ActorbotError, ValueError):
     `path` says where, `limit` how much is allowed; `session_id` as in NotEncodableError.
     """
 
-    def __init__(self, path: str, reason: str, *, limit: int, session_id: str | None = None) -> None:
-        super().__init__(f"{_place(session_id, path)}: {reason}; the event was rolled back. Keep less in the session")
+    def __init__(
+        self, path: str, reason: str, *, limit: int, session_id: str | None = None, then: str = _ROLLED_BACK
+    ) -> None:
+        advice = ". Keep less in the session" if then is _ROLLED_BACK else ""
+        super().__init__(f"{_place(session_id, path)}: {reason}; {then}{advice}")
         self.path = path
         self.reason = reason
         self.limit = limit

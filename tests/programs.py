@@ -64,14 +64,15 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def wait_for(stream: Any, text: bytes) -> None:
-    """Read until *text* has come."""
+def wait_for(stream: Any, text: bytes) -> bytes:
+    """Read until *text* has come; return all that came. Its line may not be at its end yet."""
     got, ends = b"", monotonic() + HANGS
     while text not in got:
         assert select.select([stream], [], [], max(0.0, ends - monotonic()))[0], f"never said {text!r}, only {got!r}"
         new = os.read(stream if isinstance(stream, int) else stream.fileno(), 4096)
         assert new, f"ended before it said {text!r}: {got!r}"
         got += new
+    return got
 
 
 def ended(process: subprocess.Popen[bytes]) -> int:

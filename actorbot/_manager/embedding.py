@@ -1,4 +1,4 @@
-"""What `actorbot.ext` may ask of a manager, and all that it may ask.
+"""What `actorbot.ext` and `actorbot.cluster` may ask of a manager, and all that they may ask.
 
 Mostly: which turn a bot library's code runs in, and a turn for code that runs in none.
 """
@@ -11,11 +11,15 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
+from actorbot._flushing.waiters import Goal
 from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
+from actorbot._manager.verbs import OnDuplicate
 from actorbot._reports import Health
 from actorbot._runtime.current import current
 from actorbot._state.codec import encode_state
+from actorbot._state.committed import VERSION
+from actorbot._turns.acknowledge import write_through
 from actorbot._turns.context import Context, chain, find_held
 from actorbot._turns.lend import check_return
 from actorbot._turns.terms import Terms
@@ -24,14 +28,19 @@ from actorbot.errors import ConfigError, NotEncodableError, OwnershipLostError, 
 __all__ = [
     "Front",
     "SessionManager",
+    "Goal",
     "borrowed",
+    "bury",
     "check_commit",
     "check_dict",
     "check_here",
     "check_open",
+    "committed",
     "confirm",
     "dispatch_with",
+    "flushed",
     "held",
+    "is_flushed",
     "is_here",
     "is_in_turn",
     "is_open",
@@ -40,6 +49,8 @@ __all__ = [
     "max_session_bytes",
     "on_lost",
     "on_wait",
+    "resident_ids",
+    "run_lost_again",
     "size_of",
     "values",
     "wall",
@@ -130,8 +141,11 @@ async def dispatch_with(
     *,
     event_id: str | None = None,
     durable: bool = False,
+    on_duplicate: OnDuplicate = "duplicate",
     confirmation: Future[Any] | None = None,
     silent: bool = False,
+    after: Goal | None = None,
+    claim: bool = False,
 ) -> Any:
     """Do the same as `SessionManager.dispatch`, with a say in what becomes of the gated replies.
 
@@ -139,10 +153,57 @@ async def dispatch_with(
     cancelled, they are never sent. If *silent*, none is sent: the event changes its session, and
     its caller gets the answer. The same goes for what `on_error` replies. Ungated replies are sent
     at once, as ever.
+
+    Where it comes *after* something that the session has committed (`committed`), it is not handled
+    if a conflict has taken that. A *claim* is committed when the store has it, whatever the policy
+    says, and fails if somebody else has written. Raises: ConflictError; what `dispatch` raises.
     """
     manager._check_here()
-    terms = Terms(durable=durable, silent=silent, confirmation=confirmation)
-    return await manager._verbs.dispatch_with(session_id, event, event_id, terms)
+    losses = None if after is None else after.losses
+    through = write_through if claim else None
+    terms = Terms(durable=durable, silent=silent, confirmation=confirmation, losses=losses, acknowledge=through)
+    return await manager._verbs.dispatch(session_id, event, event_id, terms, None, on_duplicate)
+
+
+def committed(manager: SessionManager, session_id: str) -> Goal | None:
+    """Return what the session has committed by now, to wait for; `None` if a conflict has taken it.
+
+    For who has just dispatched an event, before anything else is awaited. Home loop.
+    """
+    actor = manager._actors.get(session_id)
+    if actor is None or (state := actor.committed) is None:
+        return None
+    return Goal(actor, state[VERSION], len(actor.losses))
+
+
+def is_flushed(goal: Goal) -> bool:
+    """Tell whether the store has it. Any thread."""
+    return goal.version <= goal.session.flushed
+
+
+def flushed(manager: SessionManager, goal: Goal) -> Future[None]:
+    """Return a future that ends when the store has it, which hurries nobody.
+
+    It fails with ConflictError if a conflict has taken it; with StoreUnavailableError in an outage,
+    after which it may be asked for again; with what it was abandoned with; and at a close.
+    """
+    assert manager._shared is not None
+    return manager._shared.flusher.reach([goal], hurry=False)
+
+
+def resident_ids(manager: SessionManager) -> list[str]:
+    """List the sessions in memory. Any thread."""
+    return list(manager._actors)
+
+
+def run_lost_again(manager: SessionManager) -> None:
+    """Have a started manager not report what a conflict has taken: somebody runs it again."""
+    manager._parts.hooks.are_run_again = True
+
+
+def bury(manager: SessionManager, session_id: str, event: Any, error: BaseException) -> None:
+    """Make *event* a dead letter. Any thread."""
+    manager._parts.hooks.bury(session_id, event, error)
 
 
 async def values(manager: SessionManager, session_id: str) -> dict[str, Any]:

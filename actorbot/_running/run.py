@@ -211,8 +211,10 @@ class _Run:
 
 
 def _say(text: str) -> None:
-    """Print one line, whatever is logged where."""
-    print("actorbot:", *text.split(), file=sys.stderr, flush=True)
+    """Print one line, whatever is logged where. In one piece: under PYTHONUNBUFFERED each piece is
+    a write of its own, and the line of another process could come between.
+    """
+    print(f"actorbot: {' '.join(text.split())}\n", end="", file=sys.stderr, flush=True)
 
 
 async def _outcome(step: Callable[[], object]) -> BaseException | None:

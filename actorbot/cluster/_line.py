@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from copy import copy
 from typing import Any, Final
 
 from actorbot.cluster._place import NowhereError, Place
@@ -19,7 +20,7 @@ __all__ = ["Line"]
 TRIES: Final = 3  # of a command that the server has refused because another one has the keys now
 
 _READ_ONLY: Final = re.compile("READONLY|read[- ]only replica")
-_PASSWORD: Final = re.compile("WRONGPASS|NOAUTH|invalid password|AUTH")
+_PASSWORD: Final = re.compile("WRONGPASS|invalid password|invalid username-password|AUTH <password>")
 _NO_RIGHT: Final = re.compile("NOPERM|The user executing the script|ACL failure")
 _MOVED: Final = re.compile(r"MOVED \d+ (\S+)")
 
@@ -34,7 +35,7 @@ class Line:
         self._secrets = secrets
         self._wire: Wire | None = None
         self._where = place.where
-        self._connecting = asyncio.Lock()  # one connection, however many ask for it
+        self._attempt: asyncio.Task[Wire | ActorbotError] | None = None  # to connect
         self._closed = False
         self.made = 0
         """How many connections were made: another number, another connection."""
@@ -42,6 +43,8 @@ class Line:
     def close(self) -> None:
         self._closed = True
         self._drop()
+        if self._attempt is not None:
+            self._attempt.cancel()
 
     @property
     def open_wire(self) -> Wire | None:
@@ -53,11 +56,16 @@ class Line:
         wire = self._wire
         if wire is not None and wire.is_open:
             return wire
-        async with self._connecting:
-            if self._wire is None or not self._wire.is_open:
-                await self._connect()
-            assert self._wire is not None
-            return self._wire
+        self._check_open()
+        if self._attempt is None or self._attempt.done():
+            self._attempt = asyncio.get_running_loop().create_task(self._connect())
+        attempt = self._attempt
+        await asyncio.wait([attempt])  # the same one for all who ask; a cancelled one leaves it alone
+        self._check_open()
+        outcome = attempt.result()
+        if isinstance(outcome, Wire):
+            return outcome
+        raise copy(outcome)
 
     async def run(self, script: Script, *args: Part, writes: bool = True) -> Any:
         """Run *script*; return its answer.
@@ -110,32 +118,33 @@ class Line:
 
     # --- connecting ------------------------------------------------------------------------------
 
-    async def _connect(self) -> None:
-        self._check_open()
-        failure = await self._try_to_connect()
-        if failure is not None:
-            raise failure  # away from what it came of, which may quote a password
-        self._check_open()
-
     def _check_open(self) -> None:
         if self._closed:
             self._drop()
             raise StoreUnavailableError(self._name, "the log is closed")
 
-    async def _try_to_connect(self) -> ActorbotError | None:
-        self._where = self._place.where
-        try:
-            wire, self._where = await self._place.connect()
+    async def _connect(self) -> Wire | ActorbotError:
+        for left in reversed(range(TRIES)):
+            self._where = self._place.where
             try:
-                await self._prepare(wire)
-            except BaseException:
-                wire.close()
-                raise
-        except (OSError, RefusedError, LostError, NowhereError) as error:
-            return self.failure(error, writes=False)
-        self._wire = wire
-        self.made += 1
-        return None
+                wire, self._where = await self._place.connect()
+                try:
+                    await self._prepare(wire)
+                except BaseException:
+                    wire.close()
+                    raise
+            except (OSError, RefusedError, LostError, NowhereError) as error:
+                moved = _MOVED.search(str(error))
+                if not moved or not left:
+                    return self.failure(error, writes=False)
+                self._place.moved(moved[1])
+            except ConfigError as error:
+                return error
+            else:
+                self._wire = wire
+                self.made += 1
+                return wire
+        raise AssertionError
 
     async def _prepare(self, wire: Wire) -> None:
         """See whether the server will do, and have it learn the scripts: one round trip."""
@@ -194,6 +203,8 @@ class Line:
         if _NO_RIGHT.search(said):
             keys = f"~{self._base.decode()}*"
             return f"does not let this user do what a cluster needs ({said}); run ACL SETUSER <user> {keys} {RIGHTS}"
+        if said.startswith("NOAUTH"):
+            return "asks for a user or password: name them in the URL, as redis://user:password@host"
         if _PASSWORD.search(said):
             return "does not accept this user or password"
         return f"refuses: {said}"

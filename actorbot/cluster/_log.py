@@ -192,7 +192,10 @@ class Log(ABC):
 
     @abstractmethod
     async def slots(self) -> list[tuple[int, str, int]]:
-        """List for each slot its epoch, its owner's id ("" if nobody has it), its entries."""
+        """List for each slot its epoch, its owner ("" if nobody has it), how many entries wait.
+
+        Those that are acknowledged, and stay until they are flushed, do not.
+        """
 
     @abstractmethod
     async def drain(self, members: Iterable[str]) -> None:

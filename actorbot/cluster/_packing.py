@@ -34,6 +34,7 @@ MOST: Final = 4 * 1024 * 1024
 _VALUE, _DUPLICATE, _RAISED, _OURS = range(4)
 _PLAIN: Final = (str, int, float, bool, type(None))
 _TEXT: Final = 10_000  # characters of an error
+_THEN: Final = {"event": "nothing was sent", "result": "what the handler has changed is kept"}
 _EVENTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in (Event, WebhookEvent)}
 
 
@@ -81,9 +82,9 @@ def pack_value(value: Any, what: str) -> bytes:
     try:
         return encode_state(packed, MOST)
     except NotEncodableError as error:
-        raise NotEncodableError(_place(error.path, what), error.reason) from error.__cause__
+        raise NotEncodableError(_place(error.path, what), error.reason, then=_THEN[what]) from error.__cause__
     except SessionTooLargeError as error:
-        raise SessionTooLargeError(what, f"takes more than {MOST} bytes", limit=MOST) from error
+        raise SessionTooLargeError(what, f"takes more than {MOST} bytes", limit=MOST, then=_THEN[what]) from error
 
 
 def unpack_value(data: bytes) -> Any:

@@ -6,6 +6,7 @@ keys. The answer may be another one after each loss, so it is asked before each 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -102,11 +103,15 @@ class Place:
         said = []
         for sentinel in list(self._sentinels):
             try:
-                wire = await connect(sentinel)
-                try:
-                    found = await wire.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
-                finally:
-                    wire.close()
+                async with asyncio.timeout(sentinel.connect_timeout):
+                    wire = await connect(sentinel)
+                    try:
+                        found = await wire.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+                    finally:
+                        wire.close()
+            except TimeoutError:
+                said.append(f"{sentinel}: no answer within {sentinel.connect_timeout:g} s")
+                continue
             except (OSError, RefusedError, LostError) as error:
                 said.append(f"{sentinel}: {error}")
                 continue

@@ -42,7 +42,7 @@ class RedisLog(Log):
         """Connect nowhere yet. Raises: ConfigError for a name or a URL that is none."""
         _check_name(cluster)
         self._name = f"cluster {cluster}"
-        self._base = f"actorbot:{{{cluster}}}".encode()
+        self._base = f"actorbot-cluster:{{{cluster}}}".encode()  # not the key prefix of a store
         place = Place(url, self._base)
         self._asking = Line(place, self._base, self._name, Secrets(url))
         self._reading = Line(place, self._base, self._name, Secrets(url))
@@ -138,7 +138,7 @@ class RedisLog(Log):
         anew, self._anew = self._anew, set()
         blocks = 0.0 if anew or (self._left and room > 0) else WAIT
         if blocks:
-            wire.call(b"BLPOP", self._key("bell", member), int(WAIT), blocks=blocks)
+            wire.call(b"BLPOP", self._key("bell", member), str(WAIT), blocks=blocks)
         asked = wire.call(b"EVALSHA", scripts.READ.sha, 1, self._base, member, room, *anew, blocks=blocks)
         try:
             found = await asked
@@ -152,12 +152,13 @@ class RedisLog(Log):
         gen, left, parts = found
         self._left = left > 0
         news, self._gen = gen != self._gen, gen
-        # A slot may be read before the answer of `lease` has granted it. Then it is read anew.
+        # A slot may be read before the answer of `lease` has granted it. Then it is read anew, and
+        # until then nothing of it counts: the cursor may have moved past what was not known then.
         parts = iter(parts)
         entries = [
             Entry(slot, entry.decode(), payload)
             for slot, entry, payload in zip(map(int, parts), parts, parts, strict=True)
-            if slot in self._known
+            if slot in self._known and slot not in self._anew
         ]
         return Reading(entries, news)
 

@@ -207,7 +207,11 @@ end
 for i = 6, 5 + 2 * held, 2 do
   local slot, epoch = ARGV[i], ARGV[i + 1]
   local record = records[slot]
-  if not record then put(slot, epoch, 0, me) record = records[slot] end
+  if not record then  -- the server has lost it
+    put(slot, epoch, 0, me)
+    record = records[slot]
+    if call('XLEN', of('log', slot)) > 0 and call('SADD', of('rung', me), slot) == 1 then wake(me) end
+  end
   if record.owner == me and record.epoch == epoch then mine[slot] = true else lost[#lost + 1] = slot end
 end
 for slot, record in pairs(records) do
@@ -238,7 +242,7 @@ for n = 0, slots - 1 do
     if now >= hold then epoch, claims = 1, hold > 0 and now + day or 0 end
   elseif owner == '' then  -- given back in good order
     epoch, claims = record.epoch + 1, record.claims
-  elseif score == 0 or score <= now and now >= hold then
+  elseif score <= 0 or score <= now and now >= hold then
     epoch, claims = record.epoch + 1, now + day
     call('HDEL', of('cur', owner), slot)
     call('SREM', of('rung', owner), slot)
@@ -252,7 +256,7 @@ for n = 0, slots - 1 do
   end
 end
 for member, score in pairs(scores) do
-  if score <= now and (score == 0 or now >= hold) and (owned[member] or 0) == 0 then
+  if score <= now and (score <= 0 or now >= hold) and (owned[member] or 0) == 0 then
     forget(member)
     news = true
   end
@@ -350,11 +354,11 @@ SLOTS: Final = _script("""
 local told = {}
 for n = 0, tonumber(call('HGET', meta, 'slots') or 0) - 1 do
   local epoch, _, owner = parsed(call('HGET', leases, n) or '0|0|')
-  told[#told + 1] = {n, epoch, owner, call('XLEN', of('log', n))}
+  told[#told + 1] = {n, epoch, owner, call('XLEN', of('log', n)) - call('SCARD', of('acked', n))}
 end
 return told
 """)
-"""For each slot: its number, epoch, owner, entries."""
+"""For each slot: its number, epoch, owner, entries that are not acknowledged."""
 
 DRAIN: Final = _script(
     _IN_ANY_CASE

@@ -13,13 +13,18 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, Final
 
-import hiredis
+try:
+    import hiredis
 
-from actorbot.stores._redis_address import Address
+    from actorbot.stores._redis_address import Address
+except ImportError as error:
+    raise ImportError("actorbot.cluster needs redis-py and hiredis: pip install '.[redis]' in a clone") from error
 
 __all__ = ["LostError", "RefusedError", "Wire", "connect"]
 
 TICK: Final = 0.25  # seconds after which it is looked whether an answer is overdue
+
+_STRANGE: Final = "it answers something else than a Redis would"
 
 Part = str | bytes | int
 
@@ -105,11 +110,14 @@ class Wire(asyncio.Protocol):
         try:
             reader.feed(data)
             while (answer := reader.gets()) is not False:
+                if not waiting:  # a server that has no room says so without being asked
+                    return self.close(str(answer) if isinstance(answer, RefusedError) else _STRANGE)
                 future, _ = waiting.popleft()
                 if not future.done():  # else who asked was cancelled
                     future.set_result(answer)
-        except (ValueError, IndexError):
-            self.close("it answers something else than a Redis would")
+        except ValueError:
+            self.close(_STRANGE)
+        return None
 
     def connection_lost(self, error: Exception | None) -> None:
         said = "the server has closed the connection" if error is None else f"{type(error).__name__}: {error}"

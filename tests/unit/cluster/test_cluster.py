@@ -103,9 +103,10 @@ async def test_an_event_that_cannot_be_encoded_is_refused_before_anything_is_sen
     async with Cluster(log) as cluster:
         with pytest.raises(NotEncodableError) as caught:
             await soon(getattr(cluster, verb)("ann", {"who": object()}))
-        with pytest.raises(SessionTooLargeError):
+        with pytest.raises(SessionTooLargeError, match=r"nothing was sent$"):
             await soon(getattr(cluster, verb)("ann", "x" * 5_000_000))
 
+    assert "nothing was sent" in str(caught.value)
     assert (caught.value.path, caught.value.session_id) == ("event['who']", "ann")
     assert log.requests == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,22 @@ def test_a_bot_that_cannot_start_says_why_in_one_line_and_exits_with_2(
     assert reason in line
     assert "secret" not in line
     assert any(record.exc_info for record in caplog.records if record.getMessage() == "the bot could not start")
+
+
+def test_the_line_is_written_in_one_piece_so_that_nobody_else_s_comes_between(tmp_path: Path) -> None:
+    pieces: list[str] = []
+
+    class Unbuffered(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.extend(filter(None, [text]))
+            return len(text)
+
+    options, _ = cannot_start("driver", tmp_path)
+    with redirect_stderr(Unbuffered()), pytest.raises(SystemExit):
+        ListBot(**options).run()
+
+    (line,) = pieces
+    assert line.endswith("two lines (a log at DEBUG has the traceback)\n")
 
 
 def test_a_console_bot_that_cannot_start_exits_the_same_way(tmp_path: Path) -> None:
