@@ -1740,6 +1740,7 @@ MUTANTS = (
         "    if not isinstance(front, SessionManager):\n        instead = instead",
         "    if False:\n        instead = instead",
         "tests/ext/test_cluster.py -k lends_turns",
+    ),
     # --- a shard ----------------------------------------------------------------------------------
     Mutant(
         "a shard answers before the log has agreed",
