@@ -92,6 +92,8 @@ if call('EXISTS', meta) == 0 then
   if again == '1' then  -- the server has lost it: others are about to put their leases back
     call('HSET', meta, 'hold', written(now + lease))
   end
+elseif call('HGET', meta, 'protocol') == protocol and call('HGET', meta, 'slots') == slots then
+  call('HSET', meta, 'max_waiting', max_waiting)  -- as the newest member has it
 end
 return call('HMGET', meta, 'protocol', 'slots', 'max_waiting')
 """

@@ -54,6 +54,7 @@ class Shard:
       that the next owner can run it again; or until it is *acknowledged*, and the policy says what
       a kill may cost.
     - `max_waiting`: events that may wait in one slot; the next one is refused (OverloadedError).
+      What the shard has that joined last holds for all.
     - `max_in_hand`: events that this shard has begun or is about to begin; others stay in the log.
     - `drain_timeout`: seconds that a close takes to finish and to give everything back.
 

@@ -1,0 +1,73 @@
+"""The Redis fails over under load: the primary dies, or hangs, and its replica takes its place.
+
+A replica has what the primary has told it, and a primary tells it after it has answered. So what
+was accepted in the last moment may be gone. Who waits for an answer sends such an event again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actorbot.cluster import Cluster
+from tests.cluster._load import Platform, Verdict, judge, load
+from tests.cluster._shards import Shards
+from tests.faults._kills import ForkServer
+from tests.faults._scale import scaled
+from tests.servers.redis_servers import Server, shared, watched
+
+LEASE = 1.0  # seconds
+patient = pytest.mark.timeout(scaled(180, 1800))
+
+
+async def fail_over(
+    fork: ForkServer, servers: tuple[Server, Server, Server], store: str, how: str, rate: float, **shape: Any
+) -> tuple[Verdict, Verdict, set[str]]:
+    """Have the primary die or hang. Return what the judge says of events whose answer was waited
+    for, what of events that were only submitted, and which of these the replica must have had.
+    """
+    primary, replica, sentinel = servers
+    url = f"redis+sentinel://127.0.0.1:{sentinel.port}/bot/0"
+    with Shards(fork, url, store, lease=LEASE, **shape) as shards:
+        await asyncio.to_thread(shards.start, 3)
+        async with (
+            Cluster(url, cluster="bot", timeout=8.0) as cluster,
+            load(cluster, rate=rate / 2) as asking,
+            load(cluster, rate=rate / 2, name="told", waits=False) as telling,
+        ):
+            await asking.goes_on(200)
+            safe = accepted(telling)
+            assert await asyncio.to_thread(primary.ask, "WAIT", 1, 10_000) == 1
+            await asyncio.to_thread(primary.kill if how == "dies" else primary.freeze)
+            await asking.catches_up()
+            assert await asyncio.to_thread(replica.ask, "ROLE") != "slave"
+            if how == "hangs":
+                primary.thaw()
+            await asking.passes(3 * LEASE)
+        await asyncio.to_thread(shards.end)
+        return judge(asking, shards), judge(telling, shards), safe
+
+
+def accepted(telling: Platform) -> set[str]:
+    return {f"{each.session}/{each.tag}" for each in telling.sent if each.answered}
+
+
+@patient
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["valkey", "new redis"])
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+@pytest.mark.parametrize("policy", ["write-behind:max_delay=0.5", "write-through"])
+def test_a_failover_costs_no_more_than_what_the_replica_did_not_have(
+    fork: ForkServer, tmp_path: Path, kind: str, how: str, policy: str
+) -> None:
+    store = f"{shared().url}?key_prefix={tmp_path.name}:"
+    with watched(kind, tmp_path) as servers:
+        asked, told, safe = asyncio.run(fail_over(fork, servers, store, how, 300.0, policy=policy))
+
+    print(f"lost of those that were accepted, and whose answer nobody waited for: {told.lost}")
+    assert asked.wrong == {}
+    assert {*told.wrong} <= {"lost"}
+    assert not safe & {*told.lost}

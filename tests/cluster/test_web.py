@@ -1,0 +1,176 @@
+"""Two web workers, killed; a shard, killed; and a platform that posts each event again until it is
+answered 200: every user's count is exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+
+import httpx
+import pytest
+
+from tests import ROOT
+from tests.cluster._load import PATIENCE, stored_tags
+from tests.cluster._shards import Shards
+from tests.faults._kills import ForkServer
+from tests.faults._scale import scaled
+from tests.servers.redis_servers import Server, free_port
+from tests.waiting import HANGS, until_sync
+
+patient = pytest.mark.timeout(scaled(180, 900))
+
+WEB = """
+from actorbot.cluster import Cluster
+from actorbot.errors import ActorbotError
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+from contextlib import asynccontextmanager
+
+cluster = Cluster({url!r}, cluster="bot", timeout=5.0)
+
+@asynccontextmanager
+async def lifespan(app):
+    async with cluster:
+        yield
+
+async def deliver(request):
+    update = await request.json()
+    event_id = update["user"] + "/" + str(update["tag"]) if {ids} else None
+    try:
+        await cluster.dispatch(update["user"], update["tag"], event_id=event_id)
+    except ActorbotError:
+        return Response(status_code=503)
+    return Response()
+
+app = Starlette(routes=[Route("/", deliver, methods=["POST"])], lifespan=lifespan)
+"""
+
+
+class Web:
+    """uvicorn with two workers."""
+
+    def __init__(self, folder: Path, url: str, ids: bool) -> None:
+        (folder / "web.py").write_text(WEB.format(url=url, ids=ids))
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "web:app", "--workers", "2", "--port", str(self.port)], cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=(folder / "web.log").open("w"),
+        )  # fmt: skip
+        self._log = folder / "web.log"
+
+    def workers(self) -> list[int]:
+        """Return the pids of the workers that have started."""
+        return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self._log.read_text())]
+
+
+@contextmanager
+def web(folder: Path, url: str, ids: bool) -> Iterator[Web]:
+    serving = Web(folder, url, ids)
+    try:
+        until_sync(lambda: serving._log.read_text().count("Application startup complete") == 2)
+        yield serving
+        os.killpg(serving.process.pid, signal.SIGTERM)
+        serving.process.wait(HANGS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(serving.process.pid, signal.SIGKILL)
+        serving.process.wait()
+
+
+class Poster:
+    """The platform: an update of a user follows the one before, when that is taken."""
+
+    def __init__(self, port: int, users: int, updates: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/"
+        self.users = [f"user:{number}" for number in range(users)]
+        self._updates = updates
+        self.taken = 0
+        self.again = 0
+        self.worst = 0.0
+
+    async def run(self) -> None:
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=0)
+        async with (
+            httpx.AsyncClient(timeout=10.0, limits=limits, trust_env=False) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for user in self.users:
+                group.create_task(self._post_all(client, user))
+
+    async def _post_all(self, client: httpx.AsyncClient, user: str) -> None:
+        for tag in range(self._updates):
+            began = monotonic()
+            while not await self._is_taken(client, user, tag):
+                assert monotonic() < began + PATIENCE
+                self.again += 1
+                await asyncio.sleep(0.05)
+            self.taken += 1
+            self.worst = max(self.worst, monotonic() - began)
+
+    async def _is_taken(self, client: httpx.AsyncClient, user: str, tag: int) -> bool:
+        try:
+            answer = await client.post(self._url, json={"user": user, "tag": tag})
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200
+
+
+async def post_and_kill(serving: Web, shards: Shards, users: int, updates: int) -> Poster:
+    """Kill a worker and a shard while updates come."""
+    poster = Poster(serving.port, users, updates)
+    whole = users * updates
+    posting = asyncio.get_running_loop().create_task(poster.run())
+    for part in (0.2, 0.4, 0.6, 0.8):
+        while poster.taken < part * whole and not posting.done():
+            await asyncio.sleep(0.01)
+        if part in (0.2, 0.6):
+            started = serving.workers()
+            os.kill(random.choice(started[-2:]), signal.SIGKILL)
+        else:
+            await asyncio.to_thread(random.choice(shards.living).kill)
+            await asyncio.to_thread(shards.start)
+    await posting
+    return poster
+
+
+def wrong_counts(folder: Path, server: Server, fork: ForkServer, *, ids: bool = True) -> dict[str, Counter[int]]:
+    """Return the users who do not have each of their updates once."""
+    users, updates = 40, scaled(25, 200)
+    with Shards(fork, server.url, server.url, lease=1.0, thinks=0.005) as shards:
+        shards.start(2)
+        with web(folder, server.url, ids) as serving:
+            poster = asyncio.run(post_and_kill(serving, shards, users, updates))
+        shards.end()
+        assert shards.faults() == []
+    print(f"{poster.taken} updates of {users} users, {poster.again} posted again, worst {poster.worst:.2f} s")
+    stored = stored_tags(server.url, poster.users)
+    return {user: Counter(tags) for user, tags in stored.items() if tags != list(range(updates))}
+
+
+@patient
+@pytest.mark.long
+def test_kills_of_web_workers_and_of_shards_leave_every_count_exact(
+    redis_server: Server, fork: ForkServer, tmp_path: Path
+) -> None:
+    assert wrong_counts(tmp_path, redis_server, fork) == {}
+
+
+@patient
+@pytest.mark.long
+def test_without_event_ids_what_a_platform_posts_again_counts_again(
+    redis_server: Server, fork: ForkServer, tmp_path: Path
+) -> None:
+    assert wrong_counts(tmp_path, redis_server, fork, ids=False)
