@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -31,10 +32,20 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the servers that tests share, if this is one of several processes, and they run many
+    tests. By then the servers are no young ones, at which a bot waits for an owner of before.
+    """
+    if hasattr(session.config, "workerinput"):
+        for start in (redis_servers.shared, mongo_servers.shared):
+            with suppress(pytest.skip.Exception, pytest.fail.Exception):  # which a test will say again
+                start()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep the garbage collector from what the tests are made of. That stays to the end, and there is
-    so much of it that each walk over it takes half a second.
+    """Keep the garbage collector from what the tests are made of: that stays to the end, and is so
+    much that each walk over it takes half a second.
     """
     gc.disable()
     try:
