@@ -156,4 +156,4 @@ def loop_of(cluster: Cluster) -> asyncio.AbstractEventLoop:
 
 def receipts_of(cluster: Cluster) -> int:
     """Count the receipts whose answers are still to come."""
-    return len(cluster._caller._receipts)
+    return len(cluster._caller.waiting.receipts)

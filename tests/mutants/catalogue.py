@@ -1652,15 +1652,15 @@ MUTANTS = (
     ),
     Mutant(
         "a short time-out waits for a long one that began before",
-        "cluster/_caller.py",
-        "            if asked.deadline < self._look_at:\n",
-        "            if self._look is None:\n",
+        "cluster/_waiting.py",
+        "        if asked.deadline < self._look_at:\n",
+        "        if self._look is None:\n",
         "tests/unit/cluster/test_caller.py -k its_own_timeout",
     ),
     Mutant(
         "a close leaves who waits waiting",
         "cluster/_caller.py",
-        "        for asked in waiting.values():\n",
+        "        for asked in self.waiting.close():\n",
         "        for asked in self._queue:\n",
         "tests/unit/cluster/test_caller.py -k a_close_tells",
     ),
@@ -1687,9 +1687,9 @@ MUTANTS = (
     ),
     Mutant(
         "the answer of a submitted event is kept though nobody has its receipt",
-        "cluster/_caller.py",
-        "self._receipts: WeakValueDictionary[int, Asked] = WeakValueDictionary()",
-        "self._receipts: dict[int, Asked] = {}",
+        "cluster/_waiting.py",
+        "self.receipts: WeakValueDictionary[int, Asked] = WeakValueDictionary()",
+        "self.receipts: dict[int, Asked] = {}",
         "tests/unit/cluster/test_receipts.py -k drops_a_receipt",
     ),
     Mutant(

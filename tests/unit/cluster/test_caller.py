@@ -188,6 +188,17 @@ async def test_a_full_slot_refuses_at_once_and_the_others_go_on() -> None:
     assert (stats.sent, stats.refused, stats.waiting) == (1, 2, 0)
 
 
+async def test_a_slot_that_is_full_when_it_is_tried_again_leaves_the_outcome_open() -> None:
+    log = MemoryLog()
+    async with Cluster(log) as cluster:
+        log.failures += [OPEN]
+        asking = asyncio.create_task(cluster.dispatch("ann", 1))
+        await until(lambda: log.requests)
+        log.full = {slot_of("ann", 16)}
+        with pytest.raises(OutcomeUnknownError, match=r"full.*same event id"):
+            await soon(asking)
+
+
 async def test_a_batch_is_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_caller, "BATCH_BYTES", 100_000)
     log = MemoryLog()
@@ -243,6 +254,25 @@ async def test_the_timeout_of_the_cluster_holds_for_all_verbs() -> None:
         receipt = await soon(cluster.submit("ann", "hi"))
         with pytest.raises(TurnTimeoutError):
             await soon(receipt.result())
+
+
+async def test_a_submit_that_is_not_accepted_in_time_says_whether_it_may_be() -> None:
+    log = MemoryLog()
+    log.handle = echo
+    async with Cluster(log, timeout=0.05) as cluster:
+        log.held.clear()
+        sent = asyncio.create_task(cluster.submit("ann", 1))
+        await until(lambda: cluster.stats().appends)
+        unsent = asyncio.create_task(cluster.submit("bob", 2))
+        with pytest.raises(OutcomeUnknownError, match=r"'ann': not accepted within 0\.05 s.*open"):
+            await soon(sent)
+        with pytest.raises(StoreUnavailableError, match=r"'bob': not accepted within 0\.05 s.*nothing was done"):
+            await soon(unsent)
+        log.held.set()
+        receipt = await soon(cluster.submit("carl", 3))
+        assert await soon(receipt.result()) == 3
+
+    assert "bob" not in {each.session_id for each in log.requests}
 
 
 async def test_each_request_has_its_own_timeout() -> None:
