@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from copy import copy
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import uuid4
 
 from actorbot._state.values import UndecodableError
@@ -34,6 +34,8 @@ from actorbot.errors import (
 __all__ = ["Caller"]
 
 logger = logging.getLogger("actorbot")
+
+Way = Literal["append", "answers"]
 
 PATIENCE: Final = 5.0  # seconds in which a request must be in the log
 PAUSE: Final = 0.1  # seconds between two tries
@@ -60,7 +62,7 @@ class Caller:
         self._unsent_bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self._heard = self._loop.time()
-        self._silent = False
+        self._failures: dict[Way, Exception] = {}  # what does not go on just now, and why
         self._closed: Exception | None = None
         self._tasks = [self._loop.create_task(self._live(run)) for run in (self._send, self._listen)]
 
@@ -89,6 +91,10 @@ class Caller:
     def silent_for(self) -> float:
         """Return the seconds since the log has last answered."""
         return max(0.0, self._loop.time() - self._heard)
+
+    def refusal(self) -> Exception | None:
+        """Return what the last append has failed with, if it has."""
+        return self._failures.get("append")
 
     @property
     def unsent(self) -> int:
@@ -181,7 +187,7 @@ class Caller:
                 self._give_up(batch, error)
                 return
             else:
-                self._hear()
+                self._hear("append")
                 self._note(batch, taken, in_doubt)
                 return
             await asyncio.sleep(PAUSE)
@@ -209,7 +215,7 @@ class Caller:
 
     def _give_up_late(self, batch: list[Asked], error: Exception, in_doubt: bool) -> list[Asked]:
         """Fail what has waited too long for the log; return what is left of *batch*."""
-        self._note_silence(error)
+        self._note_failure("append", error)
         latest = self._loop.time() - PATIENCE
         late = [asked for asked in batch if asked.since <= latest]
         reason = f"the request was not accepted within {PATIENCE:g} s"
@@ -244,13 +250,13 @@ class Caller:
             try:
                 answers = await self._log.answers(self.id, cursor)
             except Exception as error:
-                if not (isinstance(error, StoreUnavailableError | ConfigError) or self._silent):
+                if not (isinstance(error, StoreUnavailableError | ConfigError) or "answers" in self._failures):
                     logger.exception("%s: answers could not be read", self.store)
-                self._note_silence(error)
+                self._note_failure("answers", error)
                 cursor = "0"  # of a server that has forgotten them, or whose clock went back
                 await asyncio.sleep(PAUSE)
                 continue
-            self._hear()
+            self._hear("answers")
             cursor = answers.cursor
             for payload in answers.payloads:
                 self._take(payload)
@@ -264,16 +270,16 @@ class Caller:
         for number, outcome in answers:
             self.answered += self.waiting.answer(number, outcome)
 
-    def _hear(self) -> None:
+    def _hear(self, way: Way) -> None:
         self._heard = self._loop.time()
-        if self._silent:
-            self._silent = False
+        if self._failures.pop(way, None) is not None and not self._failures:
             logger.info("%s answers again", self.store)
 
-    def _note_silence(self, error: Exception) -> None:
-        if not self._silent:
-            self._silent = True
-            logger.warning("%s does not answer; trying again: %s", self.store, error)
+    def _note_failure(self, way: Way, error: Exception) -> None:
+        # Each way has its own end: a server may answer reads, and refuse writes.
+        if not self._failures:
+            logger.warning("%s does not answer, or refuses: trying again: %s", self.store, error)
+        self._failures[way] = error
 
 
 def _event_id(given: object) -> str:

@@ -275,4 +275,6 @@ class Cluster(Asking):
             return Health("failing", "the event loop of the cluster has ended")
         if silent > SILENT:
             return Health("failing", f"{self._caller.store} has not answered for {silent:.0f} s")
+        if (refusal := self._caller.refusal()) is not None:
+            return Health("degraded", f"{self._caller.store} did not take what was sent last: {refusal}")
         return Health("ready", f"{self._caller.store} answers")
