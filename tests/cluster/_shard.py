@@ -46,6 +46,7 @@ class Shape:
     max_waiting: int = 2_000
     max_in_hand: int = 1_000
     drain_timeout: float = 20.0
+    idle_timeout: float = 900.0
     thinks: float = 0.0
     """Seconds that its handler waits for something."""
     burns: float = 0.0
@@ -98,6 +99,7 @@ def make_shard(shape: Shape, say: Any) -> Shard:
         max_waiting=shape.max_waiting,
         max_in_hand=shape.max_in_hand,
         drain_timeout=shape.drain_timeout,
+        idle_timeout=shape.idle_timeout,
         max_session_bytes=4_000_000,
     )
 

