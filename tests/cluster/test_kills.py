@@ -62,10 +62,14 @@ def rounded(seconds: list[float]) -> list[float]:
 
 @patient
 @pytest.mark.parametrize(("policy", "keep"), tiers(POLICIES))
-def test_a_kill_costs_no_acknowledged_event(redis_server: Server, fork: ForkServer, policy: str, keep: str) -> None:
+@pytest.mark.parametrize("elsewhere", tiers([False, True]), ids=["here", "elsewhere"])
+def test_a_kill_costs_no_acknowledged_event(
+    redis_server: Server, fork: ForkServer, policy: str, keep: str, elsewhere: bool
+) -> None:
     times, rate = scaled(1 if (policy, keep) == POLICIES[0] else 3, 20), scaled(100, 500)
+    shape = {"policy": policy, "keep": keep, "elsewhere": elsewhere}
 
-    verdict = asyncio.run(kill_again_and_again(fork, redis_server.url, times, rate, policy=policy, keep=keep))
+    verdict = asyncio.run(kill_again_and_again(fork, redis_server.url, times, rate, **shape))
 
     if keep == "flushed":
         assert verdict.wrong == {}

