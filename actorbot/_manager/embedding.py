@@ -5,15 +5,17 @@ Mostly: which turn a bot library's code runs in, and a turn for code that runs i
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from actorbot._flushing.waiters import Goal
 from actorbot._manager.access import Life
 from actorbot._manager.manager import SessionManager
 from actorbot._manager.verbs import OnDuplicate
+from actorbot._reports import Health
 from actorbot._runtime.current import current
 from actorbot._state.codec import encode_state
 from actorbot._state.committed import VERSION
@@ -24,12 +26,14 @@ from actorbot._turns.terms import Terms
 from actorbot.errors import ConfigError, NotEncodableError, OwnershipLostError, SessionTooLargeError
 
 __all__ = [
+    "Front",
     "SessionManager",
     "Goal",
     "borrowed",
     "bury",
     "check_commit",
     "check_dict",
+    "check_here",
     "check_open",
     "committed",
     "confirm",
@@ -37,6 +41,7 @@ __all__ = [
     "flushed",
     "held",
     "is_flushed",
+    "is_here",
     "is_in_turn",
     "is_open",
     "joined",
@@ -50,6 +55,40 @@ __all__ = [
     "values",
     "wall",
 ]
+
+
+class Front(Protocol):
+    """Who takes events: a `SessionManager`, or a `Cluster`, which sends them to other processes."""
+
+    _life: Life
+    _on_wait: list[Callable[[str], object]]
+
+    async def start(self) -> Any: ...
+
+    async def close(self) -> Any: ...
+
+    async def dispatch(self, session_id: str, event: Any, *, event_id: str | None = None) -> Any: ...
+
+    def dispatch_sync(self, session_id: str, event: Any, *, event_id: str | None = None) -> Any: ...
+
+    async def submit(self, session_id: str, event: Any, *, event_id: str | None = None) -> Any: ...
+
+    def health(self) -> Health: ...
+
+
+def is_here(front: Front) -> bool:
+    """Tell whether turns are in this process, and events any objects."""
+    return isinstance(front, SessionManager)
+
+
+def check_here(front: Front, instead: str = "") -> None:
+    """Check that turns are in this process, for who borrows them. Raises: ConfigError."""
+    if not isinstance(front, SessionManager):
+        instead = instead or (
+            "Behind a Cluster take webhooks (actorbot.ext.asgi.webhook_app), or `await cluster.submit(session_id,"
+            " values)` in a handler without this"
+        )
+        raise ConfigError("manager", front, f"a SessionManager, since a turn cannot leave its process. {instead}")
 
 
 def held(manager: SessionManager, session_id: str) -> Context | None:
@@ -189,28 +228,28 @@ def check_dict(manager: SessionManager, what: str) -> None:
         raise ConfigError("session_type", "a dataclass", f"dict: {what} in the session, under a key of its own")
 
 
-def is_open(manager: SessionManager) -> bool:
-    """Tell whether the manager has started and is not closed."""
-    return manager._life is Life.OPEN
+def is_open(front: Front) -> bool:
+    """Tell whether it has started and is not closed."""
+    return front._life is Life.OPEN
 
 
-def on_wait(manager: SessionManager, tell: Callable[[str], object]) -> None:
-    """Call *tell* with the name of the owner when the start of *manager* begins to wait for that.
+def on_wait(front: Front, tell: Callable[[str], object]) -> None:
+    """Call *tell* when the start of *front* begins to wait, with whom for: its store's owner, say.
 
     At home, once, however often the same function is given. Not for a wait of some seconds that
     passes by itself: no owner is known, or it has gone.
     """
-    if tell not in manager._on_wait:
-        manager._on_wait.append(tell)
+    if tell not in front._on_wait:
+        front._on_wait.append(tell)
 
 
-def on_lost(manager: SessionManager, tell: Callable[[OwnershipLostError], object]) -> None:
+def on_lost(manager: Front, tell: Callable[[OwnershipLostError], object]) -> None:
     """Call *tell* when another process has taken over the store of *manager*. At home, once.
 
     The same function is called once, however often it is given. If the store is lost already, it is
-    called here.
+    called here. A cluster is never lost: it has no store.
     """
-    if tell not in manager._on_lost:
+    if isinstance(manager, SessionManager) and tell not in manager._on_lost:
         manager._on_lost.append(tell)
         if manager._lost is not None:
             tell(manager._lost)
@@ -221,14 +260,14 @@ def check_open(manager: SessionManager) -> None:
     manager._check_open()
 
 
-async def confirm(manager: SessionManager) -> None:
+async def confirm(manager: Front) -> None:
     """Wait until it is certain that this process still owns the store, where that is in doubt.
 
     Called before somebody outside is told of an event: the process may have been frozen since that
     was acknowledged. At home. Raises: OwnershipLostError; StoreUnavailableError if it was closed
-    before it could tell.
+    before it could tell. A cluster's answer is certain when it comes.
     """
-    if manager._shared is not None:
+    if isinstance(manager, SessionManager) and manager._shared is not None:
         await manager._shared.confirm()
 
 
@@ -255,6 +294,6 @@ def size_of(value: Any, most: int) -> int:
         return 0
 
 
-def wall(manager: SessionManager) -> float:
-    """Return the wall-clock seconds by the manager's clock."""
-    return manager._options.clock.wall()
+def wall(front: Front) -> float:
+    """Return the wall-clock seconds, by a manager's clock or the machine's."""
+    return front._options.clock.wall() if isinstance(front, SessionManager) else time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,7 +13,7 @@ from actorbot.cluster._access import HANGS, Access, loop_ended
 from actorbot.cluster._asked import Asked
 from actorbot.cluster._caller import Caller
 from actorbot.cluster._packing import Kind, unpack_outcome
-from actorbot.errors import StoreError
+from actorbot.errors import StoreError, TurnTimeoutError
 
 __all__ = ["Asking"]
 
@@ -51,8 +52,9 @@ class Asking(Access):
     ) -> Any:
         """The same for a thread, without a task at home."""
         outcome = new_future()
-        self._post(self._caller.make(kind, session_id, timeout, outcome, event, event_id, durable, again))
-        return self._read(self._await(outcome, timeout), session_id)
+        asked = self._caller.make(kind, session_id, timeout, outcome, event, event_id, durable, again)
+        self._post(asked)
+        return self._read(self._wait(asked, outcome, timeout), session_id)
 
     def _post(self, asked: Asked) -> None:
         try:
@@ -60,14 +62,15 @@ class Asking(Access):
         except RuntimeError:
             raise loop_ended() from None
 
-    def _await(self, future: Future[Any], timeout: float) -> Any:
-        """Wait in a thread for what ends at home: by itself within *timeout*, if its loop runs."""
+    def _wait(self, asked: Asked, future: Future[Any], timeout: float) -> Any:
+        """Wait in a thread for what ends at home within *timeout*."""
         try:
-            return future.result(timeout + HANGS)
+            return self._await(future, time.monotonic() + timeout + HANGS)
         except TimeoutError:
             if future.done():
                 raise
-            raise loop_ended() from None
+            text = f"the cluster's event loop stands still; {asked.stage.value}"
+            raise TurnTimeoutError(asked.session_id, text) from None
 
     def _read(self, outcome: bytes, session_id: str) -> Any:
         try:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from copy import copy
+from hashlib import blake2b
 from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -41,6 +42,8 @@ GRAIN: Final = 0.05  # seconds between two looks for requests whose time is up
 BATCH: Final = 256  # requests that one append takes
 BATCH_BYTES: Final = 1024 * 1024
 UNSENT_BYTES: Final = 64 * 1024 * 1024  # of requests that wait for the log to take them
+OVERHEAD: Final = 500  # bytes that a waiting request takes besides
+LONGEST_ID: Final = 512  # bytes of an event id that is sent as it is
 NEVER: Final = float("inf")
 
 
@@ -85,8 +88,9 @@ class Caller:
         """Make a request, for `ask`."""
         number = next(self._numbers)
         # Without an id of its own it has one all the same: an append that is repeated counts once.
-        whose = f"{self.id}:{number}" if event_id is None else str(event_id)
-        request = Request(kind, session_id, event, whose, self.id, number, durable, again and event_id is not None)
+        whose = f"{self.id}:{number}" if event_id is None else _event_id(event_id)
+        again = again and event_id is not None
+        request = Request(kind, session_id, event, whose, self.id, number, bool(durable), again)
         return Asked(session_id, slot, number, pack_request(request), timeout, outcome)
 
     def silent_for(self) -> float:
@@ -110,7 +114,7 @@ class Caller:
         if self._closed is not None:
             asked.fail(self._closed)
             return
-        size = len(asked.payload)
+        size = len(asked.payload) + OVERHEAD
         if self._unsent_bytes + size > UNSENT_BYTES and self._queue:
             self.refused += 1
             asked.fail(OverloadedError(f"{self._unsent_bytes:,} bytes wait for {self.store} to take them"))
@@ -151,6 +155,8 @@ class Caller:
         """Run one of the two tasks. If the loop ends it, nobody waits any more."""
         try:
             await run()
+        except Exception:
+            logger.exception("%s: this caller has ended", self.store)
         finally:
             self._end()
 
@@ -189,14 +195,13 @@ class Caller:
             if not self._queue:
                 self._wake = self._loop.create_future()
                 await self._wake
-            if batch := self._next_batch():
-                await self._append(batch)
+            await self._append(self._next_batch())  # and keep it no longer: it has receipts
 
     def _next_batch(self) -> list[Asked]:
         batch, size, queue = list[Asked](), 0, self._queue
         while queue and len(batch) < BATCH and (size == 0 or size + len(queue[0].payload) <= BATCH_BYTES):
             asked = queue.popleft()
-            self._unsent_bytes -= len(asked.payload)
+            self._unsent_bytes -= len(asked.payload) + OVERHEAD
             if asked.is_over():
                 self._forget(asked)  # nothing is sent
                 continue
@@ -210,7 +215,7 @@ class Caller:
 
         A request that is appended twice is handled once, by its event id.
         """
-        self.appends += 1
+        self.appends += bool(batch)
         in_doubt = False
         while batch:
             try:
@@ -263,7 +268,7 @@ class Caller:
             self._give_up(late, unsent)
         while self._queue and self._queue[0].since <= latest:
             asked = self._queue.popleft()
-            self._unsent_bytes -= len(asked.payload)
+            self._unsent_bytes -= len(asked.payload) + OVERHEAD
             self._give_up([asked], unsent)
         return [asked for asked in batch if asked.since > latest]
 
@@ -314,9 +319,18 @@ class Caller:
         self._heard = self._loop.time()
         if self._silent:
             self._silent = False
-            logger.warning("%s answers again", self.store)
+            logger.info("%s answers again", self.store)
 
     def _note_silence(self, error: Exception) -> None:
         if not self._silent:
             self._silent = True
             logger.warning("%s does not answer; trying again: %s", self.store, error)
+
+
+def _event_id(given: object) -> str:
+    """Return the text of an event id, or a digest of it if the text cannot be sent."""
+    text = str(given)
+    with suppress(UnicodeEncodeError):
+        if len(text.encode()) <= LONGEST_ID:
+            return text
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()

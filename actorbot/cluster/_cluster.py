@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from importlib import import_module
 from typing import Any, Final, Literal, Self
 
 from actorbot._checks import check_seconds, check_timeout, check_word
@@ -19,6 +18,11 @@ from actorbot.cluster._packing import pack_value
 from actorbot.cluster._receipt import ClusterReceipt
 from actorbot.cluster._reports import ClusterStats, Member, members_of
 from actorbot.errors import ConfigError, NotEncodableError, SessionTooLargeError
+
+try:
+    from actorbot.cluster._redis_log import RedisLog
+except ImportError as error:
+    raise ImportError("actorbot.cluster needs redis-py: pip install '.[redis]' in a clone of actorbot") from error
 
 __all__ = ["Cluster"]
 
@@ -46,7 +50,10 @@ class Cluster(Asking):
         super().__init__()
         self._name = cluster
         self._timeout = check_seconds("timeout", timeout)
-        self._log: Log = url if isinstance(url, Log) else _redis_log(url, cluster)
+        self._log: Log = url if isinstance(url, Log) else RedisLog(url, cluster)
+
+    def __repr__(self) -> str:
+        return f"Cluster(cluster={self._name!r})"  # no URL, which may have a password
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -101,6 +108,7 @@ class Cluster(Asking):
         loop = asyncio.get_running_loop()
         end = loop.time() + self._timeout
         while (terms := await self._log.open()) is None:
+            self._wait_for(f"a first shard of cluster {self._name!r}: actorbot cluster run")
             if loop.time() >= end:
                 raise ConfigError(
                     "cluster", self._name, "a cluster that has had a shard: start one by `actorbot cluster run`"
@@ -174,7 +182,7 @@ class Cluster(Asking):
         asked = self._caller.make("submit", session_id, self._timeout, outcome, data, event_id)
         asked.accepted = accepted
         self._post(asked)
-        self._await(accepted, self._timeout)
+        self._wait(asked, accepted, self._timeout)
         return ClusterReceipt(self, asked, outcome)
 
     async def peek(self, session_id: str) -> dict[str, Any] | None:
@@ -258,13 +266,13 @@ class Cluster(Asking):
 
     def health(self) -> Health:
         """Say whether this caller reaches the log. Any thread."""
+        if self._life is Life.STARTING and self._waits_for is not None:
+            return Health("failing", f"the cluster is starting, and waits for {self._waits_for}")
         if self._life is not Life.OPEN:
             return Health("failing", f"the cluster is {self._life.value}")
         silent = self._caller.silent_for()
+        if self._loop.is_closed():
+            return Health("failing", "the event loop of the cluster has ended")
         if silent > SILENT:
             return Health("failing", f"{self._caller.store} has not answered for {silent:.0f} s")
         return Health("ready", f"{self._caller.store} answers")
-
-
-def _redis_log(url: str, cluster: str) -> Log:
-    return import_module("actorbot.cluster._redis_log").RedisLog(url, cluster)  # type: ignore[no-any-return]

@@ -58,7 +58,8 @@ class Platform(ABC):
       deliver again.
     - `"handled"`: when every handler has ended, well or not. What failed is not delivered again.
     - `"accepted"`: at once. What fails is a dead letter. If the process is killed, accepted events
-      that were not handled yet are lost.
+      that were not handled yet are lost. With a `Cluster`: as soon as its log has all events. They
+      are handled, also if this process is killed, and what fails is logged by its shard.
     """
 
     def __init__(

@@ -210,6 +210,11 @@ class _Loop(asyncio.AbstractEventLoop):
         options["name"] = str(next(self._numbers))  # which tells their order
         return asyncio.Task(coro, loop=self, **options)
 
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], Any], host: Any = None, port: Any = None, **options: Any
+    ) -> Any:
+        return await self._machine.connect(protocol_factory)
+
     def get_debug(self) -> bool:
         return False
 
@@ -253,6 +258,8 @@ class Machine:
         self.killed = False
         self.on_end: Callable[[], object] = lambda: None
         """Is called when it is killed, after all that it did has ended."""
+        self.connect: Callable[[Callable[[], Any]], Any] = _refuse
+        """Connects its loop with a server."""
         self.frozen_until = -inf
         """The instant at which it goes on: it was stopped, with all that it does."""
         self.here: Any = (
@@ -342,6 +349,8 @@ class Machine:
                     task.get_coro().close()  # type: ignore[union-attr]
                 except RuntimeError:
                     continue  # it waits for something on its way out
+                except Exception:
+                    pass  # what it does on its way out needs a loop
                 break
         self.loop.ready.clear()
 
@@ -420,6 +429,10 @@ class World:
 
     def _choose(self, able: list[tuple[Machine, Any]]) -> tuple[Machine, Any]:
         return self.random.choices(able, [machine.like(each.name) for machine, each in able])[0]
+
+
+async def _refuse(make: Callable[[], Any]) -> Any:
+    raise ConnectionRefusedError
 
 
 # --- what is put in the place of threads --------------------------------------------------------

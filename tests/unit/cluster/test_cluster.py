@@ -19,7 +19,7 @@ from actorbot.errors import (
     RemoteHandlerError,
     SessionTooLargeError,
 )
-from tests.unit.cluster.memory_log import MemoryLog
+from tests.memory_log import MemoryLog
 from tests.waiting import soon
 
 
