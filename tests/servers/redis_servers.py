@@ -216,7 +216,7 @@ def watched(kind: str, folder: Path) -> Iterator[tuple[Server, Server, Server]]:
     for name in ("primary", "replica", "sentinel"):
         (folder / name).mkdir()
     with (
-        Server(kind, folder / "primary") as primary,
+        Server(kind, folder / "primary", "--repl-diskless-sync-delay", "0") as primary,
         Server(kind, folder / "replica", "--replicaof", "127.0.0.1", str(primary.port)) as replica,
         sentinel(kind, folder / "sentinel") as watcher,
     ):
