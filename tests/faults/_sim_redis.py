@@ -308,7 +308,9 @@ def hello(server: SimRedis, args: list[bytes]) -> Reply:
 
 @_command()
 def info(server: SimRedis, args: list[bytes]) -> Reply:
-    return f"# Server\r\nredis_version:{VERSION}\r\nredis_mode:standalone\r\nrole:master\r\ncluster_enabled:0\r\n".encode()
+    return (
+        f"# Server\r\nredis_version:{VERSION}\r\nredis_mode:standalone\r\nrole:master\r\ncluster_enabled:0\r\n".encode()
+    )
 
 
 @_command()

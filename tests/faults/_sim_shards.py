@@ -31,11 +31,11 @@ from actorbot._ownership import keeper as _keeper
 from actorbot._ownership import stays as _stays
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
-from actorbot.cluster._shard import Shard
+from actorbot.cluster import Shard
 from actorbot.cluster import _membership as _membership
 from actorbot.cluster import _receipt as _receipt
 from actorbot.cluster import _shard as _shard
-from actorbot.errors import ActorbotError, StoreUnavailableError
+from actorbot.errors import StoreUnavailableError
 from tests import inside
 from tests.faults._sim_callers import CallerProcess, Events
 from tests.faults._sim_machine import Crash, Machine, StuckError, World
@@ -111,6 +111,8 @@ class Plan(Flushing):
     slow: float
     """How likely a handler takes seconds."""
     idle_timeout: float
+    computers: int
+    """On how many the places are: who is on the same one sees that a process has ended."""
 
     @classmethod
     def draw(cls, seed: int, **fixed: Any) -> Plan:
@@ -143,6 +145,7 @@ class Plan(Flushing):
             "deadline": choice((0.2, 1.0)),
             "sync": "full",
             "idle_timeout": choice((0.5, 5.0, 100.0)),
+            "computers": choice((1, 2, 4)),
         }
         return cls(seed=seed, **(drawn | fixed))
 
@@ -155,9 +158,10 @@ class Plan(Flushing):
 class ShardProcess:
     """A process with a shard."""
 
-    def __init__(self, world: Simulation, machine: Machine, *, last: bool = False) -> None:
+    def __init__(self, world: Simulation, machine: Machine, place: Place, *, last: bool = False) -> None:
         self.world = world
         self.machine = machine
+        self.place = place
         self.started = False
         self.shard: Shard | None = None
         self.ended = asyncio.Event()
@@ -188,7 +192,7 @@ class ShardProcess:
             world.counts["started"] += 1
             shard = self.shard
             assert shard is not None
-            drained = asyncio.ensure_future(inside_drained(shard).wait())
+            drained = asyncio.ensure_future(shard.receive())
             await asyncio.wait(
                 {drained, asyncio.ensure_future(self.leaving.wait())}, return_when=asyncio.FIRST_COMPLETED
             )
@@ -259,10 +263,6 @@ class ShardProcess:
     async def _on_conflict(self, session_id: str, state: Any) -> None:
         self.world.say("conflict", session_id)
         self.world.counts["conflicts"] += 1
-
-
-def inside_drained(shard: Shard) -> asyncio.Event:
-    return shard._drained
 
 
 @dataclass(eq=False)
@@ -447,7 +447,7 @@ class Simulation:
         name = f"p{sum(name.startswith('p') for name in self.processes) + 1}"
         self.say("begin", name, "in place", place.number)
         self.counts["shards"] += 1
-        process: ShardProcess = self._machine(name, lambda machine: ShardProcess(self, machine, last=last))
+        process: ShardProcess = self._machine(name, lambda machine: ShardProcess(self, machine, place, last=last))
         place.process = process
         return process
 
@@ -523,8 +523,8 @@ class Simulation:
 
     async def _drain(self, machine: Machine) -> None:
         members = [member for member, name in self.judge.members.items() if name == machine.name]
-        for member in members:
-            base = b"actorbot:{bot}"
+        base = next((key[:-5] for key in self.redis.data.keys if key.endswith(b"}:meta")), None)
+        for member in members if base is not None else ():
             key = base + b":drains"
             self.redis.data.call(self.world.now, self.world.now + self.redis.offset, [b"SADD", key, member.encode()])
 
@@ -548,8 +548,12 @@ class Simulation:
 
         def this_process() -> Process:
             name = Machine.running.name
-            number = sum(map(ord, name)) * 1000 + len(name)
-            return Process(f"machine-{name}", number, "bot.py", started=name, namespace="pids", kernel=name)
+            process = self.processes[name]
+            computer = f"computer-{process.place.number % self.plan.computers}"
+            return Process(computer, int(name[1:]), "bot.py", started=name, namespace="pids", kernel=computer)
+
+        def is_gone(process: Process) -> bool:
+            return process.kernel == this_process().kernel and self.judge.machines[process.started].killed
 
         def random_text(count: int) -> str:
             return self.random.randbytes(count).hex()
@@ -562,7 +566,10 @@ class Simulation:
             patch.setattr(_parts, "real_clock", lambda clock: clock)
             patch.setattr(_keeper, "this_process", this_process)
             patch.setattr(_shard, "this_process", this_process)
-            patch.setattr(_stays, "is_gone", lambda process: False)
+            patch.setattr(_stays, "is_gone", is_gone)
+            patch.setattr(_membership, "is_gone", is_gone)
+            patch.setattr(_shard, "os", SimpleNamespace(getpid=lambda: 1))
+            patch.setattr(_shard, "time", now)
             patch.setattr(_stays, "secrets", SimpleNamespace(token_hex=random_text))
             for module in (_keeper, _stays):
                 patch.setattr(module, "stays", known)
@@ -574,7 +581,7 @@ class Simulation:
             finally:
                 for process in self.processes.values():
                     if isinstance(process, ShardProcess) and process.shard is not None:
-                        inside.forget(process.shard._manager)
+                        inside.forget(inside.manager_of(process.shard))
 
 
 def simulate_shards(seed: int, **fixed: Any) -> Report:
@@ -597,6 +604,6 @@ def simulate_shards(seed: int, **fixed: Any) -> Report:
             stacks.close()
     problem = simulation.wrong or problem or (errors[0] if errors else None)
     if problem is not None or report is None:
-        last = "\n".join(simulation.trace[-int(__import__("os").environ.get("LAST", "120")):])
+        last = "\n".join(simulation.trace[-int(__import__("os").environ.get("LAST", "120")) :])
         raise SimulationError(f"seed {seed}, {fixed}: {problem}\n{simulation.plan}\n{last}")
     return report
