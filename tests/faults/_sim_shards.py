@@ -1,8 +1,8 @@
-"""Several shards of a cluster and their callers, in one thread and virtual time, under everything that
-may go wrong between them; all from one seed.
+"""Several shards of a cluster and their callers, in one thread and virtual time, under everything
+that may go wrong between them; all from one seed.
 
-There are some places for shards. In each a shard is started, handles events, and comes to an end: it
-is closed, drained or killed; and another one is started there. Meanwhile shards and callers are
+There are some places for shards. In each a shard is started, handles events, and comes to an end:
+it is closed, drained or killed; and another one is started there. Meanwhile shards and callers are
 frozen and cut off, the Redis is frozen, restarted, or has its clock set, and the store is away. At
 the end the weather is fine, all are closed, and everything that was acknowledged must be in the
 store once and in order, but for what the policy says.
@@ -31,10 +31,7 @@ from actorbot._ownership import keeper as _keeper
 from actorbot._ownership import stays as _stays
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
-from actorbot.cluster import Shard
-from actorbot.cluster import _membership as _membership
-from actorbot.cluster import _receipt as _receipt
-from actorbot.cluster import _shard as _shard
+from actorbot.cluster import Shard, _membership, _receipt, _shard
 from actorbot.errors import StoreUnavailableError
 from tests import inside
 from tests.faults._sim_callers import CallerProcess, Events
@@ -133,7 +130,7 @@ class Plan(Flushing):
             "scenes": choice((2, 4, 6)),
             "likes": tuple(SCENES) if random.random() < 0.85 else tuple(sorted(CALM)),
             "gap": choice((0.3, 1.0, 3.0)),
-            "pause": choice((0.1, 0.5, 2.0)),
+            "pause": choice((0.2, 0.7, 2.0)),
             "forgets": random.random() < 0.15,
             "clocks": random.random() < 0.25,
             "faults": choice((0.0, 0.0, 0.0, 0.01, 0.05)),
@@ -286,6 +283,7 @@ class Simulation:
         self.counts: Counter[str] = Counter()
         self.wrong: str | None = None
         self.world = World(self.random, 1_000.0, stacks=stacks)
+        self.world.actors_pause = False
         self.director = Machine(self.world, 0.0, self.complain, "director")
         self.judge = Judge(plan, lambda: self.world.now, self.say, self.complain)
         self.judge.troubled = not plan.is_calm
@@ -374,7 +372,8 @@ class Simulation:
         plan = self.plan
         while not any(place.process is not None and place.process.serves for place in self.places):
             await asyncio.sleep(0.5)
-        await asyncio.sleep(4 * plan.lease + 12.0 + 5 * plan.deadline)
+        await self._until(lambda: self._is_served() and not self._left(), self._most())
+        await asyncio.sleep(3.0)
         self.judge.troubled = True  # that is over: what was sent before may have been handled
         caller = self._begin_caller("last", last=True)
         await caller.ended.wait()
@@ -382,19 +381,31 @@ class Simulation:
     async def _last_shard(self) -> None:
         """One that finds what all others have left."""
         process = self._begin(self.places[0], last=True)
-        await asyncio.sleep(4 * self.plan.lease + 12.0 + self.plan.max_delay + 5 * self.plan.deadline)
-        left = {slot: count for slot, _, count in self._left() if count}
-        if left:
+        await self._until(lambda: process.started and self._is_served() and not self._left(), self._most())
+        if left := self._left():
             self.complain(f"all is well and flushed, and these slots have entries: {left}")
         process.leave()
         await process.ended.wait()
 
-    def _left(self) -> list[tuple[int, str, int]]:
-        found = []
-        for key, value in self.redis.data.keys.items():
-            if (match := re.fullmatch(rb".*:log:(\d+)", key)) is not None:
-                found.append((int(match[1]), "", len(value.ids)))
-        return found
+    def _most(self) -> float:
+        """Return the seconds in which all must be well again, and flushed."""
+        return 4 * self.plan.lease + 12.0 + self.plan.max_delay + 5 * self.plan.deadline
+
+    async def _until(self, condition: Callable[[], bool], most: float) -> None:
+        end = self.world.now + most
+        while self.world.now < end and not condition():
+            await asyncio.sleep(0.5)
+
+    def _is_served(self) -> bool:
+        """Tell whether each slot has an owner that goes on."""
+        serving = {place.process.machine.name for place in self.places if place.process and place.process.serves}
+        owners = [self.judge.members.get(owner) for _, owner in self.judge.owners.values()]
+        return len(owners) == self.plan.slots and serving.issuperset(owners)
+
+    def _left(self) -> dict[int, int]:
+        """Return how many entries slots have."""
+        keys = [(re.fullmatch(rb".*:log:(\d+)", key), value) for key, value in self.redis.data.keys.items()]
+        return {int(match[1]): len(value.ids) for match, value in keys if match is not None and value.ids}
 
     def _want(self, place: Place) -> None:
         place.wanted = True

@@ -96,7 +96,9 @@ class Judge:
         self.members: dict[str, str] = {}
         """By member: its machine."""
         self.ends: list[tuple[float, int, int, str, bool]] = []
-        """When a slot changed hands: instant, slot, epoch, the machine that had it, whether it gave it back."""
+        """When a slot changed hands: instant, slot, epoch, the machine that had it, and whether it
+        gave it back.
+        """
         self.replies: Counter[str] = Counter()
         self.forgot: list[tuple[float, float]] = []
         """Spans of which the server remembers nothing."""
