@@ -319,7 +319,7 @@ class Caller:
         self._heard = self._loop.time()
         if self._silent:
             self._silent = False
-            logger.warning("%s answers again", self.store)
+            logger.info("%s answers again", self.store)
 
     def _note_silence(self, error: Exception) -> None:
         if not self._silent:

@@ -148,28 +148,29 @@ class Line:
 
     async def _prepare(self, wire: Wire) -> None:
         """See whether the server will do, and have it learn the scripts: one round trip."""
-        key = self._base + b":trial"
+        key = self._base + b":none"
         loading = [wire.call(b"SCRIPT", b"LOAD", script.text) for script in ALL]
         bound = wire.call(b"XRANGE", key, b"(0-1", b"+")  # Redis 6.2 is the first to know `(`
-        blocked = [
+        tried = [
+            ("+xrange", bound),
             ("+blpop", wire.call(b"BLPOP", key, b"x")),  # a time that is none: it is refused
             ("+xread", wire.call(b"XREAD", b"STREAMS", key, b"0")),
         ]
         trial = wire.call(b"EVALSHA", TRIAL.sha, 1, self._base)
-        for answer in await asyncio.gather(*loading, bound, *(each for _, each in blocked), trial):
+        for answer in await asyncio.gather(*loading, *(each for _, each in tried), trial):
             if isinstance(answer, LostError) or (isinstance(answer, RefusedError) and _is_fatal(answer)):
                 raise answer
         said = bound.result()
-        if isinstance(said, RefusedError):
+        if isinstance(said, RefusedError) and "stream ID" in str(said):
             raise ConfigError("url", self._where, f"Redis 6.2 or newer, or Valkey; this server says {said}")
-        for each in loading:
+        for each in (*loading, trial):
             if isinstance(each.result(), RefusedError):
                 raise each.result()
         found = trial.result()
         if isinstance(found, bytes):
             raise RefusedError(found.decode(errors="replace"))
         missing = [
-            right for right, each in blocked if isinstance(each.result(), RefusedError) and _forbids(each.result())
+            right for right, each in tried if isinstance(each.result(), RefusedError) and _forbids(each.result())
         ]
         missing += [right.decode() for right in found] if isinstance(found, list) else []
         if missing:

@@ -104,18 +104,29 @@ APPEND: Final = _script("""
 local slots, max_waiting = unpack(call('HMGET', meta, 'slots', 'max_waiting'))
 if not slots then return 'no cluster' end
 if slots ~= ARGV[1] then return slots end
-local outcomes = {}
+max_waiting = tonumber(max_waiting)
+local outcomes, news = {}, {}
 for i = 2, #ARGV, 2 do
-  local slot, log = ARGV[i], of('log', ARGV[i])
-  if call('XLEN', log) >= tonumber(max_waiting) then
+  local log = of('log', ARGV[i])
+  if call('XLEN', log) >= max_waiting then
     outcomes[#outcomes + 1] = 0
   else
     call('XADD', log, '*', 'e', ARGV[i + 1])
     outcomes[#outcomes + 1] = 1
-    local record = call('HGET', leases, slot)
-    local _, _, owner = parsed(record or '0|0|')
-    if owner ~= '' and call('SADD', of('rung', owner), slot) == 1 then wake(owner) end
+    news[#news + 1] = ARGV[i]
   end
+end
+-- Each owner is rung for once, whatever there is for it: a call costs as much as what it does.
+local rung = {}
+for i, record in ipairs(#news > 0 and call('HMGET', leases, unpack(news)) or {}) do
+  local _, _, owner = parsed(record or '0|0|')
+  if owner ~= '' then
+    rung[owner] = rung[owner] or {}
+    table.insert(rung[owner], news[i])
+  end
+end
+for owner, slots in pairs(rung) do
+  if call('SADD', of('rung', owner), unpack(slots)) > 0 then wake(owner) end
 end
 return outcomes
 """)
@@ -133,20 +144,27 @@ for i = 3, #ARGV do  -- these are read from their start
   if owner == me and call('XLEN', of('log', ARGV[i])) > 0 then call('SADD', rung, ARGV[i]) end
 end
 local found = {}
-local slots = room > 0 and call('SRANDMEMBER', rung, room) or {}
+-- Lua takes some thousand arguments at most.
+local slots = room > 0 and call('SRANDMEMBER', rung, math.min(room, 1000)) or {}
+local read = #slots > 0 and call('HMGET', cursors, unpack(slots)) or {}
+local moved, empty = {}, {}
 for n, slot in ipairs(slots) do
   local share = math.ceil(room / (#slots - n + 1))  -- so that a full slot does not keep others waiting
-  local cursor = call('HGET', cursors, slot)
-  local entries = call('XRANGE', of('log', slot), cursor and '(' .. cursor or '-', '+', 'COUNT', share)
+  local entries = call('XRANGE', of('log', slot), read[n] and '(' .. read[n] or '-', '+', 'COUNT', share)
   for _, entry in ipairs(entries) do
     found[#found + 1] = slot
     found[#found + 1] = entry[1]
     found[#found + 1] = entry[2][2]
   end
-  if #entries > 0 then call('HSET', cursors, slot, entries[#entries][1]) end
-  if #entries < share then call('SREM', rung, slot) end
+  if #entries > 0 then
+    moved[#moved + 1] = slot
+    moved[#moved + 1] = entries[#entries][1]
+  end
+  if #entries < share then empty[#empty + 1] = slot end
   room = room - #entries
 end
+if #moved > 0 then call('HSET', cursors, unpack(moved)) end
+if #empty > 0 then call('SREM', rung, unpack(empty)) end
 return {call('HGET', meta, 'gen') or '', call('SCARD', rung), found}
 """
 )
@@ -264,6 +282,13 @@ for member, score in pairs(scores) do
   end
 end
 if news then changed(me) end
+
+-- A hash of few short values is searched from its start, which takes 1 us for each event. One that
+-- has ever had a long value is a table, until the server is restarted.
+for _, key in ipairs({leases, of('cur', me)}) do
+  call('HSET', key, '', string.rep('-', 65))
+  call('HDEL', key, '')
+end
 
 local told = {}
 for i, slot in ipairs(granted) do
@@ -399,6 +424,7 @@ local function try(right, ...)
   redis.pcall('DEL', key)
 end
 try('+del', 'DEL', key)
+if #missing > 0 or other then return other or missing end
 try('+exists', 'EXISTS', key)
 try('+expire', 'EXPIRE', key, 1)
 try('+hdel', 'HDEL', key, 1)

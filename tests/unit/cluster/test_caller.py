@@ -153,7 +153,7 @@ async def test_what_waits_for_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "actorbot")
+    caplog.set_level(logging.INFO, "actorbot")
     log = MemoryLog()
     log.handle = echo
     async with Cluster(log) as cluster:
