@@ -1780,9 +1780,30 @@ MUTANTS = (
     Mutant(
         "an acknowledged event leaves the log before the store has it",
         "cluster/_lane.py",
-        "                work.goal = None if is_flushed(goal) else goal\n",
-        "                work.goal = None\n",
+        "            work.goal = None if is_flushed(goal) else goal\n",
+        "            work.goal = None\n",
         "tests/unit/cluster/test_shard.py -k stays_in_the_log",
+    ),
+    Mutant(
+        "a duplicate leaves the log before the store has what the first one changed",
+        "cluster/_lane.py",
+        "        if handling.keeps:  # also",
+        "        if handling.keeps and value is not DUPLICATE:  # also",
+        "tests/unit/cluster/test_failed_events.py -k duplicate",
+    ),
+    Mutant(
+        "an event is begun before the failure of the one before it is settled",
+        "cluster/_lane.py",
+        "        await self.slot.until(lambda slot: work.id not in slot.hand)\n",
+        "",
+        "tests/unit/cluster/test_failed_events.py -k begun",
+    ),
+    Mutant(
+        "a lane of a shard that is closed waits for ever",
+        "cluster/_shard.py",
+        "            slot.lose()  # what waits there waits for nothing any more\n",
+        "            pass\n",
+        "tests/unit/cluster/test_failed_events.py -k after_a_close",
     ),
     Mutant(
         "nothing is claimed after a takeover",
