@@ -13,7 +13,7 @@ from actorbot._manager import exits
 from actorbot._manager.access import Life
 
 if TYPE_CHECKING:  # it needs a driver, which not every test has
-    from actorbot.cluster import Cluster
+    from actorbot.cluster import Cluster, Shard
 
 
 def parts(manager: SessionManager) -> Any:
@@ -152,6 +152,11 @@ def forget(manager: SessionManager) -> None:
 def loop_of(cluster: Cluster) -> asyncio.AbstractEventLoop:
     """Return the loop that the cluster is at home on."""
     return cluster._loop
+
+
+def manager_of(shard: Shard) -> SessionManager:
+    """Return the manager of a shard."""
+    return shard._manager
 
 
 def receipts_of(cluster: Cluster) -> int:
