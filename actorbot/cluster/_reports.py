@@ -25,7 +25,7 @@ class ClusterStats:
     waiting: int
     """Requests whose answer somebody waits for, receipts left out."""
     unsent: int
-    """Of these, and of submitted events, those that the log does not have yet."""
+    """Requests that are not on their way to the log yet."""
     refused: int
     """Requests for which there was no room."""
     timed_out: int

@@ -1721,6 +1721,27 @@ MUTANTS = (
         "tests/unit/cluster/test_access.py -k if_its_caller_is_cancelled",
     ),
     Mutant(
+        "a slot that is full at the second try is called full, though the first may have been accepted",
+        "cluster/_caller.py",
+        "            if in_doubt:\n                text =",
+        "            if False:\n                text =",
+        "tests/unit/cluster/test_caller.py -k tried_again",
+    ),
+    Mutant(
+        "a submit waits for ever for a log that does not answer",
+        "cluster/_waiting.py",
+        "        self._pending[asked.number] = asked\n",
+        "        if asked.accepted is None:\n            self._pending[asked.number] = asked\n",
+        "tests/unit/cluster/test_caller.py -k not_accepted_in_time",
+    ),
+    Mutant(
+        "a log that refuses what is sent is said to answer again whenever it is read",
+        "cluster/_caller.py",
+        "is not None and not self._failures:\n",
+        "is not None or True:\n            self._failures.clear()\n",
+        "tests/unit/cluster/test_caller.py -k takes_nothing",
+    ),
+    Mutant(
         "a delivery that no shard has answered in time is not sent again",
         "ext/asgi.py",
         "WrongLoopError, TurnTimeoutError,\n",
