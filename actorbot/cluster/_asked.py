@@ -39,17 +39,18 @@ class Asked:
         self.outcome = outcome
         """Ended with what `pack_result` or `pack_error` has made, or with what kept us from it."""
         self.accepted: Outcome | None = None
-        """Ended when the log has it; who waits for this waits without a time-out for its answer."""
+        """Ended when the log has it, for who waits for that alone."""
         self.stage = Stage.UNSENT
         self.since = self.deadline = 0.0
 
     def is_over(self) -> bool:
         """Tell whether it was answered, or its caller has gone."""
-        return self.outcome.done() or (self.accepted is not None and self.accepted.cancelled())
+        return self.outcome.done() or (self.accepted is not None and self.accepted.done())
 
     def accept(self) -> None:
         """Note that the log has it."""
         self.stage = Stage.ACCEPTED
+        self.payload = b""  # nobody sends it again
         if self.accepted is not None and not self.accepted.done():
             self.accepted.set_result(b"")
 
