@@ -23,17 +23,25 @@ class Asked:
     """A request, and who waits for it. Made in any thread."""
 
     __slots__ = (
-        "__weakref__", "accepted", "deadline", "number", "outcome", "payload", "session_id", "since", "slot", "stage",
+        "__weakref__", "accepted", "deadline", "event_id", "number", "outcome", "payload", "session_id", "since", "slot", "stage",
         "timeout",
     )  # fmt: skip
 
     def __init__(
-        self, session_id: str, slot: int, number: int, payload: bytes, timeout: float, outcome: Outcome
+        self,
+        session_id: str,
+        slot: int,
+        number: int,
+        event_id: str,
+        payload: bytes,
+        timeout: float,
+        outcome: Outcome,
     ) -> None:
         self.session_id = session_id
         self.slot = slot
         """Where it goes; below 0 if its session says so."""
         self.number = number
+        self.event_id = event_id
         self.payload = payload
         self.timeout = timeout
         self.outcome = outcome

@@ -86,7 +86,7 @@ class Caller:
         whose = f"{self.id}:{number}" if event_id is None else _event_id(event_id)
         again = again and event_id is not None
         request = Request(kind, session_id, event, whose, self.id, number, bool(durable), again)
-        return Asked(session_id, slot, number, pack_request(request), timeout, outcome)
+        return Asked(session_id, slot, number, whose, pack_request(request), timeout, outcome)
 
     def silent_for(self) -> float:
         """Return the seconds since the log has last answered."""
