@@ -30,6 +30,8 @@ from actorbot.cluster._membership import Membership
 from actorbot.cluster._redis_log import RedisLog
 from actorbot.cluster._settling import Settling
 from actorbot.errors import ConfigError, ManagerClosedError, OwnershipLostError, StoreUnavailableError
+from actorbot.stores import FileSessionStore
+from actorbot.stores.base import RecordStore
 
 __all__ = ["Shard"]
 
@@ -81,6 +83,7 @@ class Shard:
     ) -> None:
         policy = flush or FlushPolicy.write_behind()
         _check_policy(policy)
+        _check_store(store)
         check_word("keep", keep, KEEP)
         check_word("ownership", ownership, ("shared", "none"))  # they share their store
         self._keep = keep
@@ -92,6 +95,7 @@ class Shard:
         self._gates = manager_options.get("deliver") is not None
         if self._keeps:
             on_conflict = None
+        self._forgets = isinstance(store, RecordStore) and not store.outlives_process
         self._manager = SessionManager(
             store, flush=policy, ownership=ownership, on_conflict=on_conflict, **manager_options
         )
@@ -147,6 +151,8 @@ class Shard:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._membership.run()), loop.create_task(self._intake.run())]
         logger.info("%s has joined the cluster %s", self._member, self._cluster)
+        if self._forgets:
+            logger.warning("%s: its sessions are in this process alone, and begin anew in another shard", self._member)
         return self
 
     def _assemble(self) -> None:
@@ -329,4 +335,11 @@ def _check_policy(policy: FlushPolicy) -> None:
             "journaled",
             "write_through() or write_behind(): a journal stays on the disk of a machine that has gone, and with"
             " keep='flushed' the log does what a journal does",
+        )
+
+
+def _check_store(store: Any) -> None:
+    if isinstance(store, FileSessionStore):
+        raise ConfigError(
+            "store", "FileSessionStore", "one that all shards reach: a folder of files has one process at a time"
         )

@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actorbot import DUPLICATE, Context, FlushPolicy, MemorySessionStore, SessionManager
+from actorbot import (
+    DUPLICATE,
+    Context,
+    FileSessionStore,
+    FlushPolicy,
+    MemorySessionStore,
+    RedisSessionStore,
+    SessionManager,
+)
 from actorbot._runtime.process import this_process
 from actorbot.cluster import Shard
 from actorbot.cluster._lane import MOST_UNFLUSHED
@@ -343,6 +352,21 @@ async def test_an_entry_that_is_no_request_is_taken_out_and_holds_nobody_up(capl
 def test_an_option_that_cannot_be_is_refused_when_the_shard_is_made(options: Any, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Shard("redis://127.0.0.1:1/0", cluster="bot", store=MemorySessionStore(), **options)
+
+
+def test_a_folder_of_files_is_refused_since_no_other_shard_can_have_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"store='FileSessionStore': expected one that all shards reach"):
+        Shard("redis://127.0.0.1:1/0", cluster="bot", store=FileSessionStore(tmp_path))
+
+
+async def test_a_shard_whose_sessions_stay_in_its_process_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with bench() as b:
+        await b.shard()
+        b.store = RedisSessionStore(b.url, key_prefix=f"{b.name}:")
+        await b.shard()
+
+    told = [each for each in caplog.messages if "its sessions are in this process alone" in each]
+    assert len(told) == 1
 
 
 async def test_a_shard_is_started_once() -> None:
