@@ -734,7 +734,7 @@ MUTANTS = (
     Mutant(
         "a bot that runs shows errors that the author's logging shows, too",
         "_running/shown.py",
-        " and not _is_set_up():",
+        " and not is_set_up():",
         ":",
         "tests/unit/running/test_shown.py",
     ),
