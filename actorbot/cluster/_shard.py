@@ -225,6 +225,8 @@ class Shard:
         report = await self._manager.close(left())
         await self._settling.end(left())
         kept = len(self._holding.slots)
+        for slot in self._holding.slots.values():
+            slot.lose()  # what waits there waits for nothing any more
         if not kept:
             with suppress(StoreUnavailableError):  # then its lease runs out
                 await self._log.release(self._member, {}, leave=True)
