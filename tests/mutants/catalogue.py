@@ -1855,6 +1855,20 @@ MUTANTS = (
         "tests/unit/cluster/test_shard.py -k has_not_begun",
     ),
     Mutant(
+        "what a shard has not finished in time waits until its lease has run out",
+        "cluster/_hand_over.py",
+        "                await self._membership.release(slots)\n",
+        "                pass\n",
+        "tests/unit/cluster/test_shard.py -k finish_in_time",
+    ),
+    Mutant(
+        "a shard that ends gives back slots that are not flushed",
+        "cluster/_hand_over.py",
+        " if slot.number not in kept]",
+        "]",
+        "tests/unit/cluster/test_shard.py -k cannot_flush",
+    ),
+    Mutant(
         "a shard of another process that has ended is waited for",
         "cluster/_membership.py",
         "            gone = [each.id for each in await self._log.members() if _has_ended(each)]\n",
