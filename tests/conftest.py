@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -29,6 +30,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 # A program that a shell starts in the background ignores Ctrl-C, and so do all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the servers that tests share, if this is one of several processes, and they run many
+    tests. By then the servers are no young ones, at which a bot waits for an owner of before.
+    """
+    if hasattr(session.config, "workerinput"):
+        for start in (redis_servers.shared, mongo_servers.shared):
+            with suppress(pytest.skip.Exception, pytest.fail.Exception):  # which a test will say again
+                start()
 
 
 @pytest.hookimpl(wrapper=True)

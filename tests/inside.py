@@ -13,7 +13,7 @@ from actorbot._manager import exits
 from actorbot._manager.access import Life
 
 if TYPE_CHECKING:  # it needs a driver, which not every test has
-    from actorbot.cluster import Cluster
+    from actorbot.cluster import Cluster, Shard
 
 
 def parts(manager: SessionManager) -> Any:
@@ -154,6 +154,11 @@ def loop_of(cluster: Cluster) -> asyncio.AbstractEventLoop:
     return cluster._loop
 
 
+def manager_of(shard: Shard) -> SessionManager:
+    """Return the manager of a shard."""
+    return shard._manager
+
+
 def receipts_of(cluster: Cluster) -> int:
     """Count the receipts whose answers are still to come."""
-    return len(cluster._caller._receipts)
+    return len(cluster._caller.waiting.receipts)

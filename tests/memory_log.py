@@ -23,7 +23,7 @@ class MemoryLog(Log):
         self.slots_of: list[int] = []
         """The slot of each request."""
         self.failures: list[BaseException] = []
-        """What the next calls of `append` raise; with an OutcomeUnknownError it was appended."""
+        """What the next appends raise; with an OutcomeUnknownError it is appended all the same."""
         self.full: set[int] = set()
         self.held = asyncio.Event()
         self.held.set()
@@ -88,6 +88,9 @@ class MemoryLog(Log):
                 raise self.deaf
         payloads = self._answers.get(caller, [])[read:]
         return Answers(str(read + len(payloads)), payloads)
+
+    def forget_answers(self) -> None:
+        self._answers.clear()
 
     def deafen(self, error: BaseException | None) -> None:
         self.deaf = error

@@ -10,7 +10,7 @@ the five operations that a log must offer.
 
 A caller, from the top: `_cluster` (the verbs), `_receipt`, `_asking` (how an answer is awaited),
 `_access` (who may call), `_caller` (batches to the log, and answers from it) with `_asked` (a
-request on its way), and `_reports`.
+request on its way) and `_waiting` (for how long), and `_reports`.
 
 A shard: `_shard` (its life), `_membership` (its lease), `_intake` (reads the log), `_lane` (events
 of one session, in order), `_settling` (answers, and what leaves the log), `_hand_over`, and what

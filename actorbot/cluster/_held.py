@@ -100,5 +100,6 @@ class Slot:
     async def until(self, is_so: Callable[[Slot], bool]) -> None:
         """Wait until *is_so*, or until the slot is lost."""
         while not (self.lost or is_so(self)):
-            self._changed = asyncio.get_running_loop().create_future()
-            await self._changed
+            if self._changed is None or self._changed.done():
+                self._changed = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._changed])  # several may wait for it

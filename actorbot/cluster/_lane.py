@@ -23,6 +23,7 @@ from actorbot._manager.embedding import (
     committed,
     dispatch_with,
     flushed,
+    has_forgotten,
     is_flushed,
 )
 from actorbot._state.values import UndecodableError
@@ -177,14 +178,14 @@ class Lane:
                     return
                 tries += 1
                 if tries >= TRIES:
-                    self._fail(work, error)
+                    await self._fail(work, error)
                     return
             except (StoreUnavailableError, OverloadedError) as error:
                 if work.request.kind != "submit" and not work.silent:
-                    self._fail(work, error)
+                    await self._fail(work, error)
                     return
             except Exception as error:
-                self._fail(work, error)
+                await self._fail(work, error)
                 return
             else:
                 self._succeed(work, outcome)
@@ -200,6 +201,9 @@ class Lane:
             self._finish_all()  # with it, in one step: run again later, they would make it anew
         elif request.kind == "flush":
             await manager.flush(session_id)
+            if request.durable and await has_forgotten(manager, session_id, request.event_id):
+                text = "the shard that had acknowledged this event ended before it was flushed; send it again"
+                return pack_error(ConflictError("cluster", text, session_id=session_id))
         elif request.kind == "peek":
             return pack_result(await manager.peek(session_id))
         else:
@@ -223,14 +227,13 @@ class Lane:
             after=self.unflushed[-1].goal if self.unflushed else None,
         )
         handling.handled += 1
-        if value is not DUPLICATE:
-            if self.slot.claims:
-                self.slot.claimed.add(session_id)
-            if handling.keeps:
-                goal = committed(handling.manager, session_id)
-                if goal is None:
-                    raise ConflictError("session", "written by another process", session_id=session_id)
-                work.goal = None if is_flushed(goal) else goal
+        if value is not DUPLICATE and self.slot.claims:
+            self.slot.claimed.add(session_id)
+        if handling.keeps:  # also a duplicate: the first one may have failed after its commit, and is out of the log
+            goal = committed(handling.manager, session_id)
+            if goal is None:
+                raise ConflictError("session", "written by another process", session_id=session_id)
+            work.goal = None if is_flushed(goal) else goal
         try:
             return pack_result(value)
         except (NotEncodableError, SessionTooLargeError) as error:
@@ -249,7 +252,11 @@ class Lane:
         self._watch()
         self._handling.on_unflushed(self.slot)
 
-    def _fail(self, work: Work, error: Exception) -> None:
+    async def _fail(self, work: Work, error: Exception) -> None:
+        """Have the failure settled before the next event is begun.
+
+        Or else the next owner might run this one again, behind a later one that is in the store.
+        """
         if isinstance(error, UndecodableError):
             error = ActorbotError(f"session {self.session_id!r}: the event cannot be read: {error}")
         if work.request.kind == "submit" or work.silent:
@@ -257,6 +264,7 @@ class Lane:
         self._handling.settling.finish(work, None if work.silent else pack_error(error))
         if work.confirmation is not None:
             work.confirmation.cancel()
+        await self.slot.until(lambda slot: work.id not in slot.hand)
 
     # --- until the store has it ------------------------------------------------------------------
 

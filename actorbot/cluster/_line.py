@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Coroutine
 from copy import copy
 from typing import Any, Final
 
@@ -67,23 +68,15 @@ class Line:
             return outcome
         raise copy(outcome)
 
-    async def run(self, script: Script, *args: Part, writes: bool = True) -> Any:
-        """Run *script*; return its answer.
+    def run(self, script: Script, *args: Part, writes: bool = True) -> Coroutine[Any, Any, Any]:
+        """Run *script*, as `ask` does."""
+        return self.ask(b"EVALSHA", script.sha, 1, self._base, *args, writes=writes)
+
+    async def ask(self, *command: Part, writes: bool = False) -> Any:
+        """Send *command*; return the answer.
 
         Raises: StoreUnavailableError; OutcomeUnknownError if it *writes* and may have done so.
         """
-        for _ in range(TRIES):
-            wire = await self.wire()
-            answer = await wire.call(b"EVALSHA", script.sha, 1, self._base, *args)
-            if not isinstance(answer, Exception):
-                return answer
-            self.note(wire, answer)
-            if not self._may_go_on(answer):
-                break
-        raise self.failure(answer, writes=writes)
-
-    async def ask(self, *command: Part) -> Any:
-        """Send a command that only reads. Raises: StoreUnavailableError."""
         for _ in range(TRIES):
             wire = await self.wire()
             answer = await wire.call(*command)
@@ -92,7 +85,7 @@ class Line:
             self.note(wire, answer)
             if not self._may_go_on(answer):
                 break
-        raise self.failure(answer, writes=False)
+        raise self.failure(answer, writes=writes)
 
     def note(self, wire: Wire, answer: Exception) -> None:
         """Take from *answer* what it says of the connection that it came by."""
@@ -100,8 +93,9 @@ class Line:
         if moved := _MOVED.search(text):
             self._place.moved(moved[1])
         # After NOSCRIPT, too: all scripts are loaded when a connection is made.
-        if wire is self._wire and (isinstance(answer, LostError) or self._may_go_on(answer)):
-            self._drop()
+        if wire is self._wire and self._may_go_on(answer):
+            self._wire = None
+            wire.retire()
 
     def _drop(self) -> None:
         if self._wire is not None:
@@ -148,28 +142,29 @@ class Line:
 
     async def _prepare(self, wire: Wire) -> None:
         """See whether the server will do, and have it learn the scripts: one round trip."""
-        key = self._base + b":trial"
+        key = self._base + b":none"
         loading = [wire.call(b"SCRIPT", b"LOAD", script.text) for script in ALL]
         bound = wire.call(b"XRANGE", key, b"(0-1", b"+")  # Redis 6.2 is the first to know `(`
-        blocked = [
+        tried = [
+            ("+xrange", bound),
             ("+blpop", wire.call(b"BLPOP", key, b"x")),  # a time that is none: it is refused
             ("+xread", wire.call(b"XREAD", b"STREAMS", key, b"0")),
         ]
         trial = wire.call(b"EVALSHA", TRIAL.sha, 1, self._base)
-        for answer in await asyncio.gather(*loading, bound, *(each for _, each in blocked), trial):
+        for answer in await asyncio.gather(*loading, *(each for _, each in tried), trial):
             if isinstance(answer, LostError) or (isinstance(answer, RefusedError) and _is_fatal(answer)):
                 raise answer
         said = bound.result()
-        if isinstance(said, RefusedError):
+        if isinstance(said, RefusedError) and "stream ID" in str(said):
             raise ConfigError("url", self._where, f"Redis 6.2 or newer, or Valkey; this server says {said}")
-        for each in loading:
+        for each in (*loading, trial):
             if isinstance(each.result(), RefusedError):
                 raise each.result()
         found = trial.result()
         if isinstance(found, bytes):
             raise RefusedError(found.decode(errors="replace"))
         missing = [
-            right for right, each in blocked if isinstance(each.result(), RefusedError) and _forbids(each.result())
+            right for right, each in tried if isinstance(each.result(), RefusedError) and _forbids(each.result())
         ]
         missing += [right.decode() for right in found] if isinstance(found, list) else []
         if missing:

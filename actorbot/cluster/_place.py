@@ -33,7 +33,8 @@ class Place:
         """*key* is one of the cluster's. Raises: ConfigError."""
         self._slot = key_slot(key)
         self._service = ""
-        scheme = url.partition("://")[0].lower()
+        given: object = url
+        scheme = given.partition("://")[0].lower() if isinstance(given, str) else ""
         if scheme.endswith("+sentinel"):
             self._address, self._sentinels, self._service = _sentinels(url, scheme.removesuffix("+sentinel"))
         else:

@@ -137,14 +137,17 @@ class RedisLog(Log):
             self._anew = set(self._known)
         anew, self._anew = self._anew, set()
         blocks = 0.0 if anew or (self._left and room > 0) else WAIT
+        bell = None
         if blocks:
-            wire.call(b"BLPOP", self._key("bell", member), str(WAIT), blocks=blocks)
+            bell = wire.call(b"BLPOP", self._key("bell", member), str(WAIT), blocks=blocks)
         asked = wire.call(b"EVALSHA", scripts.READ.sha, 1, self._base, member, room, *anew, blocks=blocks)
         try:
             found = await asked
         except asyncio.CancelledError:
             self._anew = set(self._known)
             raise
+        if bell is not None and isinstance(bell.result(), Exception):
+            found = bell.result()  # who may not wait would ask without a pause
         if isinstance(found, Exception):
             self._anew = set(self._known)
             self._reading.note(wire, found)

@@ -424,6 +424,7 @@ local function try(right, ...)
   redis.pcall('DEL', key)
 end
 try('+del', 'DEL', key)
+if #missing > 0 or other then return other or missing end
 try('+exists', 'EXISTS', key)
 try('+expire', 'EXPIRE', key, 1)
 try('+hdel', 'HDEL', key, 1)

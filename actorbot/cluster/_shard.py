@@ -96,6 +96,7 @@ class Shard:
             store, flush=policy, ownership=ownership, on_conflict=on_conflict, **manager_options
         )
         self._log: Log = RedisLog(url, cluster)
+        self._cluster, self._url = cluster, url  # `actorbot cluster run` looks at the second
         self._member = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[ShutdownReport] | None = None
@@ -145,7 +146,7 @@ class Shard:
             raise
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._membership.run()), loop.create_task(self._intake.run())]
-        logger.info("%s has joined its cluster", self._member)
+        logger.info("%s has joined the cluster %s", self._member, self._cluster)
         return self
 
     def _assemble(self) -> None:
@@ -224,11 +225,19 @@ class Shard:
         report = await self._manager.close(left())
         await self._settling.end(left())
         kept = len(self._holding.slots)
+        for slot in self._holding.slots.values():
+            slot.lose()  # what waits there waits for nothing any more
         if not kept:
             with suppress(StoreUnavailableError):  # then its lease runs out
                 await self._log.release(self._member, {}, leave=True)
         await self._log.close()
-        logger.info("%s has left its cluster; %d slots were not given back", self._member, kept)
+        if kept:
+            why = self._membership.trouble or "there was no time to finish what was in hand"
+            logger.warning(
+                "%s ends with %d slots, which others take when its lease has run out: %s", self._member, kept, why
+            )
+        else:
+            logger.info("%s has left the cluster %s", self._member, self._cluster)
         self._report = ShutdownReport(report.unflushed, report.unfinished, report.undelivered, monotonic() - began)
         return self._report
 

@@ -23,13 +23,13 @@ logger = logging.getLogger("actorbot")
 _UNHEARD: Final = (signal.SIG_DFL, signal.SIG_IGN, None)
 
 
-def watch(front: Front, end: Callable[[OwnershipLostError], object] | None = None) -> None:
-    """Say it when *front* waits for its store, and *end* the process when it has lost it.
+def watch(manager: Front, end: Callable[[OwnershipLostError], object] | None = None) -> None:
+    """Say it when *manager* waits for its store, and *end* the process when it has lost it.
 
     To call it twice is no error.
     """
-    on_wait(front, say_wait if is_here(front) else say_alone)
-    on_lost(front, end or end_process)
+    on_wait(manager, say_wait if is_here(manager) else say_alone)
+    on_lost(manager, end or end_process)
 
 
 def say_wait(owner: str) -> None:

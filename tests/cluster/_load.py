@@ -21,8 +21,10 @@ from actorbot import DUPLICATE, errors, store_from_url
 from actorbot.cluster import Cluster, _caller
 from actorbot.cluster._packing import unpack_answers, unpack_outcome
 from tests.cluster._shards import Shards
+from tests.cluster._slots import Owner, owners
 from tests.faults._kills import state_in
 
+TIMEOUT = 10.0  # seconds for an answer
 AGAIN = 0.1  # seconds until an event that got an error is sent again
 PATIENCE = 60.0  # seconds for all events to be answered, and for a condition to hold
 
@@ -51,14 +53,13 @@ class Sent:
 class Platform:
     """Sends events to sessions in turn, at a rate, whatever becomes of those before."""
 
-    def __init__(
-        self, cluster: Cluster, *, rate: float = 100.0, sessions: int = 40, name: str = "user", waits: bool = True
-    ) -> None:
+    def __init__(self, cluster: Cluster, *, rate: float = 100.0, name: str = "user", waits: bool = True) -> None:
         self._cluster = cluster
         self._rate = rate
         self._waits = waits
         """Whether it wants an answer; or else it is content when an event is accepted."""
-        self.sessions = [f"{name}:{number}" for number in range(sessions)]
+        # An event that is sent again after TIMEOUT must be among the last 64 of its session.
+        self.sessions = [f"{name}:{number}" for number in range(int(0.4 * rate))]
         self.sent: list[Sent] = []
         self.events: Counter[str] = Counter()
         """The tag of each session's next event."""
@@ -137,6 +138,19 @@ async def patiently(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def balanced(shards: Shards) -> dict[int, Owner]:
+    """Wait until each living shard has its equal part of the slots, within 10 %."""
+    living, slots = {process.pid for process in shards.living}, shards.shape.slots
+    equal = slots / len(living)
+
+    def is_balanced() -> bool:
+        parts = Counter(each.pid for each in owners(shards.shape.url).values())
+        return parts.keys() == living and all(abs(part - equal) <= max(1.0, 0.1 * equal) for part in parts.values())
+
+    await patiently(is_balanced)
+    return owners(shards.shape.url)
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ async def running(url: str, **options: Any) -> AsyncIterator[Shard]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(QUICK, tmp_path) as one:
+    with Server(QUICK, tmp_path, "--repl-diskless-sync-delay", "0") as one:
         yield one
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
+from typing import IO
 
 import httpx
 import pytest
@@ -64,23 +65,32 @@ class Web:
     def __init__(self, folder: Path, url: str, ids: bool) -> None:
         (folder / "web.py").write_text(WEB.format(url=url, ids=ids))
         self.port = free_port()
-        self.process = subprocess.Popen(
+        self._log = folder / "web.log"
+        with self._log.open("w") as log:
+            self.process = self._serve(folder, log)
+
+    def _serve(self, folder: Path, log: IO[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "web:app", "--workers", "2", "--port", str(self.port)], cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=(folder / "web.log").open("w"),
+            stdout=subprocess.DEVNULL, stderr=log,
         )  # fmt: skip
-        self._log = folder / "web.log"
 
     def workers(self) -> list[int]:
-        """Return the pids of the workers that have started."""
-        return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self._log.read_text())]
+        """Return the pids of the workers that serve."""
+        started = re.findall(r"Started server process \[(\d+)\]", self._log.read_text())
+        return [int(pid) for pid in started if Path(f"/proc/{pid}/cmdline").exists()]
+
+    def are_up(self, count: int) -> bool:
+        """Tell whether so many workers have come up so far."""
+        return self._log.read_text().count("Application startup complete") == count
 
 
 @contextmanager
 def web(folder: Path, url: str, ids: bool) -> Iterator[Web]:
     serving = Web(folder, url, ids)
     try:
-        until_sync(lambda: serving._log.read_text().count("Application startup complete") == 2)
+        until_sync(lambda: serving.are_up(2))
         yield serving
         os.killpg(serving.process.pid, signal.SIGTERM)
         serving.process.wait(HANGS)
@@ -137,8 +147,7 @@ async def post_and_kill(serving: Web, shards: Shards, users: int, updates: int) 
         while poster.taken < part * whole and not posting.done():
             await asyncio.sleep(0.01)
         if part in (0.2, 0.6):
-            started = serving.workers()
-            os.kill(random.choice(started[-2:]), signal.SIGKILL)
+            os.kill(random.choice(serving.workers()), signal.SIGKILL)
         else:
             await asyncio.to_thread(random.choice(shards.living).kill)
             await asyncio.to_thread(shards.start)

@@ -64,6 +64,7 @@ class Lane:
         self.number = number
         self.closed = False
         self.busy = False
+        self.pauses = True  # whether a task of it ever does
         self.wake = inf  # the instant until which its task pauses
         self._stack: Stack | None = None  # where that stands
         self.tasks: deque[Task | None] = deque(tasks)
@@ -98,7 +99,7 @@ class Lane:
             self.machine.lanes.remove(self)
             return
         self.busy = True
-        if (stacks := self.machine.world.stacks) is not None:
+        if self.pauses and (stacks := self.machine.world.stacks) is not None:
             self._stack = stacks.take(task)
             self._go_on()
             return
@@ -305,12 +306,13 @@ class Machine:
         loop, now = self.loop, self.world.now
         if now < self.frozen_until:
             return []
-        while loop.due() <= now:
-            loop.ready.append(heapq.heappop(loop.timers)[2])
-        able = [lane for lane in self.lanes if lane.able()]
+        while loop.timers and loop.timers[0][0] <= now:
+            if loop.due() <= now:
+                loop.ready.append(heapq.heappop(loop.timers)[2])
+        able = [lane for lane in self.lanes if lane.able()] if self.lanes else []
         if loop.ready:
             able.append(loop)
-        if self.clock.due() <= now:
+        if self.clock.timers and self.clock.due() <= now:
             able.append(self.clock)
         return able
 
@@ -370,6 +372,8 @@ class World:
         self.machines: list[Machine] = []
         self.stacks = stacks
         self.steps = 0
+        self.actors_pause = True
+        """Whether service actors call what lasts: a journal does."""
         self._crash_after = crash_after
 
     def run(self, machine: Machine, main: Coroutine[Any, Any, Any], until: float) -> Any:
@@ -440,6 +444,7 @@ async def _refuse(make: Callable[[], Any]) -> Any:
 
 def _begin(actor: Any) -> None:
     actor.lane = Lane(type(actor).__name__.lower())
+    actor.lane.pauses = Machine.running.world.actors_pause
 
 
 def _notify(actor: Any, message: Any) -> bool:

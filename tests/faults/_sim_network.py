@@ -1,5 +1,5 @@
-"""The network between simulated machines and a simulated Redis server: connections that are cut, lose
-what they carry, or bring it late; a server that is frozen, restarted, or has its clock set.
+"""The network between simulated machines and a simulated Redis server: connections that are cut,
+lose what they carry, or bring it late; a server that is frozen, restarted, or has its clock set.
 
 What travels are the bytes of the real client. The server is a machine of the world: a connection
 keeps its order, different ones do not.
@@ -145,7 +145,7 @@ class RedisServer:
     # --- what goes wrong -------------------------------------------------------------------------
 
     def restart(self, seconds: float, forgets: float) -> None:
-        """Be away for so long, and come back without what was done in the last *forgets* seconds."""
+        """Be away for so long, and come back without the last *forgets* seconds."""
         now = self._world.now
         self.down_until = max(self.down_until, now + seconds)
         on_write = self.data.on_write

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from functools import cache
 from hashlib import sha1
 from random import Random
 from typing import Any, Final
@@ -71,7 +72,7 @@ def _encode(reply: Reply, out: list[bytes]) -> None:
             _encode(each, out)
 
 
-# --- scripts -----------------------------------------------------------------------------------------
+# --- scripts -------------------------------------------------------------------------------------
 
 _PRELUDE = b"""
 local call, pcall, sha = ...
@@ -169,17 +170,10 @@ def _argument(value: Any) -> bytes:
     return b"%d" % value if isinstance(value, int) else b"%.17g" % value
 
 
-_scripts: _Scripts | None = None
+_interpreter = cache(_Scripts)
 
 
-def _interpreter() -> _Scripts:
-    global _scripts
-    if _scripts is None:
-        _scripts = _Scripts()
-    return _scripts
-
-
-# --- the server ----------------------------------------------------------------------------------------
+# --- the server ----------------------------------------------------------------------------------
 
 Command = Callable[["SimRedis", list[bytes]], Reply]
 COMMANDS: Final[dict[bytes, Command]] = {}
@@ -291,7 +285,7 @@ class _Sorted(dict[bytes, float]):
         return sorted(self.items(), key=lambda item: (item[1], item[0]))
 
 
-# --- the server itself -----------------------------------------------------------------------------------
+# --- the server itself ---------------------------------------------------------------------------
 
 
 @_command()
@@ -308,7 +302,9 @@ def hello(server: SimRedis, args: list[bytes]) -> Reply:
 
 @_command()
 def info(server: SimRedis, args: list[bytes]) -> Reply:
-    return f"# Server\r\nredis_version:{VERSION}\r\nredis_mode:standalone\r\nrole:master\r\ncluster_enabled:0\r\n".encode()
+    return (
+        f"# Server\r\nredis_version:{VERSION}\r\nredis_mode:standalone\r\nrole:master\r\ncluster_enabled:0\r\n".encode()
+    )
 
 
 @_command()
@@ -364,7 +360,7 @@ def evalsha(server: SimRedis, args: list[bytes]) -> Reply:
     return _interpreter().run(server, args[0], text, args[2:count], args[count:])
 
 
-# --- keys -----------------------------------------------------------------------------------------------
+# --- keys ----------------------------------------------------------------------------------------
 
 
 @_command(writes=True)
@@ -433,7 +429,7 @@ def incr(server: SimRedis, args: list[bytes]) -> Reply:
     return number
 
 
-# --- hashes ----------------------------------------------------------------------------------------------
+# --- hashes --------------------------------------------------------------------------------------
 
 
 @_command()
@@ -514,7 +510,7 @@ def hdel(server: SimRedis, args: list[bytes]) -> Reply:
     return gone
 
 
-# --- sets ------------------------------------------------------------------------------------------------
+# --- sets ----------------------------------------------------------------------------------------
 
 
 @_command(writes=True)
@@ -558,7 +554,7 @@ def scard(server: SimRedis, args: list[bytes]) -> Reply:
     return len(server.look(args[0], _Set))
 
 
-# --- sorted sets -----------------------------------------------------------------------------------------
+# --- sorted sets ---------------------------------------------------------------------------------
 
 
 @_command(writes=True)
@@ -663,7 +659,7 @@ def _span(start: bytes, stop: bytes, length: int) -> slice:
     return slice(max(0, first + length if first < 0 else first), (last + length if last < 0 else last) + 1)
 
 
-# --- lists -----------------------------------------------------------------------------------------------
+# --- lists ---------------------------------------------------------------------------------------
 
 
 @_command(writes=True)
@@ -707,7 +703,7 @@ def ltrim(server: SimRedis, args: list[bytes]) -> Reply:
     return OK
 
 
-# --- streams ---------------------------------------------------------------------------------------------
+# --- streams -------------------------------------------------------------------------------------
 
 
 def _id(text: bytes, seq: int = 0) -> Id:
@@ -753,10 +749,8 @@ def xadd(server: SimRedis, args: list[bytes]) -> Reply:
 def _trim(stream: Stream, args: list[bytes]) -> int:
     about = args[1] == b"~"
     bound = args[2] if args[1] in {b"~", b"="} else args[1]
-    if args[0].upper() == b"MAXLEN":
-        gone = max(0, len(stream.ids) - int(bound))
-    else:
-        gone = bisect_left(stream.ids, _id(bound))
+    by_count = args[0].upper() == b"MAXLEN"
+    gone = max(0, len(stream.ids) - int(bound)) if by_count else bisect_left(stream.ids, _id(bound))
     if about:
         gone -= gone % NODE
     del stream.ids[:gone], stream.fields[:gone]

@@ -1,8 +1,8 @@
-"""Several shards of a cluster and their callers, in one thread and virtual time, under everything that
-may go wrong between them; all from one seed.
+"""Several shards of a cluster and their callers, in one thread and virtual time, under everything
+that may go wrong between them; all from one seed.
 
-There are some places for shards. In each a shard is started, handles events, and comes to an end: it
-is closed, drained or killed; and another one is started there. Meanwhile shards and callers are
+There are some places for shards. In each a shard is started, handles events, and comes to an end:
+it is closed, drained or killed; and another one is started there. Meanwhile shards and callers are
 frozen and cut off, the Redis is frozen, restarted, or has its clock set, and the store is away. At
 the end the weather is fine, all are closed, and everything that was acknowledged must be in the
 store once and in order, but for what the policy says.
@@ -31,11 +31,8 @@ from actorbot._ownership import keeper as _keeper
 from actorbot._ownership import stays as _stays
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
-from actorbot.cluster._shard import Shard
-from actorbot.cluster import _membership as _membership
-from actorbot.cluster import _receipt as _receipt
-from actorbot.cluster import _shard as _shard
-from actorbot.errors import ActorbotError, StoreUnavailableError
+from actorbot.cluster import Shard, _membership, _receipt, _shard
+from actorbot.errors import StoreUnavailableError
 from tests import inside
 from tests.faults._sim_callers import CallerProcess, Events
 from tests.faults._sim_machine import Crash, Machine, StuckError, World
@@ -111,6 +108,8 @@ class Plan(Flushing):
     slow: float
     """How likely a handler takes seconds."""
     idle_timeout: float
+    computers: int
+    """On how many the places are: who is on the same one sees that a process has ended."""
 
     @classmethod
     def draw(cls, seed: int, **fixed: Any) -> Plan:
@@ -131,7 +130,7 @@ class Plan(Flushing):
             "scenes": choice((2, 4, 6)),
             "likes": tuple(SCENES) if random.random() < 0.85 else tuple(sorted(CALM)),
             "gap": choice((0.3, 1.0, 3.0)),
-            "pause": choice((0.1, 0.5, 2.0)),
+            "pause": choice((0.2, 0.7, 2.0)),
             "forgets": random.random() < 0.15,
             "clocks": random.random() < 0.25,
             "faults": choice((0.0, 0.0, 0.0, 0.01, 0.05)),
@@ -143,6 +142,7 @@ class Plan(Flushing):
             "deadline": choice((0.2, 1.0)),
             "sync": "full",
             "idle_timeout": choice((0.5, 5.0, 100.0)),
+            "computers": choice((1, 2, 4)),
         }
         return cls(seed=seed, **(drawn | fixed))
 
@@ -155,9 +155,10 @@ class Plan(Flushing):
 class ShardProcess:
     """A process with a shard."""
 
-    def __init__(self, world: Simulation, machine: Machine, *, last: bool = False) -> None:
+    def __init__(self, world: Simulation, machine: Machine, place: Place, *, last: bool = False) -> None:
         self.world = world
         self.machine = machine
+        self.place = place
         self.started = False
         self.shard: Shard | None = None
         self.ended = asyncio.Event()
@@ -188,7 +189,7 @@ class ShardProcess:
             world.counts["started"] += 1
             shard = self.shard
             assert shard is not None
-            drained = asyncio.ensure_future(inside_drained(shard).wait())
+            drained = asyncio.ensure_future(shard.receive())
             await asyncio.wait(
                 {drained, asyncio.ensure_future(self.leaving.wait())}, return_when=asyncio.FIRST_COMPLETED
             )
@@ -261,10 +262,6 @@ class ShardProcess:
         self.world.counts["conflicts"] += 1
 
 
-def inside_drained(shard: Shard) -> asyncio.Event:
-    return shard._drained
-
-
 @dataclass(eq=False)
 class Place:
     """A place for a shard."""
@@ -286,6 +283,7 @@ class Simulation:
         self.counts: Counter[str] = Counter()
         self.wrong: str | None = None
         self.world = World(self.random, 1_000.0, stacks=stacks)
+        self.world.actors_pause = False
         self.director = Machine(self.world, 0.0, self.complain, "director")
         self.judge = Judge(plan, lambda: self.world.now, self.say, self.complain)
         self.judge.troubled = not plan.is_calm
@@ -371,10 +369,10 @@ class Simulation:
 
     async def _last_events(self) -> None:
         """All is well: whatever is asked now must be done."""
-        plan = self.plan
         while not any(place.process is not None and place.process.serves for place in self.places):
             await asyncio.sleep(0.5)
-        await asyncio.sleep(4 * plan.lease + 12.0 + 5 * plan.deadline)
+        await self._until(lambda: self._is_served() and not self._left(), self._most())
+        await asyncio.sleep(3.0)
         self.judge.troubled = True  # that is over: what was sent before may have been handled
         caller = self._begin_caller("last", last=True)
         await caller.ended.wait()
@@ -382,19 +380,31 @@ class Simulation:
     async def _last_shard(self) -> None:
         """One that finds what all others have left."""
         process = self._begin(self.places[0], last=True)
-        await asyncio.sleep(4 * self.plan.lease + 12.0 + self.plan.max_delay + 5 * self.plan.deadline)
-        left = {slot: count for slot, _, count in self._left() if count}
-        if left:
+        await self._until(lambda: process.started and self._is_served() and not self._left(), self._most())
+        if left := self._left():
             self.complain(f"all is well and flushed, and these slots have entries: {left}")
         process.leave()
         await process.ended.wait()
 
-    def _left(self) -> list[tuple[int, str, int]]:
-        found = []
-        for key, value in self.redis.data.keys.items():
-            if (match := re.fullmatch(rb".*:log:(\d+)", key)) is not None:
-                found.append((int(match[1]), "", len(value.ids)))
-        return found
+    def _most(self) -> float:
+        """Return the seconds in which all must be well again, and flushed."""
+        return 4 * self.plan.lease + 12.0 + self.plan.max_delay + 5 * self.plan.deadline
+
+    async def _until(self, condition: Callable[[], bool], most: float) -> None:
+        end = self.world.now + most
+        while self.world.now < end and not condition():
+            await asyncio.sleep(0.5)
+
+    def _is_served(self) -> bool:
+        """Tell whether each slot has an owner that goes on."""
+        serving = {place.process.machine.name for place in self.places if place.process and place.process.serves}
+        owners = [self.judge.members.get(owner) for _, owner in self.judge.owners.values()]
+        return len(owners) == self.plan.slots and serving.issuperset(owners)
+
+    def _left(self) -> dict[int, int]:
+        """Return how many entries slots have."""
+        keys = [(re.fullmatch(rb".*:log:(\d+)", key), value) for key, value in self.redis.data.keys.items()]
+        return {int(match[1]): len(value.ids) for match, value in keys if match is not None and value.ids}
 
     def _want(self, place: Place) -> None:
         place.wanted = True
@@ -447,7 +457,7 @@ class Simulation:
         name = f"p{sum(name.startswith('p') for name in self.processes) + 1}"
         self.say("begin", name, "in place", place.number)
         self.counts["shards"] += 1
-        process: ShardProcess = self._machine(name, lambda machine: ShardProcess(self, machine, last=last))
+        process: ShardProcess = self._machine(name, lambda machine: ShardProcess(self, machine, place, last=last))
         place.process = process
         return process
 
@@ -523,8 +533,8 @@ class Simulation:
 
     async def _drain(self, machine: Machine) -> None:
         members = [member for member, name in self.judge.members.items() if name == machine.name]
-        for member in members:
-            base = b"actorbot:{bot}"
+        base = next((key[:-5] for key in self.redis.data.keys if key.endswith(b"}:meta")), None)
+        for member in members if base is not None else ():
             key = base + b":drains"
             self.redis.data.call(self.world.now, self.world.now + self.redis.offset, [b"SADD", key, member.encode()])
 
@@ -548,8 +558,12 @@ class Simulation:
 
         def this_process() -> Process:
             name = Machine.running.name
-            number = sum(map(ord, name)) * 1000 + len(name)
-            return Process(f"machine-{name}", number, "bot.py", started=name, namespace="pids", kernel=name)
+            process = self.processes[name]
+            computer = f"computer-{process.place.number % self.plan.computers}"
+            return Process(computer, int(name[1:]), "bot.py", started=name, namespace="pids", kernel=computer)
+
+        def is_gone(process: Process) -> bool:
+            return process.kernel == this_process().kernel and self.judge.machines[process.started].killed
 
         def random_text(count: int) -> str:
             return self.random.randbytes(count).hex()
@@ -562,7 +576,10 @@ class Simulation:
             patch.setattr(_parts, "real_clock", lambda clock: clock)
             patch.setattr(_keeper, "this_process", this_process)
             patch.setattr(_shard, "this_process", this_process)
-            patch.setattr(_stays, "is_gone", lambda process: False)
+            patch.setattr(_stays, "is_gone", is_gone)
+            patch.setattr(_membership, "is_gone", is_gone)
+            patch.setattr(_shard, "os", SimpleNamespace(getpid=lambda: 1))
+            patch.setattr(_shard, "time", now)
             patch.setattr(_stays, "secrets", SimpleNamespace(token_hex=random_text))
             for module in (_keeper, _stays):
                 patch.setattr(module, "stays", known)
@@ -574,7 +591,7 @@ class Simulation:
             finally:
                 for process in self.processes.values():
                     if isinstance(process, ShardProcess) and process.shard is not None:
-                        inside.forget(process.shard._manager)
+                        inside.forget(inside.manager_of(process.shard))
 
 
 def simulate_shards(seed: int, **fixed: Any) -> Report:
@@ -597,6 +614,6 @@ def simulate_shards(seed: int, **fixed: Any) -> Report:
             stacks.close()
     problem = simulation.wrong or problem or (errors[0] if errors else None)
     if problem is not None or report is None:
-        last = "\n".join(simulation.trace[-int(__import__("os").environ.get("LAST", "120")):])
+        last = "\n".join(simulation.trace[-int(__import__("os").environ.get("LAST", "120")) :])
         raise SimulationError(f"seed {seed}, {fixed}: {problem}\n{simulation.plan}\n{last}")
     return report

@@ -25,7 +25,7 @@ Log = tuple[str, ...]
 
 REMEMBERED = 64  # events of a session, so that none is counted twice
 SLACK = 1.0  # seconds beyond a flush's delay and its call
-KEY = re.compile(rb"actorbot:\{[^}]*\}:(\w+)(?::(.*))?")
+KEY = re.compile(rb"[\w-]+:\{[^}]*\}:(\w+)(?::(.*))?")
 
 
 def fails(event: str) -> bool:
@@ -96,7 +96,9 @@ class Judge:
         self.members: dict[str, str] = {}
         """By member: its machine."""
         self.ends: list[tuple[float, int, int, str, bool]] = []
-        """When a slot changed hands: instant, slot, epoch, the machine that had it, whether it gave it back."""
+        """When a slot changed hands: instant, slot, epoch, the machine that had it, and whether it
+        gave it back.
+        """
         self.replies: Counter[str] = Counter()
         self.forgot: list[tuple[float, float]] = []
         """Spans of which the server remembers nothing."""
@@ -137,6 +139,13 @@ class Judge:
         """Return the events that the store has counted, in order."""
         return [self.runs[session_id][token].event for token in self.stored.get(session_id, ())]
 
+    def is_durable(self, session_id: str, event: str) -> bool:
+        """Tell whether an event that was called durable is so."""
+        if event in self.events_of(session_id):
+            return True
+        # Its shard was killed before the flush was asked for: the next one has nothing to flush.
+        return any(map(self._may_be_lost, self.by_event[event]))
+
     def deliver(self, shard: str, session_id: str, token: str) -> None:
         """*shard* sends the reply of a run."""
         run = self.runs[session_id][token]
@@ -144,7 +153,11 @@ class Judge:
         entries = self.by_event.get(run.event, [])
         if not any(each.by == shard and each.acknowledged <= self._now() for each in entries):
             self._complain(f"{shard} has sent the reply of {token}, and the log knows nothing of it: {entries}")
-        if self.replies[run.event] > 1 and not any(each.doubtful for each in entries) and not self._is_forgotten(entries):
+        if (
+            self.replies[run.event] > 1
+            and not any(each.doubtful for each in entries)
+            and not self._is_forgotten(entries)
+        ):
             self._complain(f"the reply of {run.event} was sent twice: now that of {token}")
 
     def is_old(self, event: str) -> bool:

@@ -35,6 +35,7 @@ from typing import Any
 from actorbot import Context, FlushPolicy, SessionManager, errors, store_from_url
 from actorbot._journal.ahead import Ahead
 from actorbot._journal.journal import Journal
+from actorbot._ownership import keeper
 
 AGAIN = 0.01  # seconds before an event that got an error is sent again, as a platform would
 REMEMBERED = 64  # event ids that a session remembers
@@ -285,6 +286,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
 
 def be_worker(request: bytes, pipe: int) -> None:
     orders = Orders(**json.loads(request))
+    keeper.WATCHED = 0.0  # type: ignore[misc]  # a server that has just started again had no other bot
     MUTANTS[orders.mutant]()
     worker = Worker(orders, pipe)
     try:

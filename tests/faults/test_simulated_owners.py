@@ -30,7 +30,7 @@ from tests.faults._simulation import SimulationError
 from tests.tiers import tiers
 
 SEEDS = scaled(800, 20_000)
-PARTS = 16
+PARTS = 32
 
 
 @pytest.mark.timeout(scaled(180, 7_200))

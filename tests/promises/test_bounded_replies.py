@@ -178,7 +178,7 @@ async def test_a_turn_that_failed_gives_its_room_back(mode: str, tmp_path: Path)
     platform, store = Platform(), FaultyStore()
     policy = {
         "write-behind": FlushPolicy.write_behind(),
-        "write-through": FlushPolicy.write_through(),
+        "write-through": FlushPolicy.parse("write-through:retry.base=0.01"),
         "journaled": FlushPolicy.journaled(tmp_path / "journal"),
     }[mode]
 
@@ -242,9 +242,11 @@ async def test_the_replies_of_a_commit_whose_caller_has_gone_are_counted_in_and_
 
 
 async def test_replies_that_their_gate_drops_are_counted_out() -> None:
-    store = FaultyStore()
+    store, policy = FaultyStore(), FlushPolicy.parse("write-behind:retry.base=0.01")
     platform = Platform()
-    async with SessionManager(store, handler=answer, deliver=platform.deliver_on_loop, close_timeout=0.2) as manager:
+    async with SessionManager(
+        store, handler=answer, deliver=platform.deliver_on_loop, flush=policy, close_timeout=0.2
+    ) as manager:
         await manager.dispatch("ann", "1", durable=True)
         store.outage()
         with pytest.raises(errors.StoreUnavailableError):

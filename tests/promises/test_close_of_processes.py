@@ -10,12 +10,14 @@ import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.programs import PROGRAM, ended, run, start, stored, wait_for
+from tests.tiers import tiers
 
 BOT = """
 import asyncio, sys, threading
@@ -94,8 +96,13 @@ print("after run", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("code", [BOT, PLAIN_BOT], ids=["async", "plain"])
+@pytest.mark.parametrize(
+    ("code", "number"),
+    tiers(
+        product([BOT, PLAIN_BOT], [signal.SIGTERM, signal.SIGINT]), (BOT, signal.SIGTERM), (PLAIN_BOT, signal.SIGINT)
+    ),
+    ids=["async, SIGTERM", "async, SIGINT", "plain, SIGTERM", "plain, SIGINT"],
+)
 def test_a_signal_while_a_handler_does_not_end_ends_the_bot_within_its_close_time(
     code: str, number: signal.Signals, tmp_path: Path
 ) -> None:

@@ -13,11 +13,13 @@ from actorbot.testing import FaultyStore
 from tests import inside
 from tests.handlers import count, count_plainly
 from tests.homes import both_homes, on_threads, tiny_switch_interval
+from tests.tiers import tiers
 from tests.waiting import HANGS, Call, until, until_sync
 
 
+@pytest.mark.parametrize("times", tiers([20, 60]))
 @pytest.mark.parametrize("verb", ["dispatch", "submit", "turn"])
-def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: str) -> None:
+def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: str, times: int) -> None:
     def work(manager: SessionManager, session_id: str) -> int:
         acknowledged = 0
         receipts = []
@@ -43,7 +45,7 @@ def test_what_was_acknowledged_while_the_manager_closed_is_in_the_store(verb: st
         return acknowledged
 
     with tiny_switch_interval():
-        for _ in range(60):
+        for _ in range(times):
             store = MemorySessionStore()
             manager = SessionManager(store, handler=count_plainly).start_sync()
             calls = [Call(work, manager, f"user:{number}") for number in range(6)]

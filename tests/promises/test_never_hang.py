@@ -82,7 +82,10 @@ async def test_a_foreign_thread_that_waits_too_long_withdraws_its_event() -> Non
         assert await manager.peek("ann") == {"n": 1}
 
 
-async def test_a_driver_that_never_answers_releases_its_callers_and_stops_nobody_else() -> None:
+async def test_a_driver_that_never_answers_releases_its_callers_and_stops_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actorbot.testing._manual_clock.PATIENCE", 0.1)  # what is held up goes on by itself
     clock, store = ManualClock(), FaultyStore()
     async with SessionManager(store, handler=count, clock=clock) as manager:
         await manager.dispatch("bob", "hi")

@@ -71,7 +71,8 @@ def lossy(port: int, loses: Callable[[], bool], **options: Any) -> Iterator[tupl
     """A store behind a proxy that loses the replies to those updates for which *loses* says so."""
     with Proxy(port) as proxy:
         proxy.loses = lambda request: is_update(request) and loses()
-        store = MongoSessionStore(f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true", **options)
+        url = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true&timeoutMS=2000"  # half of what it has by itself
+        store = MongoSessionStore(url, **options)
         try:
             yield proxy, store
         finally:
@@ -355,15 +356,20 @@ def fails_to_open(url: str, *says: str) -> None:
     assert "hunter2" not in f"{caught.value!r} {caught.value} {caught.value.__cause__!r}"
 
 
-def test_a_wrong_port_is_told_within_the_deadline() -> None:
+each_deadline = pytest.mark.parametrize("query", tiers(["?timeoutMS=500", ""]), ids=["of the URL", "of itself"])
+
+
+@each_deadline
+def test_a_wrong_port_is_told_within_the_deadline(query: str) -> None:
     port = free_port()
-    fails_to_open(f"mongodb://bot:hunter2@127.0.0.1:{port}/", f"127.0.0.1:{port}")
+    fails_to_open(f"mongodb://bot:hunter2@127.0.0.1:{port}/{query}", f"127.0.0.1:{port}")
 
 
-def test_a_server_that_accepts_and_never_answers_is_told_within_the_deadline() -> None:
+@each_deadline
+def test_a_server_that_accepts_and_never_answers_is_told_within_the_deadline(query: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        fails_to_open(f"mongodb://bot:hunter2@127.0.0.1:{port}/", f"127.0.0.1:{port}")
+        fails_to_open(f"mongodb://bot:hunter2@127.0.0.1:{port}/{query}", f"127.0.0.1:{port}")
 
 
 def test_a_wrong_password_or_none_is_told_and_the_right_one_is_not_shown() -> None:
@@ -381,9 +387,10 @@ def test_a_wrong_password_or_none_is_told_and_the_right_one_is_not_shown() -> No
     assert "right-1" not in f"{store!r} {caught.value!r} {caught.value.__cause__!r}"
 
 
-def test_a_frozen_server_holds_a_call_no_longer_than_its_deadline() -> None:
+@pytest.mark.parametrize("query", tiers(["?timeoutMS=2000", ""]), ids=["of the URL", "of itself"])
+def test_a_frozen_server_holds_a_call_no_longer_than_its_deadline(query: str) -> None:
     with server() as own:
-        store = MongoSessionStore(own.url).init()
+        store = MongoSessionStore(f"{own.url}{query}").init()
         first = put(store, "ann")
         second = Write(Record("ann", 2, first.state, first.write_ids, b"", 1.5e9, 4e9).next_write(), first.write_id)
         own.freeze()

@@ -30,6 +30,7 @@ from actorbot.testing import StoreContract
 from actorbot.testing._expect import get, make_record, make_tombstone, put, write_all
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import KINDS, QUICK, Server, cluster, free_port, is_write
+from tests.tiers import tiers
 from tests.waiting import Call
 
 SECRET = "s3cret-pa55"
@@ -239,11 +240,12 @@ def test_a_user_who_may_not_write_is_refused_and_not_unknown(redis_server: Serve
         store.close()
 
 
-def test_a_server_that_accepts_and_never_answers_is_given_up_within_the_deadline() -> None:
+@pytest.mark.parametrize("query", tiers(["?socket_timeout=0.3", ""]), ids=["of the URL", "of itself"])
+def test_a_server_that_accepts_and_never_answers_is_given_up_within_the_deadline(query: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(errors.StoreUnavailableError, match=f"127.0.0.1:{port} does not answer"):
-            Call(RedisSessionStore(f"redis://:{SECRET}@127.0.0.1:{port}/0").init).result()
+            Call(RedisSessionStore(f"redis://:{SECRET}@127.0.0.1:{port}/0{query}").init).result()
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_actorbot_and_what_is_written_by_hand_lose_nothing(store: str, handler: 
     assert not (tmp_path / "environments").exists()
 
 
+@pytest.mark.long  # it makes an environment
 def test_a_peer_that_cannot_be_installed_is_named_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

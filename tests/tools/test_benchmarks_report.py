@@ -24,6 +24,7 @@ from benchmarks._plan import PLAN, Setting
 from benchmarks._report import Figure, Result, Table, command, without_password
 from benchmarks._saved import DONE, load
 from tests.servers import redis_servers
+from tests.tiers import tiers
 
 TINY = "session --users 7 --events 200 --in-flight 8 --repeats 2 --seconds 0"
 Better = Literal["higher", "lower", ""]
@@ -440,7 +441,7 @@ def test_a_setting_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
     assert load(tmp_path).index.settings[0].outcome.startswith("failed: it took more than")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", tiers([signal.SIGINT, signal.SIGTERM]))
 def test_interrupted_it_reports_what_is_there(number: signal.Signals, tmp_path: Path) -> None:
     program = (
         "import sys; from benchmarks import _plan; from benchmarks.__main__ import main\n"

@@ -19,8 +19,7 @@ from actorbot.testing import StoreContract
 from examples.record_store import SqliteRecordStore
 from tests import ROOT
 from tests.handlers import count
-from tests.servers import mongo_servers
-from tests.servers.redis_servers import Server
+from tests.servers import mongo_servers, redis_servers
 from tests.tiers import tiers
 from tests.waiting import HANGS, soon, until
 
@@ -63,8 +62,9 @@ def test_with_file_session(tmp_path: Path) -> None:
     assert (tmp_path / ".sessions").is_dir()
 
 
-def test_with_redis_session(redis_server: Server, tmp_path: Path) -> None:
-    url = redis_server.url
+@pytest.mark.parametrize("kind", redis_servers.KINDS)
+def test_with_redis_session(kind: str, tmp_path: Path) -> None:
+    url = redis_servers.shared(kind).url.removesuffix("0") + "1"  # a database of its own
     assert run("with_redis_session.py", tmp_path, "Hi\nTim\n", REDIS_URL=url) == (
         "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
     )
@@ -74,15 +74,15 @@ def test_with_redis_session(redis_server: Server, tmp_path: Path) -> None:
 
 
 def test_with_mongo_session(tmp_path: Path) -> None:
-    with mongo_servers.server() as own:
-        assert run("with_mongo_session.py", tmp_path, "Hi\nTim\n", MONGO_URL=own.url) == (
-            "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
-        )
-        assert run("with_mongo_session.py", tmp_path, "It rains\n/quit\n", MONGO_URL=own.url) == (
-            "You > It rains\nBot > You said 'It rains', Tim\nYou > /quit\n"
-        )
-        with own.client() as client:
-            assert client["actorbot"]["sessions"].find_one({"state.nickname": "Tim"})["_id"] == "console:1"
+    url = mongo_servers.shared().url  # in its database `actorbot` no other test keeps sessions
+    assert run("with_mongo_session.py", tmp_path, "Hi\nTim\n", MONGO_URL=url) == (
+        "You > Hi\nBot > Hi, what's your nickname?\nYou > Tim\nBot > Hello Tim\nYou > \n"
+    )
+    assert run("with_mongo_session.py", tmp_path, "It rains\n/quit\n", MONGO_URL=url) == (
+        "You > It rains\nBot > You said 'It rains', Tim\nYou > /quit\n"
+    )
+    with mongo_servers.shared().client() as client:
+        assert client["actorbot"]["sessions"].find_one({"state.nickname": "Tim"})["_id"] == "console:1"
 
 
 def test_custom_store(tmp_path: Path) -> None:

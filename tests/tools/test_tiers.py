@@ -64,6 +64,7 @@ def test_the_table_has_a_row_for_each_promise() -> None:
     assert all(names_in(row[1]) for row in ROWS), "each promise has its first case in `make test`"
 
 
+@pytest.mark.long  # it collects all those files
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_what_the_table_names_is_there_in_its_tier(row: list[str]) -> None:
     for tier, cell in (("quick", row[1]), ("long", row[2])):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from actorbot.cluster._log import Standing, Terms
+from actorbot import errors
+from actorbot.cluster._log import Settlement, Standing, Terms
 from actorbot.cluster._redis_log import RedisLog
 from tests.servers.redis_servers import Server
+from tests.waiting import HANGS
 
 TERMS = Terms(slots=256, max_waiting=2_000)
 LEASE = 60.0  # seconds, which no test lasts: what is to run out is set by hand
@@ -116,3 +119,27 @@ async def a_cluster(server: Server, url: str | None = None) -> AsyncIterator[Mad
     finally:
         for log in made.logs:
             await log.close()
+
+
+async def goes_round(made: Made, url: str | None = None) -> None:
+    """Have an event go through the log, and its answer come back."""
+    ann = await made.member("ann", url=url)
+    caller = await made.caller(url=url)
+    await ann.renew()
+    assert await caller.append([(1, b"hi")]) == [True]
+    (entry,) = (await ann.log.read("ann", 10)).entries
+    await ann.log.settle("ann", [Settlement(1, ann.held[1], [], [entry.id])], {"web": b"hello"})
+    assert (await caller.answers("web", "0")).payloads[-1:] == [b"hello"]
+    await caller.members()
+    await caller.slots()
+    await caller.drain(["ann"])
+    await ann.leave()
+
+
+async def until_it_does(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """Ask until the server answers; return its answer. It must come soon."""
+    async with asyncio.timeout(HANGS):
+        while True:
+            with suppress(errors.StoreUnavailableError):
+                return await ask()
+            await asyncio.sleep(0.01)

@@ -16,6 +16,7 @@ from actorbot.cluster._lane import MOST_UNFLUSHED
 from actorbot.cluster._slots import slot_of
 from actorbot.errors import (
     ConfigError,
+    ConflictError,
     ManagerClosedError,
     NotEncodableError,
     RemoteHandlerError,
@@ -382,3 +383,17 @@ async def test_a_result_that_cannot_be_sent_is_an_error_that_says_that_the_chang
             await cluster.dispatch("ann", 1)
 
         assert await cluster.peek("ann") == {"seen": [1]}
+
+
+async def test_a_receipt_says_durable_only_of_an_event_that_the_store_has() -> None:
+    async with bench() as b:
+        first, cluster = await b.shard(keep="acknowledged"), await b.cluster()
+        kept, lost = await cluster.submit("ann", "kept"), await cluster.submit("bob", "lost")
+        assert (await kept.result(), await lost.result()) == (1, 1)
+        await kept.durable()
+        first._manager.abandon("bob")
+        with pytest.raises(ConflictError, match="before it was flushed"):
+            await lost.durable()
+        assert await cluster.dispatch("bob", "lost") == 1
+        await cluster.destroy("ann")
+        await kept.durable()  # and destroyed since

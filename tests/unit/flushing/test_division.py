@@ -99,9 +99,11 @@ class PickyRecords(MemorySessionStore):
 
 
 POLICIES = {
-    "write-behind": lambda _: FlushPolicy.parse("write-behind:max_delay=60,retry.attempts=2"),
-    "write-through": lambda _: FlushPolicy.parse("write-through:retry.attempts=2"),
-    "journaled": lambda folder: FlushPolicy.parse(f"journaled:path={folder}/journal,max_delay=60,retry.attempts=2"),
+    "write-behind": lambda _: FlushPolicy.parse("write-behind:max_delay=60,retry.attempts=2,retry.base=0.01"),
+    "write-through": lambda _: FlushPolicy.parse("write-through:retry.attempts=2,retry.base=0.01"),
+    "journaled": lambda folder: FlushPolicy.parse(
+        f"journaled:path={folder}/journal,max_delay=60,retry.attempts=2,retry.base=0.01"
+    ),
 }
 each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 each_picky = pytest.mark.parametrize("kind", [Picky, AsyncPicky, PickyRecords, PickyComparing])
@@ -118,7 +120,7 @@ async def all_say(manager: SessionManager, text: str, bad: str) -> list[str]:
 @each_policy
 async def test_a_session_that_cannot_be_stored_holds_up_no_other(kind: Any, policy: Any, tmp_path: Path) -> None:
     store = kind()
-    manager = SessionManager(store, handler=say, flush=policy(tmp_path), close_timeout=0.3)
+    manager = SessionManager(store, handler=say, flush=policy(tmp_path), close_timeout=0.1)
     async with manager:
         failed = await all_say(manager, "hi", NUL)
         through = manager.stats().dirty_bytes == 0
@@ -205,7 +207,7 @@ async def test_a_record_that_cannot_be_encoded_holds_up_no_other(
             lambda record, store: encode(record, store=store) if record.session_id != BAD else 1 / 0,
         )
     broken(BAD)(monkeypatch)
-    manager = SessionManager(store, handler=say, flush=policy(tmp_path), close_timeout=0.3)
+    manager = SessionManager(store, handler=say, flush=policy(tmp_path), close_timeout=0.1)
     async with manager:
         failed = await all_say(manager, "hi", "hi")
         if manager.stats().dirty_bytes and encodes:

@@ -99,6 +99,12 @@ def test_a_manager_that_starts_while_the_last_one_closes_its_store_opens_it_agai
     assert store.life == ["opened", "closed", "opened", "closed"]
 
 
+@pytest.fixture
+def a_close_soon_counts_as_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actorbot.stores._users.HANGS", 0.1)
+
+
+@pytest.mark.usefixtures("a_close_soon_counts_as_hanging")
 def test_a_store_whose_close_hangs_can_be_opened_again() -> None:
     store = Closable()
     store.may_close.clear()
@@ -109,6 +115,7 @@ def test_a_store_whose_close_hangs_can_be_opened_again() -> None:
         store.may_close.set()
 
 
+@pytest.mark.usefixtures("a_close_soon_counts_as_hanging")
 def test_a_close_that_comes_back_late_does_not_take_the_store_from_who_has_opened_it_since() -> None:
     store = Closable()
     store.may_close.clear()

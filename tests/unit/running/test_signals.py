@@ -5,11 +5,13 @@ from __future__ import annotations
 import select
 import signal
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tests.programs import ended, start, stored, wait_for
+from tests.tiers import tiers
 
 PROGRAM = """
 import asyncio, threading, time
@@ -101,8 +103,14 @@ RECEIVES = {
 }
 
 
-@both_signals
-@pytest.mark.parametrize("how", RECEIVES)
+@pytest.mark.parametrize(
+    ("how", "number"),
+    tiers(
+        product(RECEIVES, [signal.SIGTERM, signal.SIGINT]),
+        ("cleans up for ever", signal.SIGTERM),
+        ("swallows", signal.SIGINT),
+    ),
+)
 def test_a_receive_that_does_not_end_does_not_keep_the_bot(how: str, number: signal.Signals, tmp_path: Path) -> None:
     process = start(f"{PROGRAM}\nasync def receiving(bot):\n    {RECEIVES[how]}\nrun(close_timeout=0.5)", tmp_path)
     wait_for(process.stdout, b"receiving")

@@ -51,8 +51,8 @@ def stuck(request: pytest.FixtureRequest) -> Iterator[Any]:
     driver.free.set()
 
 
-def behind() -> FlushPolicy:
-    return FlushPolicy.write_behind(max_delay=60.0, store_deadline=0.3)
+def behind(store_deadline: float = 0.3) -> FlushPolicy:
+    return FlushPolicy.write_behind(max_delay=60.0, store_deadline=store_deadline)
 
 
 async def test_a_session_whose_write_hangs_does_not_keep_the_others_of_its_batch_from_the_store(stuck: Any) -> None:
@@ -76,7 +76,7 @@ async def test_a_session_whose_write_hangs_does_not_keep_the_others_of_its_batch
     ids=["flush", "flush all", "durable dispatch"],
 )  # fmt: skip
 async def test_whoever_waits_for_a_write_that_hangs_is_told(stuck: Any, verb: Callable[[SessionManager], Any]) -> None:
-    async with SessionManager(stuck, handler=count_plainly, flush=behind(), close_timeout=0.5) as manager:
+    async with SessionManager(stuck, handler=count_plainly, flush=behind(0.05), close_timeout=0.5) as manager:
         await manager.dispatch("bad", "hi")
         first = asyncio.create_task(manager.flush())
         try:
@@ -112,7 +112,7 @@ async def test_a_destroy_goes_past_a_hanging_write_that_could_be_cancelled_and_i
 
 
 async def test_write_through_tells_within_its_deadlines_that_the_outcome_is_unknown(stuck: Any) -> None:
-    policy = FlushPolicy.write_through(store_deadline=0.3)
+    policy = FlushPolicy.write_through(store_deadline=0.05)
     async with SessionManager(stuck, handler=count_plainly, flush=policy, close_timeout=0.5) as manager:
         try:
             with pytest.raises(errors.StoreUnavailableError):

@@ -203,9 +203,9 @@ def test_a_url_without_a_password_hides_nothing(url: str) -> None:
 
 
 @pytest.mark.parametrize("blocks", [True, False])
-@pytest.mark.parametrize("policy", [FlushPolicy.write_through(), FlushPolicy.write_behind()], ids=str)
+@pytest.mark.parametrize("policy", ["write-through:retry.base=0.01", "write-behind:retry.base=0.01"])
 async def test_a_record_store_of_somebody_else_shows_no_password_to_a_bot(
-    blocks: bool, policy: FlushPolicy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    blocks: bool, policy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Down(MemorySessionStore):
         may_block = blocks
@@ -227,7 +227,8 @@ async def test_a_record_store_of_somebody_else_shows_no_password_to_a_bot(
     store = store_from_url("plain://bot:QXZ90JJX@here")
     seen: list[str] = []
     with caplog.at_level(logging.DEBUG):
-        async with SessionManager(store, handler=count, flush=policy, close_timeout=0.1) as manager:
+        flush = FlushPolicy.parse(policy)
+        async with SessionManager(store, handler=count, flush=flush, close_timeout=0.1) as manager:
             for store.reads in (False, True):
                 try:
                     await manager.dispatch("ann", "hi")
@@ -261,7 +262,7 @@ class Parrot(socketserver.StreamRequestHandler):
 def parrot(said: bytes) -> Iterator[int]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), type("Saying", (Parrot,), {"form": said})) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield server.server_address[1]
         finally:

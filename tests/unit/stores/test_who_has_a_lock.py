@@ -9,8 +9,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,27 @@ WRITTEN: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Place], Path]]:
+    """Let another process have a place, the same one in all these tests; return where it is."""
+    with ExitStack() as stack:
+
+        @cache
+        def hold(place: Place) -> Path:
+            path = tmp_path_factory.mktemp("held")
+            stack.enter_context(held_by_another(place, path))
+            return path
+
+        yield hold
+
+
 @each_place
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
 def test_a_lock_that_does_not_say_who_has_it_is_an_error_without_a_name(
-    written: Callable[[], bytes], place: Place, tmp_path: Path
+    written: Callable[[], bytes], place: Place, held: Callable[[Place], Path]
 ) -> None:
-    with held_by_another(place, tmp_path):
-        (tmp_path / LOCKS[place]).write_bytes(written())
-        error = refused(place, tmp_path)
+    (held(place) / LOCKS[place]).write_bytes(written())
+    error = refused(place, held(place))
 
     assert error.owner is None
     assert "somebody else owns" in str(error)
