@@ -734,7 +734,7 @@ MUTANTS = (
     Mutant(
         "a bot that runs shows errors that the author's logging shows, too",
         "_running/shown.py",
-        " and not _is_set_up():",
+        " and not is_set_up():",
         ":",
         "tests/unit/running/test_shown.py",
     ),
@@ -1721,6 +1721,27 @@ MUTANTS = (
         "tests/unit/cluster/test_access.py -k if_its_caller_is_cancelled",
     ),
     Mutant(
+        "a slot that is full at the second try is called full, though the first may have been accepted",
+        "cluster/_caller.py",
+        "            if in_doubt:\n                text =",
+        "            if False:\n                text =",
+        "tests/unit/cluster/test_caller.py -k tried_again",
+    ),
+    Mutant(
+        "a submit waits for ever for a log that does not answer",
+        "cluster/_waiting.py",
+        "        self._pending[asked.number] = asked\n",
+        "        if asked.accepted is None:\n            self._pending[asked.number] = asked\n",
+        "tests/unit/cluster/test_caller.py -k not_accepted_in_time",
+    ),
+    Mutant(
+        "a log that refuses what is sent is said to answer again whenever it is read",
+        "cluster/_caller.py",
+        "is not None and not self._failures:\n",
+        "is not None or True:\n            self._failures.clear()\n",
+        "tests/unit/cluster/test_caller.py -k takes_nothing",
+    ),
+    Mutant(
         "a delivery that no shard has answered in time is not sent again",
         "ext/asgi.py",
         "WrongLoopError, TurnTimeoutError,\n",
@@ -1853,6 +1874,20 @@ MUTANTS = (
         "                lane.drop_waiting()  # the next owner begins them\n",
         "                pass\n",
         "tests/unit/cluster/test_shard.py -k has_not_begun",
+    ),
+    Mutant(
+        "what a shard has not finished in time waits until its lease has run out",
+        "cluster/_hand_over.py",
+        "                await self._membership.release(slots)\n",
+        "                pass\n",
+        "tests/unit/cluster/test_shard.py -k finish_in_time",
+    ),
+    Mutant(
+        "a shard that ends gives back slots that are not flushed",
+        "cluster/_hand_over.py",
+        " if slot.number not in kept]",
+        "]",
+        "tests/unit/cluster/test_shard.py -k cannot_flush",
     ),
     Mutant(
         "a shard of another process that has ended is waited for",
