@@ -58,8 +58,8 @@ test-pythons: $(VENV)/dev.stamp  ## the tests of `test` on the other Pythons tha
 test-all: test test-long test-pythons  ## all of these
 
 # -rP shows what each test has measured.
-torture: $(VENV)/all.stamp  ## the faults and the stress at a scale of hours, then `ranges`
-	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/promises/test_serial.py tests/unit/journal/test_journal.py -rP $(ARGS)
+torture: $(VENV)/all.stamp  ## the faults, clusters and the stress at a scale of hours, then `ranges`
+	ACTORBOT_TORTURE=1 $(BIN)/python -m pytest tests/faults tests/cluster tests/promises/test_serial.py tests/unit/journal/test_journal.py -rP $(ARGS)
 	$(BIN)/python -m tests.ranges
 
 # The tests of each extra with the lowest and with the highest versions that pyproject.toml allows, in fresh environments

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Self, final
+from typing import Any, Final, Self, final
 
-__all__ = ["DUPLICATE", "Duplicate", "Event", "Message"]
+__all__ = ["DUPLICATE", "Duplicate", "Event", "Message", "WebhookEvent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,24 @@ class Event:
     def from_text(cls, text: str) -> Self:
         """Make the event of a user who wrote *text*."""
         return cls(Message(text))
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEvent(Event):
+    """One event of a platform.
+
+    `message.text` is what the user wrote, or the data of a button, or empty.
+    """
+
+    raw: Any = None
+    """The event as the platform sent it. If a delivery has several events: the part of this one."""
+    mode: str = "active"
+    """"standby": the platform only tells of the event, and another bot answers. LINE and Meta."""
+
+    @classmethod
+    def from_text(cls, text: str, raw: Any = None) -> Self:
+        """Make the event of a user who wrote *text*."""
+        return cls(Message(text), raw)
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from copy import deepcopy
 from reprlib import Repr
-from typing import Any, Self
+from typing import Any, Final, Self
 
 __all__ = [
     "ActorbotError",
@@ -26,6 +26,7 @@ __all__ = [
     "OutcomeUnknownError",
     "OverloadedError",
     "OwnershipLostError",
+    "RemoteHandlerError",
     "SessionTooLargeError",
     "StoreError",
     "StoreLockedError",
@@ -45,10 +46,10 @@ class ActorbotError(Exception):
     """
 
     def __copy__(self) -> Self:
-        return _made_again(type(self), self.args, _facts_of(self))  # type: ignore[no-any-return]
+        return made_again(type(self), self.args, _facts_of(self))  # type: ignore[no-any-return]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        copied: Self = _made_again(type(self), self.args, {})
+        copied: Self = made_again(type(self), self.args, {})
         memo[id(self)] = copied
         for name, fact in _facts_of(self).items():
             object.__setattr__(copied, name, _deeply(fact, memo))
@@ -65,7 +66,7 @@ def _facts_of(error: BaseException) -> dict[str, Any]:
     return facts if error.__cause__ is None else {"__cause__": error.__cause__, **facts}
 
 
-def _made_again(kind: Any, args: tuple[Any, ...], facts: dict[str, Any]) -> Any:
+def made_again(kind: Any, args: tuple[Any, ...], facts: dict[str, Any]) -> Any:
     """Make an error as it was, without `__init__`, whose arguments nobody has kept."""
     native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     error = native.__new__(kind)  # not an author's `__new__`, for the same reason
@@ -108,7 +109,7 @@ def _unpacked(packed: _Packed) -> Any:
 
 
 def _unpickled(kind: Any, args: list[_Packed], facts: dict[str, _Packed]) -> Any:
-    return _made_again(kind, tuple(map(_unpacked, args)), {name: _unpacked(fact) for name, fact in facts.items()})
+    return made_again(kind, tuple(map(_unpacked, args)), {name: _unpacked(fact) for name, fact in facts.items()})
 
 
 class ConfigError(ActorbotError, ValueError):
@@ -142,6 +143,9 @@ class InvalidSessionIdError(ActorbotError, ValueError):
 # --- the session's data -------------------------------------------------------------------------
 
 
+_ROLLED_BACK: Final = "the event was rolled back"
+
+
 class NotEncodableError(ActorbotError, TypeError):
     """The state holds something that a session cannot keep.
 
@@ -150,9 +154,9 @@ class NotEncodableError(ActorbotError, TypeError):
     values, what that has raised is the `__cause__`.
     """
 
-    def __init__(self, path: str, reason: str, *, session_id: str | None = None) -> None:
+    def __init__(self, path: str, reason: str, *, session_id: str | None = None, then: str = _ROLLED_BACK) -> None:
         super().__init__(
-            f"{_place(session_id, path)}: {reason}; the event was rolled back. A session keeps JSON-like values, bytes,"
+            f"{_place(session_id, path)}: {reason}; {then}. A session keeps JSON-like values, bytes,"
             " dates, timedelta, UUID, Decimal, tuples and sets, and of these what its session_type takes"
         )
         self.path = path
@@ -166,8 +170,11 @@ class SessionTooLargeError(ActorbotError, ValueError):
     `path` says where, `limit` how much is allowed; `session_id` as in NotEncodableError.
     """
 
-    def __init__(self, path: str, reason: str, *, limit: int, session_id: str | None = None) -> None:
-        super().__init__(f"{_place(session_id, path)}: {reason}; the event was rolled back. Keep less in the session")
+    def __init__(
+        self, path: str, reason: str, *, limit: int, session_id: str | None = None, then: str = _ROLLED_BACK
+    ) -> None:
+        advice = ". Keep less in the session" if then is _ROLLED_BACK else ""
+        super().__init__(f"{_place(session_id, path)}: {reason}; {then}{advice}")
         self.path = path
         self.reason = reason
         self.limit = limit
@@ -309,6 +316,20 @@ class OverloadedError(ActorbotError):
 
 class ManagerClosedError(ActorbotError):
     """The manager is closed, closing, or was never started."""
+
+
+class RemoteHandlerError(ActorbotError):
+    """A handler in another process raised something of its own; its changes were discarded.
+
+    `type_name` is the name of its type, and `text` what it says.
+    """
+
+    def __init__(self, type_name: str, text: str, *, session_id: str | None = None) -> None:
+        where = "" if session_id is None else f"session {session_id!r}: "
+        super().__init__(f"{where}the handler raised {type_name}: {text}")
+        self.type_name = type_name
+        self.text = text
+        self.session_id = session_id
 
 
 class ForkedError(ActorbotError):

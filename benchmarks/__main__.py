@@ -17,6 +17,7 @@ from actorbot.errors import StoreUnavailableError
 from benchmarks import (
     activation,
     churn,
+    cluster,
     compare,
     deploy,
     drain,
@@ -44,6 +45,7 @@ QUESTIONS = {
     "outage": outage,
     "drain": drain,
     "deploy": deploy,
+    "cluster": cluster,
     "peers": peers,
 }
 COMMANDS = {"all": everything, "report": report, "compare": compare}  # these work on the answers

@@ -55,7 +55,7 @@ def server(store: str, given: str | None) -> Iterator[tuple[str, str]]:
         yield url, version
         return
     with tempfile.TemporaryDirectory(prefix="actorbot-benchmark-", ignore_cleanup_errors=True) as folder:
-        port = _free_port()
+        port = free_port()
         url = f"redis://127.0.0.1:{port}/0" if store == "redis" else f"mongodb://127.0.0.1:{port}/"
         # A process session of its own, so that Ctrl-C does not reach the server: the benchmarks
         # still have to remove what they wrote to it.
@@ -66,7 +66,7 @@ def server(store: str, given: str | None) -> Iterator[tuple[str, str]]:
         try:
             yield url, _version_of_new(store, url, process)
         finally:
-            _end(process)
+            end(process)
 
 
 def find(store: str) -> str | None:
@@ -111,13 +111,13 @@ def _mongo_version(url: str) -> str:
 VERSIONS: Mapping[str, Callable[[str], str]] = {"redis": _redis_version, "mongo": _mongo_version}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(PATIENCE)

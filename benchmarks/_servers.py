@@ -40,7 +40,7 @@ class Place:
         """Remove what the run wrote."""
         if self.store == "redis":
             with redis.Redis.from_url(self.url) as client:
-                for keys in _in_batches(client.scan_iter(f"{self.name}:*", count=1000)):
+                for keys in _in_batches(client.scan_iter(f"*{self.name}*", count=1000)):
                     client.unlink(*keys)
         else:
             with pymongo.MongoClient[dict[str, Any]](self.url) as client:

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from actorbot import store_from_url
 from actorbot.errors import ActorbotError
 from actorbot.stores.base import RecordStore
 from benchmarks import _report
+from benchmarks._own_servers import free_port
 from benchmarks._platform import SECRET, Platform, Webhook
 from benchmarks._report import Figure, Result, Table, figures_of, options_of
 from benchmarks._servers import DATABASE, URLS, Place
@@ -143,7 +143,7 @@ class Serving:
 @asynccontextmanager
 async def serving(url: str, folder: Path) -> AsyncIterator[Serving]:
     """Run the example on a free port."""
-    port = _free_port()
+    port = free_port()
     log = folder / f"{port}.log"
     environment = {"PORT": str(port), "STORE": url, "TELEGRAM_SECRET_TOKEN": SECRET, "TELEGRAM_TOKEN": ""}
     here = str(Path(actorbot.__file__).parent.parent)  # what is measured, wherever it is installed
@@ -199,9 +199,3 @@ def url_of(place: Place) -> str:
     if place.store == "mongo":
         option = f"database={DATABASE}&collection_name={place.name}"
     return f"{place.url}{'&' if '?' in place.url else '?'}{option}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -44,8 +44,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep the garbage collector from what the tests are made of: that stays to the end, and is so
-    much that each walk over it takes half a second.
+    """Keep the garbage collector from what the tests are made of.
+
+    That stays to the end, and there is so much of it that each walk over it takes half a second.
     """
     gc.disable()
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from actorbot import SessionManager
 from actorbot._manager import exits
 from actorbot._manager.access import Life
+
+if TYPE_CHECKING:  # it needs a driver, which not every test has
+    from actorbot.cluster import Cluster, Shard
 
 
 def parts(manager: SessionManager) -> Any:
@@ -143,3 +147,18 @@ def forget(manager: SessionManager) -> None:
     """Take the manager for closed, so that nothing closes it at the end of the program."""
     manager._live(Life.CLOSED)
     exits.forget(manager)
+
+
+def loop_of(cluster: Cluster) -> asyncio.AbstractEventLoop:
+    """Return the loop that the cluster is at home on."""
+    return cluster._loop
+
+
+def manager_of(shard: Shard) -> SessionManager:
+    """Return the manager of a shard."""
+    return shard._manager
+
+
+def receipts_of(cluster: Cluster) -> int:
+    """Count the receipts whose answers are still to come."""
+    return len(cluster._caller.waiting.receipts)

@@ -23,6 +23,9 @@ from actorbot import (
     ShutdownReport,
     errors,
 )
+from actorbot.cluster import Cluster, ClusterReceipt, ClusterStats, Member
+from actorbot.ext.asgi import lifespan, probe_routes, webhook_app, webhook_routes
+from actorbot.ext.webhooks import Telegram
 from actorbot.stores import LeaseFound, RecordStore
 
 bot = ConsoleBot(session_store=FileSessionStore(".sessions", expires_in=ONE_YEAR), flush=FlushPolicy.write_through())
@@ -221,3 +224,40 @@ async def start_or_say_who_is_in_the_way(manager: SessionManager) -> None:
         assert_type(error.owner, str | None)
     except errors.OwnershipLostError as error:
         assert_type(error.store, str)
+
+
+async def send_to_the_shards() -> None:
+    async with Cluster("redis://localhost/0", cluster="mybot", timeout=30.0) as cluster:
+        assert_type(cluster, Cluster)
+        reply = await cluster.dispatch("ann", {"n": 1}, event_id="7", durable=True, on_duplicate="result", timeout=5.0)
+        if reply is DUPLICATE:
+            return
+        receipt = await cluster.submit("ann", Event.from_text("hi"), event_id="8")
+        assert_type(receipt, ClusterReceipt)
+        print(receipt.session_id.upper(), await receipt.result(timeout=1.0))
+        await receipt.durable()
+        assert_type(await cluster.peek("ann"), dict[str, Any] | None)
+        await cluster.flush()
+        await cluster.flush("ann")
+        await cluster.destroy("ann")
+        assert_type(cluster.stats(), ClusterStats)
+        assert_type(await cluster.members(), list[Member])
+        assert_type(cluster.health().status, Literal["ready", "degraded", "failing"])
+
+
+def send_to_the_shards_from_threads() -> None:
+    with Cluster("redis://localhost/0") as cluster:
+        cluster.dispatch_sync("ann", {"n": 1}, event_id="7", durable=True, on_duplicate="duplicate", timeout=5.0)
+        receipt = cluster.submit_sync("ann", Event.from_text("hi"), event_id="8")
+        receipt.result_sync(timeout=1.0)
+        receipt.durable_sync()
+        assert_type(cluster.peek_sync("ann"), dict[str, Any] | None)
+        cluster.flush_sync("ann")
+        cluster.destroy_sync("ann")
+        print(cluster.members_sync()[0].remaining + 1.0)
+
+
+def serve(here: SessionManager, there: Cluster) -> None:
+    for app in (webhook_app(here, {"/telegram": Telegram("secret")}), webhook_app(there, {})):
+        print(app.routes)
+    print(webhook_routes(there, {}), probe_routes(there), lifespan(there))

@@ -134,13 +134,13 @@ class Flusher(Mailbox):
             ]
         )
 
-    def reach(self, goals: list[Goal]) -> Future[None]:
-        """Flush until the store has these versions.
+    def reach(self, goals: list[Goal], *, hurry: bool = True) -> Future[None]:
+        """Flush until the store has these versions; without *hurry*, when their time is up.
 
         The future ends as that of `flush`. It fails with ConflictError if a conflict has taken one
         of the versions meanwhile.
         """
-        return self._ask(Flush(goals))
+        return self._ask(Flush(goals, hurry))
 
     def write(self, session: Flushable, committed: Committed, *, forced: bool = False) -> Future[None]:
         """Write *committed* before it is committed.
@@ -213,8 +213,8 @@ class Flusher(Mailbox):
                 self._queue.add(self.dirty.take_due())
                 if done is not None:
                     self._quiet.append(done)
-            case Flush(goals, done):
-                self._queue.add_goals(goals, done)
+            case Flush(goals, hurry, done):
+                self._queue.add_goals(goals, hurry, done)
             case Relieve(session, done):
                 self._queue.relieve(session, done)
             case Abandon(sessions, error, done):

@@ -22,12 +22,13 @@ class FlushDue:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Write these sessions now.
+    """Write these sessions now, or only wait for them if not in a *hurry*.
 
     *done* when the store has these versions, or when all was tried and some could not be written.
     """
 
     goals: list[Goal]
+    hurry: bool = True
     done: Future[None] = field(default_factory=new_future)
 
 

@@ -83,8 +83,11 @@ class WriteQueue:
             elif not job.through.done.done():
                 self._wanted[job.session] = job.through
 
-    def add_goals(self, goals: list[Goal], done: Future[None]) -> None:
-        """Write until the store has reached *goals*, or cannot reach some; then end *done*."""
+    def add_goals(self, goals: list[Goal], hurry: bool, done: Future[None]) -> None:
+        """Write until the store has reached *goals*, or cannot reach some; then end *done*.
+
+        Without *hurry* they are written when their time is up.
+        """
         tell = tell_first_error(len(goals), done)
         for goal in goals:
             session = goal.session
@@ -97,7 +100,8 @@ class WriteQueue:
                 tell(None)
             else:
                 self._waiters.add(session, goal.version, tell)
-                self._wanted.setdefault(session, None)
+                if hurry:
+                    self._wanted.setdefault(session, None)
         if not goals:
             done.set_result(None)
 

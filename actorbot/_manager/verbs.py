@@ -27,7 +27,7 @@ from actorbot._turns.destroy import Destroy
 from actorbot._turns.lend import lend
 from actorbot._turns.session_actor import SessionActor
 from actorbot._turns.shared import TurnShared
-from actorbot._turns.terms import Durable, Terms
+from actorbot._turns.terms import Durable
 from actorbot._turns.told import Handle
 from actorbot.errors import CorruptSessionError, OwnershipLostError
 
@@ -62,7 +62,7 @@ class Verbs:
         session_id: str,
         event: Any,
         event_id: str | None,
-        durable: bool,
+        durable: Durable,
         timeout: float | None,
         on_duplicate: OnDuplicate,
     ) -> Any:
@@ -84,9 +84,6 @@ class Verbs:
     ) -> Any:
         actor = await self._activation.wait_for_turn(session_id, timeout)
         return await actor.take_turn(event, event_id, durable, self._home.current_task())
-
-    async def dispatch_with(self, session_id: str, event: Any, event_id: str | None, terms: Terms) -> Any:
-        return await self._handle(check_session_id(session_id), event, event_id, terms, None)
 
     def accept(self, session_id: str, event: Any, event_id: str | None) -> tuple[SessionActor, Future[Any]]:
         """Accept *event*; the future gets what its handler returns or raises. Any thread."""

@@ -44,6 +44,8 @@ class Hooks:
         self._told: dict[str, float] = {}
         self.running: set[Future[None]] = set()
         self.dead_letters = 0
+        self.are_run_again = False
+        """Whether events that a conflict has taken are run again, so that nothing is lost."""
         self.conflicts: deque[Conflict] = deque(maxlen=KEPT)
 
     def bound(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
@@ -111,6 +113,13 @@ class Hooks:
 
         Or of one that was abandoned.
         """
+        if self.are_run_again:
+            logger.debug(
+                "session %r was written by another process, or has another owner; its events are run again",
+                session.session_id,
+                extra={"session_id": session.session_id},
+            )
+            return
         if session.abandoned is None:
             logger.error(
                 "session %r was written by another process; what this one had not flushed goes to on_conflict",

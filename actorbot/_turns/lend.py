@@ -22,7 +22,7 @@ async def lend(actor: SessionActor, event_id: str | None) -> Context:
     Raises: DuplicateEventError, OwnershipLostError; what `on_session_start` raises.
     """
     try:
-        await make_ready(actor, actor.shared)
+        await make_ready(actor, actor.shared, False)
         context = actor.begin_turn(None, event_id, actor.shared.home.current_task())
     except BaseException as error:
         refused = never_begun(actor, None, error)

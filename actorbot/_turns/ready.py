@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from actorbot._flushing.write import Flushable
 from actorbot._turns.shared import TurnShared
-from actorbot.errors import OverloadedError
+from actorbot._turns.terms import Durable, Terms
+from actorbot.errors import ConflictError, OverloadedError
 
 __all__ = ["make_ready"]
 
 
-async def make_ready(session: Flushable, shared: TurnShared) -> None:
+async def make_ready(session: Flushable, shared: TurnShared, terms: Durable) -> None:
     """Wait until *session* is read, and until there is room. Whoever has its turn calls this.
 
-    Raises: OverloadedError; what a failed read raises.
+    Raises: OverloadedError; what a failed read raises; ConflictError if *terms* say so.
     """
     if shared.dirty.full:
         await _wait_for_room(shared)
@@ -24,6 +25,8 @@ async def make_ready(session: Flushable, shared: TurnShared) -> None:
     elif behind == shared.many_events:
         shared.dirty.hurry(session)  # half-way to the bound: with luck no turn ever waits
     if session.committed is None:  # last: a conflict may have come while this waited
+        if isinstance(terms, Terms) and terms.losses is not None and len(session.losses) > terms.losses:
+            raise ConflictError(shared.store, "events before this one were lost", session_id=session.session_id)
         await shared.load(session)
 
 

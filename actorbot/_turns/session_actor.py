@@ -22,7 +22,7 @@ from actorbot._turns.context import Context, find_parent, never_begun, raise_for
 from actorbot._turns.depth import check_depth
 from actorbot._turns.ready import make_ready
 from actorbot._turns.shared import TurnShared
-from actorbot._turns.terms import Durable, Terms
+from actorbot._turns.terms import Durable, Terms, way_of
 from actorbot._turns.told import Handle
 from actorbot.errors import (
     ActorbotError,
@@ -109,7 +109,7 @@ class SessionActor(Flushable):
             while True:
                 committed = self.committed
                 if committed is None or shared.dirty.pressed or committed[VERSION] - self.flushed >= shared.many_events:
-                    await make_ready(self, shared)
+                    await make_ready(self, shared, durable)
                 context = self.begin_turn(event, event_id, task)
                 if context is None:
                     if durable and shared.journal is None:  # the store may not have it yet
@@ -276,9 +276,10 @@ class SessionActor(Flushable):
         # only at calls and at the ends of loops: nothing is called until the new state is set.
         if self.committed is not before:
             raise self._conflict("written by another process since it was read")
-        if shared.acknowledge is not None:
+        acknowledge = way_of(durable, shared.acknowledge) if durable else shared.acknowledge
+        if acknowledge is not None:
             context._passed_on = True
-            if (promise := shared.acknowledge(self, context, committed)) is not None:
+            if (promise := acknowledge(self, context, committed)) is not None:
                 return promise
             context._passed_on = False
         shared.handled += 1  # first: from here on the event is at risk
@@ -341,8 +342,6 @@ class SessionActor(Flushable):
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return HandlerExitError(self.session_id, f"the handler raised {error!r}; the bot goes on")
         return error
-
-    # --- what is told ----------------------------------------------------------------------------
 
     def on_receive(self, message: Any) -> None:
         """Start the turn of a told event. Called by pykka's loop, which has the turn."""

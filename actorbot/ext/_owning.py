@@ -12,23 +12,23 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from actorbot._manager.embedding import SessionManager, on_lost, on_wait
+from actorbot._manager.embedding import Front, is_here, on_lost, on_wait
 from actorbot._running.shown import shown
 from actorbot.errors import OwnershipLostError
 
-__all__ = ["end_process", "say_wait", "watch"]
+__all__ = ["end_process", "say_alone", "say_wait", "watch"]
 
 logger = logging.getLogger("actorbot")
 
 _UNHEARD: Final = (signal.SIG_DFL, signal.SIG_IGN, None)
 
 
-def watch(manager: SessionManager, end: Callable[[OwnershipLostError], object] | None = None) -> None:
+def watch(manager: Front, end: Callable[[OwnershipLostError], object] | None = None) -> None:
     """Say it when *manager* waits for its store, and *end* the process when it has lost it.
 
     To call it twice is no error.
     """
-    on_wait(manager, say_wait)
+    on_wait(manager, say_wait if is_here(manager) else say_alone)
     on_lost(manager, end or end_process)
 
 
@@ -36,6 +36,12 @@ def say_wait(owner: str) -> None:
     """Say that nothing is handled before the *owner* has given the store up."""
     with shown():  # servers set up no logging but their own
         logger.warning("not ready yet: this process waits for the owner of its store: %s", owner)
+
+
+def say_alone(shard: str) -> None:
+    """Say that nothing is handled before a *shard* has been started."""
+    with shown():
+        logger.warning("not ready yet: this process waits for %s", shard)
 
 
 def end_process(reason: Exception) -> bool:

@@ -12,10 +12,10 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from actorbot._checks import check_count, check_plain
-from actorbot._event import Event, Message
+from actorbot._event import Message, WebhookEvent
 from actorbot.errors import ConfigError
 from actorbot.ext._requests import Headers, RefusedError, at, check_fresh, joined, media_type, only, read_json
 
@@ -33,24 +33,6 @@ class Options(TypedDict, total=False):
     session_id: SessionOf | None
     answer: Answer
     max_body: int
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookEvent(Event):
-    """One event of a platform.
-
-    `message.text` is what the user wrote, or the data of a button, or empty.
-    """
-
-    raw: Any = None
-    """The event as the platform sent it. If a delivery has several events: the part of this one."""
-    mode: str = "active"
-    """"standby": the platform only tells of the event, and another bot answers. LINE and Meta."""
-
-    @classmethod
-    def from_text(cls, text: str, raw: Any = None) -> Self:
-        """Make the event of a user who wrote *text*."""
-        return cls(Message(text), raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +58,8 @@ class Platform(ABC):
       deliver again.
     - `"handled"`: when every handler has ended, well or not. What failed is not delivered again.
     - `"accepted"`: at once. What fails is a dead letter. If the process is killed, accepted events
-      that were not handled yet are lost.
+      that were not handled yet are lost. With a `Cluster`: as soon as its log has all events. They
+      are handled, also if this process is killed, and what fails is a dead letter of its shard.
     """
 
     def __init__(

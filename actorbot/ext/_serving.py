@@ -6,11 +6,11 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
-from actorbot._manager.embedding import SessionManager, is_open, on_wait
+from actorbot._manager.embedding import Front, is_here, is_open, on_wait
 from actorbot.errors import OwnershipLostError
 from actorbot.ext._owning import end_process, watch
 
@@ -18,11 +18,12 @@ __all__ = ["serving"]
 
 
 @asynccontextmanager
-async def serving(manager: SessionManager) -> AsyncIterator[None]:
+async def serving(manager: Front) -> AsyncIterator[None]:
     """Start *manager* on the running loop, and close it at the end.
 
-    While it waits for the owner of its store, the start goes on behind. If it fails there, or if
-    the store is lost later, the process is told to end. Raises: what fails before any wait.
+    While it waits for the owner of its store, or a cluster for its first shard, the start goes on
+    behind. If it fails there, or if the store is lost later, the process is told to end. Raises:
+    what fails before any wait.
     """
     waits: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -35,7 +36,7 @@ async def serving(manager: SessionManager) -> AsyncIterator[None]:
         if starting.done():
             await starting
         starting.add_done_callback(_note)
-        with _closing_when_told(manager):
+        with _closing_when_told(manager) if is_here(manager) else nullcontext():
             yield
     finally:
         starting.cancel()
@@ -45,7 +46,7 @@ async def serving(manager: SessionManager) -> AsyncIterator[None]:
 
 
 @contextmanager
-def _closing_when_told(manager: SessionManager) -> Iterator[None]:
+def _closing_when_told(manager: Front) -> Iterator[None]:
     """Have SIGTERM begin the close of *manager* at once, besides what the server does.
 
     A server comes to it 0.1 s after it has ceased to listen, or later: so long nobody would answer,
@@ -74,11 +75,11 @@ def _closing_when_told(manager: SessionManager) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _note(starting: asyncio.Task[SessionManager]) -> None:
+def _note(starting: asyncio.Task[Any]) -> None:
     error = _error(starting)
     if isinstance(error, Exception) and not isinstance(error, OwnershipLostError):  # of which it is told already
         end_process(error)
 
 
-def _error(starting: asyncio.Task[SessionManager]) -> BaseException | None:
+def _error(starting: asyncio.Task[Any]) -> BaseException | None:
     return asyncio.CancelledError() if starting.cancelled() else starting.exception()

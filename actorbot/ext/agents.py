@@ -7,7 +7,15 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 from actorbot._checks import check_count
-from actorbot._manager.embedding import SessionManager, check_dict, joined, max_session_bytes, size_of, values
+from actorbot._manager.embedding import (
+    SessionManager,
+    check_dict,
+    check_here,
+    joined,
+    max_session_bytes,
+    size_of,
+    values,
+)
 from actorbot.ext._conversation import fit, newest
 
 try:
@@ -46,6 +54,7 @@ class AgentSession:
 
     def __init__(self, manager: SessionManager, session_id: str, *, max_items: int | None = None) -> None:
         """Raises: ConfigError."""
+        check_here(manager, "With a Cluster, run the agent in the shard's handler, and keep its items in the session")
         check_dict(manager, "the agent keeps its items")
         self._manager = manager
         self._max_items = None if max_items is None else check_count("max_items", max_items)

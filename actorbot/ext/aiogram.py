@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, borrowed, check_dict, held, joined, values
+from actorbot._manager.embedding import SessionManager, borrowed, check_dict, check_here, held, joined, values
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError, OwnershipLostError
 from actorbot.ext._owning import end_process, watch
@@ -47,6 +47,7 @@ class AiogramSessions:
 
     def __init__(self, manager: SessionManager) -> None:
         """Raises: ConfigError if the manager has a `session_type`; aiogram needs a dict."""
+        check_here(manager)
         check_dict(manager, "aiogram keeps its states")
         self._manager = manager
         self._holders: dict[Context, Task[Any] | None] = {}  # the task that has each turn

@@ -10,6 +10,11 @@ delivered twice counts once. Then the platform gets its answer:
 - 500 when a handler failed
 - 503 while the store or the manager cannot take it, with `Retry-After`
 
+Wherever a `manager` is asked for, a `Cluster` will do: then the handlers are in its shards, any
+number of workers of a server can answer, and what a platform sends twice counts once all the same.
+A delivery whose answer did not come within the `timeout` of the cluster is answered 503, so that it
+is sent again, and counts once.
+
 A server begins to serve while its manager still waits for another process to give up the store, so
 that a supervisor sees the new one before it ends the old one.
 """
@@ -24,7 +29,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
-from actorbot._manager.embedding import SessionManager, confirm, is_open, wall
+from actorbot._manager.embedding import Front, confirm, is_open, wall
 from actorbot.errors import (
     ConfigError,
     CorruptSessionError,
@@ -32,7 +37,9 @@ from actorbot.errors import (
     InvalidSessionIdError,
     ManagerClosedError,
     OverloadedError,
+    RemoteHandlerError,
     StoreError,
+    TurnTimeoutError,
     WrongLoopError,
 )
 from actorbot.ext._owning import watch
@@ -55,8 +62,13 @@ BODY_SECONDS: Final = 10.0  # for a client to send its body
 RETRY_AFTER: Final = 5.0  # seconds, where nobody knows better
 HANDED_OVER: Final = 1.0  # seconds until another process, or this one, has the store
 
+# The event may be sent again, with the same id. TurnTimeoutError: no shard has answered in time.
+_NOT_NOW: Final = (
+    StoreError, CorruptSessionError, ManagerClosedError, ForkedError, WrongLoopError, TurnTimeoutError,
+)  # fmt: skip
 
-def webhook_app(manager: SessionManager, platforms: Mapping[str, Platform]) -> Starlette:
+
+def webhook_app(manager: Front, platforms: Mapping[str, Platform]) -> Starlette:
     """Make an application of `webhook_routes` and `probe_routes`.
 
     It starts and closes *manager*, which must be new.
@@ -64,7 +76,7 @@ def webhook_app(manager: SessionManager, platforms: Mapping[str, Platform]) -> S
     return Starlette(routes=[*webhook_routes(manager, platforms), *probe_routes(manager)], lifespan=lifespan(manager))
 
 
-def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -> list[BaseRoute]:
+def webhook_routes(manager: Front, platforms: Mapping[str, Platform]) -> list[BaseRoute]:
     """Make a route for each platform, for an application of your own.
 
     *platforms* has them by path: `{"/telegram": Telegram(token)}`. *manager* is started on the loop
@@ -78,12 +90,13 @@ def webhook_routes(manager: SessionManager, platforms: Mapping[str, Platform]) -
     return [_route(manager, path, platform) for path, platform in platforms.items()]
 
 
-def probe_routes(manager: SessionManager) -> list[BaseRoute]:
+def probe_routes(manager: Front) -> list[BaseRoute]:
     """Make `/healthz` and `/readyz`.
 
     `/healthz` is 200 while the event loop answers. `/readyz` is 503 while the manager is not open,
-    or fails. A degraded manager is ready, since it answers from memory. Strangers are not told the
-    reason; `manager.health()` has it.
+    or fails. A degraded manager is ready, since it answers from memory. A cluster fails when its
+    log has not answered for some seconds. Strangers are not told the reason; `manager.health()` has
+    it.
     """
 
     async def healthz(_: Request) -> Response:
@@ -98,7 +111,7 @@ def probe_routes(manager: SessionManager) -> list[BaseRoute]:
     return [Route("/healthz", healthz), Route("/readyz", readyz)]
 
 
-def lifespan(manager: SessionManager) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+def lifespan(manager: Front) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """Make the `lifespan=` of a Starlette or FastAPI application.
 
     It starts *manager* on the loop that serves, and closes it at the end. In a lifespan of your
@@ -107,7 +120,8 @@ def lifespan(manager: SessionManager) -> Callable[[Any], AbstractAsyncContextMan
     While another process owns the store, the application serves already: `/readyz` and webhooks are
     503, and `/healthz` is 200. If the owner does not give the store up within `takeover_timeout`,
     or if this process loses it later, it raises SIGTERM in itself, so that the server ends and its
-    supervisor starts it again. Where nobody handles SIGTERM, it stays at 503.
+    supervisor starts it again. Where nobody handles SIGTERM, it stays at 503. The same goes for a
+    cluster that waits for its first shard, up to its `timeout`.
 
     Raises, when it is entered: what `SessionManager.start` raises before it waits for anybody.
     """
@@ -120,7 +134,7 @@ def lifespan(manager: SessionManager) -> Callable[[Any], AbstractAsyncContextMan
     return run
 
 
-def _route(manager: SessionManager, path: str, platform: Platform) -> Route:
+def _route(manager: Front, path: str, platform: Platform) -> Route:
     async def deliver(request: Request) -> Response:
         if request.method == "POST":
             return await _guarded(path, request, _take(manager, path, platform, request))
@@ -150,7 +164,7 @@ async def _subscribe(platform: Platform, request: Request) -> Response:
     return PlainTextResponse(challenge, headers={"X-Content-Type-Options": "nosniff"})
 
 
-async def _take(manager: SessionManager, path: str, platform: Platform, request: Request) -> Response:
+async def _take(manager: Front, path: str, platform: Platform, request: Request) -> Response:
     headers = request.headers.raw
     platform.admit(headers, wall(manager))
     if not is_open(manager):
@@ -194,7 +208,7 @@ async def _read(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _dispatch(manager: SessionManager, events: list[Incoming]) -> list[BaseException]:
+async def _dispatch(manager: Front, events: list[Incoming]) -> list[BaseException]:
     """Dispatch all events at once. They are accepted in the order given.
 
     No event waits for one of another session, or fails because of it.
@@ -209,7 +223,7 @@ async def _dispatch(manager: SessionManager, events: list[Incoming]) -> list[Bas
     return [end for end in ends if isinstance(end, BaseException)]
 
 
-async def _submit(manager: SessionManager, events: list[Incoming]) -> list[BaseException]:
+async def _submit(manager: Front, events: list[Incoming]) -> list[BaseException]:
     failures: list[BaseException] = []
     for each in events:
         try:
@@ -222,8 +236,8 @@ async def _submit(manager: SessionManager, events: list[Incoming]) -> list[BaseE
 
 def _log(failed: Incoming, error: BaseException) -> None:
     extra = {"session_id": failed.session_id}
-    # A trace only of errors in the author's code: ours say enough.
-    trace = error if _status(error) == 500 else None
+    # A trace only of errors in the author's code, if it ran here: ours say enough.
+    trace = error if _status(error) == 500 and not isinstance(error, RemoteHandlerError) else None
     logger.error("an event of session %r failed: %r", failed.session_id, error, exc_info=trace, extra=extra)
 
 
@@ -249,6 +263,6 @@ def _retry_after(seconds: float) -> dict[str, str]:
 def _status(error: BaseException) -> int:
     if isinstance(error, OverloadedError):
         return 429
-    if isinstance(error, StoreError | CorruptSessionError | ManagerClosedError | ForkedError | WrongLoopError):
+    if isinstance(error, _NOT_NOW):
         return 503
     return 400 if isinstance(error, InvalidSessionIdError) else 500

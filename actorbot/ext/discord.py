@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Any, Final
 
 from actorbot._checks import check_function, check_plain
-from actorbot._manager.embedding import SessionManager
+from actorbot._manager.embedding import SessionManager, check_here
 from actorbot.errors import DuplicateEventError
 from actorbot.ext._owning import watch
 from actorbot.ext._signature import Lent
@@ -65,6 +65,7 @@ def in_turn(
     is raised in this one, if the program handles that. Raises: ConfigError, TypeError.
     """
 
+    check_here(manager)
     check_plain("session_id", session_id, "a function of a message, an interaction or a context")
     watch(manager)
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 from actorbot._checks import check_plain
 from actorbot._event import DUPLICATE
-from actorbot._manager.embedding import SessionManager
+from actorbot._manager.embedding import Front, SessionManager, check_here, is_here
 from actorbot._turns.context import Context
 from actorbot.errors import DuplicateEventError
 from actorbot.ext._owning import watch
+from actorbot.ext.webhooks import Line, WebhookEvent
 
 try:
     from linebot.v3.webhooks import Event
@@ -30,6 +32,8 @@ __all__ = ["dispatch_all", "dispatch_all_sync", "listener", "session_id_of"]
 
 
 logger = logging.getLogger("actorbot")
+
+_LINE: Final = Line("to find the parts of events; it verifies nothing")
 
 
 def session_id_of(event: Event) -> str | None:
@@ -45,11 +49,13 @@ def session_id_of(event: Event) -> str | None:
     return None
 
 
-async def dispatch_all(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
+async def dispatch_all(manager: Front, events: Iterable[Event]) -> list[Any]:
     """Dispatch the events of `WebhookParser.parse` at once, each with its `webhookEventId`.
 
     Return what the handler returned for each; `None` stands for an event without a session, which
-    is logged.
+    is logged. *manager* may be a `Cluster`. The SDK's events cannot leave their process: the
+    shard's handler gets the `WebhookEvent` of `actorbot.ext.webhooks.Line`, of which `raw` has the
+    event as LINE names its parts (`Event.from_dict(raw)` makes it the SDK's again).
 
     Raises, when all have ended: ExceptionGroup of what failed. Answer LINE something other than 200
     then. When it delivers again, the events that did not fail are duplicates.
@@ -59,14 +65,15 @@ async def dispatch_all(manager: SessionManager, events: Iterable[Event]) -> list
     return _settled(ends)
 
 
-def dispatch_all_sync(manager: SessionManager, events: Iterable[Event]) -> list[Any]:
+def dispatch_all_sync(manager: Front, events: Iterable[Event]) -> list[Any]:
     """The same as `dispatch_all`, for threads: one event after the other, in the calling thread."""
     watch(manager)
     ends: list[Any] = []
     for event in events:
         whose = _session_id_of(event)
         try:
-            ends.append(whose and manager.dispatch_sync(whose, event, event_id=event.webhook_event_id))
+            dispatch = manager.dispatch_sync
+            ends.append(whose and dispatch(whose, _sent(manager, event), event_id=event.webhook_event_id))
         except Exception as error:
             ends.append(error)
     return _settled(ends)
@@ -80,6 +87,7 @@ def listener(manager: SessionManager) -> Callable[[Callable[[Any, Context], Any]
     back if the function raises. For an event that was handled before, `DUPLICATE` is returned. For
     events that have a source. Any thread but that of the manager's loop. Raises: ConfigError.
     """
+    check_here(manager, "With a Cluster, parse by WebhookParser, and send by dispatch_all or dispatch_all_sync")
     watch(manager)
 
     def decorate(function: Callable[[Any, Context], Any]) -> Callable[[Any], Any]:
@@ -115,9 +123,17 @@ def _session_id_of(event: Event) -> str | None:
     return session_id
 
 
-async def _dispatch(manager: SessionManager, event: Event) -> Any:
+async def _dispatch(manager: Front, event: Event) -> Any:
     whose = _session_id_of(event)
-    return whose and await manager.dispatch(whose, event, event_id=event.webhook_event_id)
+    return whose and await manager.dispatch(whose, _sent(manager, event), event_id=event.webhook_event_id)
+
+
+def _sent(manager: Front, event: Event) -> Event | WebhookEvent:
+    """Return *event*, or else as values that can leave this process."""
+    if is_here(manager):
+        return event
+    (found,) = _LINE.events({"events": [json.loads(event.to_json())]})
+    return found.event
 
 
 def _settled(ends: list[Any]) -> list[Any]:

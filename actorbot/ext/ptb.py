@@ -22,6 +22,7 @@ from actorbot._manager.embedding import (
     SessionManager,
     check_commit,
     check_dict,
+    check_here,
     held,
     is_in_turn,
     is_open,
@@ -69,6 +70,7 @@ class PTBSessions:
         over, it ceases: by a SIGTERM that is raised in this process, if the program handles that.
         Raises: ConfigError.
         """
+        check_here(manager)
         check_dict(manager, "python-telegram-bot keeps user_data and chat_data")
         self._manager = manager
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()

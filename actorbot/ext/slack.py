@@ -11,7 +11,7 @@ from inspect import Parameter
 from typing import Any
 
 from actorbot._checks import check_function, check_plain
-from actorbot._manager.embedding import SessionManager, check_open
+from actorbot._manager.embedding import SessionManager, check_here, check_open
 from actorbot.errors import DuplicateEventError, InvalidSessionIdError
 from actorbot.ext._owning import watch
 from actorbot.ext._signature import Lent
@@ -88,6 +88,7 @@ def in_turn(
     this one, if the program handles that. Raises: ConfigError.
     """
 
+    check_here(manager)
     check_plain("session_id", session_id, "a function of Bolt's context")
     watch(manager)
 

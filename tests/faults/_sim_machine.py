@@ -64,6 +64,7 @@ class Lane:
         self.number = number
         self.closed = False
         self.busy = False
+        self.pauses = True  # whether a task of it ever does
         self.wake = inf  # the instant until which its task pauses
         self._stack: Stack | None = None  # where that stands
         self.tasks: deque[Task | None] = deque(tasks)
@@ -98,7 +99,7 @@ class Lane:
             self.machine.lanes.remove(self)
             return
         self.busy = True
-        if (stacks := self.machine.world.stacks) is not None:
+        if self.pauses and (stacks := self.machine.world.stacks) is not None:
             self._stack = stacks.take(task)
             self._go_on()
             return
@@ -210,6 +211,11 @@ class _Loop(asyncio.AbstractEventLoop):
         options["name"] = str(next(self._numbers))  # which tells their order
         return asyncio.Task(coro, loop=self, **options)
 
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], Any], host: Any = None, port: Any = None, **options: Any
+    ) -> Any:
+        return await self._machine.connect(protocol_factory)
+
     def get_debug(self) -> bool:
         return False
 
@@ -253,6 +259,8 @@ class Machine:
         self.killed = False
         self.on_end: Callable[[], object] = lambda: None
         """Is called when it is killed, after all that it did has ended."""
+        self.connect: Callable[[Callable[[], Any]], Any] = _refuse
+        """Connects its loop with a server."""
         self.frozen_until = -inf
         """The instant at which it goes on: it was stopped, with all that it does."""
         self.here: Any = (
@@ -298,12 +306,13 @@ class Machine:
         loop, now = self.loop, self.world.now
         if now < self.frozen_until:
             return []
-        while loop.due() <= now:
-            loop.ready.append(heapq.heappop(loop.timers)[2])
-        able = [lane for lane in self.lanes if lane.able()]
+        while loop.timers and loop.timers[0][0] <= now:
+            if loop.due() <= now:
+                loop.ready.append(heapq.heappop(loop.timers)[2])
+        able = [lane for lane in self.lanes if lane.able()] if self.lanes else []
         if loop.ready:
             able.append(loop)
-        if self.clock.due() <= now:
+        if self.clock.timers and self.clock.due() <= now:
             able.append(self.clock)
         return able
 
@@ -342,6 +351,8 @@ class Machine:
                     task.get_coro().close()  # type: ignore[union-attr]
                 except RuntimeError:
                     continue  # it waits for something on its way out
+                except Exception:
+                    pass  # what it does on its way out needs a loop
                 break
         self.loop.ready.clear()
 
@@ -361,6 +372,8 @@ class World:
         self.machines: list[Machine] = []
         self.stacks = stacks
         self.steps = 0
+        self.actors_pause = True
+        """Whether service actors call what lasts: a journal does."""
         self._crash_after = crash_after
 
     def run(self, machine: Machine, main: Coroutine[Any, Any, Any], until: float) -> Any:
@@ -422,11 +435,16 @@ class World:
         return self.random.choices(able, [machine.like(each.name) for machine, each in able])[0]
 
 
+async def _refuse(make: Callable[[], Any]) -> Any:
+    raise ConnectionRefusedError
+
+
 # --- what is put in the place of threads --------------------------------------------------------
 
 
 def _begin(actor: Any) -> None:
     actor.lane = Lane(type(actor).__name__.lower())
+    actor.lane.pauses = Machine.running.world.actors_pause
 
 
 def _notify(actor: Any, message: Any) -> bool:

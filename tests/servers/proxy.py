@@ -41,6 +41,11 @@ class Proxy:
         """How many replies were lost."""
         self.changes: Callable[[bytes], bytes] = lambda reply: reply
         """Makes of each piece of a reply what is passed on."""
+        self.changes_requests: Callable[[bytes], bytes] = lambda request: request
+        self.holds_requests = False
+        self.holds_replies = False
+        """Whether what comes is left where it is, and passed on later: so TCP does it while a cable
+        is unplugged."""
         self.swallowed = 0
         """How many pieces of requests were swallowed."""
         self.connections = 0
@@ -123,7 +128,7 @@ class Proxy:
     ) -> None:
         losing = False
         while not cut.is_set():
-            for side in select.select([client, upstream], [], [], TICK)[0]:
+            for side in select.select(self._open_sides(client, upstream), [], [], TICK)[0]:
                 data = side.recv(65_536)
                 if not data:
                     return
@@ -134,12 +139,16 @@ class Proxy:
                     client.sendall(self.garbage)
                 elif side is client:
                     losing = self.loses(data) or losing
-                    self._pass_on(data, upstream, cut)
+                    self._pass_on(self.changes_requests(data), upstream, cut)
                 elif losing:
                     self.lost += 1
                     return
                 else:
                     self._pass_on(self.changes(data), client, cut)
+
+    def _open_sides(self, client: socket.socket, upstream: socket.socket) -> list[socket.socket]:
+        held = {client: self.holds_requests, upstream: self.holds_replies}
+        return [side for side in (client, upstream) if not held[side]]
 
     def _pass_on(self, data: bytes, to: socket.socket, cut: threading.Event) -> None:
         size = self.slice or len(data)

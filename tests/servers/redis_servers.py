@@ -208,6 +208,30 @@ def sentinel(kind: str, folder: Path) -> Iterator[Server]:
         server.kill()
 
 
+@contextmanager
+def watched(kind: str, folder: Path) -> Iterator[tuple[Server, Server, Server]]:
+    """Run a primary, its replica, and a Sentinel, which puts the replica in the place of a primary
+    that is away. It calls them "bot".
+    """
+    for name in ("primary", "replica", "sentinel"):
+        (folder / name).mkdir()
+    with (
+        Server(kind, folder / "primary", "--repl-diskless-sync-delay", "0") as primary,
+        Server(kind, folder / "replica", "--replicaof", "127.0.0.1", str(primary.port)) as replica,
+        sentinel(kind, folder / "sentinel") as watcher,
+    ):
+        watcher.ask("SENTINEL", "MONITOR", "bot", "127.0.0.1", primary.port, 1)
+        for option, value in (("down-after-milliseconds", 1000), ("failover-timeout", 3000)):
+            watcher.ask("SENTINEL", "SET", "bot", option, value)
+        until = time.monotonic() + PATIENCE
+        while primary.ask("WAIT", 1, 100) != 1 or str(replica.port) not in str(
+            watcher.ask("SENTINEL", "REPLICAS", "bot")
+        ):
+            assert time.monotonic() < until, "the replica does not follow, or the Sentinel does not see it"
+            time.sleep(0.02)
+        yield primary, replica, watcher
+
+
 def shared(kind: str = QUICK) -> Server:
     """Return the server of *kind* that all tests share which only store in it; it ends with the
     run.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import actorbot
-from actorbot import errors, stores, testing
+from actorbot import cluster, errors, stores, testing
 
 NAMES = [
     "DUPLICATE", "ONE_YEAR", "Bot", "ConsoleBot", "Context", "Event", "FileSessionStore", "FlushPolicy", "MemorySessionStore",
@@ -27,7 +27,7 @@ def test_the_package_exports_these_names_and_no_others() -> None:
     assert actorbot.__all__ == sorted(NAMES, key=lambda name: (not name.isupper(), name))
 
 
-@pytest.mark.parametrize("module", [actorbot, errors, stores, testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [actorbot, cluster, errors, stores, testing], ids=lambda module: module.__name__)
 def test_every_exported_name_can_be_imported_and_is_documented(module: ModuleType) -> None:
     for name in module.__all__:
         value = getattr(module, name)
@@ -38,7 +38,8 @@ def test_every_exported_name_can_be_imported_and_is_documented(module: ModuleTyp
 
 @pytest.mark.parametrize(
     "kind",
-    [getattr(actorbot, name) for name in NAMES if inspect.isclass(getattr(actorbot, name))],
+    [kind for name in NAMES if inspect.isclass(kind := getattr(actorbot, name))]
+    + [getattr(cluster, name) for name in cluster.__all__],
     ids=lambda k: k.__name__,
 )
 def test_every_public_method_is_documented(kind: type[Any]) -> None:
@@ -58,9 +59,15 @@ def test_every_error_is_an_actorbot_error_and_the_tree_has_one_root() -> None:
     assert {kind for kind in defined if kind not in kinds} == {errors.TurnError}  # what turns' errors have in common
 
 
-def test_every_verb_has_a_twin_for_threads() -> None:
-    manager, receipt = actorbot.SessionManager, actorbot.Receipt
-    for verb in ("start", "close", "dispatch", "submit", "turn", "flush", "peek", "destroy"):
+@pytest.mark.parametrize(
+    ("manager", "receipt"),
+    [(actorbot.SessionManager, actorbot.Receipt), (cluster.Cluster, cluster.ClusterReceipt)],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_verb_has_a_twin_for_threads(manager: type[Any], receipt: type[Any]) -> None:
+    for verb in ("start", "close", "dispatch", "submit", "turn", "flush", "peek", "destroy", "members"):
+        if not hasattr(manager, verb):
+            continue
         asked = set(inspect.signature(getattr(manager, verb)).parameters)
         assert asked <= set(inspect.signature(getattr(manager, f"{verb}_sync")).parameters), verb
     for verb in ("result", "durable"):
@@ -68,6 +75,29 @@ def test_every_verb_has_a_twin_for_threads() -> None:
             inspect.signature(getattr(receipt, verb)).parameters
             == inspect.signature(getattr(receipt, f"{verb}_sync")).parameters
         )
+
+
+def test_a_cluster_has_the_verbs_of_a_manager_with_the_same_arguments() -> None:
+    for verb in ("dispatch", "submit", "peek", "destroy", "dispatch_sync", "submit_sync", "peek_sync", "destroy_sync"):
+        of_manager, of_cluster = (
+            inspect.signature(getattr(kind, verb)).parameters for kind in (actorbot.SessionManager, cluster.Cluster)
+        )
+        shared = {name: (each.kind, each.default) for name, each in of_cluster.items() if name in of_manager}
+        assert shared == {name: (each.kind, each.default) for name, each in of_manager.items()}, verb
+
+
+@pytest.mark.parametrize("driver", ["redis", "hiredis"])
+def test_without_the_driver_only_a_cluster_says_what_to_install(driver: str) -> None:
+    code = f"import sys; sys.modules[{driver!r}] = None; import actorbot; from actorbot.ext import webhooks, asgi\n"
+    run = [sys.executable, "-W", "error", "-c"]
+    done = subprocess.run([*run, code], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+    done = subprocess.run(
+        [*run, code + "import actorbot.cluster"], capture_output=True, text=True, timeout=30, check=False
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "ImportError: actorbot.cluster needs redis-py: pip install '.[redis]' in a clone of actorbot"
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, FlushPolicy, MemorySessionStore, SessionManager, errors
-from actorbot._manager.embedding import dispatch_with
+from actorbot._manager.embedding import committed, dispatch_with, flushed, is_flushed
 from actorbot.testing import FaultyStore
 from tests.handlers import count, count_plainly
 from tests.waiting import breathe, soon, until
@@ -180,3 +180,45 @@ async def test_a_thousand_sessions_may_wait_for_confirmations_without_a_task_for
         assert len(asyncio.all_tasks()) == before
         confirmation.set_result(None)
         await until(lambda: len(users.got) == 1000)
+
+
+async def test_an_event_that_comes_after_what_a_conflict_has_taken_is_not_handled() -> None:
+    store, users = MemorySessionStore(), Users()
+    async with make_manager(users, store=store, flush=POLICIES["write-behind"](Path())) as manager:
+        await manager.dispatch("ann", "hi")
+        before = committed(manager, "ann")
+        assert before is not None
+        waiting = flushed(manager, before)
+        async with make_manager(users, store=store) as other:
+            await other.dispatch("ann", "of somebody else")
+        assert not is_flushed(before)
+        with pytest.raises(errors.ConflictError):
+            await manager.flush("ann")
+        with pytest.raises(errors.ConflictError):
+            await soon(asyncio.wrap_future(waiting))
+        with pytest.raises(errors.ConflictError):
+            await dispatch_with(manager, "ann", "after it", after=before)
+        assert await manager.peek("ann") == {"n": 1}
+        assert await manager.dispatch("ann", "whatever came") == 2
+
+
+async def test_to_wait_until_something_is_flushed_hurries_nobody() -> None:
+    async with make_manager(Users(), flush=POLICIES["write-behind"](Path())) as manager:
+        await manager.dispatch("ann", "hi")
+        goal = committed(manager, "ann")
+        assert goal is not None
+        waiting = flushed(manager, goal)
+        await breathe()
+        assert not waiting.done()
+        await manager.flush("ann")
+        await soon(asyncio.wrap_future(waiting))
+        assert is_flushed(goal)
+
+
+async def test_a_claim_is_in_the_store_before_it_is_acknowledged_whatever_the_policy_says() -> None:
+    store = MemorySessionStore()
+    async with make_manager(Users(), store=store, flush=POLICIES["write-behind"](Path())) as manager:
+        assert await dispatch_with(manager, "ann", "hi", claim=True) == 1
+        assert await manager.dispatch("ann", "hi") == 2
+        async with SessionManager(store) as reader:
+            assert await reader.peek("ann") == {"n": 1}
