@@ -2085,4 +2085,11 @@ MUTANTS = (
         '            print(f"no answer within',
         "tests/unit/cluster/test_servers_of_the_log.py -k says_nothing",
     ),
+    Mutant(
+        "a server that has lost its leases takes an earlier owner for gone",
+        "cluster/_lease_scripts.py",
+        "    put(slot, epoch, now + day, me)\n",
+        "    put(slot, epoch, 0, me)\n",
+        "tests/unit/cluster/test_leases_of_the_log.py -k emptied_server",
+    ),
 )
