@@ -48,7 +48,7 @@ class Member:
     slots: int
     """How many slots it owns."""
     waiting: int
-    """Entries in the log of these."""
+    """Entries of these that are accepted and not acknowledged."""
     since: float
     """Wall-clock seconds of its start, by its own clock."""
     remaining: float

@@ -734,7 +734,7 @@ MUTANTS = (
     Mutant(
         "a bot that runs shows errors that the author's logging shows, too",
         "_running/shown.py",
-        " and not _is_set_up():",
+        " and not is_set_up():",
         ":",
         "tests/unit/running/test_shown.py",
     ),
@@ -1888,6 +1888,20 @@ MUTANTS = (
         "                lane.drop_waiting()  # the next owner begins them\n",
         "                pass\n",
         "tests/unit/cluster/test_shard.py -k has_not_begun",
+    ),
+    Mutant(
+        "what a shard has not finished in time waits until its lease has run out",
+        "cluster/_hand_over.py",
+        "                await self._membership.release(slots)\n",
+        "                pass\n",
+        "tests/unit/cluster/test_shard.py -k finish_in_time",
+    ),
+    Mutant(
+        "a shard that ends gives back slots that are not flushed",
+        "cluster/_hand_over.py",
+        " if slot.number not in kept]",
+        "]",
+        "tests/unit/cluster/test_shard.py -k cannot_flush",
     ),
     Mutant(
         "a shard of another process that has ended is waited for",
