@@ -45,6 +45,7 @@ class Leaving:
 
     async def end(self, member: str, unflushed: Collection[str]) -> None:
         """Settle, give back what can be given back, and leave. The manager is closed."""
+        rest = list(self._holding.slots.values())
         with suppress(TimeoutError):
             async with asyncio.timeout(max(MOMENT, self.left())) as self._limit:
                 await self._settling.end()
@@ -52,14 +53,13 @@ class Leaving:
                 if not self._holding.slots:
                     await self._membership.leave()
         self._limit = None
-        kept = self._holding.slots
-        for slot in kept.values():
+        for slot in rest:
             slot.lose()  # what waits there waits for nothing any more
-        if kept:
+        if kept := len(self._holding.slots):
             why = "sessions there are not flushed" if unflushed else "the log does not answer"
             logger.warning(
                 "%s keeps slots (%d), which others take when its lease has run out: %s",
                 member,
-                len(kept),
+                kept,
                 self._membership.trouble or why,
             )

@@ -337,7 +337,8 @@ async def test_what_a_shard_cannot_finish_in_time_is_with_the_next_owner_at_once
 
 async def test_a_close_that_is_hurried_does_not_wait_for_a_log_that_is_away(tmp_path: Path) -> None:
     with redis_servers.Server(redis_servers.QUICK, tmp_path) as server:
-        shard = await Shard(server.url, cluster="mybot", store=MemorySessionStore(), handler=remember).start()
+        url = f"{server.url}?socket_timeout=60"  # the log is patient
+        shard = await Shard(url, cluster="mybot", store=MemorySessionStore(), handler=remember).start()
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
         closing = asyncio.create_task(shard.close())
