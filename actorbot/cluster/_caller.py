@@ -63,7 +63,7 @@ class Caller:
         self._wake: asyncio.Future[None] | None = None
         self._heard = self._loop.time()
         self._failures: dict[Way, Exception] = {}  # what does not go on just now, and why
-        self._closed: Exception | None = None
+        self._closed = False
         self._tasks = [self._loop.create_task(self._live(run)) for run in (self._send, self._listen)]
 
     # --- any thread ------------------------------------------------------------------------------
@@ -105,8 +105,8 @@ class Caller:
 
     def ask(self, asked: Asked) -> None:
         """Send a request. Whatever goes wrong ends its futures."""
-        if self._closed is not None:
-            asked.fail(self._closed)
+        if self._closed:
+            asked.fail(_closed(asked))
             return
         size = len(asked.payload) + OVERHEAD
         if self._unsent_bytes + size > UNSENT_BYTES and self._queue:
@@ -127,11 +127,9 @@ class Caller:
         await asyncio.wait(self._tasks)
 
     def _end(self) -> None:
-        if self._closed is not None:
-            return
-        self._closed = ManagerClosedError("the cluster was closed before the answer came: its outcome is open")
+        self._closed = True
         for asked in self.waiting.close():
-            asked.fail(ManagerClosedError(f"the cluster was closed before the answer came; {asked.stage.value}"))
+            asked.fail(_closed(asked))
         self._queue.clear()
 
     async def _live(self, run: Any) -> None:
@@ -280,6 +278,10 @@ class Caller:
         if not self._failures:
             logger.warning("%s does not answer, or refuses: trying again: %s", self.store, error)
         self._failures[way] = error
+
+
+def _closed(asked: Asked) -> ManagerClosedError:
+    return ManagerClosedError(f"the cluster was closed before the answer came; {asked.stage.value}")
 
 
 def _event_id(given: object) -> str:

@@ -43,7 +43,8 @@ class Cluster(Asking):
 
     There is no `turn()`: a turn cannot leave its process. Send an event, and branch on it in the
     handler. Events and what handlers return are what a session may hold, `Event` and
-    `WebhookEvent`.
+    `WebhookEvent`. A handler that awaits an answer of its own session waits for itself, until the
+    time is up: it may `submit` to it.
     """
 
     def __init__(self, url: str | Log, *, cluster: str = "mybot", timeout: float = 30.0) -> None:

@@ -41,6 +41,11 @@ class Line:
         self.made = 0
         """How many connections were made: another number, another connection."""
 
+    @property
+    def where(self) -> str:
+        """What a message calls the server."""
+        return self._where
+
     def close(self) -> None:
         self._closed = True
         self._drop()
@@ -202,6 +207,8 @@ class Line:
             return "asks for a user or password: name them in the URL, as redis://user:password@host"
         if _PASSWORD.search(said):
             return "does not accept this user or password"
+        if "unknown command" in said:
+            said += "; if it is a Sentinel, write redis+sentinel://host:26379/name-of-the-primary"
         return f"refuses: {said}"
 
 

@@ -41,6 +41,7 @@ LEASE: Final = (1.0, 60.0)  # seconds
 KEEP: Final = ("flushed", "acknowledged")
 LAST: Final = 0.2
 """The part of a close's time that is left for the manager's own close."""
+MOMENT: Final = 0.2  # seconds for the last word to the log, also if the time is up
 
 
 class Shard:
@@ -230,6 +231,7 @@ class Shard:
         self._membership.end()
         report = await self._manager.close(left())
         await self._settling.end(left())
+        await self._hand_over.give_rest(report.unflushed, max(left(), MOMENT))
         kept = len(self._holding.slots)
         for slot in self._holding.slots.values():
             slot.lose()  # what waits there waits for nothing any more
@@ -238,9 +240,12 @@ class Shard:
                 await self._log.release(self._member, {}, leave=True)
         await self._log.close()
         if kept:
-            why = self._membership.trouble or "there was no time to finish what was in hand"
+            why = "sessions there are not flushed" if report.unflushed else "the log does not answer"
             logger.warning(
-                "%s ends with %d slots, which others take when its lease has run out: %s", self._member, kept, why
+                "%s keeps slots (%d), which others take when its lease has run out: %s",
+                self._member,
+                kept,
+                self._membership.trouble or why,
             )
         else:
             logger.info("%s has left the cluster %s", self._member, self._cluster)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -198,6 +198,8 @@ class Verdict:
     """Acknowledged, and not in the store."""
     lost_by: Counter[int]
     """The shards that had acknowledged these."""
+    gaps: list[str]
+    """Those that are lost although a later one of the same shard is in the session."""
     twice: list[str]
     """In the store more than once."""
     disorder: list[str]
@@ -243,6 +245,7 @@ def judge(platform: Platform, shards: Shards) -> Verdict:
         unanswered=[f"{each.session}/{each.tag}: {each.errors[-1:]}" for each in platform.sent if not each.answered],
         lost=[f"{each.session}/{each.tag}" for each in answered if each.tag not in stored[each.session]],
         lost_by=Counter(each.answer for each in answered if each.tag not in stored[each.session]),
+        gaps=gaps_of(answered, stored),
         twice=[f"{name}/{tag}" for name, tags in stored.items() for tag, count in Counter(tags).items() if count > 1],
         disorder=[name for name, tags in in_order.items() if tags != sorted(tags)],
         strange=[f"{name}/{tag}" for name, tags in stored.items() for tag in tags if (name, tag) not in known],
@@ -256,6 +259,15 @@ def judge(platform: Platform, shards: Shards) -> Verdict:
     )
     print(verdict)
     return verdict
+
+
+def gaps_of(answered: Iterable[Sent], stored: Mapping[str, list[int]]) -> list[str]:
+    newest: dict[tuple[str, Any], int] = {}
+    for each in answered:
+        if each.tag in stored[each.session]:
+            newest[each.session, each.answer] = max(each.tag, newest.get((each.session, each.answer), 0))
+    missing = [each for each in answered if each.tag not in stored[each.session]]
+    return [f"{each.session}/{each.tag}" for each in missing if each.tag < newest.get((each.session, each.answer), 0)]
 
 
 def stored_tags(url: str, sessions: Iterable[str]) -> dict[str, list[int]]:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from actorbot import Context, FlushPolicy, store_from_url
+from actorbot._event import WebhookEvent
 from actorbot._ownership import keeper
 from actorbot.cluster import Shard, _membership
 from actorbot.stores.redis import RedisSessionStore
@@ -72,8 +73,10 @@ def make_shard(shape: Shape, say: Any) -> Shard:
         until = time.perf_counter() + shape.burns
         while time.perf_counter() < until:
             pass
-        context.session.setdefault("tags", []).append(context.event)
-        context.send(context.event)
+        event = context.event
+        tag = int(event.message.text) if isinstance(event, WebhookEvent) else event
+        context.session.setdefault("tags", []).append(tag)
+        context.send(tag)
         return pid
 
     class Told(Shard):

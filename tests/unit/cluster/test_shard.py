@@ -32,6 +32,7 @@ from actorbot.errors import (
     StoreUnavailableError,
     TurnTimeoutError,
 )
+from actorbot.testing import FaultyStore
 from tests.servers import redis_servers
 from tests.unit.cluster.shards import SLOTS, bench, remember
 from tests.waiting import breathe, soon, until
@@ -311,6 +312,42 @@ async def test_a_shard_that_gives_a_slot_back_leaves_what_it_has_not_begun_to_th
         assert (await closing).clean
         assert [await receipt.result() for receipt in receipts] == [1, 2, 3]
         assert await cluster.peek("ann") == {"seen": [0, 1, 2]}
+
+
+async def test_what_a_shard_cannot_finish_in_time_is_with_the_next_owner_at_once() -> None:
+    started = asyncio.Event()
+
+    async def hang(context: Context) -> None:
+        context.session["seen"] = ["half"]
+        started.set()
+        await asyncio.Event().wait()
+
+    async with bench() as b:
+        first, cluster = await b.shard(hang, lease=60.0, drain_timeout=0.3), await b.cluster()
+        receipt = await cluster.submit("ann", "hi")
+        await started.wait()
+        await b.shard(lease=60.0)
+        report = await first.close()
+        assert (report.unfinished, report.unflushed) == (1, ())
+        assert await soon(receipt.result()) == 1
+        assert await cluster.peek("ann") == {"seen": ["hi"]}
+        assert b.lease_of("ann")[1] == "0"  # nobody has to claim anything
+
+
+async def test_a_shard_that_cannot_flush_keeps_these_slots_until_its_lease_runs_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bench() as b:
+        b.store = FaultyStore(b.store)
+        shard, cluster = await b.shard(drain_timeout=0.3), await b.cluster()
+        await cluster.dispatch("ann", "hi")
+        b.store.outage()
+        report = await shard.close()
+        assert report.unflushed == ("ann",)
+        assert b.lease_of("ann")[2] == shard._member
+        owners = {owner for _, owner, _ in await cluster._log.slots()}
+        assert owners == {"", shard._member}
+    assert f"{shard._member} keeps slots (1), which others take when its lease has run out" in caplog.text
 
 
 async def test_a_shard_that_is_asked_to_leave_gives_everything_back_and_stays_open_until_it_is_closed() -> None:
