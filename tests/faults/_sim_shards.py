@@ -369,7 +369,6 @@ class Simulation:
 
     async def _last_events(self) -> None:
         """All is well: whatever is asked now must be done."""
-        plan = self.plan
         while not any(place.process is not None and place.process.serves for place in self.places):
             await asyncio.sleep(0.5)
         await self._until(lambda: self._is_served() and not self._left(), self._most())
