@@ -134,7 +134,7 @@ class Membership:
             if slots:
                 await self._log.release(self._member, _epochs(slots))
                 for slot in slots:
-                    del self._holding.slots[slot.number]
+                    self._holding.slots.pop(slot.number, None)  # it may have been lost meanwhile
 
     def may_begin(self) -> asyncio.Future[None] | None:
         """Return what to wait for before an event is begun; `None` if nothing."""

@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 
-from actorbot import DUPLICATE, SessionManager
+from actorbot import DUPLICATE
 from actorbot.cluster import _lane, _line, _scripts
 from actorbot.cluster._hand_over import HandOver
 from actorbot.cluster._held import Slot, Work
 from actorbot.cluster._lane import Lane
-from actorbot.cluster._membership import Membership
 from actorbot.cluster._packing import pack_result
 from actorbot.cluster._redis_log import RedisLog
 from actorbot.cluster._scripts import Script
@@ -81,19 +80,12 @@ def _does_not_reset_the_cursor(patch: Patch) -> None:
 
 
 def _takes_what_it_is_not_known_to_own(patch: Patch) -> None:
-    patch.setattr(RedisLog, "_known", _always(range(1_000)), raising=False)
+    patch.setattr(RedisLog, "_known", _always(frozenset(range(1_000))), raising=False)
 
 
 def _gives_back_before_it_has_flushed(patch: Patch) -> None:
     give = HandOver._give
     patch.setattr(HandOver, "_give", lambda self, slot, sessions: give(self, slot, set()))
-
-
-def _gives_back_what_it_still_handles(patch: Patch) -> None:
-    async def until(self: Slot, is_so: Any) -> None:
-        pass
-
-    patch.setattr(Slot, "until", until)
 
 
 def _sends_replies_before_they_are_settled(patch: Patch) -> None:
@@ -107,23 +99,6 @@ def _lets_go_before_it_is_flushed(patch: Patch) -> None:
 
 def _is_heard_again_of_what_was_acknowledged(patch: Patch) -> None:
     patch.setattr(Work, "silent", _always(False))
-
-
-def _keeps_what_it_has_lost(patch: Patch) -> None:
-    patch.setattr(SessionManager, "abandon", lambda manager, session_ids: None)
-
-
-def _runs_again_behind_newer_events(patch: Patch) -> None:
-    has_next = Lane._has_next
-
-    def newest_first(self: Lane) -> bool:
-        newer = len(self.waiting)
-        found = has_next(self)
-        if self.waiting and newer:
-            self.waiting.rotate(newer)
-        return found
-
-    patch.setattr(Lane, "_has_next", newest_first)
 
 
 def _lets_a_duplicate_go_at_once(patch: Patch) -> None:
@@ -161,10 +136,6 @@ def _does_not_tell_what_was_acknowledged(patch: Patch) -> None:
     _say_instead(patch, "LEASE", "call('SMEMBERS', of('acked', slot))", "{}")
 
 
-def _begins_though_its_lease_has_run_out(patch: Patch) -> None:
-    patch.setattr(Membership, "may_begin", lambda self: None)
-
-
 WRITE_BEHIND: dict[str, Any] = {
     "mode": "write-behind",
     "forgets": False,
@@ -178,6 +149,8 @@ THROUGH = FLUSHED | {"mode": "write-through"}
 FROZEN = {"likes": ("freeze", "freeze amid a call"), "lease": 1.0}
 LOST = {"faults": 0.05}
 HANDED = {"likes": ("join", "close", "drain"), "gap": 0.3, "faults": 0.0}
+BUSY = {"sessions": 1, "callers": 3, "places": 2, "slots": 1, "pause": 0.2, "gap": 1.0, "scenes": 10}
+AWAY = {"likes": ("store away", "kill"), "scenes": 10, "gap": 0.3, "max_delay": 20.0, "max_events": 100, "lease": 1.0}
 KILLED = {"likes": ("kill", "kill amid a call"), "lease": 1.0}
 CUT_OFF = {"likes": ("cut off",), "lease": 1.0}
 FAULTS: dict[str, tuple[Callable[[Patch], None], dict[str, Any]]] = {
@@ -186,16 +159,13 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], dict[str, Any]]] = {
     "cursor not reset": (_does_not_reset_the_cursor, THROUGH | LOST),
     "entries of a slot before its grant": (_takes_what_it_is_not_known_to_own, FLUSHED | LOST | HANDED),
     "release before flush": (_gives_back_before_it_has_flushed, ACKNOWLEDGED | HANDED),
-    "release amid an event": (_gives_back_what_it_still_handles, FLUSHED | HANDED),
     "replies before they are settled": (_sends_replies_before_they_are_settled, FLUSHED | CUT_OFF),
     "out of the log before it is flushed": (_lets_go_before_it_is_flushed, FLUSHED | KILLED),
     "answered and replied twice": (_is_heard_again_of_what_was_acknowledged, FLUSHED | KILLED),
-    "lost and not abandoned": (_keeps_what_it_has_lost, ACKNOWLEDGED | FROZEN),
-    "run again behind newer events": (_runs_again_behind_newer_events, FLUSHED | FROZEN),
-    "a duplicate goes at once": (_lets_a_duplicate_go_at_once, FLUSHED | KILLED | {"store_faults": 0.1}),
+    "a duplicate goes at once": (_lets_a_duplicate_go_at_once, FLUSHED | AWAY),
     "goes on before a failure is settled": (
         _goes_on_before_a_failure_is_settled,
-        THROUGH | LOST | {"store_faults": 0.1},
+        THROUGH | CUT_OFF | BUSY | {"store_faults": 0.3},
     ),
     "taken over while nobody could renew": (
         _takes_over_while_nobody_could_renew,
@@ -203,7 +173,6 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], dict[str, Any]]] = {
     ),
     "the slots of the living": (_takes_the_slots_of_the_living, FLUSHED | HANDED),
     "acknowledged events are not told": (_does_not_tell_what_was_acknowledged, FLUSHED | KILLED),
-    "begun after the lease has run out": (_begins_though_its_lease_has_run_out, ACKNOWLEDGED | FROZEN),
 }
 
 
