@@ -91,6 +91,13 @@ GOALS = (
         "64 callers without a pause, Redis, max_delay=0.5: oldest unflushed state", "policies", "oldest unflushed state", at_most=1,
         options={"store": "redis", "users": 1_000}, table="write-behind:max_delay=0.5;",
     ),
+    Goal("one event to a shard: times a bare XADD + XREAD, there and back", "cluster", "p50 ÷ XADD + XREAD, redis-py", at_most=3),
+    Goal(
+        "1,000 in flight to a shard: times the manager without the hop", "cluster", "ratio to manager, no hop", at_least=0.25,
+        table="1,000 in flight",
+    ),
+    Goal("a handler that computes, 2 shards ÷ 1: times 2 bare loops ÷ 1", "cluster", "2 ÷ 1, as a share of the loops'", at_least=0.9),
+    Goal("memory of a shard: times that of a manager's process", "cluster", "ratio to a manager alone", at_most=1.3),
     Goal("1,000 users, Redis: times the fastest peer that loses nothing", "peers", "ratio", at_least=5, options=_PEERS),
 )  # fmt: skip
 

@@ -125,11 +125,11 @@ def run(command: Sequence[str], settings: Mapping[str, str], patience: float) ->
     except subprocess.TimeoutExpired as exc:
         raise MissingPeerError(f"{name} was not done after {patience:g} s") from exc
     if done.returncode:
-        raise MissingPeerError(f"{name} ended with status {done.returncode}: {_reason(done.stderr)}")
+        raise MissingPeerError(f"{name} ended with status {done.returncode}: {reason_of(done.stderr)}")
     return done.stdout
 
 
-def _reason(said: str) -> str:
+def reason_of(said: str) -> str:
     """Return the most useful line: the last one that speaks of an error, or else the last."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from benchmarks._servers import URLS
 
+STORES = {"cluster": "redis"}  # of questions that have no choice
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -31,7 +33,7 @@ class Setting:
     def store(self) -> str:
         """The store that it needs; "memory" if it names none."""
         found = re.search(r"--store (\w+)", self.common)
-        return found[1] if found else "memory"
+        return found[1] if found else STORES.get(self.common, "memory")
 
     @property
     def server(self) -> str:
@@ -90,6 +92,7 @@ PLAN = (
     Setting("outage --store redis --hangs", "--down 6 --around 6"),
     Setting("drain --store redis", "", "--repeats 1 --sessions 1000"),
     Setting("deploy --store redis", "", "--deploys 2 --rate 100"),
+    Setting("cluster", "", "--repeats 2 --each 0.3 --without ray nats"),
     Setting("peers --store redis --users 1000", ""),
 )
 

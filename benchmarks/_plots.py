@@ -5,7 +5,7 @@ They need matplotlib, so this module is imported only when a report is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,6 +59,7 @@ def draw(collection: Collection, folder: Path) -> dict[str, str]:
         "memory": (_memory, f"What an idle resident session takes, and the peak memory of a process during a run; {lines}."),
         "policies": (_policies, f"What a flush policy costs, and what it leaves at risk; {lines}."),
         "peers": (_peers, f"Events a second beside other libraries; {lines}."),
+        "cluster": (_cluster, f"A hop to a shard, beside what it is made of and other systems; {lines}."),
     }  # fmt: skip
     found: dict[str, str] = {}
     with matplotlib.rc_context(STYLE):
@@ -211,6 +212,32 @@ def _peers(results: Sequence[Saved]) -> Drawing | None:
         axes.set_title(table.title, loc="left")
         axes.set_xlabel("thousand events a second")
     return drawing
+
+
+def _cluster(results: Sequence[Saved]) -> Drawing | None:
+    tables = [table for saved in results if saved.result.question == "cluster" for table in saved.result.tables]
+    panels = [found for table in tables for found in _panels(table)]
+    if not panels:
+        return None
+    heights = [0.9 + 0.3 * len(figures) for _, figures in panels]
+    drawing = Drawing(figsize=(8, sum(heights)), layout="constrained")
+    grid = drawing.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, figures) in zip(grid, panels, strict=True):
+        colours = [ACTORBOT if figure.of == "actorbot" else FLOOR for figure in figures]
+        bars(axes, range(len(figures)), figures, 1.0, color=colours, height=0.7)
+        for place, figure in enumerate(figures):
+            beside(axes, max(figure.values), place, f"{median(figure.values):,.3g} {figure.unit}")
+        name_bars(axes, [figure.of for figure in figures])
+        axes.margins(x=0.2)
+        axes.set_title(title, loc="left")
+    return drawing
+
+
+def _panels(table: Table) -> Iterator[tuple[str, list[Figure]]]:
+    """Choose what a table of the cluster shows: its first figure, of all who have it."""
+    for name in {"2 ÷ 1"} & set(table.rows) or list(table.rows)[:1]:
+        figures = [figure for figure in table.figures if figure.name == name]
+        yield f"{table.title.partition(', ')[0]}: {name}", figures
 
 
 def _fastest_first(table: Table) -> list[Figure]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks._peer_env import MissingPeerError
+from benchmarks._peer_env import MissingPeerError, reason_of
 
 PATIENCE = 60.0  # seconds for a program to be ready, to answer (beyond those of the order), or to end
 
@@ -83,10 +83,8 @@ class Program:
 
     def _failed(self, what: str) -> MissingPeerError:
         self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
-        return MissingPeerError(
-            f"{Path(self._command[-1]).name} {what}: {lines[-1][:300] if lines else 'it said nothing'}"
-        )
+        said = reason_of(self._said.read().decode(errors="replace"))
+        return MissingPeerError(f"{Path(self._command[-1]).name} {what}: {said}")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -161,4 +161,4 @@ def manager_of(shard: Shard) -> SessionManager:
 
 def receipts_of(cluster: Cluster) -> int:
     """Count the receipts whose answers are still to come."""
-    return len(cluster._caller._receipts)
+    return len(cluster._caller.waiting.receipts)

@@ -18,10 +18,12 @@ from actorbot._manager.verbs import OnDuplicate
 from actorbot._reports import Health
 from actorbot._runtime.current import current
 from actorbot._state.codec import encode_state
-from actorbot._state.committed import VERSION
+from actorbot._state.committed import EVENT_IDS, STATE, VERSION, digest_of
+from actorbot._state.record import has_id
 from actorbot._turns.acknowledge import write_through
 from actorbot._turns.context import Context, chain, find_held
 from actorbot._turns.lend import check_return
+from actorbot._turns.session_actor import EVENT_ID_BYTES
 from actorbot._turns.terms import Terms
 from actorbot.errors import ConfigError, NotEncodableError, OwnershipLostError, SessionTooLargeError
 
@@ -39,6 +41,7 @@ __all__ = [
     "confirm",
     "dispatch_with",
     "flushed",
+    "has_forgotten",
     "held",
     "is_flushed",
     "is_here",
@@ -174,6 +177,22 @@ def committed(manager: SessionManager, session_id: str) -> Goal | None:
     if actor is None or (state := actor.committed) is None:
         return None
     return Goal(actor, state[VERSION], len(actor.losses))
+
+
+async def has_forgotten(manager: SessionManager, session_id: str, event_id: str) -> bool:
+    """Tell whether the session is there, and knows that it has not handled this event.
+
+    `False` if that was so many events ago that it may have forgotten the id. Home loop.
+    Raises: what a read raises.
+    """
+    actor = manager._actors.get(session_id)
+    state = None if actor is None else actor.committed
+    if state is None:
+        record = await manager._verbs._loader.read(session_id)
+        state = None if record is None else record.committed
+    if state is None or (state[STATE] is None and state[VERSION]):
+        return state is None  # destroyed, whatever it was
+    return not has_id(state[EVENT_IDS], digest_of(event_id)) and len(state[EVENT_IDS]) < EVENT_ID_BYTES
 
 
 def is_flushed(goal: Goal) -> bool:

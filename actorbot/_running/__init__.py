@@ -3,5 +3,5 @@
 Read `run` first: the steps, from the start to the exit status. It is told to end by `signals`.
 `threads` is what `asyncio.to_thread` runs on, and `shown` has the log's errors seen.
 
-Only `_bot` may import this room, and `ext` its `shown`.
+Only `_bot` and `cluster` may import this room, and `ext` and `cli` its `shown`.
 """

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["shown"]
+__all__ = ["is_set_up", "shown"]
 
 
 @contextmanager
@@ -26,11 +26,11 @@ class _Shown(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Looked up each time: the author may set up logging while the bot runs.
-        if logging.lastResort is not None and not _is_set_up():
+        if logging.lastResort is not None and not is_set_up():
             logging.lastResort.handle(record)
 
 
-def _is_set_up() -> bool:
+def is_set_up() -> bool:
     """Tell whether somebody else shows the records, or wants nobody to."""
     logger: logging.Logger | None = logging.getLogger("actorbot")
     while logger is not None:

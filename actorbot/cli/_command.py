@@ -7,6 +7,7 @@ from importlib.metadata import version
 import click
 
 from actorbot.cli._chat import chat
+from actorbot.cli._cluster import cluster
 from actorbot.cli._doctor import doctor
 from actorbot.cli._format import clean, hide_secrets_of, redact, shows_secret
 from actorbot.cli._sessions import sessions
@@ -30,7 +31,9 @@ class _Command(click.Group):
                 raise
             raise click.UsageError(redact(error.format_message()), error.ctx) from error
         except click.ClickException as error:
-            raise click.ClickException(clean(error.format_message())) from error
+            told = click.ClickException(clean(error.format_message()))
+            told.exit_code = error.exit_code  # type: ignore[misc]  # of the class, says click; it reads it here
+            raise told from error
         except ActorbotError as error:
             raise click.ClickException(clean(str(error))) from error
         except Exception as error:
@@ -53,5 +56,5 @@ def command() -> None:
     """
 
 
-for each in (chat, doctor, sessions):
+for each in (chat, cluster, doctor, sessions):
     command.add_command(each)

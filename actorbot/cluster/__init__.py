@@ -5,12 +5,13 @@ Between them stands a log (Redis Streams). An event is accepted when the log has
 its session just then. Leases in the same server say which shard owns which sessions. `_log` has
 the five operations that a log must offer.
 
-`_redis_log` offers them: read its `_scripts` first, which decide everything, then `_wire` and
-`_place`, `_line`, and the log itself.
+`_redis_log` offers them: read `_script` first, which says what is in the server, and the scripts,
+`_lease_scripts` and `_scripts`, which decide everything (`_rights`: what they need). Then `_wire`
+(a connection), `_place` (where the server is), `_line` (the two, again and again), and the log.
 
 A caller, from the top: `_cluster` (the verbs), `_receipt`, `_asking` (how an answer is awaited),
 `_access` (who may call), `_caller` (batches to the log, and answers from it) with `_asked` (a
-request on its way), and `_reports`.
+request on its way) and `_waiting` (for how long), and `_reports`.
 
 A shard: `_shard` (its life), `_membership` (its lease), `_intake` (reads the log), `_lane` (events
 of one session, in order), `_settling` (answers, and what leaves the log), `_hand_over`, and what

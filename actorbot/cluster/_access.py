@@ -106,7 +106,7 @@ class Access(ABC):
             self._forget()  # its connections have ended with it
             return
         self._check_away(Life.CLOSING)
-        self._call(self._close_at_home())
+        self._call(self._close_at_home(), 0.0)
         self._stop()
 
     def _is_over(self) -> bool:
@@ -180,17 +180,18 @@ class Access(ABC):
                 "a _sync verb on the cluster's event loop would block it for ever: await the async verb"
             )
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run *coroutine*, which has a bound of its own, at home, for a caller elsewhere."""
+    def _call(self, coroutine: Coroutine[Any, Any, T], seconds: float = NEVER) -> T:
+        """Run *coroutine* at home, for a caller elsewhere. It takes *seconds*, if its loop runs."""
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:
             coroutine.close()
             raise loop_ended() from None
         try:
-            return self._await(future)
-        except BaseException:  # a KeyboardInterrupt: nobody waits for it any more
-            future.cancel()
+            return self._await(future, time.monotonic() + seconds + HANGS)
+        except BaseException as error:  # a KeyboardInterrupt, say: nobody waits for it any more
+            if future.cancel() and isinstance(error, TimeoutError):
+                raise ManagerClosedError("the event loop that the cluster was started on stands still") from None
             raise
 
     def _await(self, future: Future[T], end: float = NEVER) -> T:

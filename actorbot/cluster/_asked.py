@@ -23,33 +23,42 @@ class Asked:
     """A request, and who waits for it. Made in any thread."""
 
     __slots__ = (
-        "__weakref__", "accepted", "deadline", "number", "outcome", "payload", "session_id", "since", "slot", "stage",
+        "__weakref__", "accepted", "deadline", "event_id", "number", "outcome", "payload", "session_id", "since", "slot", "stage",
         "timeout",
     )  # fmt: skip
 
     def __init__(
-        self, session_id: str, slot: int, number: int, payload: bytes, timeout: float, outcome: Outcome
+        self,
+        session_id: str,
+        slot: int,
+        number: int,
+        event_id: str,
+        payload: bytes,
+        timeout: float,
+        outcome: Outcome,
     ) -> None:
         self.session_id = session_id
         self.slot = slot
         """Where it goes; below 0 if its session says so."""
         self.number = number
+        self.event_id = event_id
         self.payload = payload
         self.timeout = timeout
         self.outcome = outcome
         """Ended with what `pack_result` or `pack_error` has made, or with what kept us from it."""
         self.accepted: Outcome | None = None
-        """Ended when the log has it; who waits for this waits without a time-out for its answer."""
+        """Ended when the log has it, for who waits for that alone."""
         self.stage = Stage.UNSENT
         self.since = self.deadline = 0.0
 
     def is_over(self) -> bool:
         """Tell whether it was answered, or its caller has gone."""
-        return self.outcome.done() or (self.accepted is not None and self.accepted.cancelled())
+        return self.outcome.done() or (self.accepted is not None and self.accepted.done())
 
     def accept(self) -> None:
         """Note that the log has it."""
         self.stage = Stage.ACCEPTED
+        self.payload = b""  # nobody sends it again
         if self.accepted is not None and not self.accepted.done():
             self.accepted.set_result(b"")
 

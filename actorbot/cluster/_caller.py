@@ -14,37 +14,36 @@ from collections.abc import Iterable
 from contextlib import suppress
 from copy import copy
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import uuid4
-from weakref import WeakValueDictionary
 
 from actorbot._state.values import UndecodableError
 from actorbot.cluster._asked import Asked, Outcome, Stage
 from actorbot.cluster._log import Log, Terms
 from actorbot.cluster._packing import Kind, Request, pack_request, unpack_answers
 from actorbot.cluster._slots import slot_of
+from actorbot.cluster._waiting import Waiting
 from actorbot.errors import (
     ConfigError,
     ManagerClosedError,
     OutcomeUnknownError,
     OverloadedError,
     StoreUnavailableError,
-    TurnTimeoutError,
 )
 
 __all__ = ["Caller"]
 
 logger = logging.getLogger("actorbot")
 
+Way = Literal["append", "answers"]
+
 PATIENCE: Final = 5.0  # seconds in which a request must be in the log
 PAUSE: Final = 0.1  # seconds between two tries
-GRAIN: Final = 0.05  # seconds between two looks for requests whose time is up
 BATCH: Final = 256  # requests that one append takes
 BATCH_BYTES: Final = 1024 * 1024
 UNSENT_BYTES: Final = 64 * 1024 * 1024  # of requests that wait for the log to take them
 OVERHEAD: Final = 500  # bytes that a waiting request takes besides
 LONGEST_ID: Final = 512  # bytes of an event id that is sent as it is
-NEVER: Final = float("inf")
 
 
 class Caller:
@@ -54,21 +53,17 @@ class Caller:
         self.slots = terms.slots
         self.store = f"cluster {name}"
         self.id = uuid4().hex[:16]
-        self.sent = self.answered = self.refused = self.timed_out = self.appends = self.repeated = 0
+        self.sent = self.answered = self.refused = self.appends = self.repeated = 0
+        self.waiting = Waiting(self.store)
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
-        # In the order in which they came. Those of receipts are there as long as their receipts.
-        self._pending: dict[int, Asked] = {}
-        self._receipts: WeakValueDictionary[int, Asked] = WeakValueDictionary()
         self._queue: deque[Asked] = deque()
         self._unsent_bytes = 0
         self._wake: asyncio.Future[None] | None = None
-        self._look_at = NEVER
-        self._look: asyncio.TimerHandle | None = None  # the timer, which comes at `_look_at`
         self._heard = self._loop.time()
-        self._silent = False
-        self._closed: Exception | None = None
+        self._failures: dict[Way, Exception] = {}  # what does not go on just now, and why
+        self._closed = False
         self._tasks = [self._loop.create_task(self._live(run)) for run in (self._send, self._listen)]
 
     # --- any thread ------------------------------------------------------------------------------
@@ -91,16 +86,15 @@ class Caller:
         whose = f"{self.id}:{number}" if event_id is None else _event_id(event_id)
         again = again and event_id is not None
         request = Request(kind, session_id, event, whose, self.id, number, bool(durable), again)
-        return Asked(session_id, slot, number, pack_request(request), timeout, outcome)
+        return Asked(session_id, slot, number, whose, pack_request(request), timeout, outcome)
 
     def silent_for(self) -> float:
         """Return the seconds since the log has last answered."""
         return max(0.0, self._loop.time() - self._heard)
 
-    @property
-    def waiting(self) -> int:
-        """Requests whose answer is outstanding, receipts left out."""
-        return len(self._pending)
+    def refusal(self) -> Exception | None:
+        """Return what the last append has failed with, if it has."""
+        return self._failures.get("append")
 
     @property
     def unsent(self) -> int:
@@ -111,22 +105,15 @@ class Caller:
 
     def ask(self, asked: Asked) -> None:
         """Send a request. Whatever goes wrong ends its futures."""
-        if self._closed is not None:
-            asked.fail(self._closed)
+        if self._closed:
+            asked.fail(_closed(asked))
             return
         size = len(asked.payload) + OVERHEAD
         if self._unsent_bytes + size > UNSENT_BYTES and self._queue:
             self.refused += 1
             asked.fail(OverloadedError(f"{self._unsent_bytes:,} bytes wait for {self.store} to take them"))
             return
-        asked.since = self._loop.time()
-        if asked.accepted is None:
-            asked.deadline = asked.since + asked.timeout
-            self._pending[asked.number] = asked
-            if asked.deadline < self._look_at:
-                self._look_in(asked.timeout, asked.since)
-        else:
-            self._receipts[asked.number] = asked
+        self.waiting.add(asked)
         self._unsent_bytes += size
         self._queue.append(asked)
         if self._wake is not None and not self._wake.done():
@@ -140,15 +127,9 @@ class Caller:
         await asyncio.wait(self._tasks)
 
     def _end(self) -> None:
-        if self._closed is not None:
-            return
-        self._closed = ManagerClosedError("the cluster was closed before the answer came: its outcome is open")
-        if self._look is not None:
-            self._look.cancel()
-        waiting = {asked.number: asked for asked in (*self._queue, *self._pending.values(), *self._receipts.values())}
-        for asked in waiting.values():
-            asked.fail(ManagerClosedError(f"the cluster was closed before the answer came; {asked.stage.value}"))
-        self._pending.clear()
+        self._closed = True
+        for asked in self.waiting.close():
+            asked.fail(_closed(asked))
         self._queue.clear()
 
     async def _live(self, run: Any) -> None:
@@ -159,34 +140,6 @@ class Caller:
             logger.exception("%s: this caller has ended", self.store)
         finally:
             self._end()
-
-    # --- time-outs: one timer for all ------------------------------------------------------------
-
-    def _look_in(self, seconds: float, now: float) -> None:
-        if self._look is not None:
-            self._look.cancel()
-        self._look_at = now + seconds
-        self._look = self._loop.call_at(self._look_at, self._end_late)
-
-    def _end_late(self) -> None:
-        now, following = self._loop.time(), NEVER
-        for asked in [each for each in self._pending.values() if each.deadline <= now]:
-            self.timed_out += 1
-            self._forget(asked)
-            asked.fail(self._too_late(asked))
-        following = min((each.deadline for each in self._pending.values()), default=NEVER)
-        self._look_at, self._look = NEVER, None
-        if following < NEVER:
-            self._look_in(max(following - now, GRAIN), now)
-
-    def _too_late(self, asked: Asked) -> Exception:
-        text = f"no answer within {asked.timeout:g} s; {asked.stage.value}"
-        if asked.session_id:
-            return TurnTimeoutError(asked.session_id, text)
-        return StoreUnavailableError(self.store, f"slot {asked.slot}: {text}; does a shard own the slot?")
-
-    def _forget(self, asked: Asked) -> None:
-        self._pending.pop(asked.number, None)
 
     # --- to the log ------------------------------------------------------------------------------
 
@@ -203,7 +156,7 @@ class Caller:
             asked = queue.popleft()
             self._unsent_bytes -= len(asked.payload) + OVERHEAD
             if asked.is_over():
-                self._forget(asked)  # nothing is sent
+                self.waiting.forget(asked)  # nothing is sent
                 continue
             asked.stage = Stage.SENT
             size += len(asked.payload)
@@ -232,8 +185,8 @@ class Caller:
                 self._give_up(batch, error)
                 return
             else:
-                self._hear()
-                self._note(batch, taken)
+                self._hear("append")
+                self._note(batch, taken, in_doubt)
                 return
             await asyncio.sleep(PAUSE)
             batch = [asked for asked in batch if not asked.is_over()]
@@ -242,21 +195,25 @@ class Caller:
     def _slot_of(self, asked: Asked) -> int:
         return slot_of(asked.session_id, self.slots) if asked.slot < 0 else asked.slot
 
-    def _note(self, batch: list[Asked], taken: Iterable[bool]) -> None:
+    def _note(self, batch: list[Asked], taken: Iterable[bool], in_doubt: bool) -> None:
         self.sent += len(batch)
         for asked, is_taken in zip(batch, taken, strict=True):
             if is_taken:
-                asked.accept()
+                self.waiting.accept(asked)
                 continue
             self.sent -= 1
             self.refused += 1
-            self._forget(asked)
-            where = f"slot {self._slot_of(asked)} of {self.store}"
-            asked.fail(OverloadedError(f"{where} is full: no shard owns it, or its shard is too slow"))
+            self.waiting.forget(asked)
+            text = f"slot {self._slot_of(asked)} is full: no shard owns it, or its shard is too slow"
+            if in_doubt:
+                text = f"{text}; an earlier try may have been accepted. Send it again with the same event id"
+                asked.fail(OutcomeUnknownError(self.store, text))
+            else:
+                asked.fail(OverloadedError(f"{self.store}: {text}"))
 
     def _give_up_late(self, batch: list[Asked], error: Exception, in_doubt: bool) -> list[Asked]:
         """Fail what has waited too long for the log; return what is left of *batch*."""
-        self._note_silence(error)
+        self._note_failure("append", error)
         latest = self._loop.time() - PATIENCE
         late = [asked for asked in batch if asked.since <= latest]
         reason = f"the request was not accepted within {PATIENCE:g} s"
@@ -274,7 +231,7 @@ class Caller:
 
     def _give_up(self, late: Iterable[Asked], error: Exception) -> None:
         for asked in late:
-            self._forget(asked)
+            self.waiting.forget(asked)
             asked.fail(copy(error))  # each has a traceback of its own
 
     async def _ask_terms(self) -> None:
@@ -291,13 +248,13 @@ class Caller:
             try:
                 answers = await self._log.answers(self.id, cursor)
             except Exception as error:
-                if not isinstance(error, StoreUnavailableError):
+                if not (isinstance(error, StoreUnavailableError | ConfigError) or "answers" in self._failures):
                     logger.exception("%s: answers could not be read", self.store)
-                self._note_silence(error)
+                self._note_failure("answers", error)
                 cursor = "0"  # of a server that has forgotten them, or whose clock went back
                 await asyncio.sleep(PAUSE)
                 continue
-            self._hear()
+            self._hear("answers")
             cursor = answers.cursor
             for payload in answers.payloads:
                 self._take(payload)
@@ -309,22 +266,22 @@ class Caller:
             logger.exception("%s: an answer cannot be read; is a shard of another release?", self.store)
             return
         for number, outcome in answers:
-            asked = self._pending.pop(number, None) or self._receipts.get(number)
-            if asked is not None and not asked.outcome.done():  # or nobody waits, or it came twice
-                self.answered += 1
-                asked.accept()
-                asked.outcome.set_result(outcome)
+            self.answered += self.waiting.answer(number, outcome)
 
-    def _hear(self) -> None:
+    def _hear(self, way: Way) -> None:
         self._heard = self._loop.time()
-        if self._silent:
-            self._silent = False
+        if self._failures.pop(way, None) is not None and not self._failures:
             logger.info("%s answers again", self.store)
 
-    def _note_silence(self, error: Exception) -> None:
-        if not self._silent:
-            self._silent = True
-            logger.warning("%s does not answer; trying again: %s", self.store, error)
+    def _note_failure(self, way: Way, error: Exception) -> None:
+        # Each way has its own end: a server may answer reads, and refuse writes.
+        if not self._failures:
+            logger.warning("%s does not answer, or refuses: trying again: %s", self.store, error)
+        self._failures[way] = error
+
+
+def _closed(asked: Asked) -> ManagerClosedError:
+    return ManagerClosedError(f"the cluster was closed before the answer came; {asked.stage.value}")
 
 
 def _event_id(given: object) -> str:

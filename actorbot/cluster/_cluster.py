@@ -43,7 +43,8 @@ class Cluster(Asking):
 
     There is no `turn()`: a turn cannot leave its process. Send an event, and branch on it in the
     handler. Events and what handlers return are what a session may hold, `Event` and
-    `WebhookEvent`.
+    `WebhookEvent`. A handler that awaits an answer of its own session waits for itself, until the
+    time is up: it may `submit` to it.
     """
 
     def __init__(self, url: str | Log, *, cluster: str = "mybot", timeout: float = 30.0) -> None:
@@ -219,7 +220,7 @@ class Cluster(Asking):
         if session_id is not None:
             self._ask_sync("flush", check_session_id(session_id), self._timeout)
             return
-        self._call(self._flush_all())
+        self._call(self._flush_all(), self._timeout)
 
     async def _flush_all(self) -> None:
         requests = (self._ask("flush all", "", self._timeout, slot=slot) for slot in range(self._caller.slots))
@@ -247,8 +248,8 @@ class Cluster(Asking):
         self._check_life()
         caller = self._caller
         return ClusterStats(
-            self._name, caller.slots, caller.sent, caller.answered, caller.waiting, caller.unsent, caller.refused,
-            caller.timed_out, caller.appends, caller.repeated, caller.silent_for(),
+            self._name, caller.slots, caller.sent, caller.answered, len(caller.waiting), caller.unsent, caller.refused,
+            caller.waiting.timed_out, caller.appends, caller.repeated, caller.silent_for(),
         )  # fmt: skip
 
     async def members(self) -> list[Member]:
@@ -259,7 +260,7 @@ class Cluster(Asking):
     def members_sync(self) -> list[Member]:
         """The same as `members`, for threads."""
         self._check_away()
-        return self._call(self._members())
+        return self._call(self._members(), self._timeout)
 
     async def _members(self) -> list[Member]:
         return members_of(await self._log.members(), await self._log.slots())
@@ -275,4 +276,6 @@ class Cluster(Asking):
             return Health("failing", "the event loop of the cluster has ended")
         if silent > SILENT:
             return Health("failing", f"{self._caller.store} has not answered for {silent:.0f} s")
+        if (refusal := self._caller.refusal()) is not None:
+            return Health("degraded", f"{self._caller.store} did not take what was sent last: {refusal}")
         return Health("ready", f"{self._caller.store} answers")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from actorbot._manager.embedding import SessionManager
@@ -65,6 +67,18 @@ class HandOver:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def give_rest(self, unflushed: Iterable[str], seconds: float) -> None:
+        """Give back what was not finished in time. The manager is closed: nothing is written now.
+
+        What was rolled back is still in the log. Slots with *unflushed* sessions are kept until the
+        lease runs out: their next owner has to claim them.
+        """
+        kept = {self._holding.slot_of(session_id) for session_id in unflushed}
+        slots = [slot for slot in self._holding.slots.values() if slot.number not in kept]
+        with suppress(StoreUnavailableError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._membership.release(slots)
 
     async def _give(self, slot: Slot, sessions: set[str]) -> None:
         await slot.until(lambda slot: not slot.running)

@@ -23,6 +23,7 @@ from actorbot._manager.embedding import (
     committed,
     dispatch_with,
     flushed,
+    has_forgotten,
     is_flushed,
 )
 from actorbot._state.values import UndecodableError
@@ -200,6 +201,9 @@ class Lane:
             self._finish_all()  # with it, in one step: run again later, they would make it anew
         elif request.kind == "flush":
             await manager.flush(session_id)
+            if request.durable and await has_forgotten(manager, session_id, request.event_id):
+                text = "the shard that had acknowledged this event ended before it was flushed; send it again"
+                return pack_error(ConflictError("cluster", text, session_id=session_id))
         elif request.kind == "peek":
             return pack_result(await manager.peek(session_id))
         else:

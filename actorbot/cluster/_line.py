@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Coroutine
 from copy import copy
 from typing import Any, Final
 
@@ -40,6 +41,11 @@ class Line:
         self.made = 0
         """How many connections were made: another number, another connection."""
 
+    @property
+    def where(self) -> str:
+        """What a message calls the server."""
+        return self._where
+
     def close(self) -> None:
         self._closed = True
         self._drop()
@@ -67,23 +73,15 @@ class Line:
             return outcome
         raise copy(outcome)
 
-    async def run(self, script: Script, *args: Part, writes: bool = True) -> Any:
-        """Run *script*; return its answer.
+    def run(self, script: Script, *args: Part, writes: bool = True) -> Coroutine[Any, Any, Any]:
+        """Run *script*, as `ask` does."""
+        return self.ask(b"EVALSHA", script.sha, 1, self._base, *args, writes=writes)
+
+    async def ask(self, *command: Part, writes: bool = False) -> Any:
+        """Send *command*; return the answer.
 
         Raises: StoreUnavailableError; OutcomeUnknownError if it *writes* and may have done so.
         """
-        for _ in range(TRIES):
-            wire = await self.wire()
-            answer = await wire.call(b"EVALSHA", script.sha, 1, self._base, *args)
-            if not isinstance(answer, Exception):
-                return answer
-            self.note(wire, answer)
-            if not self._may_go_on(answer):
-                break
-        raise self.failure(answer, writes=writes)
-
-    async def ask(self, *command: Part) -> Any:
-        """Send a command that only reads. Raises: StoreUnavailableError."""
         for _ in range(TRIES):
             wire = await self.wire()
             answer = await wire.call(*command)
@@ -92,7 +90,7 @@ class Line:
             self.note(wire, answer)
             if not self._may_go_on(answer):
                 break
-        raise self.failure(answer, writes=False)
+        raise self.failure(answer, writes=writes)
 
     def note(self, wire: Wire, answer: Exception) -> None:
         """Take from *answer* what it says of the connection that it came by."""
@@ -100,8 +98,9 @@ class Line:
         if moved := _MOVED.search(text):
             self._place.moved(moved[1])
         # After NOSCRIPT, too: all scripts are loaded when a connection is made.
-        if wire is self._wire and (isinstance(answer, LostError) or self._may_go_on(answer)):
-            self._drop()
+        if wire is self._wire and self._may_go_on(answer):
+            self._wire = None
+            wire.retire()
 
     def _drop(self) -> None:
         if self._wire is not None:
@@ -208,6 +207,8 @@ class Line:
             return "asks for a user or password: name them in the URL, as redis://user:password@host"
         if _PASSWORD.search(said):
             return "does not accept this user or password"
+        if "unknown command" in said:
+            said += "; if it is a Sentinel, write redis+sentinel://host:26379/name-of-the-primary"
         return f"refuses: {said}"
 
 

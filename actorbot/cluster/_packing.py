@@ -51,6 +51,7 @@ class Request(NamedTuple):
     number: int
     """Which of this caller's requests it is."""
     durable: bool = False
+    """Of a flush: whether the event of this id is to be in the store, or else it is an error."""
     result_again: bool = False
     """Whether a duplicate is answered with the result of the first time."""
 

@@ -47,13 +47,15 @@ class ClusterReceipt:
     async def durable(self, timeout: float | None = None) -> None:
         """Wait until the store has what the event changed: its result, then a flush of its session.
 
-        Raises: as `result` and `Cluster.flush`.
+        Raises: as `result` and `Cluster.flush`; ConflictError if the event was lost with its shard,
+        which a shard with `keep="acknowledged"` allows.
         """
         seconds = self._seconds(timeout)
         end = time.monotonic() + seconds
         await self._result(seconds)
         self._cluster._check_here()
-        await self._cluster._ask("flush", self.session_id, max(0.0, end - time.monotonic()))
+        left = max(0.0, end - time.monotonic())
+        await self._cluster._ask("flush", self.session_id, left, event_id=self._asked.event_id, durable=True)
 
     def durable_sync(self, timeout: float | None = None) -> None:
         """The same as `durable`, for threads."""
@@ -61,7 +63,8 @@ class ClusterReceipt:
         end = time.monotonic() + seconds
         self._result_sync(seconds)
         self._cluster._check_away()
-        self._cluster._ask_sync("flush", self.session_id, max(0.0, end - time.monotonic()))
+        left = max(0.0, end - time.monotonic())
+        self._cluster._ask_sync("flush", self.session_id, left, event_id=self._asked.event_id, durable=True)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._asked.timeout if timeout is None else check_timeout(timeout)

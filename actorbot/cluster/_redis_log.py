@@ -7,7 +7,10 @@ goes all that is answered at once.
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from actorbot.cluster import _scripts as scripts
@@ -30,6 +33,8 @@ from actorbot.errors import ConfigError, StoreUnavailableError
 from actorbot.stores._secrets import Secrets
 
 __all__ = ["RedisLog"]
+
+logger = logging.getLogger("actorbot")
 
 WAIT: Final = 1.0  # seconds that a reader waits at the server for something new
 AT_ONCE: Final = 1_000  # answers
@@ -117,8 +122,21 @@ class RedisLog(Log):
     # --- shards ----------------------------------------------------------------------------------
 
     async def join(self, member: str, terms: Terms) -> Terms:
-        await self.open()
-        return await self._join(terms, again=False, lease=0.0)
+        joined = await self._join(terms, again=False, lease=0.0)
+        await self._warn()
+        return joined
+
+    async def _warn(self) -> None:
+        """Warn of a server that may lose events, as far as its user may ask."""
+        with suppress(StoreUnavailableError):  # whoever needs the server next says what is the matter
+            told = await self._asking.ask(b"INFO")
+            where = self._asking.where
+            if b"aof_enabled:0" in told:
+                text = "loses accepted events when it crashes, since it logs no writes; set appendonly to yes"
+                logger.warning("%s: %s %s", self._name, where, text)
+            if found := re.search(rb"maxmemory_policy:(allkeys-\S+)", told):
+                text = f"drops events when its memory is full (maxmemory-policy {found[1].decode()})"
+                logger.warning("%s: %s %s", self._name, where, f"{text}; set it to noeviction")
 
     async def _join(self, terms: Terms, *, again: bool, lease: float) -> Terms:
         found = await self._asking.run(
@@ -137,14 +155,17 @@ class RedisLog(Log):
             self._anew = set(self._known)
         anew, self._anew = self._anew, set()
         blocks = 0.0 if anew or (self._left and room > 0) else WAIT
+        bell = None
         if blocks:
-            wire.call(b"BLPOP", self._key("bell", member), str(WAIT), blocks=blocks)
+            bell = wire.call(b"BLPOP", self._key("bell", member), str(WAIT), blocks=blocks)
         asked = wire.call(b"EVALSHA", scripts.READ.sha, 1, self._base, member, room, *anew, blocks=blocks)
         try:
             found = await asked
         except asyncio.CancelledError:
             self._anew = set(self._known)
             raise
+        if bell is not None and isinstance(bell.result(), Exception):
+            found = bell.result()  # who may not wait would ask without a pause
         if isinstance(found, Exception):
             self._anew = set(self._known)
             self._reading.note(wire, found)

@@ -25,7 +25,7 @@ class ClusterStats:
     waiting: int
     """Requests whose answer somebody waits for, receipts left out."""
     unsent: int
-    """Of these, and of submitted events, those that the log does not have yet."""
+    """Requests that are not on their way to the log yet."""
     refused: int
     """Requests for which there was no room."""
     timed_out: int
@@ -48,7 +48,7 @@ class Member:
     slots: int
     """How many slots it owns."""
     waiting: int
-    """Entries in the log of these."""
+    """Entries of these that are accepted and not acknowledged."""
     since: float
     """Wall-clock seconds of its start, by its own clock."""
     remaining: float

@@ -30,6 +30,8 @@ from actorbot.cluster._membership import Membership
 from actorbot.cluster._redis_log import RedisLog
 from actorbot.cluster._settling import Settling
 from actorbot.errors import ConfigError, ManagerClosedError, OwnershipLostError, StoreUnavailableError
+from actorbot.stores import FileSessionStore
+from actorbot.stores.base import RecordStore
 
 __all__ = ["Shard"]
 
@@ -39,6 +41,7 @@ LEASE: Final = (1.0, 60.0)  # seconds
 KEEP: Final = ("flushed", "acknowledged")
 LAST: Final = 0.2
 """The part of a close's time that is left for the manager's own close."""
+MOMENT: Final = 0.2  # seconds for the last word to the log, also if the time is up
 
 
 class Shard:
@@ -81,6 +84,7 @@ class Shard:
     ) -> None:
         policy = flush or FlushPolicy.write_behind()
         _check_policy(policy)
+        _check_store(store)
         check_word("keep", keep, KEEP)
         check_word("ownership", ownership, ("shared", "none"))  # they share their store
         self._keep = keep
@@ -92,6 +96,7 @@ class Shard:
         self._gates = manager_options.get("deliver") is not None
         if self._keeps:
             on_conflict = None
+        self._forgets = isinstance(store, RecordStore) and not store.outlives_process
         self._manager = SessionManager(
             store, flush=policy, ownership=ownership, on_conflict=on_conflict, **manager_options
         )
@@ -147,6 +152,8 @@ class Shard:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._membership.run()), loop.create_task(self._intake.run())]
         logger.info("%s has joined the cluster %s", self._member, self._cluster)
+        if self._forgets:
+            logger.warning("%s: its sessions are in this process alone, and begin anew in another shard", self._member)
         return self
 
     def _assemble(self) -> None:
@@ -224,6 +231,7 @@ class Shard:
         self._membership.end()
         report = await self._manager.close(left())
         await self._settling.end(left())
+        await self._hand_over.give_rest(report.unflushed, max(left(), MOMENT))
         kept = len(self._holding.slots)
         for slot in self._holding.slots.values():
             slot.lose()  # what waits there waits for nothing any more
@@ -232,9 +240,12 @@ class Shard:
                 await self._log.release(self._member, {}, leave=True)
         await self._log.close()
         if kept:
-            why = self._membership.trouble or "there was no time to finish what was in hand"
+            why = "sessions there are not flushed" if report.unflushed else "the log does not answer"
             logger.warning(
-                "%s ends with %d slots, which others take when its lease has run out: %s", self._member, kept, why
+                "%s keeps slots (%d), which others take when its lease has run out: %s",
+                self._member,
+                kept,
+                self._membership.trouble or why,
             )
         else:
             logger.info("%s has left the cluster %s", self._member, self._cluster)
@@ -329,4 +340,11 @@ def _check_policy(policy: FlushPolicy) -> None:
             "journaled",
             "write_through() or write_behind(): a journal stays on the disk of a machine that has gone, and with"
             " keep='flushed' the log does what a journal does",
+        )
+
+
+def _check_store(store: Any) -> None:
+    if isinstance(store, FileSessionStore):
+        raise ConfigError(
+            "store", "FileSessionStore", "one that all shards reach: a folder of files has one process at a time"
         )

@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections import deque
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 try:
     import hiredis
@@ -50,6 +50,7 @@ class Wire(asyncio.Protocol):
         self._reader: Any = hiredis.Reader(protocolError=ValueError, replyError=RefusedError)
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # with the end of patience
         self._heard = 0.0  # when the last bytes came
+        self._was_late = self._retires = False
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reason = "it is not open"  # why it is not, when it is not
@@ -88,21 +89,30 @@ class Wire(asyncio.Protocol):
             if not future.done():
                 future.set_result(LostError(self._reason))
 
+    def retire(self) -> None:
+        """Close it as soon as all that was asked is answered."""
+        if self._waiting:
+            self._retires = True
+        else:
+            self.close()
+
     def _look(self) -> None:
         """Close a connection on which an answer is overdue."""
         self._timer = None
         if not self._waiting:
             return
-        if self._loop.time() > max(self._waiting[0][1], self._heard + self._patience):
+        late = self._loop.time() > max(self._waiting[0][1], self._heard + self._patience)
+        if late and self._was_late:
             self.close(f"no answer within {self._patience:g} s")
-        else:
-            self._timer = self._loop.call_later(TICK, self._look)
+            return
+        # A process that was frozen comes here before it reads what has come meanwhile.
+        self._was_late = late
+        self._timer = self._loop.call_later(TICK / 10 if late else TICK, self._look)
 
     # --- called by asyncio -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # those of uvloop are of another class
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
@@ -117,6 +127,8 @@ class Wire(asyncio.Protocol):
                     future.set_result(answer)
         except ValueError:
             self.close(_STRANGE)
+        if self._retires and not waiting:
+            self.close()
         return None
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -59,7 +59,7 @@ class Platform(ABC):
     - `"handled"`: when every handler has ended, well or not. What failed is not delivered again.
     - `"accepted"`: at once. What fails is a dead letter. If the process is killed, accepted events
       that were not handled yet are lost. With a `Cluster`: as soon as its log has all events. They
-      are handled, also if this process is killed, and what fails is logged by its shard.
+      are handled, also if this process is killed, and what fails is a dead letter of its shard.
     """
 
     def __init__(

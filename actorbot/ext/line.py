@@ -72,8 +72,8 @@ def dispatch_all_sync(manager: Front, events: Iterable[Event]) -> list[Any]:
     for event in events:
         whose = _session_id_of(event)
         try:
-            sent = _sent(manager, event)
-            ends.append(whose and manager.dispatch_sync(whose, sent, event_id=event.webhook_event_id))
+            dispatch = manager.dispatch_sync
+            ends.append(whose and dispatch(whose, _sent(manager, event), event_id=event.webhook_event_id))
         except Exception as error:
             ends.append(error)
     return _settled(ends)

@@ -46,11 +46,22 @@ def claim_nothing() -> None:
 
 def settle_anyway() -> None:
     """Settle, whoever owns the slot by now."""
-    refuses = b"if owner ~= me or epoch_now ~= epoch then"
-    assert refuses in _scripts.SETTLE.text
-    text = _scripts.SETTLE.text.replace(refuses, b"if false then")
-    _scripts.SETTLE = _scripts.Script(text, sha1(text).hexdigest().encode())  # type: ignore[misc]
-    _line.ALL = (*_line.ALL, _scripts.SETTLE)  # type: ignore[misc]
+    change_script("SETTLE", b"if owner ~= me or epoch_now ~= epoch then", b"if false then")
+
+
+def change_script(name: str, right: bytes, wrong: bytes) -> None:
+    """Have the server do something else."""
+    text = getattr(_scripts, name).text
+    assert text.count(right) == 1
+    text = text.replace(right, wrong)
+    script = _scripts.Script(text, sha1(text).hexdigest().encode())
+    setattr(_scripts, name, script)
+    _line.ALL = (*_line.ALL, script)  # type: ignore[misc]
+
+
+def take_at_once() -> None:
+    """Take the slots of members that had no server to renew their leases at."""
+    change_script("LEASE", b"if now < last or now - last > lease / 2 then", b"if false then")
 
 
 def give_back_early() -> None:
@@ -77,4 +88,5 @@ FENCES: dict[str, Callable[[], None]] = {
     "the claim": claim_nothing,
     "the epoch": settle_anyway,
     "the flush": give_back_early,
+    "the moment to renew": take_at_once,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -21,8 +21,10 @@ from actorbot import DUPLICATE, errors, store_from_url
 from actorbot.cluster import Cluster, _caller
 from actorbot.cluster._packing import unpack_answers, unpack_outcome
 from tests.cluster._shards import Shards
+from tests.cluster._slots import Owner, owners
 from tests.faults._kills import state_in
 
+TIMEOUT = 10.0  # seconds for an answer
 AGAIN = 0.1  # seconds until an event that got an error is sent again
 PATIENCE = 60.0  # seconds for all events to be answered, and for a condition to hold
 
@@ -51,14 +53,13 @@ class Sent:
 class Platform:
     """Sends events to sessions in turn, at a rate, whatever becomes of those before."""
 
-    def __init__(
-        self, cluster: Cluster, *, rate: float = 100.0, sessions: int = 40, name: str = "user", waits: bool = True
-    ) -> None:
+    def __init__(self, cluster: Cluster, *, rate: float = 100.0, name: str = "user", waits: bool = True) -> None:
         self._cluster = cluster
         self._rate = rate
         self._waits = waits
         """Whether it wants an answer; or else it is content when an event is accepted."""
-        self.sessions = [f"{name}:{number}" for number in range(sessions)]
+        # An event that is sent again after TIMEOUT must be among the last 64 of its session.
+        self.sessions = [f"{name}:{number}" for number in range(int(0.4 * rate))]
         self.sent: list[Sent] = []
         self.events: Counter[str] = Counter()
         """The tag of each session's next event."""
@@ -139,6 +140,19 @@ async def patiently(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def balanced(shards: Shards) -> dict[int, Owner]:
+    """Wait until each living shard has its equal part of the slots, within 10 %."""
+    living, slots = {process.pid for process in shards.living}, shards.shape.slots
+    equal = slots / len(living)
+
+    def is_balanced() -> bool:
+        parts = Counter(each.pid for each in owners(shards.shape.url).values())
+        return parts.keys() == living and all(abs(part - equal) <= max(1.0, 0.1 * equal) for part in parts.values())
+
+    await patiently(is_balanced)
+    return owners(shards.shape.url)
+
+
 @asynccontextmanager
 async def load(cluster: Cluster, **options: Any) -> AsyncIterator[Platform]:
     """Send events as long as the block lasts, and then until all are answered."""
@@ -184,6 +198,8 @@ class Verdict:
     """Acknowledged, and not in the store."""
     lost_by: Counter[int]
     """The shards that had acknowledged these."""
+    gaps: list[str]
+    """Those that are lost although a later one of the same shard is in the session."""
     twice: list[str]
     """In the store more than once."""
     disorder: list[str]
@@ -229,6 +245,7 @@ def judge(platform: Platform, shards: Shards) -> Verdict:
         unanswered=[f"{each.session}/{each.tag}: {each.errors[-1:]}" for each in platform.sent if not each.answered],
         lost=[f"{each.session}/{each.tag}" for each in answered if each.tag not in stored[each.session]],
         lost_by=Counter(each.answer for each in answered if each.tag not in stored[each.session]),
+        gaps=gaps_of(answered, stored),
         twice=[f"{name}/{tag}" for name, tags in stored.items() for tag, count in Counter(tags).items() if count > 1],
         disorder=[name for name, tags in in_order.items() if tags != sorted(tags)],
         strange=[f"{name}/{tag}" for name, tags in stored.items() for tag in tags if (name, tag) not in known],
@@ -242,6 +259,15 @@ def judge(platform: Platform, shards: Shards) -> Verdict:
     )
     print(verdict)
     return verdict
+
+
+def gaps_of(answered: Iterable[Sent], stored: Mapping[str, list[int]]) -> list[str]:
+    newest: dict[tuple[str, Any], int] = {}
+    for each in answered:
+        if each.tag in stored[each.session]:
+            newest[each.session, each.answer] = max(each.tag, newest.get((each.session, each.answer), 0))
+    missing = [each for each in answered if each.tag not in stored[each.session]]
+    return [f"{each.session}/{each.tag}" for each in missing if each.tag < newest.get((each.session, each.answer), 0)]
 
 
 def stored_tags(url: str, sessions: Iterable[str]) -> dict[str, list[int]]:

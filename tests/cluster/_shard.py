@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from actorbot import Context, FlushPolicy, store_from_url
+from actorbot._event import WebhookEvent
 from actorbot._ownership import keeper
-from actorbot.cluster import Shard
+from actorbot.cluster import Shard, _membership
 from actorbot.stores.redis import RedisSessionStore
 from tests.cluster._fences import FENCES
 from tests.faults._owner import slow_down
@@ -46,10 +47,13 @@ class Shape:
     max_waiting: int = 2_000
     max_in_hand: int = 1_000
     drain_timeout: float = 20.0
+    idle_timeout: float = 900.0
     thinks: float = 0.0
     """Seconds that its handler waits for something."""
     burns: float = 0.0
     """Seconds that its handler computes."""
+    elsewhere: bool = False
+    """Whether it cannot see the processes of the others, as on a machine of its own."""
     slow_write: float = 0.0
     """Seconds that the store takes for a batch besides."""
     without: str = ""
@@ -69,8 +73,10 @@ def make_shard(shape: Shape, say: Any) -> Shard:
         until = time.perf_counter() + shape.burns
         while time.perf_counter() < until:
             pass
-        context.session.setdefault("tags", []).append(context.event)
-        context.send(context.event)
+        event = context.event
+        tag = int(event.message.text) if isinstance(event, WebhookEvent) else event
+        context.session.setdefault("tags", []).append(tag)
+        context.send(tag)
         return pid
 
     class Told(Shard):
@@ -98,6 +104,7 @@ def make_shard(shape: Shape, say: Any) -> Shard:
         max_waiting=shape.max_waiting,
         max_in_hand=shape.max_in_hand,
         drain_timeout=shape.drain_timeout,
+        idle_timeout=shape.idle_timeout,
         max_session_bytes=4_000_000,
     )
 
@@ -109,6 +116,8 @@ def be_shard(request: bytes, pipe: int) -> None:
         os.write(pipe, (" ".join(map(str, words)).replace("\n", " ")[:4000] + "\n").encode())
 
     keeper.WATCHED = 0.0  # type: ignore[misc]  # as `young_servers_will_do`
+    if shape.elsewhere:
+        _membership.is_gone = lambda process: False  # type: ignore[attr-defined]
     slow_down(RedisSessionStore, "write_many", shape.slow_write)
     FENCES[shape.without]()
 

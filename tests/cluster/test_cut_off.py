@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actorbot.cluster import Cluster
-from tests.cluster._load import Verdict, judge, load
+from tests.cluster._load import TIMEOUT, Verdict, judge, load
 from tests.cluster._shards import Shards
 from tests.faults._kills import ForkServer
 from tests.faults._scale import scaled
@@ -40,7 +40,7 @@ async def cut_again_and_again(
         behind = f"redis://127.0.0.1:{proxy.port}/0"
         await asyncio.to_thread(shards.start, 2)
         await asyncio.to_thread(shards.start, url=behind, store=behind if store_too else server.url)
-        async with Cluster(server.url, cluster="bot") as cluster, load(cluster, rate=rate) as platform:
+        async with Cluster(server.url, cluster="bot", timeout=TIMEOUT) as cluster, load(cluster, rate=rate) as platform:
             await platform.goes_on(100)
             for _ in range(times):
                 change(proxy, WAYS[way])
@@ -63,7 +63,7 @@ def test_a_shard_that_is_cut_off_costs_nobody_an_event(
     redis_server: Server, fork: ForkServer, policy: str, way: str, store_too: bool
 ) -> None:
     times, rate = scaled(1, 5), scaled(100, 300)
-    shape = {"store_too": store_too, "policy": policy, "thinks": 0.01}
+    shape = {"store_too": store_too, "policy": policy, "thinks": 0.05}
 
     verdict = asyncio.run(cut_again_and_again(fork, redis_server, way, times, rate, **shape))
 
@@ -72,9 +72,9 @@ def test_a_shard_that_is_cut_off_costs_nobody_an_event(
 
 @patient
 @pytest.mark.long
-def test_a_shard_that_settles_late_loses_events(redis_server: Server, fork: ForkServer) -> None:
-    shape = {"store_too": False, "thinks": 0.02, "without": "the epoch"}
+def test_a_shard_that_may_settle_late_answers_for_another(redis_server: Server, fork: ForkServer) -> None:
+    shape = {"store_too": True, "thinks": 0.2, "without": "the epoch"}
 
     verdict = asyncio.run(cut_again_and_again(fork, redis_server, "both ways", 2, 150, **shape))
 
-    assert verdict.wrong
+    assert verdict.answered_by_two

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from actorbot.cluster import Cluster
-from tests.cluster._load import Platform, Verdict, judge, load, patiently
+from tests.cluster._load import TIMEOUT, Platform, Verdict, balanced, judge, load, patiently
 from tests.cluster._shards import Process, Shards
-from tests.cluster._slots import Owner, owners
+from tests.cluster._slots import owners
 from tests.faults._kills import ForkServer
 from tests.faults._scale import scaled
 from tests.servers.redis_servers import Server
@@ -33,7 +33,7 @@ async def deploy_again_and_again(
     waits = []
     with Shards(fork, url, url, lease=LEASE, slots=SLOTS, **shape) as shards:
         await asyncio.to_thread(shards.start, count)
-        async with Cluster(url, cluster="bot") as cluster, load(cluster, rate=rate) as platform:
+        async with Cluster(url, cluster="bot", timeout=TIMEOUT) as cluster, load(cluster, rate=rate) as platform:
             await platform.goes_on()
             for _ in range(times):
                 mark = len(platform.sent)
@@ -91,8 +91,8 @@ async def come_and_go(fork: ForkServer, url: str, rate: float, **shape: Any) -> 
     """Have 2, 3, 1, 2 shards."""
     with Shards(fork, url, url, lease=LEASE, slots=SLOTS, **shape) as shards:
         first, second = await asyncio.to_thread(shards.start, 2)
-        await balanced(url, shards)
-        async with Cluster(url, cluster="bot") as cluster, load(cluster, rate=rate) as platform:
+        await balanced(shards)
+        async with Cluster(url, cluster="bot", timeout=TIMEOUT) as cluster, load(cluster, rate=rate) as platform:
             await platform.goes_on()
             await moved(url, shards, platform, SLOTS // 3, start=1)
             ending = [first, second]
@@ -117,20 +117,8 @@ async def moved(
     if end:
         await patiently(lambda: all(process.status is not None for process in end))
         assert [process.status for process in end] == [0] * len(end)
-    after = await balanced(url, shards)
+    after = await balanced(shards)
     moves = sum(after[slot].epoch - before[slot].epoch for slot in after)
     print(f"{moves} moves, {needed} needed; now {Counter(each.pid for each in after.values())}")
     assert moves <= 1.2 * needed
     await platform.goes_on()
-
-
-async def balanced(url: str, shards: Shards) -> dict[int, Owner]:
-    """Wait until each living shard has its equal part, within 10 %."""
-    living, equal = {process.pid for process in shards.living}, SLOTS / len(shards.living)
-
-    def is_balanced() -> bool:
-        parts = Counter(each.pid for each in owners(url).values())
-        return parts.keys() == living and all(abs(part - equal) <= 0.1 * equal for part in parts.values())
-
-    await patiently(is_balanced)
-    return owners(url)

@@ -37,7 +37,7 @@ async def running(url: str, **options: Any) -> AsyncIterator[Shard]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(QUICK, tmp_path) as one:
+    with Server(QUICK, tmp_path, "--repl-diskless-sync-delay", "0") as one:
         yield one
 
 
@@ -126,14 +126,15 @@ async def test_a_server_that_is_not_there_is_named(kind: str) -> None:
     assert "secret" not in str(error)
 
 
-async def test_a_server_that_takes_no_writes_is_refused(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["caller", "shard"])
+async def test_a_server_that_takes_no_writes_is_refused(server: Server, tmp_path: Path, kind: str) -> None:
     async with running(server.url):
         pass
     (tmp_path / "replica").mkdir()
     with Server(QUICK, tmp_path / "replica", "--replicaof", "127.0.0.1", str(server.port)) as replica:
         while f"{BASE}:meta".encode() not in keys(replica):
             await asyncio.sleep(0.01)
-        error = await refused(shard(replica.url))
+        error = await refused(Cluster(replica.url, cluster="bot") if kind == "caller" else shard(replica.url))
 
         assert isinstance(error, errors.StoreUnavailableError)
         assert str(replica.port) in str(error)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actorbot.cluster import Cluster
-from tests.cluster._load import Verdict, judge, load
+from tests.cluster._load import TIMEOUT, Verdict, balanced, judge, load
 from tests.cluster._shards import Shards
 from tests.cluster._slots import owners
 from tests.faults._kills import ForkServer
@@ -31,8 +31,8 @@ async def strike_again_and_again(
     """Do to the server what *strike* does; return what the judge says, and whether owners stay."""
     with Shards(fork, server.url, server.url, lease=LEASE, **shape) as shards:
         await asyncio.to_thread(shards.start, 3)
-        before = owners(server.url)
-        async with Cluster(server.url, cluster="bot") as cluster, load(cluster, rate=rate) as platform:
+        before = await balanced(shards)
+        async with Cluster(server.url, cluster="bot", timeout=TIMEOUT) as cluster, load(cluster, rate=rate) as platform:
             await platform.goes_on()
             for _ in range(times):
                 await strike()
@@ -49,18 +49,33 @@ async def strike_again_and_again(
 def test_a_server_that_is_frozen_costs_nothing_but_the_wait(
     redis_server: Server, fork: ForkServer, policy: str, keep: str
 ) -> None:
-    async def freeze() -> None:
-        redis_server.freeze()
-        await asyncio.sleep(4 * LEASE)  # for which it is frozen
-        redis_server.thaw()
-
-    times, rate = scaled(1, 10), scaled(100, 500)
-    strike = strike_again_and_again(fork, redis_server, freeze, times, rate, policy=policy, keep=keep)
-    verdict, stay = asyncio.run(strike)
+    verdict, stay = frozen(redis_server, fork, policy=policy, keep=keep)
 
     assert verdict.wrong == {}
     assert stay
     assert verdict.duplicates <= 0.001 * verdict.events
+
+
+def frozen(server: Server, fork: ForkServer, **shape: Any) -> tuple[Verdict, bool]:
+    """Freeze the server for four leases, again and again."""
+
+    async def freeze() -> None:
+        server.freeze()
+        await asyncio.sleep(4 * LEASE)  # for which it is frozen
+        server.thaw()
+
+    times, rate = scaled(1, 10), scaled(100, 500)
+    return asyncio.run(strike_again_and_again(fork, server, freeze, times, rate, **shape))
+
+
+@patient
+@pytest.mark.long
+def test_members_that_do_not_wait_for_each_other_to_renew_take_each_others_slots(
+    redis_server: Server, fork: ForkServer
+) -> None:
+    _, stay = frozen(redis_server, fork, without="the moment to renew")
+
+    assert not stay
 
 
 @pytest.fixture(params=KINDS)
@@ -99,6 +114,8 @@ def test_a_server_that_forgets_everything_loses_events(fork: ForkServer, tmp_pat
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
 
-        verdict, _ = asyncio.run(strike_again_and_again(fork, server, kill, 1, 100, policy="write-through"))
+        verdict, _ = asyncio.run(
+            strike_again_and_again(fork, server, kill, 1, 100, policy="write-through", idle_timeout=0.1)
+        )
 
     assert verdict.lost

@@ -111,6 +111,7 @@ def test_with_sync_normal_a_power_loss_costs_the_last_moments_and_leaves_a_prefi
     assert max(losses_of_journal(steps, tmp_path / "left", STATES, "normal")) > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
@@ -165,6 +166,7 @@ def test_a_power_loss_costs_sessions_in_files_nothing_that_was_acknowledged(tmp_
     assert losses_of_files(steps, tmp_path / "left", STATES) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("call", ["os.fsync(descriptor)", "os.fsync(folder)"])
 def test_files_that_are_synced_too_little_are_found(call: str, tmp_path: Path) -> None:
     program = (

@@ -216,12 +216,12 @@ def watched(kind: str, folder: Path) -> Iterator[tuple[Server, Server, Server]]:
     for name in ("primary", "replica", "sentinel"):
         (folder / name).mkdir()
     with (
-        Server(kind, folder / "primary") as primary,
+        Server(kind, folder / "primary", "--repl-diskless-sync-delay", "0") as primary,
         Server(kind, folder / "replica", "--replicaof", "127.0.0.1", str(primary.port)) as replica,
         sentinel(kind, folder / "sentinel") as watcher,
     ):
         watcher.ask("SENTINEL", "MONITOR", "bot", "127.0.0.1", primary.port, 1)
-        for option, value in (("down-after-milliseconds", 500), ("failover-timeout", 3000)):
+        for option, value in (("down-after-milliseconds", 1000), ("failover-timeout", 3000)):
             watcher.ask("SENTINEL", "SET", "bot", option, value)
         until = time.monotonic() + PATIENCE
         while primary.ask("WAIT", 1, 100) != 1 or str(replica.port) not in str(

@@ -203,7 +203,8 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("actorbot ", ["chat", "doctor", "sessions"]),
+        ("actorbot ", ["chat", "cluster", "doctor", "sessions"]),
+        ("actorbot cluster ", ["drain", "run", "status"]),
         ("actorbot sessions ", ["copy", "edit", "export", "ls", "rm", "show"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import time
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from actorbot import FileSessionStore
+from actorbot.cluster import Shard
 from actorbot.stores import Write
 from actorbot.testing._expect import make_record, write_all
 from tests import ROOT
 from tests.servers.redis_servers import QUICK, Server
 from tests.tools.test_cli import run, run_apart
+from tests.unit.cluster.shards import bench
 
 DAY = 86_400
 PAGE = (ROOT / "docs" / "commands.md").read_text("utf-8")
@@ -51,6 +54,29 @@ def test_what_the_page_shows_of_sessions_is_what_is_printed(tmp_path: Path, monk
             assert without_times(printed.stdout + printed.stderr) == without_times(output), command
             done.append(rest[0])
     assert done == ["ls", "show", "edit", "rm", "export"]
+
+
+async def test_what_the_page_shows_of_a_cluster_is_what_is_printed() -> None:
+    (shown,) = (output for command, output in SHOWN.items() if command.startswith("actorbot cluster status"))
+    (leaving,) = (output for command, output in SHOWN.items() if command.startswith("actorbot cluster drain"))
+    async with bench() as b:
+        shard = await b.shard()
+        printed = await asyncio.to_thread(run, "cluster", "status", b.url, b.name)
+        leave = asyncio.create_task(leave_when_asked(shard))
+        drained = await asyncio.to_thread(run, "cluster", "drain", b.url, b.name, shard.stats().member)
+        await leave
+
+    def shape(text: str) -> list[str]:
+        return [re.sub(r"\S*\d\S*", "N", line).split(":")[-1].strip() for line in text.splitlines()]
+
+    assert shape(printed.stdout)[0].split() == shape(shown)[0].split()
+    assert shape(printed.stdout.replace(f"{b.name}:", "mybot:"))[-1] == shape(shown)[-1]
+    assert shape(drained.stderr + drained.stdout)[-2:] == shape(leaving)[-2:]
+
+
+async def leave_when_asked(shard: Shard) -> None:
+    await shard.receive()
+    await shard.close()
 
 
 def test_what_the_page_shows_of_the_doctor_is_what_it_looks_at(tmp_path: Path) -> None:

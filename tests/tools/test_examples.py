@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
-from actorbot import FlushPolicy, SessionManager
+from actorbot import Event, FlushPolicy, SessionManager
+from actorbot.cluster import Cluster
 from actorbot.errors import ActorbotError, StoreLockedError, StoreUnavailableError
 from actorbot.stores import Write
 from actorbot.testing import StoreContract
@@ -20,8 +29,9 @@ from examples.record_store import SqliteRecordStore
 from tests import ROOT
 from tests.handlers import count
 from tests.servers import mongo_servers, redis_servers
+from tests.servers.redis_servers import QUICK, Server, free_port
 from tests.tiers import tiers
-from tests.waiting import HANGS, soon, until
+from tests.waiting import HANGS, soon, until, until_sync
 
 EXAMPLES = ROOT / "examples"
 AUDIOOP = ["-W", "error", "-W", "ignore:'audioop' is deprecated:DeprecationWarning"]  # discord.py's, until Python 3.13
@@ -216,11 +226,147 @@ def test_flush_policies(tmp_path: Path) -> None:
     assert journaled < 100
 
 
+# --- a cluster ------------------------------------------------------------------------------------
+
+
+class Telegram(ThreadingHTTPServer):
+    """Has updates for who polls, and notes what is sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Api)
+        self.updates: list[dict[str, object]] = []
+        self.confirmed = 0
+        self.sent: dict[int, list[str]] = defaultdict(list)
+
+    def message(self, user: int, text: str) -> dict[str, object]:
+        update_id = len(self.updates) + 1
+        update = {"update_id": update_id, "message": {"message_id": update_id, "chat": {"id": user}, "text": text}}
+        self.updates.append(update)
+        return update
+
+
+class _Api(BaseHTTPRequestHandler):
+    server: Telegram
+
+    def do_GET(self) -> None:  # getUpdates
+        offset = int(parse_qs(urlsplit(self.path).query)["offset"][0])
+        self.server.confirmed = max(self.server.confirmed, offset - 1)
+        self._answer(self.server.updates[self.server.confirmed :][:2])
+
+    def do_POST(self) -> None:  # sendMessage
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.sent[sent["chat_id"]].append(sent["text"])
+        self._answer(True)
+
+    def _answer(self, result: object) -> None:
+        body = json.dumps({"ok": True, "result": result}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def telegram() -> Iterator[Telegram]:
+    with Telegram() as api:
+        thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield api
+        api.shutdown()
+        thread.join()
+
+
+@contextmanager
+def running(*command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, *command], cwd=EXAMPLES, env=os.environ | environment)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(HANGS)
+
+
+@pytest.mark.long
+def test_the_poller_of_a_cluster_loses_nothing_and_repeats_nothing_when_it_is_killed(
+    telegram: Telegram, tmp_path: Path
+) -> None:
+    with Server(QUICK, tmp_path) as server:
+        api = f"http://127.0.0.1:{telegram.server_port}"
+        settings = {"REDIS_URL": server.url, "TELEGRAM_TOKEN": "42:TEST", "TELEGRAM_API": api}
+        with running("cluster_bot.py", **settings) as bot:
+            for number in range(1, 4):
+                telegram.message(7, f"a{number}")
+                telegram.message(8, f"b{number}")
+            with running("cluster_poller.py", **settings) as poller:
+                until_sync(lambda: telegram.confirmed >= 2)
+                poller.kill()
+            telegram.confirmed -= 1  # as if it had been killed before it could confirm that one
+            with running("cluster_poller.py", **settings):
+                until_sync(lambda: sum(map(len, telegram.sent.values())) == 6 and telegram.confirmed == 6)
+        assert bot.returncode == 0
+    assert telegram.sent == {
+        7: [f"'a{number}' is your message number {number}" for number in range(1, 4)],
+        8: [f"'b{number}' is your message number {number}" for number in range(1, 4)],
+    }
+
+
+@pytest.mark.long
+def test_two_web_workers_and_two_shards_of_a_cluster_count_what_comes_twice_once(
+    telegram: Telegram, tmp_path: Path
+) -> None:
+    port = free_port()
+    with Server(QUICK, tmp_path) as server:
+        api = f"http://127.0.0.1:{telegram.server_port}"
+        settings = {"REDIS_URL": server.url, "TELEGRAM_TOKEN": "42:TEST", "TELEGRAM_API": api}
+        signed = {"TELEGRAM_SECRET_TOKEN": "s3cret"}
+        with (
+            running("-m", "actorbot", "cluster", "run", "cluster_bot:make_shard", "--shards", "2", **settings) as bot,
+            running(
+                "-m", "uvicorn", "cluster_web:app", "--workers", "2", "--port", str(port), **settings, **signed
+            ) as web,
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=HANGS) as client,
+        ):
+            until_sync(lambda: web.poll() is not None or is_ready(client))
+            for update in [telegram.message(user, "hi") for user in range(10) for _ in range(3)]:
+                for _ in range(2):
+                    headers = {"X-Telegram-Bot-Api-Secret-Token": "s3cret"}
+                    assert client.post("/telegram", json=update, headers=headers).status_code == 200
+            with Cluster(server.url, cluster="mybot") as cluster:
+                until_sync(lambda: all(len(telegram.sent[user]) == 3 for user in range(10)))
+                assert [cluster.peek_sync(f"telegram:{user}") for user in range(10)] == [{"count": 3}] * 10
+        assert bot.returncode == 0
+    assert all(len(telegram.sent[user]) == 3 for user in range(10))
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_the_bot_of_a_cluster_runs_by_the_command_and_answers(tmp_path: Path) -> None:
+    with Server(QUICK, tmp_path) as server:
+        with (
+            running("-m", "actorbot", "cluster", "run", "cluster_bot:make_shard", REDIS_URL=server.url) as bot,
+            Cluster(server.url, cluster="mybot") as cluster,
+        ):
+            assert [cluster.dispatch_sync("console:1", Event.from_text("hi")) for _ in range(2)] == [1, 2]
+        assert bot.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("example", "missing"),
     tiers(
         [
             ("webhook.py", "TELEGRAM_SECRET_TOKEN"),
+            ("cluster_poller.py", "TELEGRAM_TOKEN"),
+            ("cluster_web.py", "TELEGRAM_SECRET_TOKEN"),
             ("with_aiogram.py", "TELEGRAM_TOKEN"),
             ("with_discord.py", "DISCORD_TOKEN"),
             ("with_line.py", "LINE_CHANNEL_SECRET"),

@@ -48,12 +48,12 @@ def answering() -> MemoryLog:
 
 
 @contextmanager
-def on_a_loop(log: MemoryLog) -> Iterator[Cluster]:
+def on_a_loop(log: MemoryLog, **options: Any) -> Iterator[Cluster]:
     """A cluster at home on a loop that another thread runs."""
     ready, leave, made = threading.Event(), threading.Event(), []
 
     async def live() -> None:
-        async with Cluster(log) as cluster:
+        async with Cluster(log, **options) as cluster:
             made.append(cluster)
             ready.set()
             await asyncio.to_thread(leave.wait, 50)
@@ -153,12 +153,16 @@ def test_a_thread_is_told_when_the_loop_has_ended_without_a_close() -> None:
 
 def test_a_thread_is_told_when_the_loop_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actorbot.cluster._asking.HANGS", 0.0)
+    monkeypatch.setattr("actorbot.cluster._access.HANGS", 0.0)
     go_on = threading.Event()
-    with on_a_loop(MemoryLog()) as cluster:
+    with on_a_loop(MemoryLog(), timeout=0.02) as cluster:
         inside.loop_of(cluster).call_soon_threadsafe(go_on.wait, HANGS)
         try:
             with pytest.raises(TurnTimeoutError, match="stands still"):
-                cluster.dispatch_sync("ann", "hi", timeout=0.02)
+                cluster.dispatch_sync("ann", "hi")
+            for verb in (cluster.members_sync, cluster.flush_sync, cluster.close_sync):
+                with pytest.raises(ManagerClosedError, match="stands still"):
+                    verb()
         finally:
             go_on.set()
 

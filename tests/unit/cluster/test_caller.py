@@ -161,10 +161,32 @@ async def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCapt
         await soon(cluster.dispatch("ann", "hi"))
         await soon(cluster.dispatch("ann", "hi"))
 
-    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
-        "cluster mybot does not answer",
+    assert caplog.messages == [
+        "cluster mybot does not answer, or refuses: trying again: cluster mybot: no connection",
         "cluster mybot answers again",
     ]
+
+
+async def test_a_log_that_answers_and_takes_nothing_is_an_outage_until_it_takes_something(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "actorbot")
+    log = MemoryLog()
+    async with Cluster(log) as cluster:
+        receipt = await soon(cluster.submit("ann", "hi"))
+        log.failures += [AWAY] * 1_000
+        asking = asyncio.create_task(cluster.dispatch("ann", "hi"))
+        await until(lambda: len(log.failures) < 990)
+        log.answer(log.requests[0], 7)
+        assert await soon(receipt.result()) == 7  # it can be read
+        assert cluster.health().status == "degraded"
+        assert len(caplog.records) == 1
+        log.failures.clear()
+        log.handle = echo
+        assert await soon(asking) == "hi"
+        assert cluster.health().status == "ready"
+
+    assert caplog.messages[1:] == ["cluster mybot answers again"]
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -186,6 +208,17 @@ async def test_a_full_slot_refuses_at_once_and_the_others_go_on() -> None:
     assert refused.retry_after > 0
     assert taken == 2
     assert (stats.sent, stats.refused, stats.waiting) == (1, 2, 0)
+
+
+async def test_a_slot_that_is_full_when_it_is_tried_again_leaves_the_outcome_open() -> None:
+    log = MemoryLog()
+    async with Cluster(log) as cluster:
+        log.failures += [OPEN]
+        asking = asyncio.create_task(cluster.dispatch("ann", 1))
+        await until(lambda: log.requests)
+        log.full = {slot_of("ann", 16)}
+        with pytest.raises(OutcomeUnknownError, match=r"full.*same event id"):
+            await soon(asking)
 
 
 async def test_a_batch_is_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +276,25 @@ async def test_the_timeout_of_the_cluster_holds_for_all_verbs() -> None:
         receipt = await soon(cluster.submit("ann", "hi"))
         with pytest.raises(TurnTimeoutError):
             await soon(receipt.result())
+
+
+async def test_a_submit_that_is_not_accepted_in_time_says_whether_it_may_be() -> None:
+    log = MemoryLog()
+    log.handle = echo
+    async with Cluster(log, timeout=0.05) as cluster:
+        log.held.clear()
+        sent = asyncio.create_task(cluster.submit("ann", 1))
+        await until(lambda: cluster.stats().appends)
+        unsent = asyncio.create_task(cluster.submit("bob", 2))
+        with pytest.raises(OutcomeUnknownError, match=r"'ann': not accepted within 0\.05 s.*open"):
+            await soon(sent)
+        with pytest.raises(StoreUnavailableError, match=r"'bob': not accepted within 0\.05 s.*nothing was done"):
+            await soon(unsent)
+        log.held.set()
+        receipt = await soon(cluster.submit("carl", 3))
+        assert await soon(receipt.result()) == 3
+
+    assert "bob" not in {each.session_id for each in log.requests}
 
 
 async def test_each_request_has_its_own_timeout() -> None:

@@ -12,7 +12,7 @@ from actorbot.cluster import _redis_log
 from actorbot.cluster._log import Entry, Settlement, Terms
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import Server, shared
-from tests.unit.cluster.logs import Made, Member, a_cluster
+from tests.unit.cluster.logs import Made, Member, a_cluster, until_it_does
 from tests.waiting import SOON, soon
 
 pytestmark = pytest.mark.usefixtures("short_waits")
@@ -132,6 +132,7 @@ async def test_the_heir_of_a_slot_reads_it_from_its_start(server: Server) -> Non
         await ann.log.settle("ann", [Settlement(0, 1, [two.id], [one.id])], {})
         made.run_out("ann")
         bob = await made.member("bob", SMALL)
+        await bob.read()
         granted = (await bob.renew()).granted
         assert (granted[0].acknowledged, granted[1].acknowledged) == ({two.id}, frozenset())
         assert await bob.read() == [b"b", b"c"]
@@ -171,6 +172,7 @@ async def test_who_is_not_the_owner_in_that_epoch_settles_nothing_at_all(server:
         assert await ann.log.settle("ann", both, {"web": b"late"}) == [2]
         assert await bob.log.settle("bob", [Settlement(2, 1, [], [b.id])], {"web": b"late"}) == [2]
         assert await ann.log.settle("ann", [Settlement(1, 2, [], [a.id])], {"web": b"late"}) == [1]
+        assert await bob.log.settle("bob", [Settlement(1, 1, [], [a.id])], {"web": b"late"}) == [1]
         assert (in_log(made, 1), in_log(made, 2)) == ([b"a"], [b"b"])
         assert (await caller.answers("web", "0")).payloads == []
         assert await bob.log.settle("bob", [Settlement(2, 2, [], [b.id])], {"web": b"answer"}) == []
@@ -302,6 +304,20 @@ async def test_answers_lost_on_their_way_are_read_again() -> None:
                 await caller.answers("web", cursor)
             between.loses = lambda request: False
             assert (await caller.answers("web", cursor)).payloads[-1] == b"2"
+
+
+async def test_answers_of_a_new_primary_are_read_though_its_clock_is_behind() -> None:
+    server = shared()
+    with Proxy(server.port) as between:
+        async with a_cluster(server) as made:
+            ann = await owner(made)
+            caller = await made.caller(url=f"redis://127.0.0.1:{between.port}/0")
+            await ann.log.settle("ann", [], {"web": b"1"})
+            cursor, _ = await caller.answers("web", "0")
+            made.ask("DEL", "answers:web")  # as a replica that was not told of them yet
+            made.ask("XADD", "answers:web", "5-1", "a", b"2")
+            between.reset()
+            assert (await until_it_does(lambda: caller.answers("web", cursor))) == ("5-1", [b"2"])
 
 
 async def test_an_append_whose_answer_is_lost_has_an_open_outcome() -> None:

@@ -188,6 +188,11 @@ async def test_sentinels_lead_to_the_primary_and_after_a_failover_to_the_new_one
         assert made.leases()[1] == (ann.held[1], "ann")
 
 
+async def test_a_sentinel_that_is_taken_for_the_server_says_how_to_write_it(watched: Watched) -> None:
+    with pytest.raises(errors.StoreUnavailableError, match=r"redis\+sentinel://"):
+        await RedisLog(watched.watcher.url, "mybot").open()
+
+
 async def test_sentinels_that_do_not_know_the_primary_are_named(watched: Watched) -> None:
     with pytest.raises(errors.StoreUnavailableError, match="knows no primary of this name") as caught:
         await RedisLog(f"redis+sentinel://{watched.where}/others", "mybot").open()

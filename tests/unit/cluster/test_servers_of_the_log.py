@@ -216,6 +216,20 @@ async def test_a_full_server_takes_no_events_and_the_rest_goes_on(redis_server: 
         assert made.ask("XLEN", "log:1") == 0
 
 
+async def test_a_shard_warns_of_a_server_that_may_lose_events(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_cluster(server) as made:
+        await made.member("ann")
+    assert caplog.messages == []
+    with Server(QUICK, tmp_path, "--appendonly", "no", "--maxmemory-policy", "allkeys-lru") as loses:
+        async with a_cluster(loses) as made:
+            await made.member("ann")
+            where = f"cluster {made.name}: 127.0.0.1:{loses.port}"
+    assert f"{where} loses accepted events when it crashes" in caplog.messages[0]
+    assert f"{where} drops events when its memory is full (maxmemory-policy allkeys-lru)" in caplog.messages[1]
+
+
 async def test_all_who_ask_share_one_attempt_to_connect(server: Server) -> None:
     with Proxy(server.port) as between:
         between.black_hole = True

@@ -5,23 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actorbot import DUPLICATE, Context, FlushPolicy, MemorySessionStore, SessionManager
+from actorbot import (
+    DUPLICATE,
+    Context,
+    FileSessionStore,
+    FlushPolicy,
+    MemorySessionStore,
+    RedisSessionStore,
+    SessionManager,
+)
 from actorbot._runtime.process import this_process
 from actorbot.cluster import Shard
 from actorbot.cluster._lane import MOST_UNFLUSHED
 from actorbot.cluster._slots import slot_of
 from actorbot.errors import (
     ConfigError,
+    ConflictError,
     ManagerClosedError,
     NotEncodableError,
     RemoteHandlerError,
     StoreUnavailableError,
     TurnTimeoutError,
 )
+from actorbot.testing import FaultyStore
 from tests.servers import redis_servers
 from tests.unit.cluster.shards import SLOTS, bench, remember
 from tests.waiting import breathe, soon, until
@@ -303,6 +314,42 @@ async def test_a_shard_that_gives_a_slot_back_leaves_what_it_has_not_begun_to_th
         assert await cluster.peek("ann") == {"seen": [0, 1, 2]}
 
 
+async def test_what_a_shard_cannot_finish_in_time_is_with_the_next_owner_at_once() -> None:
+    started = asyncio.Event()
+
+    async def hang(context: Context) -> None:
+        context.session["seen"] = ["half"]
+        started.set()
+        await asyncio.Event().wait()
+
+    async with bench() as b:
+        first, cluster = await b.shard(hang, lease=60.0, drain_timeout=0.3), await b.cluster()
+        receipt = await cluster.submit("ann", "hi")
+        await started.wait()
+        await b.shard(lease=60.0)
+        report = await first.close()
+        assert (report.unfinished, report.unflushed) == (1, ())
+        assert await soon(receipt.result()) == 1
+        assert await cluster.peek("ann") == {"seen": ["hi"]}
+        assert b.lease_of("ann")[1] == "0"  # nobody has to claim anything
+
+
+async def test_a_shard_that_cannot_flush_keeps_these_slots_until_its_lease_runs_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bench() as b:
+        b.store = FaultyStore(b.store)
+        shard, cluster = await b.shard(drain_timeout=0.3), await b.cluster()
+        await cluster.dispatch("ann", "hi")
+        b.store.outage()
+        report = await shard.close()
+        assert report.unflushed == ("ann",)
+        assert b.lease_of("ann")[2] == shard._member
+        owners = {owner for _, owner, _ in await cluster._log.slots()}
+        assert owners == {"", shard._member}
+    assert f"{shard._member} keeps slots (1), which others take when its lease has run out" in caplog.text
+
+
 async def test_a_shard_that_is_asked_to_leave_gives_everything_back_and_stays_open_until_it_is_closed() -> None:
     async with bench() as b:
         first, second = await b.shard(), await b.shard()
@@ -344,6 +391,21 @@ def test_an_option_that_cannot_be_is_refused_when_the_shard_is_made(options: Any
         Shard("redis://127.0.0.1:1/0", cluster="bot", store=MemorySessionStore(), **options)
 
 
+def test_a_folder_of_files_is_refused_since_no_other_shard_can_have_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"store='FileSessionStore': expected one that all shards reach"):
+        Shard("redis://127.0.0.1:1/0", cluster="bot", store=FileSessionStore(tmp_path))
+
+
+async def test_a_shard_whose_sessions_stay_in_its_process_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with bench() as b:
+        await b.shard()
+        b.store = RedisSessionStore(b.url, key_prefix=f"{b.name}:")
+        await b.shard()
+
+    told = [each for each in caplog.messages if "its sessions are in this process alone" in each]
+    assert len(told) == 1
+
+
 async def test_a_shard_is_started_once() -> None:
     async with bench() as b:
         shard = await b.shard()
@@ -382,3 +444,17 @@ async def test_a_result_that_cannot_be_sent_is_an_error_that_says_that_the_chang
             await cluster.dispatch("ann", 1)
 
         assert await cluster.peek("ann") == {"seen": [1]}
+
+
+async def test_a_receipt_says_durable_only_of_an_event_that_the_store_has() -> None:
+    async with bench() as b:
+        first, cluster = await b.shard(keep="acknowledged"), await b.cluster()
+        kept, lost = await cluster.submit("ann", "kept"), await cluster.submit("bob", "lost")
+        assert (await kept.result(), await lost.result()) == (1, 1)
+        await kept.durable()
+        first._manager.abandon("bob")
+        with pytest.raises(ConflictError, match="before it was flushed"):
+            await lost.durable()
+        assert await cluster.dispatch("bob", "lost") == 1
+        await cluster.destroy("ann")
+        await kept.durable()  # and destroyed since
