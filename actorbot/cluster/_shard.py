@@ -231,10 +231,11 @@ class Shard:
         self._membership.end()
         report = await self._manager.close(left())
         await self._settling.end(left())
+        rest = list(self._holding.slots.values())
         await self._hand_over.give_rest(report.unflushed, max(left(), MOMENT))
-        kept = len(self._holding.slots)
-        for slot in self._holding.slots.values():
+        for slot in rest:
             slot.lose()  # what waits there waits for nothing any more
+        kept = len(self._holding.slots)
         if not kept:
             with suppress(StoreUnavailableError):  # then its lease runs out
                 await self._log.release(self._member, {}, leave=True)

@@ -1702,7 +1702,7 @@ MUTANTS = (
     Mutant(
         "a receipt calls durable what is not flushed",
         "cluster/_receipt.py",
-        '        await self._cluster._ask("flush", self.session_id, max(0.0, end - time.monotonic()))\n',
+        '        await self._cluster._ask("flush", self.session_id, left, event_id=self._asked.event_id, durable=True)\n',
         "        pass\n",
         "tests/unit/cluster/test_receipts.py -k durable_waits",
     ),
