@@ -134,7 +134,7 @@ class Membership:
             if slots:
                 await self._log.release(self._member, _epochs(slots))
                 for slot in slots:
-                    del self._holding.slots[slot.number]
+                    self._holding.slots.pop(slot.number, None)  # it may have been lost meanwhile
 
     async def leave(self) -> None:
         """Be no member any more. If the log does not hear of it, the lease runs out."""
