@@ -88,9 +88,9 @@ class RedisLog(Log):
 
     # --- callers ---------------------------------------------------------------------------------
 
-    async def append(self, events: Sequence[tuple[int, bytes]]) -> list[bool]:
+    async def append(self, events: Sequence[tuple[int, bytes]], caller: str = "", batch: int = 0) -> list[bool]:
         slots = self._terms.slots if self._terms is not None else 0
-        args: list[Part] = [slots]
+        args: list[Part] = [slots, caller, batch]
         for event in events:
             args += event
         outcomes = await self._asking.run(scripts.APPEND, *args)
