@@ -2106,4 +2106,11 @@ MUTANTS = (
         "    put(slot, epoch, 0, me)\n",
         "tests/unit/cluster/test_leases_of_the_log.py -k emptied_server",
     ),
+    Mutant(
+        "a batch that comes late is appended again",
+        "cluster/_scripts.py",
+        "  if number and tonumber(number) > tonumber(ARGV[3]) then return outcomes end\n",
+        "",
+        "tests/unit/cluster/test_entries_of_the_log.py -k batch",
+    ),
 )

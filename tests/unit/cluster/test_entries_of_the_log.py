@@ -75,6 +75,7 @@ async def test_a_batch_whose_answer_was_lost_is_appended_once_and_told_as_the_fi
         assert await caller.append([(2, b"f")], "poller", 7) == [True]  # another caller
         assert await caller.append([(2, b"g")], "web", 8) == [True]
         assert await caller.append([(3, b"h")], "web", 8) == [True]
+        assert await caller.append([(3, b"i")], "web", 7) == []  # by a connection that was given up
         assert in_log(made, 1) == [b"a", b"b", b"c"]
         assert in_log(made, 2) == [b"e", b"f", b"g"]
         assert in_log(made, 3) == []
