@@ -1835,7 +1835,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lane of a shard that is closed waits for ever",
-        "cluster/_shard.py",
+        "cluster/_leaving.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
         "            pass\n",
         "tests/unit/cluster/test_failed_events.py -k after_a_close",
@@ -1892,8 +1892,8 @@ MUTANTS = (
     Mutant(
         "what a shard has not finished in time waits until its lease has run out",
         "cluster/_hand_over.py",
-        "                await self._membership.release(slots)\n",
-        "                pass\n",
+        "        with suppress(StoreUnavailableError):\n            await self._membership.release(slots)\n",
+        "",
         "tests/unit/cluster/test_shard.py -k finish_in_time",
     ),
     Mutant(
@@ -2098,5 +2098,12 @@ MUTANTS = (
         '            self.close(f"no answer within',
         '            print(f"no answer within',
         "tests/unit/cluster/test_servers_of_the_log.py -k says_nothing",
+    ),
+    Mutant(
+        "a server that has lost its leases takes an earlier owner for gone",
+        "cluster/_lease_scripts.py",
+        "    put(slot, epoch, now + day, me)\n",
+        "    put(slot, epoch, 0, me)\n",
+        "tests/unit/cluster/test_leases_of_the_log.py -k emptied_server",
     ),
 )
