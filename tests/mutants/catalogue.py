@@ -1821,7 +1821,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lane of a shard that is closed waits for ever",
-        "cluster/_shard.py",
+        "cluster/_leaving.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
         "            pass\n",
         "tests/unit/cluster/test_failed_events.py -k after_a_close",
@@ -1881,6 +1881,13 @@ MUTANTS = (
         "        with suppress(StoreUnavailableError):\n            await self._membership.release(slots)\n",
         "",
         "tests/unit/cluster/test_shard.py -k finish_in_time",
+    ),
+    Mutant(
+        "a second signal waits for a log that is away",
+        "cluster/_shard.py",
+        "        self._leaving.shorten(seconds)\n        self._hurrying",
+        "        self._hurrying",
+        "tests/unit/cluster/test_shard.py -k hurried",
     ),
     Mutant(
         "a shard that ends gives back slots that are not flushed",
