@@ -1897,6 +1897,13 @@ MUTANTS = (
         "tests/unit/cluster/test_shard.py -k finish_in_time",
     ),
     Mutant(
+        "a second signal waits for a log that is away",
+        "cluster/_shard.py",
+        "        self._leaving.shorten(seconds)\n        self._hurrying",
+        "        self._hurrying",
+        "tests/unit/cluster/test_shard.py -k hurried",
+    ),
+    Mutant(
         "a shard that ends gives back slots that are not flushed",
         "cluster/_hand_over.py",
         " if slot.number not in kept]",
