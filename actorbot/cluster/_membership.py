@@ -134,7 +134,12 @@ class Membership:
             if slots:
                 await self._log.release(self._member, _epochs(slots))
                 for slot in slots:
-                    del self._holding.slots[slot.number]
+                    self._holding.slots.pop(slot.number, None)  # it may have been lost meanwhile
+
+    async def leave(self) -> None:
+        """Be no member any more. If the log does not hear of it, the lease runs out."""
+        with suppress(StoreUnavailableError):
+            await self._log.release(self._member, {}, leave=True)
 
     def may_begin(self) -> asyncio.Future[None] | None:
         """Return what to wait for before an event is begun; `None` if nothing."""

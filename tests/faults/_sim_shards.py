@@ -46,7 +46,7 @@ from tests.faults._simulation import Flushing, Report, SimulationError, Wrong, l
 
 __all__ = ["Plan", "simulate_shards"]
 
-LONGEST = 2_000.0  # virtual seconds of a simulation
+LONGEST = 600.0  # virtual seconds of a simulation
 URL = "redis://simulated/0"
 
 SCENES = {

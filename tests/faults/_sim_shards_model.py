@@ -197,7 +197,8 @@ class Judge:
                 acknowledged += [(int(rest), each.decode()) for each in args[2:]]
             elif name in (b"HSET", b"HMSET") and kind == b"leases":
                 for slot, text in zip(args[2::2], args[3::2], strict=True):
-                    self._own(int(slot), text.decode(), machine)
+                    if slot:  # or else it is not meant to stay
+                        self._own(int(slot), text.decode(), machine)
         self._settle(machine, done, acknowledged, answers)
 
     def _append(self, slot: int, entry_id: str, payload: bytes) -> None:
