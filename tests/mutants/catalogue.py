@@ -1835,7 +1835,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lane of a shard that is closed waits for ever",
-        "cluster/_shard.py",
+        "cluster/_leaving.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
         "            pass\n",
         "tests/unit/cluster/test_failed_events.py -k after_a_close",
