@@ -37,6 +37,8 @@ class Settling:
         self._member = member
         self._lose = lose
         self._on_settled = on_settled
+        self.gone: set[tuple[int, str]] = set()
+        """Entries that have left the log while it is being read: the answer may still have them."""
         self._waiting: list[_Item] = []
         self._task: asyncio.Task[None] | None = None
         self._ended = False
@@ -90,6 +92,7 @@ class Settling:
                 work.confirmation.set_result(None)
             if not stays:
                 work.slot.hand.pop(work.id, None)
+                self.gone.add((work.slot.number, work.id))
                 work.slot.note()
             self._on_settled(work)
 

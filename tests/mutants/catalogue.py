@@ -1820,6 +1820,13 @@ MUTANTS = (
         "tests/unit/cluster/test_failed_events.py -k begun",
     ),
     Mutant(
+        "an event that has its answer is run again after a connection was lost",
+        "cluster/_intake.py",
+        "        if (entry.slot, entry.id) in self._handling.settling.gone:\n",
+        "        if False:\n",
+        "tests/unit/cluster/test_failed_events.py -k comes_late",
+    ),
+    Mutant(
         "a lane of a shard that is closed waits for ever",
         "cluster/_shard.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
