@@ -38,7 +38,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """
     if hasattr(session.config, "workerinput"):
         for start in (redis_servers.shared, mongo_servers.shared):
-            with suppress(pytest.skip.Exception, pytest.fail.Exception):  # which a test will say again
+            with suppress(
+                Exception, pytest.skip.Exception, pytest.fail.Exception
+            ):  # the tests that need it will say so
                 start()
 
 

@@ -35,6 +35,7 @@ class MemoryLog(Log):
         self.states: list[MemberState] = []
         self.owners: list[tuple[int, str, int]] = []
         self._answers: dict[str, list[bytes]] = {}
+        self._batches: dict[str, tuple[int, list[bool]]] = {}
         self._news = asyncio.Event()
 
     @property
@@ -59,23 +60,28 @@ class MemoryLog(Log):
     async def close(self) -> None:
         self.closed += 1
 
-    async def append(self, events: Sequence[tuple[int, bytes]]) -> list[bool]:
+    async def append(self, events: Sequence[tuple[int, bytes]], caller: str = "", batch: int = 0) -> list[bool]:
         await self.held.wait()
         await asyncio.sleep(0)
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None and not isinstance(failure, OutcomeUnknownError):
             raise failure
-        batch = [unpack_request(payload) for slot, payload in events if slot not in self.full]
-        self.appended.append(batch)
-        self.slots_of += [slot for slot, _ in events]
+        if self._batches.get(caller, (0, []))[0] != batch:
+            self._take(events)
+            self._batches[caller] = batch, [slot not in self.full for slot, _ in events]
         if failure is not None:
             raise failure
-        for request in batch if self.handle is not None else ():
+        return self._batches[caller][1]
+
+    def _take(self, events: Sequence[tuple[int, bytes]]) -> None:
+        requests = [unpack_request(payload) for slot, payload in events if slot not in self.full]
+        self.appended.append(requests)
+        self.slots_of += [slot for slot, _ in events]
+        for request in requests if self.handle is not None else ():
             try:
                 self.answer(request, self.handle(request))
             except Exception as error:
                 self.answer(request, error=error)
-        return [slot not in self.full for slot, _ in events]
 
     async def answers(self, caller: str, after: str) -> Answers:
         if self.deaf is not None:

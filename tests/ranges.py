@@ -35,7 +35,10 @@ TESTS: Final[dict[str, tuple[str, str]]] = {
     "line": ("tests/ext/test_line.py", ".[web]"),
     "mongo": ("tests/servers/test_mongo_store.py -m 'not long'", ""),
     "ptb": ("tests/ext/test_ptb.py", "python-telegram-bot[job-queue]"),
-    "redis": ("tests/servers/test_redis_store.py -m 'not long'", ""),
+    "redis": (
+        "tests/servers/test_redis_store.py tests/unit/cluster/test_places_of_the_log.py -m 'not long'",
+        "",
+    ),
     "slack": ("tests/ext/test_slack.py tests/ext/test_slack_by_either_way.py", ".[web]"),
     "web": ("tests/ext/test_asgi.py tests/ext/test_webhooks.py tests/ext/test_webhook_process.py", ""),
 }

@@ -14,8 +14,8 @@ A caller, from the top: `_cluster` (the verbs), `_receipt`, `_asking` (how an an
 request on its way) and `_waiting` (for how long), and `_reports`.
 
 A shard: `_shard` (its life), `_membership` (its lease), `_intake` (reads the log), `_lane` (events
-of one session, in order), `_settling` (answers, and what leaves the log), `_hand_over`, and what
-these share: `_holding`, `_held`, `_figures`.
+of one session, in order), `_settling` (answers, and what leaves the log), `_hand_over`, `_leaving`
+(its end), and what these share: `_holding`, `_held`, `_figures`.
 """
 
 from actorbot.cluster._cluster import Cluster

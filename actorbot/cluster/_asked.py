@@ -55,12 +55,15 @@ class Asked:
         """Tell whether it was answered, or its caller has gone."""
         return self.outcome.done() or (self.accepted is not None and self.accepted.done())
 
-    def accept(self) -> None:
-        """Note that the log has it."""
+    def accept(self) -> bool:
+        """Note that the log has it; tell whether that is new."""
+        if self.stage is Stage.ACCEPTED:
+            return False
         self.stage = Stage.ACCEPTED
         self.payload = b""  # nobody sends it again
         if self.accepted is not None and not self.accepted.done():
             self.accepted.set_result(b"")
+        return True
 
     def fail(self, error: Exception) -> None:
         """End it with *error*, unless it has ended."""

@@ -53,7 +53,7 @@ class Caller:
         self.slots = terms.slots
         self.store = f"cluster {name}"
         self.id = uuid4().hex[:16]
-        self.sent = self.answered = self.refused = self.appends = self.repeated = 0
+        self.answered = self.refused = self.appends = self.repeated = 0
         self.waiting = Waiting(self.store)
         self._log = log
         self._loop = asyncio.get_running_loop()
@@ -166,18 +166,20 @@ class Caller:
     async def _append(self, batch: list[Asked]) -> None:
         """Append *batch*, again and again as long as somebody has the patience.
 
-        A request that is appended twice is handled once, by its event id.
+        One that may have been appended stays as it is: under its number it is appended once.
         """
-        self.appends += bool(batch)
-        in_doubt = False
-        while batch:
+        if not batch:
+            return
+        self.appends += 1
+        in_doubt, events = False, self._events(batch)
+        while events:
             try:
-                taken = await self._log.append([(self._slot_of(asked), asked.payload) for asked in batch])
+                taken = await self._log.append(events, self.id, self.appends)
             except OutcomeUnknownError as error:
                 in_doubt = True
-                batch = self._give_up_late(batch, error, in_doubt)
+                self._give_up_late(batch, error, in_doubt)
             except (StoreUnavailableError, ConfigError) as error:
-                batch = self._give_up_late(batch, error, in_doubt)
+                self._give_up_late(batch, error, in_doubt)
                 if isinstance(error, ConfigError):
                     await self._ask_terms()  # the cluster was made anew
             except Exception as error:
@@ -186,33 +188,32 @@ class Caller:
                 return
             else:
                 self._hear("append")
-                self._note(batch, taken, in_doubt)
+                self._note(batch, taken)
                 return
             await asyncio.sleep(PAUSE)
-            batch = [asked for asked in batch if not asked.is_over()]
-            self.repeated += bool(batch)
+            left = [asked for asked in batch if not asked.is_over()]
+            if not (in_doubt and left):
+                batch, events = left, self._events(left)
+            self.repeated += bool(events)
+
+    def _events(self, batch: list[Asked]) -> list[tuple[int, bytes]]:
+        return [(self._slot_of(asked), asked.payload) for asked in batch]
 
     def _slot_of(self, asked: Asked) -> int:
         return slot_of(asked.session_id, self.slots) if asked.slot < 0 else asked.slot
 
-    def _note(self, batch: list[Asked], taken: Iterable[bool], in_doubt: bool) -> None:
-        self.sent += len(batch)
+    def _note(self, batch: list[Asked], taken: Iterable[bool]) -> None:
         for asked, is_taken in zip(batch, taken, strict=True):
             if is_taken:
                 self.waiting.accept(asked)
                 continue
-            self.sent -= 1
             self.refused += 1
             self.waiting.forget(asked)
-            text = f"slot {self._slot_of(asked)} is full: no shard owns it, or its shard is too slow"
-            if in_doubt:
-                text = f"{text}; an earlier try may have been accepted. Send it again with the same event id"
-                asked.fail(OutcomeUnknownError(self.store, text))
-            else:
-                asked.fail(OverloadedError(f"{self.store}: {text}"))
+            where = f"slot {self._slot_of(asked)} of {self.store}"
+            asked.fail(OverloadedError(f"{where} is full: no shard owns it, or its shard is too slow"))
 
-    def _give_up_late(self, batch: list[Asked], error: Exception, in_doubt: bool) -> list[Asked]:
-        """Fail what has waited too long for the log; return what is left of *batch*."""
+    def _give_up_late(self, batch: list[Asked], error: Exception, in_doubt: bool) -> None:
+        """Fail what has waited too long for the log."""
         self._note_failure("append", error)
         latest = self._loop.time() - PATIENCE
         late = [asked for asked in batch if asked.since <= latest]
@@ -227,7 +228,6 @@ class Caller:
             asked = self._queue.popleft()
             self._unsent_bytes -= len(asked.payload) + OVERHEAD
             self._give_up([asked], unsent)
-        return [asked for asked in batch if asked.since > latest]
 
     def _give_up(self, late: Iterable[Asked], error: Exception) -> None:
         for asked in late:

@@ -248,7 +248,7 @@ class Cluster(Asking):
         self._check_life()
         caller = self._caller
         return ClusterStats(
-            self._name, caller.slots, caller.sent, caller.answered, len(caller.waiting), caller.unsent, caller.refused,
+            self._name, caller.slots, caller.waiting.accepted, caller.answered, len(caller.waiting), caller.unsent, caller.refused,
             caller.waiting.timed_out, caller.appends, caller.repeated, caller.silent_for(),
         )  # fmt: skip
 

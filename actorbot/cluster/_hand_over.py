@@ -68,7 +68,7 @@ class HandOver:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def give_rest(self, unflushed: Iterable[str], seconds: float) -> None:
+    async def give_rest(self, unflushed: Iterable[str]) -> None:
         """Give back what was not finished in time. The manager is closed: nothing is written now.
 
         What was rolled back is still in the log. Slots with *unflushed* sessions are kept until the
@@ -76,9 +76,8 @@ class HandOver:
         """
         kept = {self._holding.slot_of(session_id) for session_id in unflushed}
         slots = [slot for slot in self._holding.slots.values() if slot.number not in kept]
-        with suppress(StoreUnavailableError, TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._membership.release(slots)
+        with suppress(StoreUnavailableError):
+            await self._membership.release(slots)
 
     async def _give(self, slot: Slot, sessions: set[str]) -> None:
         await slot.until(lambda slot: not slot.running)

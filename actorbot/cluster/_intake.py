@@ -14,7 +14,7 @@ from actorbot.cluster._holding import Holding
 from actorbot.cluster._lane import Handling, Lane
 from actorbot.cluster._log import Entry, Log
 from actorbot.cluster._packing import Request, pack_error, pack_result, unpack_request
-from actorbot.errors import ActorbotError, ManagerClosedError, OwnershipLostError, StoreUnavailableError
+from actorbot.errors import ActorbotError, ManagerClosedError, OwnershipLostError
 
 __all__ = ["Intake"]
 
@@ -58,8 +58,9 @@ class Intake:
             self._handling.settling.gone.clear()
             try:
                 reading = await self._log.read(self._member, self._room)
-            except StoreUnavailableError as error:
-                logger.debug("the log cannot be read, which is tried again: %s", error)
+            except Exception as error:
+                trace = None if isinstance(error, ActorbotError) else error
+                logger.debug("the log cannot be read, which is tried again: %s", error, exc_info=trace)
                 await asyncio.sleep(AGAIN)
                 continue
             for entry in reading.entries:

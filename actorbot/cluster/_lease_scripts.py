@@ -83,8 +83,8 @@ end
 for i = 6, 5 + 2 * held, 2 do
   local slot, epoch = ARGV[i], ARGV[i + 1]
   local record = records[slot]
-  if not record then  -- the server has lost it
-    put(slot, epoch, 0, me)
+  if not record then  -- the server has lost it, and whether somebody of before may write still
+    put(slot, epoch, now + day, me)
     record = records[slot]
     if call('XLEN', of('log', slot)) > 0 and call('SADD', of('rung', me), slot) == 1 then wake(me) end
   end

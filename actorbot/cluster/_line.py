@@ -148,17 +148,18 @@ class Line:
     async def _prepare(self, wire: Wire) -> None:
         """See whether the server will do, and have it learn the scripts: one round trip."""
         key = self._base + b":none"
-        loading = [wire.call(b"SCRIPT", b"LOAD", script.text) for script in ALL]
-        bound = wire.call(b"XRANGE", key, b"(0-1", b"+")  # Redis 6.2 is the first to know `(`
-        tried = [
-            ("+xrange", bound),
-            ("+blpop", wire.call(b"BLPOP", key, b"x")),  # a time that is none: it is refused
-            ("+xread", wire.call(b"XREAD", b"STREAMS", key, b"0")),
-        ]
-        trial = wire.call(b"EVALSHA", TRIAL.sha, 1, self._base)
-        for answer in await asyncio.gather(*loading, *(each for _, each in tried), trial):
+        asked = wire.call_all(
+            *((b"SCRIPT", b"LOAD", script.text) for script in ALL),
+            (b"XRANGE", key, b"(0-1", b"+"),  # Redis 6.2 is the first to know `(`
+            (b"BLPOP", key, b"x"),  # a time that is none: it is refused
+            (b"XREAD", b"STREAMS", key, b"0"),
+            (b"EVALSHA", TRIAL.sha, 1, self._base),
+        )
+        for answer in await asyncio.gather(*asked):
             if isinstance(answer, LostError) or (isinstance(answer, RefusedError) and _is_fatal(answer)):
                 raise answer
+        *loading, bound, bell, answers, trial = asked
+        tried = [("+xrange", bound), ("+blpop", bell), ("+xread", answers)]
         said = bound.result()
         if isinstance(said, RefusedError) and "stream ID" in str(said):
             raise ConfigError("url", self._where, f"Redis 6.2 or newer, or Valkey; this server says {said}")
@@ -207,6 +208,8 @@ class Line:
             return "asks for a user or password: name them in the URL, as redis://user:password@host"
         if _PASSWORD.search(said):
             return "does not accept this user or password"
+        if said.startswith(("ASK", "TRYAGAIN")):
+            return f"hands the keys of the cluster over to another node ({said}): nothing is done until it has"
         if "unknown command" in said:
             said += "; if it is a Sentinel, write redis+sentinel://host:26379/name-of-the-primary"
         return f"refuses: {said}"

@@ -129,10 +129,12 @@ class Log(ABC):
     # --- callers ---------------------------------------------------------------------------------
 
     @abstractmethod
-    async def append(self, events: Sequence[tuple[int, bytes]]) -> list[bool]:
+    async def append(self, events: Sequence[tuple[int, bytes]], caller: str = "", batch: int = 0) -> list[bool]:
         """Append an entry for each (slot, payload); `False` where the slot is full.
 
-        The rest is appended all the same, in this order.
+        The rest is appended all the same, in this order. With a *caller*, its *batch* is appended
+        once: again, within two minutes, it does nothing, and returns what became of it. Raises:
+        ConfigError if the cluster was made anew with other slots: `open` tells.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ from actorbot._runtime.process import Process, is_gone
 from actorbot.cluster._held import Slot
 from actorbot.cluster._holding import Holding
 from actorbot.cluster._log import Log, MemberState
-from actorbot.errors import ManagerClosedError, StoreUnavailableError
+from actorbot.errors import ActorbotError, ManagerClosedError, StoreUnavailableError
 
 __all__ = ["Membership"]
 
@@ -81,9 +81,13 @@ class Membership:
             self._look.clear()
             try:
                 await self.renew()
-            except StoreUnavailableError as error:
+            except Exception as error:  # whatever it is, this shard must not stop to look
                 if self.trouble is None:
-                    logger.warning("the lease of this shard cannot be renewed, which is tried again: %s", error)
+                    logger.warning(
+                        "the lease of this shard cannot be renewed, which is tried again: %s",
+                        error,
+                        exc_info=None if isinstance(error, ActorbotError) else error,
+                    )
                 self.trouble, self._next = str(error), AGAIN
 
     async def renew(self) -> None:
@@ -135,6 +139,11 @@ class Membership:
                 await self._log.release(self._member, _epochs(slots))
                 for slot in slots:
                     self._holding.slots.pop(slot.number, None)  # it may have been lost meanwhile
+
+    async def leave(self) -> None:
+        """Be no member any more. If the log does not hear of it, the lease runs out."""
+        with suppress(StoreUnavailableError):
+            await self._log.release(self._member, {}, leave=True)
 
     def may_begin(self) -> asyncio.Future[None] | None:
         """Return what to wait for before an event is begun; `None` if nothing."""

@@ -20,6 +20,7 @@ __all__ = ["NowhereError", "Place"]
 
 _SENTINELS: Final = "redis+sentinel://[[user:]password@]host[:26379][,host…]/name-of-the-primary[/database]"
 _PORT: Final = 26379
+_FULL: Final = "max number of clients"  # what a server says before it closes the connection
 
 
 class NowhereError(Exception):
@@ -83,6 +84,9 @@ class Place:
         except BaseException:
             wire.close()
             raise
+        if isinstance(ranges, LostError) or _FULL in str(ranges):
+            wire.close()
+            raise ranges
         if not isinstance(ranges, list):  # no cluster, or a user who may not ask
             return wire, str(node)
         nodes = [self._named(each, node) for _, _, *those in ranges for each in those]

@@ -88,9 +88,9 @@ class RedisLog(Log):
 
     # --- callers ---------------------------------------------------------------------------------
 
-    async def append(self, events: Sequence[tuple[int, bytes]]) -> list[bool]:
+    async def append(self, events: Sequence[tuple[int, bytes]], caller: str = "", batch: int = 0) -> list[bool]:
         slots = self._terms.slots if self._terms is not None else 0
-        args: list[Part] = [slots]
+        args: list[Part] = [slots, caller, batch]
         for event in events:
             args += event
         outcomes = await self._asking.run(scripts.APPEND, *args)
@@ -106,11 +106,9 @@ class RedisLog(Log):
         if self._answers_by != self._reading.made:
             # Another server may have a clock that is behind: its ids may be below those seen.
             self._answers_by, after = self._reading.made, "0"
-        if after != "0":
-            wire.call(b"XTRIM", key, b"MINID", after)
-        found = await wire.call(
-            b"XREAD", b"COUNT", AT_ONCE, b"BLOCK", int(WAIT * 1000), b"STREAMS", key, after, blocks=WAIT
-        )
+        forget: tuple[Part, ...] = (b"XTRIM", key, b"MINID", after)
+        read: tuple[Part, ...] = (b"XREAD", b"COUNT", AT_ONCE, b"BLOCK", int(WAIT * 1000), b"STREAMS", key, after)
+        found = await wire.call_all(*([] if after == "0" else [forget]), read, blocks=WAIT)[-1]
         if isinstance(found, Exception):
             self._reading.note(wire, found)
             raise self._reading.failure(found, writes=False)
@@ -154,11 +152,10 @@ class RedisLog(Log):
             self._read_by = self._reading.made
             self._anew = set(self._known)
         anew, self._anew = self._anew, set()
-        blocks = 0.0 if anew or (self._left and room > 0) else WAIT
-        bell = None
-        if blocks:
-            bell = wire.call(b"BLPOP", self._key("bell", member), str(WAIT), blocks=blocks)
-        asked = wire.call(b"EVALSHA", scripts.READ.sha, 1, self._base, member, room, *anew, blocks=blocks)
+        blocks = not anew and (not self._left or room <= 0)
+        wait: tuple[Part, ...] = (b"BLPOP", self._key("bell", member), str(WAIT))
+        read: tuple[Part, ...] = (b"EVALSHA", scripts.READ.sha, 1, self._base, member, room, *anew)
+        bell, asked = wire.call_all(wait, read, blocks=WAIT) if blocks else (None, wire.call(*read))
         try:
             found = await asked
         except asyncio.CancelledError:

@@ -15,7 +15,8 @@ And these of a member or a caller:
 
 - `:rung:<member>` set of slots with something new. `:bell:<member>` list, to wait at.
   `:cur:<member>` hash: for each slot the last entry that it was given.
-- `:answers:<caller>` stream, which its reader trims.
+- `:answers:<caller>` stream, which its reader trims. `:batch:<caller>` hash, what became of the
+  batch that it has appended last.
 
 Times are milliseconds of the server's own clock: nobody else's counts. Only commands of Redis 6.2.
 """

@@ -21,7 +21,15 @@ if not slots then return 'no cluster' end
 if slots ~= ARGV[1] then return slots end
 max_waiting = tonumber(max_waiting)
 local outcomes, news = {}, {}
-for i = 2, #ARGV, 2 do
+local batch = of('batch', ARGV[2])  -- the last one of this caller
+if ARGV[2] ~= '' then
+  local number, known = unpack(call('HMGET', batch, 'number', 'outcomes'))
+  if number == ARGV[3] then  -- only its answer was lost
+    for each in string.gmatch(known, '.') do outcomes[#outcomes + 1] = tonumber(each) end
+    return outcomes
+  end
+end
+for i = 4, #ARGV, 2 do
   local log = of('log', ARGV[i])
   if call('XLEN', log) >= max_waiting then
     outcomes[#outcomes + 1] = 0
@@ -43,9 +51,13 @@ end
 for owner, slots in pairs(rung) do
   if call('SADD', of('rung', owner), unpack(slots)) > 0 then wake(owner) end
 end
+if ARGV[2] ~= '' then
+  call('HSET', batch, 'number', ARGV[3], 'outcomes', table.concat(outcomes))
+  call('EXPIRE', batch, 120)
+end
 return outcomes
 """)
-"""Slots, then pairs of slot and payload -> 1 or 0 for each pair."""
+"""Slots, caller, batch, then pairs of slot and payload -> 1 or 0 for each pair."""
 
 READ: Final = made_of(
     IN_ANY_CASE

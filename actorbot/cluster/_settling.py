@@ -51,11 +51,13 @@ class Settling:
         """Answer the event, if it was not answered before, and take it out of the log."""
         self._add(_Item(work, outcome, stays=False))
 
-    async def end(self, seconds: float) -> None:
-        """Wait until everything is settled, for *seconds* at most, and settle nothing more."""
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=seconds)
-        self._ended = True
+    async def end(self) -> None:
+        """Wait until everything is settled, or until this is cancelled, and settle nothing more."""
+        try:
+            if self._task is not None:
+                await asyncio.wait({self._task})
+        finally:
+            self._ended = True
 
     def _add(self, item: _Item) -> None:
         self._waiting.append(item)

@@ -8,7 +8,6 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from time import monotonic, time
 from typing import Any, Final, Literal, Self
@@ -25,11 +24,12 @@ from actorbot.cluster._held import Work
 from actorbot.cluster._holding import Holding
 from actorbot.cluster._intake import Intake
 from actorbot.cluster._lane import Handling
+from actorbot.cluster._leaving import Leaving
 from actorbot.cluster._log import Log, Terms
 from actorbot.cluster._membership import Membership
 from actorbot.cluster._redis_log import RedisLog
 from actorbot.cluster._settling import Settling
-from actorbot.errors import ConfigError, ManagerClosedError, OwnershipLostError, StoreUnavailableError
+from actorbot.errors import ConfigError, ManagerClosedError, OwnershipLostError
 from actorbot.stores import FileSessionStore
 from actorbot.stores.base import RecordStore
 
@@ -41,7 +41,6 @@ LEASE: Final = (1.0, 60.0)  # seconds
 KEEP: Final = ("flushed", "acknowledged")
 LAST: Final = 0.2
 """The part of a close's time that is left for the manager's own close."""
-MOMENT: Final = 0.2  # seconds for the last word to the log, also if the time is up
 
 
 class Shard:
@@ -170,6 +169,7 @@ class Shard:
             on_drain=self.leave,
         )
         self._hand_over = HandOver(self._manager, membership, holding)
+        self._leaving = Leaving(self._settling, self._hand_over, membership, holding)
         self._handling = Handling(
             self._manager,
             self._settling,
@@ -218,37 +218,18 @@ class Shard:
 
     async def _close(self, seconds: float) -> ShutdownReport:
         began = monotonic()
-
-        def left(part: float = 1.0) -> float:
-            return max(0.0, began + part * seconds - monotonic())
-
+        self._leaving.shorten(seconds)
         self.leave()
-        await self._hand_over.ended(left(1 - LAST))
+        await self._hand_over.ended((1 - LAST) * seconds)
         await self._hand_over.end()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._membership.end()
-        report = await self._manager.close(left())
-        await self._settling.end(left())
-        rest = list(self._holding.slots.values())
-        await self._hand_over.give_rest(report.unflushed, max(left(), MOMENT))
-        for slot in rest:
-            slot.lose()  # what waits there waits for nothing any more
-        kept = len(self._holding.slots)
-        if not kept:
-            with suppress(StoreUnavailableError):  # then its lease runs out
-                await self._log.release(self._member, {}, leave=True)
+        report = await self._manager.close(self._leaving.left())
+        await self._leaving.end(self._member, report.unflushed)
         await self._log.close()
-        if kept:
-            why = "sessions there are not flushed" if report.unflushed else "the log does not answer"
-            logger.warning(
-                "%s keeps slots (%d), which others take when its lease has run out: %s",
-                self._member,
-                kept,
-                self._membership.trouble or why,
-            )
-        else:
+        if not self._holding.slots:
             logger.info("%s has left the cluster %s", self._member, self._cluster)
         self._report = ShutdownReport(report.unflushed, report.unfinished, report.undelivered, monotonic() - began)
         return self._report
@@ -320,6 +301,7 @@ class Shard:
             self._shows(owner)
 
     def _hurry(self, seconds: float) -> None:
+        self._leaving.shorten(seconds)
         self._hurrying = asyncio.gather(self._hand_over.end(), self._manager.close(seconds))
 
     def _give_up(self, seconds: float) -> None:

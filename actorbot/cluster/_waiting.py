@@ -19,7 +19,7 @@ class Waiting:
     """The requests of a caller that are not answered."""
 
     def __init__(self, store: str) -> None:
-        self.timed_out = 0
+        self.accepted = self.timed_out = 0
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, Asked] = {}
@@ -42,7 +42,7 @@ class Waiting:
 
     def accept(self, asked: Asked) -> None:
         """Note that the log has it. Who has submitted it need not wait."""
-        asked.accept()
+        self.accepted += asked.accept()
         if asked.accepted is not None and self._pending.pop(asked.number, None) is not None:
             self.receipts[asked.number] = asked
 
@@ -51,7 +51,7 @@ class Waiting:
         asked = self._pending.pop(number, None) or self.receipts.get(number)
         if asked is None or asked.outcome.done():  # it came twice, perhaps
             return False
-        asked.accept()
+        self.accepted += asked.accept()
         asked.outcome.set_result(outcome)
         return True
 

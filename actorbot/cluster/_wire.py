@@ -64,16 +64,22 @@ class Wire(asyncio.Protocol):
 
         The server may wait for *blocks* seconds before it answers this command, or one before it.
         """
-        future = self._loop.create_future()
-        transport = self._transport
-        if transport is None:
-            future.set_result(LostError(self._reason, sent=False))
-            return future
-        transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # typed as of one part
-        self._waiting.append((future, self._loop.time() + self._patience + blocks))
+        return self.call_all(command, blocks=blocks)[0]
+
+    def call_all(self, *commands: tuple[Part, ...], blocks: float = 0.0) -> list[asyncio.Future[Any]]:
+        """Send *commands* in one write, as `call` does each."""
+        futures = [self._loop.create_future() for _ in commands]
+        if self._transport is None:
+            for future in futures:
+                future.set_result(LostError(self._reason, sent=False))
+            return futures
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]  # typed as of one part
+        self._transport.write(b"".join(packed))
+        end = self._loop.time() + self._patience + blocks
+        self._waiting.extend([(future, end) for future in futures])
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._look)
-        return future
+        return futures
 
     def close(self, reason: str = "the connection was closed") -> None:
         """Give the connection up, and all answers that have not come."""

@@ -48,7 +48,7 @@ class Address:
         said = pool.connection_kwargs
         try:
             tls = _context(said) if url.startswith("rediss://") else None
-        except (OSError, ValueError, redis.RedisError) as error:
+        except (OSError, TypeError, ValueError, redis.RedisError) as error:
             return ConfigError("url", "rediss://…", f"TLS options that can be used ({type(error).__name__}: {error})")
         return cls(
             said.get("host", "localhost"),

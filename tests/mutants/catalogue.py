@@ -1721,11 +1721,25 @@ MUTANTS = (
         "tests/unit/cluster/test_access.py -k if_its_caller_is_cancelled",
     ),
     Mutant(
-        "a slot that is full at the second try is called full, though the first may have been accepted",
+        "a batch whose answer was lost is appended twice",
+        "cluster/_scripts.py",
+        "  if number == ARGV[3] then  -- only its answer was lost\n",
+        "  if false then\n",
+        "tests/unit/cluster/test_entries_of_the_log.py -k answer_was_lost",
+    ),
+    Mutant(
+        "a batch that may have been appended is another one when it is tried again",
         "cluster/_caller.py",
-        "            if in_doubt:\n                text =",
-        "            if False:\n                text =",
-        "tests/unit/cluster/test_caller.py -k tried_again",
+        "            if not (in_doubt and left):\n",
+        "            if True:\n",
+        "tests/unit/cluster/test_caller.py -k stays_as_it_was",
+    ),
+    Mutant(
+        "a batch that is tried again has another number",
+        "cluster/_caller.py",
+        "            self.repeated += bool(events)\n",
+        "            self.repeated += bool(events)\n            self.appends += 1\n",
+        "tests/unit/cluster/test_caller.py -k appended_once",
     ),
     Mutant(
         "a submit waits for ever for a log that does not answer",
@@ -1828,7 +1842,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lane of a shard that is closed waits for ever",
-        "cluster/_shard.py",
+        "cluster/_leaving.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
         "            pass\n",
         "tests/unit/cluster/test_failed_events.py -k after_a_close",
@@ -1885,8 +1899,8 @@ MUTANTS = (
     Mutant(
         "what a shard has not finished in time waits until its lease has run out",
         "cluster/_hand_over.py",
-        "                await self._membership.release(slots)\n",
-        "                pass\n",
+        "        with suppress(StoreUnavailableError):\n            await self._membership.release(slots)\n",
+        "",
         "tests/unit/cluster/test_shard.py -k finish_in_time",
     ),
     Mutant(
@@ -2091,5 +2105,12 @@ MUTANTS = (
         '            self.close(f"no answer within',
         '            print(f"no answer within',
         "tests/unit/cluster/test_servers_of_the_log.py -k says_nothing",
+    ),
+    Mutant(
+        "a server that has lost its leases takes an earlier owner for gone",
+        "cluster/_lease_scripts.py",
+        "    put(slot, epoch, now + day, me)\n",
+        "    put(slot, epoch, 0, me)\n",
+        "tests/unit/cluster/test_leases_of_the_log.py -k emptied_server",
     ),
 )

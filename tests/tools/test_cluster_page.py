@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actorbot.cluster import Cluster, Shard
-from actorbot.cluster._scripts import RIGHTS
+from actorbot.cluster._rights import RIGHTS
 from tests import ROOT
 from tests.servers.redis_servers import QUICK, Server
 

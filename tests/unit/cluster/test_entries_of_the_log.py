@@ -67,6 +67,22 @@ async def test_a_full_slot_takes_nothing_more_and_the_others_do(server: Server) 
         assert await caller.append([(1, b"z")] * 2) == [True, False]
 
 
+async def test_a_batch_whose_answer_was_lost_is_appended_once_and_told_as_the_first_time(server: Server) -> None:
+    async with a_cluster(server) as made:
+        ann, caller = await owner(made), await made.caller()
+        events = [(1, b"a"), (1, b"b"), (1, b"c"), (1, b"d"), (2, b"e")]
+        for _ in range(2):
+            assert await caller.append(events, "web", 7) == [True, True, True, False, True]
+        assert await caller.append([(2, b"f")], "poller", 7) == [True]  # another caller
+        assert await caller.append([(2, b"g")], "web", 8) == [True]
+        assert await caller.append([(3, b"h")], "web", 8) == [True]
+        assert in_log(made, 1) == [b"a", b"b", b"c"]
+        assert in_log(made, 2) == [b"e", b"f", b"g"]
+        assert in_log(made, 3) == []
+        assert 0 < made.ask("TTL", "batch:web") <= 120
+        assert len(await entries(ann)) == 6
+
+
 async def test_a_reader_gets_as_much_as_it_has_room_for_and_no_slot_waits_for_a_full_one(server: Server) -> None:
     async with a_cluster(server) as made:
         ann, caller = await owner(made, Terms(16, 1_000)), await made.caller()

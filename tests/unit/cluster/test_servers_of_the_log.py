@@ -230,6 +230,13 @@ async def test_a_shard_warns_of_a_server_that_may_lose_events(
     assert f"{where} drops events when its memory is full (maxmemory-policy allkeys-lru)" in caplog.messages[1]
 
 
+async def test_a_server_that_has_no_room_for_another_connection_says_so(tmp_path: Path) -> None:
+    with Server(QUICK, tmp_path) as server, server.client() as client:
+        client.config_set("maxclients", 1)
+        with pytest.raises(errors.StoreUnavailableError, match="max number of clients reached"):
+            await RedisLog(server.url, "mybot").open()
+
+
 async def test_all_who_ask_share_one_attempt_to_connect(server: Server) -> None:
     with Proxy(server.port) as between:
         between.black_hole = True

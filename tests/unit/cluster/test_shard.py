@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,20 @@ async def test_what_a_shard_cannot_finish_in_time_is_with_the_next_owner_at_once
         assert await soon(receipt.result()) == 1
         assert await cluster.peek("ann") == {"seen": ["hi"]}
         assert b.lease_of("ann")[1] == "0"  # nobody has to claim anything
+
+
+async def test_a_close_that_is_hurried_does_not_wait_for_a_log_that_is_away(tmp_path: Path) -> None:
+    with redis_servers.Server(redis_servers.QUICK, tmp_path) as server:
+        url = f"{server.url}?socket_timeout=60"  # the log is patient
+        shard = await Shard(url, cluster="mybot", store=MemorySessionStore(), handler=remember).start()
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        closing = asyncio.create_task(shard.close())
+        await breathe()
+        shard._hurry(0.1)
+        await soon(closing)  # far below its drain_timeout
+        assert not shard._is_flushed()
+        server.process.send_signal(signal.SIGCONT)
 
 
 async def test_a_shard_that_cannot_flush_keeps_these_slots_until_its_lease_runs_out(

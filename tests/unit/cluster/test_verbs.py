@@ -11,8 +11,10 @@ import pytest
 from actorbot import DUPLICATE, Context, Event
 from actorbot.cluster import Cluster
 from actorbot.errors import ConfigError, RemoteHandlerError, TurnTimeoutError
+from tests.servers import redis_servers
+from tests.servers.proxy import Proxy
 from tests.unit.cluster.shards import SLOTS, bench
-from tests.waiting import soon
+from tests.waiting import soon, until
 
 
 async def count(context: Context) -> Any:
@@ -130,6 +132,30 @@ async def test_an_event_whose_caller_has_given_up_is_handled_all_the_same() -> N
         go_on.set()
         assert await soon(asking) is DUPLICATE
         assert await soon(cluster.peek("ann")) == {"n": 1}
+
+
+@pytest.mark.parametrize("verb", ["dispatch", "submit", "destroy"])
+async def test_what_the_log_could_not_confirm_is_done_once_whatever_happens_meanwhile(verb: str) -> None:
+    async with bench() as table:
+        await table.shard(count)
+        beside = await table.cluster()
+        await soon(beside.dispatch("ann", "before"))
+        with Proxy(redis_servers.shared().port) as between:
+            url = f"redis://127.0.0.1:{between.port}/0"
+            async with Cluster(url, cluster=table.name) as cluster:
+                between.loses = lambda request: b"EVALSHA" in request or b"XREAD" in request
+                asking = asyncio.create_task(getattr(cluster, verb)("ann", *([] if verb == "destroy" else ["hi"])))
+                await until(lambda: cluster.stats().repeated)
+                between.loses = lambda request: False
+                if verb == "destroy":
+                    expected = (await soon(beside.dispatch("ann", "after")))["n"]
+                    await soon(asking)
+                    assert await soon(beside.peek("ann")) == {"n": expected}
+                    return
+                await soon(beside.destroy("ann"))
+                receipt = await soon(asking)
+                assert (receipt if verb == "dispatch" else await soon(receipt.result()))["n"] == 2
+                assert await soon(beside.peek("ann")) is None
 
 
 async def test_a_million_bytes_come_through_and_back() -> None:
