@@ -47,6 +47,10 @@ class Settling:
         """Answer the event; it stays in the log until it is `finish`ed."""
         self._add(_Item(work, outcome, stays=True))
 
+    def keep(self, work: Work) -> None:
+        """Make room of an event that an earlier owner has acknowledged, and that stays, too."""
+        self._on_settled(work)
+
     def finish(self, work: Work, outcome: bytes | None = None) -> None:
         """Answer the event, if it was not answered before, and take it out of the log."""
         self._add(_Item(work, outcome, stays=False))
