@@ -1834,6 +1834,20 @@ MUTANTS = (
         "tests/unit/cluster/test_failed_events.py -k begun",
     ),
     Mutant(
+        "an event that has its answer is run again after a connection was lost",
+        "cluster/_intake.py",
+        "        if (entry.slot, entry.id) in self._handling.settling.gone:\n",
+        "        if False:\n",
+        "tests/unit/cluster/test_failed_events.py -k comes_late",
+    ),
+    Mutant(
+        "events that are run again keep their room until they are flushed",
+        "cluster/_lane.py",
+        "            settling.keep(work)\n",
+        "            pass\n",
+        "tests/unit/cluster/test_shard.py -k leave_room",
+    ),
+    Mutant(
         "a lane of a shard that is closed waits for ever",
         "cluster/_leaving.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
