@@ -31,6 +31,7 @@ __all__ = [
     "Front",
     "SessionManager",
     "Goal",
+    "at_home",
     "borrowed",
     "bury",
     "check_commit",
@@ -218,6 +219,14 @@ def resident_ids(manager: SessionManager) -> list[str]:
 def run_lost_again(manager: SessionManager) -> None:
     """Have a started manager not report what a conflict has taken: somebody runs it again."""
     manager._parts.hooks.are_run_again = True
+
+
+def at_home(manager: SessionManager, function: Callable[..., object], *args: Any) -> None:
+    """Call *function* on the manager's loop, which wakes once for all that it is given meanwhile.
+
+    Any thread. Raises: RuntimeError if the loop was closed.
+    """
+    manager._home.post(function, *args)
 
 
 def bury(manager: SessionManager, session_id: str, event: Any, error: BaseException) -> None:

@@ -19,6 +19,7 @@ from actorbot._event import DUPLICATE
 from actorbot._manager.embedding import (
     Goal,
     SessionManager,
+    at_home,
     bury,
     committed,
     dispatch_with,
@@ -247,7 +248,9 @@ class Lane:
             return
         self.unflushed.append(work)
         self.slot.unflushed += 1
-        if told is not None:
+        if told is None:
+            settling.keep(work)
+        else:
             settling.acknowledge(work, told)
         self._watch()
         self._handling.on_unflushed(self.slot)
@@ -274,15 +277,15 @@ class Lane:
             return
         goal = self.watched = self.unflushed[-1].goal
         assert goal is not None
-        loop = asyncio.get_running_loop()
+        manager = self._handling.manager
 
         def tell(done: Future[None]) -> None:
             try:
-                loop.call_soon_threadsafe(self._note, done)
+                at_home(manager, self._note, done)
             except RuntimeError:
                 pass  # the loop was closed
 
-        flushed(self._handling.manager, goal).add_done_callback(tell)
+        flushed(manager, goal).add_done_callback(tell)
 
     def _note(self, done: Future[None]) -> None:
         """Note that what was watched is in the store, or will not be."""
