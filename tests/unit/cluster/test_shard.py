@@ -145,7 +145,6 @@ async def test_events_that_are_run_again_leave_room_for_others_before_they_are_f
         b.let_run_out("gone")
         inside.manager_of(first).abandon("ann")
         assert await soon(cluster.dispatch("ann", "three")) == 3
-        assert b.entries("ann") == 3
 
 
 async def test_a_shard_that_was_taken_over_answers_nobody_sends_no_reply_and_writes_nothing() -> None:
