@@ -26,6 +26,7 @@ from actorbot._manager.embedding import (
     flushed,
     has_forgotten,
     is_flushed,
+    is_open,
 )
 from actorbot._state.values import UndecodableError
 from actorbot.cluster._held import Slot, Work
@@ -169,30 +170,36 @@ class Lane:
                     self.waiting.appendleft(work)  # behind what is to be run again, or not begun at all
                     return
                 outcome = await self._handle(work)
-            except (ManagerClosedError, OwnershipLostError):
-                self.slot.drop(work)  # it stays in the log: the next owner handles it
-                return
-            except ConflictError as error:
-                if self.unflushed:
-                    self._broken = True
-                    self.waiting.appendleft(work)
-                    return
-                tries += 1
-                if tries >= TRIES:
-                    await self._fail(work, error)
-                    return
-            except (StoreUnavailableError, OverloadedError) as error:
-                if work.request.kind != "submit" and not work.silent:
-                    await self._fail(work, error)
-                    return
             except Exception as error:
-                await self._fail(work, error)
-                return
+                tries += not isinstance(error, StoreUnavailableError | OverloadedError)
+                if not await self._may_try_again(work, error, tries):
+                    return
             else:
                 self._succeed(work, outcome)
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _may_try_again(self, work: Work, error: Exception, tries: int) -> bool:
+        """Tell whether the event is to be tried again; if not, do with it what *error* says."""
+        if isinstance(error, ManagerClosedError | OwnershipLostError):
+            if not (self.slot.is_open() and is_open(self._handling.manager)):
+                self.slot.drop(work)  # it stays in the log: the next owner handles it
+                return False
+            # Of something else, which the handler has used; or of a store whose loss is told soon.
+            again = tries == 1 and isinstance(error, OwnershipLostError)
+        elif isinstance(error, ConflictError):
+            if self.unflushed:
+                self._broken = True
+                self.waiting.appendleft(work)
+                return False
+            again = tries < TRIES
+        else:
+            waits = work.request.kind == "submit" or work.silent
+            again = waits and isinstance(error, StoreUnavailableError | OverloadedError)
+        if not again:
+            await self._fail(work, error)
+        return again
 
     async def _handle(self, work: Work) -> bytes:
         """Do what is asked; return what its caller gets. Raises: what went wrong."""

@@ -1871,8 +1871,8 @@ MUTANTS = (
     Mutant(
         "a submitted event is lost while the store is away",
         "cluster/_lane.py",
-        '                if work.request.kind != "submit" and not work.silent:\n',
-        "                if True:\n",
+        '            waits = work.request.kind == "submit" or work.silent\n',
+        "            waits = False\n",
         "tests/unit/cluster/test_shard.py -k store_that_is_away",
     ),
     Mutant(
@@ -2133,5 +2133,19 @@ MUTANTS = (
         "  if number and tonumber(number) > tonumber(ARGV[3]) then return outcomes end\n",
         "",
         "tests/unit/cluster/test_entries_of_the_log.py -k batch",
+    ),
+    Mutant(
+        "an error whose text cannot be sent is never answered",
+        "cluster/_packing.py",
+        '    return text.encode(errors="backslashreplace").decode()\n',
+        "    return text\n",
+        "tests/unit/cluster/test_strange_events.py -k text_cannot_be_sent",
+    ),
+    Mutant(
+        "a handler that uses something closed is taken for a shard that ends",
+        "cluster/_lane.py",
+        "            if not (self.slot.is_open() and is_open(self._handling.manager)):\n",
+        "            if True:\n",
+        "tests/unit/cluster/test_strange_events.py -k something_closed",
     ),
 )
