@@ -1864,8 +1864,8 @@ MUTANTS = (
     Mutant(
         "a session may have more unflushed events in the log than its record remembers",
         "cluster/_lane.py",
-        "                while len(self.unflushed) >= MOST_UNFLUSHED and not self._broken:\n",
-        "                while False:\n",
+        "        while self._in_log >= MOST_IN_LOG and not self._broken:\n",
+        "        while False:\n",
         "tests/unit/cluster/test_shard.py -k more_unflushed",
     ),
     Mutant(
@@ -2147,5 +2147,26 @@ MUTANTS = (
         "            if not (self.slot.is_open() and is_open(self._handling.manager)):\n",
         "            if True:\n",
         "tests/unit/cluster/test_strange_events.py -k something_closed",
+    ),
+    Mutant(
+        "a look at a session does not wait for what is being run again",
+        "cluster/_lane.py",
+        "for work in (self._now, *self.waiting) if work is not None)\n",
+        "for work in self.waiting)\n",
+        "tests/unit/cluster/test_strange_events.py -k flushes_or_looks",
+    ),
+    Mutant(
+        "a flush of all does not wait for what is run again",
+        "cluster/_intake.py",
+        "            await slot.until(lambda slot: not any(lane.has_reruns() for lane in slot.lanes.values()))\n",
+        "",
+        "tests/unit/cluster/test_strange_events.py -k flushes_or_looks",
+    ),
+    Mutant(
+        "events that wait for the log to agree do not count as in the log",
+        "cluster/_lane.py",
+        "        self._in_log += 1\n",
+        "        self._in_log += work.goal is not None\n",
+        "tests/unit/cluster/test_strange_events.py -k unsettled",
     ),
 )
