@@ -56,6 +56,9 @@ class Request(NamedTuple):
     """Whether a duplicate is answered with the result of the first time."""
 
 
+_TYPES: Final = [type(each) for each in Request("peek", "", b"", "", "", 0)]
+
+
 def pack_request(request: Request) -> bytes:
     """Return *request* as bytes."""
     return pack_fields(list(request))
@@ -64,7 +67,7 @@ def pack_request(request: Request) -> bytes:
 def unpack_request(payload: bytes) -> Request:
     """Return what `pack_request` has packed. Raises: UndecodableError."""
     fields = unpack_fields(payload)
-    if type(fields) is not list or len(fields) != len(Request._fields):
+    if type(fields) is not list or list(map(type, fields)) != _TYPES:
         raise UndecodableError("it is no request")
     return Request(*fields)
 

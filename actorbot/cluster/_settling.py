@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from actorbot.cluster._held import Work
 from actorbot.cluster._log import Log, Settlement
 from actorbot.cluster._packing import pack_answers
-from actorbot.errors import StoreUnavailableError
+from actorbot.errors import ActorbotError
 
 __all__ = ["Settling"]
 
@@ -69,15 +69,10 @@ class Settling:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        try:
-            while self._waiting and not self._ended:
-                items, self._waiting = self._waiting, []
-                await self._settle(items)
-        except Exception:
-            logger.exception("the shard met an error of its own while it settled events")
-            raise
-        finally:
-            self._task = None
+        while self._waiting and not self._ended:
+            items, self._waiting = self._waiting, []
+            await self._settle(items)
+        self._task = None
 
     async def _settle(self, items: list[_Item]) -> None:
         while True:
@@ -86,13 +81,16 @@ class Settling:
                 return
             try:
                 refused = await self._log.settle(self._member, *_made_of(items))
-            except StoreUnavailableError as error:
-                logger.debug("events could not be settled, which is tried again: %s", error)
+            except Exception as error:  # whatever it is, these events are not to be forgotten
+                level, trace = (logging.DEBUG, None) if isinstance(error, ActorbotError) else (logging.ERROR, error)
+                logger.log(level, "events could not be settled, which is tried again: %s", error, exc_info=trace)
                 await asyncio.sleep(AGAIN)
                 continue
             if not refused:
                 break
-            self._lose(refused)
+            # Only what was asked of: meanwhile it may have been lost, and come back in a new epoch.
+            asked = {each.work.slot.number for each in items if not each.work.slot.lost}
+            self._lose([number for number in refused if number in asked])
         for work, _, stays in items:
             if work.confirmation is not None and not work.confirmation.done():
                 work.confirmation.set_result(None)

@@ -255,7 +255,7 @@ class Shard:
 
     def health(self) -> Health:
         """Say whether the shard does its work. On the shard's loop."""
-        if not self._tasks or self._report is not None:
+        if not self._is_open() or any(task.done() for task in self._tasks):
             return Health("failing", "the shard is not open")
         if monotonic() >= self._membership.until:
             return Health("failing", f"its lease has run out: {self._membership.trouble or 'it was frozen'}")
@@ -272,7 +272,7 @@ class Shard:
             yield session_id, info, None if slot is None else SlotInfo(slot.number, slot.epoch, len(slot.hand))
 
     def _check_open(self) -> None:
-        if not self._tasks or self._report is not None:
+        if not self._is_open():
             raise ManagerClosedError("the shard is not open: use `async with`, start() or run()")
 
     def _progress(self) -> Progress:

@@ -1780,8 +1780,8 @@ MUTANTS = (
     Mutant(
         "a shard answers before the log has agreed",
         "cluster/_settling.py",
-        "            if not refused:\n                break\n            self._lose(refused)",
-        "            break",
+        "            if not refused:\n                break\n",
+        "            break\n",
         "tests/unit/cluster/test_shard.py -k taken_over",
     ),
     Mutant(
@@ -2168,5 +2168,26 @@ MUTANTS = (
         "        self._in_log += 1\n",
         "        self._in_log += work.goal is not None\n",
         "tests/unit/cluster/test_strange_events.py -k unsettled",
+    ),
+    Mutant(
+        "a batch that could not be settled for a strange reason is forgotten",
+        "cluster/_settling.py",
+        "            except Exception as error:  # whatever",
+        "            except ArithmeticError as error:  # whatever",
+        "tests/unit/cluster/test_strange_events.py -k foreseen",
+    ),
+    Mutant(
+        "a late refusal takes away a slot that has come back",
+        "cluster/_settling.py",
+        "            self._lose([number for number in refused if number in asked])\n",
+        "            self._lose(refused)\n",
+        "tests/unit/cluster/test_strange_events.py -k came_back",
+    ),
+    Mutant(
+        "an entry that looks like a request ends the reader of the log",
+        "cluster/_packing.py",
+        "list(map(type, fields)) != _TYPES:\n",
+        "len(fields) != len(_TYPES):\n",
+        "tests/unit/cluster/test_strange_events.py -k looks_like",
     ),
 )

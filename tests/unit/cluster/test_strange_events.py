@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from actorbot import Context, FlushPolicy
+from actorbot import DUPLICATE, Context, FlushPolicy
+from actorbot._state.codec import pack_fields
 from actorbot.cluster._lane import MOST_IN_LOG
-from actorbot.errors import ManagerClosedError, OwnershipLostError, RemoteHandlerError
-from tests.unit.cluster.shards import bench, remember
+from actorbot.cluster._slots import slot_of
+from actorbot.errors import ConfigError, ManagerClosedError, OwnershipLostError, RemoteHandlerError
+from tests.servers import redis_servers
+from tests.unit.cluster.shards import SLOTS, bench, remember
 from tests.waiting import breathe, soon, until
 
 
@@ -99,3 +102,57 @@ async def test_who_flushes_or_looks_waits_for_what_the_next_owner_runs_again() -
         await soon(flushing)
         assert b.store.read("ann") is not None
         assert await soon(looking) == {"seen": ["one"]}
+
+
+async def test_an_entry_that_looks_like_a_request_and_is_none_holds_nobody_up() -> None:
+    async with bench() as b:
+        shard, cluster = await b.shard(), await b.cluster()
+        strange = pack_fields(["dispatch", ["ann"], b"", "id", "caller", 1, False, False])
+        redis_servers.shared().ask("XADD", b.key("log", slot_of("ann", SLOTS)), "*", "e", strange)
+        assert await soon(asyncio.ensure_future(cluster.dispatch("ann", "good"))) == 1
+        await cluster.flush()
+        assert b.entries("ann") == 0
+        assert shard.health().status == "ready"
+
+
+async def test_an_event_is_settled_also_after_an_error_that_nobody_has_foreseen(monkeypatch: Any) -> None:
+    async with bench() as b:
+        shard, cluster = await b.shard(flush=FlushPolicy.write_through()), await b.cluster()
+        settle, errors = shard._log.settle, [ConfigError("url", "a server", "a newer one"), ValueError("strange")]
+
+        async def fail(*args: Any) -> list[int]:
+            if errors:
+                raise errors.pop()
+            return await settle(*args)
+
+        monkeypatch.setattr(shard._log, "settle", fail)
+        assert await soon(asyncio.ensure_future(cluster.dispatch("ann", "one"))) == 1
+
+
+async def test_a_slot_that_was_lost_and_came_back_is_not_lost_again(monkeypatch: Any) -> None:
+    async with bench() as b:
+        shard, cluster = await b.shard(flush=FlushPolicy.write_through()), await b.cluster()
+        assert await cluster.dispatch("ann", "one") == 1
+        slot = slot_of("ann", SLOTS)
+        settle, asked, taken, answers = shard._log.settle, asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def late(*args: Any) -> list[int]:
+            asked.set()
+            await taken.wait()
+            refused = await settle(*args)
+            await answers.wait()
+            return refused
+
+        monkeypatch.setattr(shard._log, "settle", late)
+        waiting = asyncio.ensure_future(cluster.dispatch("ann", "two"))
+        await soon(asked.wait())
+        b.take_over("ann", "")  # somebody has had it, and has given it back
+        redis_servers.shared().ask("ZREM", b.key("members"), "")
+        taken.set()
+        await breathe()
+        await shard._membership.renew()
+        epoch = shard.stats().slots[slot]
+        answers.set()
+        await breathe()
+        assert shard.stats().slots.get(slot) == epoch
+        assert await soon(waiting) is DUPLICATE
