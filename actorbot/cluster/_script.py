@@ -14,7 +14,8 @@ of the cluster:
 And these of a member or a caller:
 
 - `:rung:<member>` set of slots with something new. `:bell:<member>` list, to wait at.
-  `:cur:<member>` hash: for each slot the last entry that it was given.
+  `:cur:<member>` hash: for each slot the last entry that it was given; and by which of its
+  connections, `by`.
 - `:answers:<caller>` stream, which its reader trims. `:batch:<caller>` hash, what became of the
   batch that it has appended last.
 

@@ -64,10 +64,16 @@ return outcomes
 READ: Final = made_of(
     IN_ANY_CASE
     + """
-local me, room = ARGV[1], tonumber(ARGV[2])
+local me, by, room = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local rung, cursors = of('rung', me), of('cur', me)
+local newest = call('HGET', cursors, 'by')
+if by ~= newest then
+  -- One that was on its way in a connection that was given up: nobody is there to hear.
+  if tonumber(newest or 0) > tonumber(by) then return {'', 0, {}} end
+  call('HSET', cursors, 'by', by)
+end
 call('DEL', of('bell', me))
-for i = 3, #ARGV do  -- these are read from their start
+for i = 4, #ARGV do  -- these are read from their start
   local _, _, owner = parsed(call('HGET', leases, ARGV[i]) or '0|0|')
   call('HDEL', cursors, ARGV[i])
   if owner == me and call('XLEN', of('log', ARGV[i])) > 0 then call('SADD', rung, ARGV[i]) end
@@ -97,8 +103,8 @@ if #empty > 0 then call('SREM', rung, unpack(empty)) end
 return {call('HGET', meta, 'gen') or '', call('SCARD', rung), found}
 """
 )
-"""Member, room, slots to begin anew -> gen, how many slots are left, and of each entry slot, id,
-payload."""
+"""Member, number of its connection, room, slots to begin anew -> gen, how many slots are left, and
+of each entry slot, id, payload."""
 
 SETTLE: Final = made_of(
     IN_ANY_CASE

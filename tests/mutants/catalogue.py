@@ -2190,4 +2190,11 @@ MUTANTS = (
         "len(fields) != len(_TYPES):\n",
         "tests/unit/cluster/test_strange_events.py -k looks_like",
     ),
+    Mutant(
+        "a reading that arrives late by a lost connection takes entries away",
+        "cluster/_scripts.py",
+        "  if tonumber(newest or 0) > tonumber(by) then return {'', 0, {}} end\n",
+        "",
+        "tests/unit/cluster/test_entries_of_the_log.py -k takes_nothing_away",
+    ),
 )

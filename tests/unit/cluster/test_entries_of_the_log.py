@@ -8,6 +8,7 @@ import pytest
 
 from actorbot import errors
 from actorbot.cluster import _redis_log
+from actorbot.cluster import _scripts as scripts
 from actorbot.cluster._log import Entry, Settlement, Terms
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import Server, shared
@@ -291,6 +292,23 @@ async def test_what_a_lost_connection_had_read_is_read_again_in_order() -> None:
             between.reset()  # while nobody asks
             await breathe()  # it notices
             assert sorted(await ann.read()) == [b"a", b"b", b"c", b"x"]
+
+
+async def test_a_reading_that_arrives_late_by_a_lost_connection_takes_nothing_away() -> None:
+    server = shared()
+    with Proxy(server.port) as between:
+        async with a_cluster(server) as made:
+            ann = await owner(made, url=f"redis://127.0.0.1:{between.port}/0")
+            caller = await made.caller()
+            await caller.append([(1, b"a")])
+            assert await ann.read() == [b"a"]
+            between.reset()
+            await breathe()
+            assert await ann.read() == [b"a"]  # by its second connection
+            await caller.append([(1, b"b")])
+            late = (1, 1_000)  # its first connection, which nobody hears any more
+            server.ask("EVALSHA", scripts.READ.sha, 1, made.key("").removesuffix(":"), ann.name, *late)
+            assert await ann.read() == [b"b"]
 
 
 async def test_what_a_cancelled_reader_was_sent_is_read_again(server: Server) -> None:
