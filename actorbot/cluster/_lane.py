@@ -191,6 +191,9 @@ class Lane:
             # Of something else, which the handler has used; or of a store whose loss is told soon.
             again = tries == 1 and isinstance(error, OwnershipLostError)
         elif isinstance(error, ConflictError):
+            if work.confirmation is not None:
+                work.confirmation.cancel()  # what it has replied so far is not sent
+                work.confirmation = None
             if self.unflushed:
                 self._broken = True
                 self.waiting.appendleft(work)

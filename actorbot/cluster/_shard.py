@@ -222,11 +222,12 @@ class Shard:
         self.leave()
         await self._hand_over.ended((1 - LAST) * seconds)
         await self._hand_over.end()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        renewing, reading = self._tasks
+        reading.cancel()
         self._membership.end()
-        report = await self._manager.close(self._leaving.left())
+        report = await self._manager.close(self._leaving.left())  # nobody takes what it still handles
+        renewing.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._leaving.end(self._member, report.unflushed)
         await self._log.close()
         if not self._holding.slots:

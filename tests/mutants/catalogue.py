@@ -2197,4 +2197,18 @@ MUTANTS = (
         "",
         "tests/unit/cluster/test_entries_of_the_log.py -k takes_nothing_away",
     ),
+    Mutant(
+        "replies of an event that is run again after a conflict are sent twice",
+        "cluster/_lane.py",
+        "                work.confirmation.cancel()  # what it has replied so far is not sent\n                work.confirmation = None\n",
+        "                pass\n",
+        "tests/unit/cluster/test_strange_events.py -k sent_once",
+    ),
+    Mutant(
+        "a shard that ends lets its lease run out while a handler still runs",
+        "cluster/_shard.py",
+        "        renewing, reading = self._tasks\n",
+        "        renewing, reading = self._tasks\n        renewing.cancel()\n",
+        "tests/unit/cluster/test_strange_events.py -k ends_renews",
+    ),
 )

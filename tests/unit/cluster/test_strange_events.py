@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from actorbot import DUPLICATE, Context, FlushPolicy
+from actorbot import DUPLICATE, Context, FlushPolicy, SessionManager
 from actorbot._state.codec import pack_fields
+from actorbot.cluster import _lane
 from actorbot.cluster._lane import MOST_IN_LOG
 from actorbot.cluster._slots import slot_of
 from actorbot.errors import ConfigError, ManagerClosedError, OwnershipLostError, RemoteHandlerError
@@ -156,3 +157,39 @@ async def test_a_slot_that_was_lost_and_came_back_is_not_lost_again(monkeypatch:
         await breathe()
         assert shard.stats().slots.get(slot) == epoch
         assert await soon(waiting) is DUPLICATE
+
+
+async def test_a_shard_that_ends_renews_its_lease_as_long_as_a_handler_runs(monkeypatch: Any) -> None:
+    async with bench() as b:
+        shard = await b.shard(lease=1.0)
+        close, renew, renewed = shard._manager.close, shard._membership.renew, asyncio.Event()
+
+        async def note() -> None:
+            await renew()
+            renewed.set()
+
+        async def late(seconds: float) -> Any:
+            renewed.clear()
+            await soon(renewed.wait())
+            return await close(seconds)
+
+        monkeypatch.setattr(shard._membership, "renew", note)
+        monkeypatch.setattr(shard._manager, "close", late)
+        assert (await shard.close()).clean
+
+
+async def test_replies_of_an_event_that_is_run_again_after_a_conflict_are_sent_once(monkeypatch: Any) -> None:
+    goals = _lane.committed
+
+    def once_lost(manager: SessionManager, session_id: str) -> None:
+        monkeypatch.setattr(_lane, "committed", goals)
+        manager.abandon(session_id)  # between its commit and this look
+
+    async with bench() as b:
+        await b.shard()
+        cluster = await b.cluster()
+        monkeypatch.setattr(_lane, "committed", once_lost)
+        await cluster.dispatch("ann", "one")
+        await cluster.dispatch("ann", "two")
+        await until(lambda: "reply to two" in b.replies)
+        assert b.replies == ["reply to one", "reply to two"]
