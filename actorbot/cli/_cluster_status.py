@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import click
@@ -18,7 +18,26 @@ from actorbot.cluster import Member
 
 __all__ = ["command"]
 
-HEADINGS = ("SLOTS", "LAG", "IN HAND", "HANDLED", "RERUNS", "CONFLICTS", "FENCED", "EPOCH")
+HEADINGS = (  # the first for which there is room
+    (
+        "MEMBER",
+        "SLOTS",
+        "LAG",
+        "IN HAND",
+        "HANDLED",
+        "RERUNS",
+        "CONFLICTS",
+        "FENCED",
+        "EPOCH",
+        "LEASE",
+        "PROGRAM",
+        "SINCE",
+    ),
+    ("MEMBER", "SLOTS", "LAG", "IN HAND", "HANDLED", "RERUNS", "CONFLICTS", "FENCED", "EPOCH", "LEASE"),
+    ("MEMBER", "SLOTS", "LAG", "IN HAND", "HANDLED", "LEASE"),
+)
+TEXTS = ("LEASE", "PROGRAM", "SINCE")
+UNBOUNDED = 1000  # cells
 RANGES = 8  # of slots without an owner, that are told
 
 
@@ -71,30 +90,44 @@ def _show(picture: Picture) -> None:
         return
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=1000)  # for grep: one line for each member
-    table = _table(picture, dates=True)
-    if console.measure(table).maximum > console.width:
-        table = _table(picture, dates=False)
+        console = Console(highlight=False, width=UNBOUNDED)  # for grep: one line for each member
+    for headings in HEADINGS:
+        table = _table(picture, headings)
+        if console.measure(table, options=console.options.update(width=UNBOUNDED)).maximum <= console.width:
+            break
     console.print(table)
 
 
-def _table(picture: Picture, *, dates: bool) -> Table:
+def _table(picture: Picture, headings: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column("MEMBER", overflow="fold")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("LEASE", no_wrap=True)
-    if dates:
-        table.add_column("PROGRAM", no_wrap=True)
-        table.add_column("SINCE", no_wrap=True)
+    for heading in headings:
+        if heading == "MEMBER":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, no_wrap=True, justify="left" if heading in TEXTS else "right")
     for member in picture.members:
-        figures = (member.slots, member.waiting, member.in_hand, member.handled, member.reruns, member.conflicts,
-                   member.fenced, picture.epoch_of(member.id))  # fmt: skip
-        row: list[Text | str] = [Text(clean(member.id)), *(f"{each:,}" for each in figures), _lease(member)]
-        if dates:
-            row += [Text(clean(member.program)), Text(show_when(member.since))]
-        table.add_row(*row)
+        row = _row(picture, member)
+        table.add_row(*(row[heading] for heading in headings))
     return table
+
+
+def _row(picture: Picture, member: Member) -> dict[str, Text]:
+    figures = {
+        "SLOTS": member.slots,
+        "LAG": member.waiting,
+        "IN HAND": member.in_hand,
+        "HANDLED": member.handled,
+        "RERUNS": member.reruns,
+        "CONFLICTS": member.conflicts,
+        "FENCED": member.fenced,
+        "EPOCH": picture.epoch_of(member.id),
+    }
+    return {heading: Text(f"{figure:,}") for heading, figure in figures.items()} | {
+        "MEMBER": Text(clean(member.id)),
+        "LEASE": _lease(member),
+        "PROGRAM": Text(clean(member.program)),
+        "SINCE": Text(show_when(member.since)),
+    }
 
 
 def _lease(member: Member) -> Text:

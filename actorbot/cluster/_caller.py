@@ -82,7 +82,7 @@ class Caller:
     ) -> Asked:
         """Make a request, for `ask`."""
         number = next(self._numbers)
-        # Without an id of its own it has one all the same: an append that is repeated counts once.
+        # Without an id of its own it has one all the same: a shard may have to run it again.
         whose = f"{self.id}:{number}" if event_id is None else _event_id(event_id)
         again = again and event_id is not None
         request = Request(kind, session_id, event, whose, self.id, number, bool(durable), again)

@@ -55,6 +55,7 @@ class Intake:
             while self._room <= 0:
                 self._more_room.clear()
                 await self._more_room.wait()
+            self._handling.settling.gone.clear()
             try:
                 reading = await self._log.read(self._member, self._room)
             except Exception as error:
@@ -78,6 +79,8 @@ class Intake:
         slot = self._holding.slots.get(entry.slot)
         if slot is None or not slot.is_open() or entry.id in slot.hand:
             return  # the log keeps it for its owner; or it was read before
+        if (entry.slot, entry.id) in self._handling.settling.gone:
+            return  # it was read again after a connection was lost, and has its answer meanwhile
         try:
             request = unpack_request(entry.payload)
         except UndecodableError as error:

@@ -248,7 +248,9 @@ class Lane:
             return
         self.unflushed.append(work)
         self.slot.unflushed += 1
-        if told is not None:
+        if told is None:
+            settling.keep(work)
+        else:
             settling.acknowledge(work, told)
         self._watch()
         self._handling.on_unflushed(self.slot)

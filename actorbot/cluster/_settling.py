@@ -37,6 +37,8 @@ class Settling:
         self._member = member
         self._lose = lose
         self._on_settled = on_settled
+        self.gone: set[tuple[int, str]] = set()
+        """Entries that have left the log while it is being read: the answer may still have them."""
         self._waiting: list[_Item] = []
         self._task: asyncio.Task[None] | None = None
         self._ended = False
@@ -44,6 +46,10 @@ class Settling:
     def acknowledge(self, work: Work, outcome: bytes) -> None:
         """Answer the event; it stays in the log until it is `finish`ed."""
         self._add(_Item(work, outcome, stays=True))
+
+    def keep(self, work: Work) -> None:
+        """Make room of an event that an earlier owner has acknowledged, and that stays, too."""
+        self._on_settled(work)
 
     def finish(self, work: Work, outcome: bytes | None = None) -> None:
         """Answer the event, if it was not answered before, and take it out of the log."""
@@ -92,6 +98,7 @@ class Settling:
                 work.confirmation.set_result(None)
             if not stays:
                 work.slot.hand.pop(work.id, None)
+                self.gone.add((work.slot.number, work.id))
                 work.slot.note()
             self._on_settled(work)
 

@@ -116,6 +116,10 @@ class Platform:
         newest = {each.session: each.answer for each in self.sent if each.answered}
         return {session for session, answer in newest.items() if answer == pid}
 
+    def longest_wait(self, first: int) -> float:
+        """Return the longest wait of the events from the one with this number on."""
+        return max((each.wait for each in self.sent[first:] if each.answered), default=0.0)
+
     # --- how a test waits ------------------------------------------------------------------------
 
     async def goes_on(self, events: int = 50) -> None:
@@ -283,3 +287,8 @@ def stored_tags(url: str, sessions: Iterable[str]) -> dict[str, list[int]]:
 def p99(waits: Iterable[float]) -> float:
     ordered = sorted(waits)
     return ordered[len(ordered) * 99 // 100] if ordered else 0.0
+
+
+def rounded(seconds: Iterable[float]) -> list[float]:
+    """Return the longest five."""
+    return [round(each, 3) for each in sorted(seconds)[-5:]]

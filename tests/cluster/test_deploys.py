@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actorbot.cluster import Cluster
-from tests.cluster._load import TIMEOUT, Platform, Verdict, balanced, judge, load, patiently
+from tests.cluster._load import TIMEOUT, Platform, Verdict, balanced, judge, load, patiently, rounded
 from tests.cluster._shards import Process, Shards
 from tests.cluster._slots import owners
 from tests.faults._kills import ForkServer
@@ -43,9 +43,9 @@ async def deploy_again_and_again(
                     assert await asyncio.to_thread(old.end) == 0
                     await platform.goes_on()
                 await platform.catches_up()
-                waits.append(max(each.wait for each in platform.sent[mark:] if each.answered))
+                waits.append(platform.longest_wait(mark))
         await asyncio.to_thread(shards.end)
-        print(f"{times} deploys of {count}; longest waits {[round(each, 3) for each in waits]}")
+        print(f"{times} deploys of {count}; longest waits {rounded(waits)}")
         return judge(platform, shards)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actorbot.cluster import Cluster
-from tests.cluster._load import TIMEOUT, Verdict, judge, load
+from tests.cluster._load import TIMEOUT, Verdict, judge, load, rounded
 from tests.cluster._shards import Shards
 from tests.faults._kills import ForkServer
 from tests.faults._scale import scaled
@@ -34,6 +34,7 @@ async def freeze_again_and_again(
 ) -> Verdict:
     """Freeze a shard for so many leases, and another one, or *always* the same one, and so on."""
     chance = random.Random()
+    worst = []
     with Shards(fork, url, url, lease=LEASE, **shape) as shards:
         await asyncio.to_thread(shards.start, 3)
         async with Cluster(url, cluster="bot", timeout=TIMEOUT) as cluster, load(cluster, rate=rate) as platform:
@@ -41,12 +42,14 @@ async def freeze_again_and_again(
             for _ in range(times):
                 await platform.passes(chance.uniform(0.0, 1.0) * LEASE)
                 victim = shards.all[0] if always else chance.choice(shards.living)
+                mark = len(platform.sent)
                 victim.freeze()
                 await platform.passes(chance.uniform(*seconds) * LEASE)
                 victim.thaw()
                 await platform.catches_up()
+                worst.append(platform.longest_wait(mark))
         await asyncio.to_thread(shards.end)
-        print(f"{times} freezes{f' of {shards.all[0].pid}' if always else ''}")
+        print(f"{times} freezes{f' of {shards.all[0].pid}' if always else ''}; longest waits {rounded(worst)}")
         return judge(platform, shards)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actorbot.cluster import Cluster
-from tests.cluster._load import TIMEOUT, Sent, Verdict, judge, load, p99
+from tests.cluster._load import TIMEOUT, Sent, Verdict, judge, load, p99, rounded
 from tests.cluster._shards import Shards
 from tests.faults._kills import ForkServer
 from tests.faults._scale import scaled
@@ -43,7 +43,7 @@ async def kill_again_and_again(fork: ForkServer, url: str, times: int, rate: flo
                 await platform.passes(chance.uniform(0.0, 1.5) * LEASE)
                 await asyncio.to_thread(shards.start)
                 await platform.catches_up()
-                worst.append(max(each.wait for each in platform.sent[mark:] if each.answered))
+                worst.append(platform.longest_wait(mark))
                 before.append(p99(waits_in(platform.sent[first:mark], theirs)))
                 after.append(p99(waits_in(platform.sent[mark:], theirs)))
         await asyncio.to_thread(shards.end)
@@ -54,10 +54,6 @@ async def kill_again_and_again(fork: ForkServer, url: str, times: int, rate: flo
 def waits_in(events: list[Sent], sessions: set[str]) -> list[float]:
     """Return how long the events of these sessions waited."""
     return [each.wait for each in events if each.session in sessions and each.answered]
-
-
-def rounded(seconds: list[float]) -> list[float]:
-    return [round(each, 3) for each in sorted(seconds)[-5:]]
 
 
 @patient

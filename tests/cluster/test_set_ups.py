@@ -149,7 +149,7 @@ SET_UPS: dict[str, Callable[[Path], AbstractContextManager[SetUp]]] = {
     "Sentinel, hangs": lambda folder: failed_over(folder, "hangs"),
     "Redis Cluster, dies": clustered,
 }
-KEEP_ALL = ("always, killed", "everysec, killed", "always, without power")
+KEEP_ALL = ("always, killed", "always, without power")
 FEW = ("always, without power", "no AOF, killed")
 
 

@@ -121,6 +121,8 @@ class CallerProcess:
         while not self.leaving.is_set():
             drawn = random.random()
             event = world.events.next(session_id)
+            if random.random() < world.plan.destroys:
+                await self._destroy(cluster, session_id)
             if drawn < 0.2:
                 call = self._submit(cluster, session_id, event)
             else:
@@ -153,7 +155,8 @@ class CallerProcess:
     async def _dispatch(self, cluster: Cluster, session_id: str, event: str, *, durable: bool = False) -> None:
         world, began = self.world, self.machine.now
         try:
-            token = await cluster.dispatch(session_id, event, event_id=event, durable=durable)
+            again = world.random.choice(("duplicate", "duplicate", "result"))
+            token = await cluster.dispatch(session_id, event, event_id=event, durable=durable, on_duplicate=again)
         except ActorbotError as error:
             self._refused(session_id, event, error)
         else:
@@ -188,6 +191,14 @@ class CallerProcess:
                 world.say("not durable:", event, repr(error)[:120])
             else:
                 self._check_stored(session_id, event)
+
+    async def _destroy(self, cluster: Cluster, session_id: str) -> None:
+        try:
+            await cluster.destroy(session_id)
+        except ActorbotError as error:
+            self.world.say("not destroyed:", session_id, repr(error)[:120])
+        else:
+            self.world.counts["destroyed"] += 1
 
     async def _look(self, cluster: Cluster, session_id: str) -> None:
         world = self.world

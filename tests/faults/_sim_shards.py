@@ -105,6 +105,8 @@ class Plan(Flushing):
     faults: float
     """How likely what is sent to the Redis is lost or late."""
     store_faults: float
+    destroys: float
+    """How likely an event comes after the end of its session."""
     slow: float
     """How likely a handler takes seconds."""
     idle_timeout: float
@@ -135,6 +137,7 @@ class Plan(Flushing):
             "clocks": random.random() < 0.25,
             "faults": choice((0.0, 0.0, 0.0, 0.01, 0.05)),
             "store_faults": choice((0.0, 0.0, 0.0, 0.1)),
+            "destroys": choice((0.0, 0.0, 0.05)),
             "slow": choice((0.0, 0.0, 0.03)),
             "max_delay": choice((0.05, 0.5, 3.0, 20.0)),
             "max_events": choice((2, 5, 100)),
@@ -206,6 +209,7 @@ class ShardProcess:
         finally:
             world.say("the process ends")
             self.machine.killed = True
+            world.judge.killed.setdefault(self.machine.name, self.machine.now)
 
     async def _start(self) -> None:
         world, plan = self.world, self.world.plan
@@ -316,7 +320,10 @@ class Simulation:
     def _stored(self, record: Record) -> None:
         log = log_of(record.state)
         self.say("stored", f"{record.session_id}@{record.version}", len(log))
-        self.judge.store(record.session_id, log, Machine.running.name)
+        if record.state is None:
+            self.judge.destroy(record.session_id)
+        else:
+            self.judge.store(record.session_id, log, Machine.running.name)
 
     # --- the director ----------------------------------------------------------------------------
 
@@ -371,7 +378,9 @@ class Simulation:
         """All is well: whatever is asked now must be done."""
         while not any(place.process is not None and place.process.serves for place in self.places):
             await asyncio.sleep(0.5)
-        await self._until(lambda: self._is_served() and not self._left(), self._most())
+        await self._until(lambda: self._is_served() and self._is_divided() and not self._left(), self._most())
+        if not self._is_divided():
+            self.complain(f"all is well, and the slots are divided as {self._division()}")
         await asyncio.sleep(3.0)
         self.judge.troubled = True  # that is over: what was sent before may have been handled
         caller = self._begin_caller("last", last=True)
@@ -400,6 +409,17 @@ class Simulation:
         serving = {place.process.machine.name for place in self.places if place.process and place.process.serves}
         owners = [self.judge.members.get(owner) for _, owner in self.judge.owners.values()]
         return len(owners) == self.plan.slots and serving.issuperset(owners)
+
+    def _division(self) -> list[int]:
+        """Return how many slots each shard has that goes on."""
+        names = [place.process.machine.name for place in self.places if place.process and place.process.serves]
+        owners = [self.judge.members.get(owner, "") for _, owner in self.judge.owners.values()]
+        return sorted(owners.count(name) for name in names)
+
+    def _is_divided(self) -> bool:
+        """Tell whether all have as many, but for one."""
+        division = self._division()
+        return division[-1] - division[0] <= 1
 
     def _left(self) -> dict[int, int]:
         """Return how many entries slots have."""
@@ -506,6 +526,7 @@ class Simulation:
             case "drain" if self._can_spare(place):
                 asyncio.get_running_loop().create_task(self._drain(machine))
             case "cut off":
+                self.judge.cut[machine.name].append((self.world.now, self.world.now + seconds))
                 self.redis.cut(machine, seconds, random.choice(("both ways", "requests", "answers")))
             case "freeze the redis":
                 self.redis.machine.freeze(seconds)

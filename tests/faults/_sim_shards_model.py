@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -24,6 +24,7 @@ __all__ = ["Judge", "Run", "fails"]
 Log = tuple[str, ...]
 
 REMEMBERED = 64  # events of a session, so that none is counted twice
+PATIENCE = 12.0  # seconds after which whoever was cut off is well again
 SLACK = 1.0  # seconds beyond a flush's delay and its call
 KEY = re.compile(rb"[\w-]+:\{[^}]*\}:(\w+)(?::(.*))?")
 
@@ -80,6 +81,8 @@ class Judge:
         self.machines: dict[str, Machine] = {}
         self.frozen: dict[str, list[tuple[float, float]]] = {}
         """By shard: when it was frozen."""
+        self.cut: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        """By shard: when it was cut off."""
         self.killed: dict[str, float] = {}
         self.store_troubles: list[tuple[float, float]] = []
         self.runs: dict[str, dict[str, Run]] = {}
@@ -88,6 +91,8 @@ class Judge:
         self.asked: dict[tuple[str, int], list[Entry]] = {}
         """By caller and number: more than one where it was sent again."""
         self.by_event: dict[str, list[Entry]] = {}
+        self.destroys: defaultdict[str, list[Entry]] = defaultdict(list)
+        """By session: what was asked to end it."""
         self.accepted: Counter[str] = Counter()
         """Entries by session."""
         self.owners: dict[int, tuple[int, str]] = {}
@@ -135,6 +140,20 @@ class Judge:
             self._complain(f"{shard} has written {session_id} over: it was {before}, and is {log}")
         self.stored[session_id] = log
 
+    def destroy(self, session_id: str) -> None:
+        """The store has no state any more."""
+        self.stored[session_id] = ()
+        if not self.destroys[session_id]:
+            self._complain(f"{session_id} has ended, and nobody has asked for that")
+
+    def may_be_destroyed(self, entry: Entry) -> bool:
+        """Tell whether its session may have ended after it."""
+        return any(each.order > entry.order for each in self.destroys[entry.request.session_id])
+
+    def _must_be_destroyed(self, entry: Entry) -> bool:
+        after = [each for each in self.destroys[entry.request.session_id] if each.order > entry.order]
+        return any("None" in each.answers and not each.doubtful for each in after)
+
     def events_of(self, session_id: str) -> list[str]:
         """Return the events that the store has counted, in order."""
         return [self.runs[session_id][token].event for token in self.stored.get(session_id, ())]
@@ -144,7 +163,7 @@ class Judge:
         if event in self.events_of(session_id):
             return True
         # Its shard was killed before the flush was asked for: the next one has nothing to flush.
-        return any(map(self._may_be_lost, self.by_event[event]))
+        return any(self._may_be_lost(each) or self.may_be_destroyed(each) for each in self.by_event[event])
 
     def deliver(self, shard: str, session_id: str, token: str) -> None:
         """*shard* sends the reply of a run."""
@@ -168,7 +187,9 @@ class Judge:
     def _is_forgotten(self, entries: list[Entry]) -> bool:
         """Tell whether one that came again was too late for its session to know it."""
         numbers = [each.nth for each in entries]
-        return max(numbers) - min(numbers) >= REMEMBERED
+        return max(numbers) - min(numbers) >= REMEMBERED or self.may_be_destroyed(
+            min(entries, key=lambda each: each.nth)
+        )
 
     # --- the server ------------------------------------------------------------------------------
 
@@ -211,6 +232,8 @@ class Judge:
         self.asked.setdefault((request.caller, request.number), []).append(entry)
         if request.kind in ("dispatch", "submit"):
             self.by_event.setdefault(request.event_id, []).append(entry)
+        elif request.kind == "destroy":
+            self.destroys[request.session_id].append(entry)
 
     def _own(self, slot: int, text: str, machine: str) -> None:
         epoch, _, owner = text.split("|", 2)
@@ -225,10 +248,20 @@ class Judge:
         if before[1] and before[1] != owner:
             self.ends.append((self._now(), slot, before[0], self.members.get(before[1], "?"), not owner))
             self.counts["given back" if not owner else "taken over"] += 1
+            if owner:
+                self._check_taken(slot, self.members.get(before[1], "?"), machine)
         if after[0] < before[0] and not self.forgot:
             self._complain(f"the epoch of slot {slot} was {before[0]}, and is {after[0]}")
         if owner and owner != before[1] and after[0] <= before[0] and not self.forgot:
             self._complain(f"slot {slot} has a new owner in its old epoch: {before}, {after}")
+
+    def _check_taken(self, slot: int, machine: str, taker: str) -> None:
+        """Check that *taker* may take a slot from *machine*, which has not given it back."""
+        if self.forgot or self.plan.clocks or self.plan.faults or machine in self.killed:
+            return
+        since = self._now() - 2 * self.plan.lease - PATIENCE
+        if not any(until >= since for _, until in self.cut[machine] + self.frozen.get(machine, [])):
+            self._complain(f"{taker} has taken slot {slot} from {machine}, which was well")
 
     def _settle(
         self, machine: str, done: list[tuple[int, str]], acknowledged: list[tuple[int, str]], answers: list[Any]
@@ -250,7 +283,8 @@ class Judge:
 
     def _answer(self, machine: str, caller: str, number: int, outcome: bytes, settled: set[tuple[int, str]]) -> None:
         entries = self.asked.get((caller, number), [])
-        entry = next((each for each in entries if (each.slot, each.id) in settled), None)
+        mine = [each for each in entries if (each.slot, each.id) in settled]
+        entry = min(mine, key=lambda each: len(each.answers), default=None)  # others leave the log, answered before
         if entry is None:
             if not self.forgot:
                 self._complain(f"{machine} answers request {number} of {caller}, and settles no entry of it")
@@ -291,9 +325,11 @@ class Judge:
             is_in, sure = event in counted[session_id], [each for each in entries if not each.doubtful]
             if counted[session_id].count(event) > 1 and not self._is_forgotten(entries):
                 self._complain(f"{event} is counted twice: {counted[session_id]}")
-            told = [each for each in sure if each.acknowledged < inf]
+            told = [each for each in sure if each.acknowledged < inf and not self.may_be_destroyed(each)]
             if told and not is_in and not any(map(self._may_be_lost, told)):
                 self._complain(f"{event} was acknowledged, and is lost: {told}")
+            if len(sure) == len(entries) and is_in and all(map(self._must_be_destroyed, entries)):
+                self._complain(f"{event} is counted, and its session was destroyed after it: {entries}")
             if len(sure) == len(entries) and all(each.failed for each in entries) and is_in:
                 self._complain(f"{event} has failed, and is counted: {entries}")
             for each in sure:

@@ -1834,6 +1834,20 @@ MUTANTS = (
         "tests/unit/cluster/test_failed_events.py -k begun",
     ),
     Mutant(
+        "an event that has its answer is run again after a connection was lost",
+        "cluster/_intake.py",
+        "        if (entry.slot, entry.id) in self._handling.settling.gone:\n",
+        "        if False:\n",
+        "tests/unit/cluster/test_failed_events.py -k comes_late",
+    ),
+    Mutant(
+        "events that are run again keep their room until they are flushed",
+        "cluster/_lane.py",
+        "            settling.keep(work)\n",
+        "            pass\n",
+        "tests/unit/cluster/test_shard.py -k leave_room",
+    ),
+    Mutant(
         "a lane of a shard that is closed waits for ever",
         "cluster/_leaving.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
@@ -1895,6 +1909,13 @@ MUTANTS = (
         "        with suppress(StoreUnavailableError):\n            await self._membership.release(slots)\n",
         "",
         "tests/unit/cluster/test_shard.py -k finish_in_time",
+    ),
+    Mutant(
+        "a second signal waits for a log that is away",
+        "cluster/_shard.py",
+        "        self._leaving.shorten(seconds)\n        self._hurrying",
+        "        self._hurrying",
+        "tests/unit/cluster/test_shard.py -k hurried",
     ),
     Mutant(
         "a shard that ends gives back slots that are not flushed",
@@ -2105,5 +2126,12 @@ MUTANTS = (
         "    put(slot, epoch, now + day, me)\n",
         "    put(slot, epoch, 0, me)\n",
         "tests/unit/cluster/test_leases_of_the_log.py -k emptied_server",
+    ),
+    Mutant(
+        "a batch that comes late is appended again",
+        "cluster/_scripts.py",
+        "  if number and tonumber(number) > tonumber(ARGV[3]) then return outcomes end\n",
+        "",
+        "tests/unit/cluster/test_entries_of_the_log.py -k batch",
     ),
 )

@@ -57,6 +57,23 @@ async def test_the_status_shows_the_members_their_slots_and_what_waits() -> None
     assert summary == f"cluster {b.name}: 8 slots, 0 without an owner; 1 event waits"
 
 
+async def test_on_a_narrow_terminal_the_figures_that_matter_most_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes that for a terminal
+    async with bench() as b:
+        await b.shard()
+        headings = {}
+        for columns in (200, 100, 60):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            lines = (await ask("status", b.url, b.name)).stdout.splitlines()
+            assert max(map(len, lines[:-1])) <= columns
+            assert len(lines) == 3
+            headings[columns] = lines[0].split()
+
+    assert headings[200][-2:] == ["PROGRAM", "SINCE"]
+    assert headings[100][-3:] == ["FENCED", "EPOCH", "LEASE"]
+    assert headings[60] == ["MEMBER", "SLOTS", "LAG", "IN", "HAND", "HANDLED", "LEASE"]
+
+
 async def test_slots_that_nobody_owns_are_named_and_the_exit_status_says_so() -> None:
     async with bench() as b:
         shard, cluster = await b.shard(), await b.cluster()

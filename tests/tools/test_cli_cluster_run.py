@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 
 from actorbot._running.signals import AGAIN
+from actorbot.cli import _shards
 from actorbot.cluster import Cluster
 from tests import ROOT
 from tests.servers import redis_servers
 from tests.servers.redis_servers import free_port
 from tests.tools.test_cli import run as run_here
-from tests.waiting import HANGS, until_sync
+from tests.waiting import HANGS, soon, until, until_sync
 
 BOT = """
 import asyncio, os
@@ -35,6 +37,8 @@ URL = os.environ["REDIS_URL"]
 async def handle(context):
     if context.event == "hang":
         await asyncio.Event().wait()
+    if context.event == "slow":
+        await asyncio.sleep(0.5)
     context.session["n"] = context.session.get("n", 0) + 1
     return context.session["n"]
 
@@ -44,7 +48,8 @@ def make_shard(**options):
     return Shard(URL, cluster=name, store=store, handler=handle, **{"slots": 8, "lease": 1.0} | options)
 """
 WRONG = """
-import os, sys
+import os, signal, sys, time
+from pathlib import Path
 from actorbot.errors import ConfigError
 from actorbot.cluster import Cluster, Shard
 from actorbot import MemorySessionStore
@@ -61,6 +66,10 @@ def dies():
     if "--of" in sys.argv:
         os._exit(7)
     return shard
+def deaf():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path("deaf").touch()
+    time.sleep(600)
 """
 
 
@@ -92,7 +101,10 @@ class Run:
 
     def until(self, pattern: str, times: int = 1) -> list[str]:
         """Wait until it has said *pattern* so often; return what the pattern's groups matched."""
-        until_sync(lambda: len(re.findall(pattern, self.said)) >= times or self.process.poll() is not None)
+        ends = monotonic() + HANGS  # several starts of Python one after the other
+        while len(re.findall(pattern, self.said)) < times and self.process.poll() is None and monotonic() < ends:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.02)
         found = re.findall(pattern, self.said)
         assert len(found) >= times, self.said
         return found
@@ -281,6 +293,25 @@ def test_a_shard_that_dies_again_and_again_is_started_after_longer_and_longer_pa
         assert run.end(signal.SIGTERM) == 1
 
 
+async def test_a_shard_that_does_not_end_in_its_time_is_killed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(_shards, "BEYOND", 0.1)
+    before = {number: signal.getsignal(number) for number in _shards.HANDLED}
+    running = asyncio.create_task(_shards.Shards("wrong:deaf", 1, 0.1).run())
+    try:
+        await until((folder / "deaf").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await soon(running) == 1
+    finally:
+        for number, handler in before.items():
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, handler)
+    assert "shard 1 of 1 does not end within 0.2 s, and is killed" in capsys.readouterr().err
+
+
 # --- a Redis to try it out ------------------------------------------------------------------------
 
 
@@ -311,11 +342,16 @@ def test_the_redis_outlives_the_shards_that_leave_and_not_the_command(folder: Pa
     port = free_port()
     with running(folder, "bot:make_shard", "--shards", "2", url=f"redis://127.0.0.1:{port}", name="mybot") as run:
         run.joined(2)
+        with Cluster(run.url, cluster="mybot") as cluster:
+            cluster.submit_sync("ann", "slow")
+            until_sync(lambda: sum(member["in_hand"] for member in run.status()["members"]) == 1)
         os.killpg(run.process.pid, signal.SIGINT)  # Ctrl-C goes to all that are in the terminal's group
         assert run.end() == 0
         assert run.said.count("has left the cluster mybot") == 2
     with running(folder, "bot:make_shard", url=f"redis://127.0.0.1:{port}", name="mybot") as run:
         run.joined(1)
+        with Cluster(run.url, cluster="mybot") as cluster:
+            assert cluster.peek_sync("ann") == {"n": 1}
         run.process.kill()
         run.process.wait()
         until_sync(lambda: run_here("cluster", "status", run.url, "mybot").exit_code == 1)

@@ -111,6 +111,20 @@ async def test_an_event_that_cannot_be_encoded_is_refused_before_anything_is_sen
     assert log.requests == []
 
 
+@pytest.mark.parametrize(
+    "options", [{"on_duplicate": "again"}, {"timeout": -1.0}, {"timeout": float("inf")}, {"timeout": "1"}], ids=str
+)
+async def test_an_option_that_cannot_be_is_refused_before_anything_is_sent(options: dict[str, Any]) -> None:
+    log = MemoryLog()
+    async with Cluster(log) as cluster:
+        with pytest.raises(ConfigError):
+            await soon(cluster.dispatch("ann", "hi", **options))
+        with pytest.raises(ConfigError):
+            await soon(asyncio.to_thread(cluster.dispatch_sync, "ann", "hi", **options))
+
+    assert log.requests == []
+
+
 async def test_peek_destroy_and_flush_ask_the_owner_of_the_session() -> None:
     log = MemoryLog()
     log.handle = lambda request: {"n": 1} if request.kind == "peek" else None

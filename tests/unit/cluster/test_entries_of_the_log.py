@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 
@@ -13,7 +12,7 @@ from actorbot.cluster._log import Entry, Settlement, Terms
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import Server, shared
 from tests.unit.cluster.logs import Made, Member, a_cluster, until_it_does
-from tests.waiting import SOON, soon
+from tests.waiting import SOON, breathe, soon
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 
@@ -76,6 +75,7 @@ async def test_a_batch_whose_answer_was_lost_is_appended_once_and_told_as_the_fi
         assert await caller.append([(2, b"f")], "poller", 7) == [True]  # another caller
         assert await caller.append([(2, b"g")], "web", 8) == [True]
         assert await caller.append([(3, b"h")], "web", 8) == [True]
+        assert await caller.append([(3, b"i")], "web", 7) == []  # by a connection that was given up
         assert in_log(made, 1) == [b"a", b"b", b"c"]
         assert in_log(made, 2) == [b"e", b"f", b"g"]
         assert in_log(made, 3) == []
@@ -289,8 +289,7 @@ async def test_what_a_lost_connection_had_read_is_read_again_in_order() -> None:
             assert [each.payload for each in found if each.slot == 2] == [b"x"]
             assert await ann.read() == []
             between.reset()  # while nobody asks
-            with suppress(errors.StoreUnavailableError):  # unless it has noticed
-                await ann.read(room=0)
+            await breathe()  # it notices
             assert sorted(await ann.read()) == [b"a", b"b", b"c", b"x"]
 
 

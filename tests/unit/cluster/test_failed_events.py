@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from actorbot import DUPLICATE, Context, MemorySessionStore
+from actorbot.cluster._log import Reading
 from actorbot.errors import ActorbotError, RemoteHandlerError, StoreUnavailableError
 from actorbot.stores import Write
 from tests.unit.cluster.shards import bench, remember
@@ -69,6 +70,38 @@ async def test_a_failure_is_settled_before_the_next_event_is_begun(monkeypatch: 
         with pytest.raises(RemoteHandlerError):
             await soon(bad)
         assert await soon(good) == 1
+
+
+async def test_an_event_that_has_failed_is_not_begun_again_by_a_reading_that_comes_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[Any] = []
+
+    async def handle(context: Context) -> int:
+        begun.append(context.event)
+        if begun == ["bad"]:
+            raise ValueError(context.event)  # the next time it would succeed
+        return await remember(context)
+
+    async with bench() as b:
+        shard, cluster, answered = await b.shard(handle), await b.cluster(), asyncio.Event()
+        read, readings = shard._log.read, list[Reading]()
+
+        async def late(member: str, room: int) -> Reading:
+            if len(readings) == 1:  # its connection was lost: it begins anew, before the event is settled
+                await answered.wait()
+                readings.append(readings[0])
+                return readings[0]
+            reading = await read(member, room)
+            readings.extend([reading] if reading.entries else [])
+            return reading
+
+        monkeypatch.setattr(shard._log, "read", late)
+        with pytest.raises(RemoteHandlerError):
+            await cluster.dispatch("ann", "bad")
+        answered.set()
+        assert await cluster.dispatch("ann", "good") == 1
+        assert begun == ["bad", "good"]
 
 
 async def test_after_a_close_nothing_waits_for_a_failure_that_could_not_be_settled(

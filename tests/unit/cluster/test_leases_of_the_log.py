@@ -29,7 +29,7 @@ async def settle_down(members: list[Member]) -> int:
                 quiet = 0
         if quiet == 2:
             return moved
-    raise AssertionError("slots go to and fro")
+    raise AssertionError("slots never come to rest")
 
 
 async def test_the_first_shard_gets_all_slots_at_once(server: Server) -> None:

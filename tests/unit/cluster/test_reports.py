@@ -51,7 +51,8 @@ async def test_a_cluster_whose_log_has_not_answered_for_a_while_is_failing(monke
         monkeypatch.setattr(_cluster, "SILENT", 0.0)
         await until(lambda: cluster.stats().silent > 0.0)
         health = cluster.health()
-        assert (health.status, health.reason[:32]) == ("failing", "cluster mine has not answered fo")
+        assert health.status == "failing"
+        assert health.reason.startswith("cluster mine has not answered for")
         monkeypatch.setattr(_cluster, "SILENT", 60.0)
         log.deafen(None)
         await soon(cluster.dispatch("ann", "hi"))

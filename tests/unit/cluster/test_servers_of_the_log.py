@@ -240,7 +240,7 @@ async def test_a_server_that_has_no_room_for_another_connection_says_so(tmp_path
 async def test_all_who_ask_share_one_attempt_to_connect(server: Server) -> None:
     with Proxy(server.port) as between:
         between.black_hole = True
-        async with a_cluster(server, f"redis://127.0.0.1:{between.port}/0?socket_timeout=0.1") as made:
+        async with a_cluster(server, f"redis://127.0.0.1:{between.port}/0?socket_timeout=0.4") as made:
             log = made.log()
             outcomes = await soon(asyncio.gather(*(log.open() for _ in range(50)), return_exceptions=True))
             assert {type(each) for each in outcomes} == {errors.StoreUnavailableError}
@@ -252,7 +252,7 @@ async def test_all_who_ask_share_one_attempt_to_connect(server: Server) -> None:
 
 async def test_a_server_that_says_nothing_is_given_up_and_asked_again_when_it_is_back(tmp_path: Path) -> None:
     with Server(QUICK, tmp_path) as server:
-        async with a_cluster(server, f"{server.url}?socket_timeout=0.1") as made:
+        async with a_cluster(server, f"{server.url}?socket_timeout=0.4") as made:
             ann, caller = await made.member("ann"), await made.caller()
             await ann.renew()
             await ann.read()

@@ -34,6 +34,7 @@ from actorbot.errors import (
     TurnTimeoutError,
 )
 from actorbot.testing import FaultyStore
+from tests import inside
 from tests.servers import redis_servers
 from tests.unit.cluster.shards import SLOTS, bench, remember
 from tests.waiting import breathe, soon, until
@@ -133,6 +134,17 @@ async def test_acknowledged_events_are_run_again_by_the_next_owner_and_nobody_he
         await cluster.flush("ann")
         assert await cluster.peek("ann") == {"seen": ["one", "two"]}
         assert b.replies == ["reply to one", "reply to two"]
+
+
+async def test_events_that_are_run_again_leave_room_for_others_before_they_are_flushed() -> None:
+    async with bench() as b:
+        first, cluster = await b.shard(max_in_hand=1), await b.cluster()
+        assert [await cluster.dispatch("ann", event) for event in ("one", "two")] == [1, 2]
+        b.let_run_out(first.stats().member)
+        b.take_over("ann", "gone")
+        b.let_run_out("gone")
+        inside.manager_of(first).abandon("ann")
+        assert await soon(cluster.dispatch("ann", "three")) == 3
 
 
 async def test_a_shard_that_was_taken_over_answers_nobody_sends_no_reply_and_writes_nothing() -> None:
