@@ -127,7 +127,7 @@ def test_each_goal_of_a_cluster_is_decided() -> None:
     assert decisions == {
         f"p50 ÷ {PLAIN}": "reached",
         f"ratio to {ALONE}": "missed",
-        "2 ÷ 1, as a share of the loops'": "reached",
+        "share of the work of 2 loops": "missed",
         "ratio to a manager alone": "reached",
     }
 
