@@ -198,6 +198,7 @@ class ShardProcess:
             )
             world.say("close", "drained" if drained.done() else "")
             began = self.machine.now
+            world.judge.closing.add(self.machine.name)
             report = await shard.close()
             world.say("closed", report)
             world.counts["closed"] += 1
@@ -379,6 +380,8 @@ class Simulation:
         while not any(place.process is not None and place.process.serves for place in self.places):
             await asyncio.sleep(0.5)
         await self._until(lambda: self._is_served() and self._is_divided() and not self._left(), self._most())
+        if left := self._left():
+            self.complain(f"all is well, and these slots have entries: {left}")
         if not self._is_divided():
             self.complain(f"all is well, and the slots are divided as {self._division()}")
         await asyncio.sleep(3.0)

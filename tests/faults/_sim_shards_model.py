@@ -83,6 +83,8 @@ class Judge:
         """By shard: when it was frozen."""
         self.cut: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         """By shard: when it was cut off."""
+        self.closing: set[str] = set()
+        """Shards that have begun to close."""
         self.killed: dict[str, float] = {}
         self.store_troubles: list[tuple[float, float]] = []
         self.runs: dict[str, dict[str, Run]] = {}
@@ -259,6 +261,10 @@ class Judge:
         """Check that *taker* may take a slot from *machine*, which has not given it back."""
         if self.forgot or self.plan.clocks or self.plan.faults or machine in self.killed:
             return
+        plan = self.plan
+        hindered = plan.slow or plan.drain_timeout < 5.0 or plan.store_faults or self.store_troubles
+        if machine in self.closing and hindered:
+            return  # it could not finish in time
         since = self._now() - 2 * self.plan.lease - PATIENCE
         if not any(until >= since for _, until in self.cut[machine] + self.frozen.get(machine, [])):
             self._complain(f"{taker} has taken slot {slot} from {machine}, which was well")

@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], dict[str, Any]]] = {
     "no epoch in settle": (_settles_without_its_epoch, FLUSHED | FROZEN),
     "no claim": (_does_not_claim, ACKNOWLEDGED | FROZEN | {"max_delay": 3.0}),
     "cursor not reset": (_does_not_reset_the_cursor, THROUGH | LOST),
-    "a granted slot is not read from its start": (_does_not_read_a_granted_slot_from_its_start, FLUSHED | HANDED),
+    "a granted slot is not read from its start": (_does_not_read_a_granted_slot_from_its_start, FLUSHED | KILLED),
     "release before flush": (_gives_back_before_it_has_flushed, ACKNOWLEDGED | HANDED),
     "replies before they are settled": (_sends_replies_before_they_are_settled, FLUSHED | CUT_OFF),
     "out of the log before it is flushed": (_lets_go_before_it_is_flushed, FLUSHED | KILLED),
