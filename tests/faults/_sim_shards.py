@@ -163,6 +163,7 @@ class ShardProcess:
         self.machine = machine
         self.place = place
         self.started = False
+        self.drains = False
         self.shard: Shard | None = None
         self.ended = asyncio.Event()
         """For the director."""
@@ -237,7 +238,7 @@ class ShardProcess:
     @property
     def serves(self) -> bool:
         """Whether it can do the work of another one."""
-        return self.started and not self.leaving.is_set() and not self.machine.killed
+        return self.started and not self.drains and not self.leaving.is_set() and not self.machine.killed
 
     async def _handle(self, context: Any) -> str:
         world, random, event = self.world, self.world.random, context.event
@@ -527,7 +528,8 @@ class Simulation:
                 elif self._can_spare(place):
                     self._unwant(place)
             case "drain" if self._can_spare(place):
-                asyncio.get_running_loop().create_task(self._drain(machine))
+                place.process.drains = True
+                self._drain(machine)
             case "cut off":
                 self.judge.cut[machine.name].append((self.world.now, self.world.now + seconds))
                 self.redis.cut(machine, seconds, random.choice(("both ways", "requests", "answers")))
@@ -555,7 +557,7 @@ class Simulation:
         others = [each.process for each in self.places if each.process is not None and each is not place]
         return not self.plan.is_calm or any(other.serves for other in others)
 
-    async def _drain(self, machine: Machine) -> None:
+    def _drain(self, machine: Machine) -> None:
         members = [member for member, name in self.judge.members.items() if name == machine.name]
         base = next((key[:-5] for key in self.redis.data.keys if key.endswith(b"}:meta")), None)
         for member in members if base is not None else ():

@@ -160,12 +160,15 @@ class Judge:
         """Return the events that the store has counted, in order."""
         return [self.runs[session_id][token].event for token in self.stored.get(session_id, ())]
 
-    def is_durable(self, session_id: str, event: str) -> bool:
-        """Tell whether an event that was called durable is so."""
-        if event in self.events_of(session_id):
+    def is_durable(self, session_id: str, event: str, *, at_once: bool) -> bool:
+        """Tell whether an event that was called durable is so.
+
+        If that was not said *at_once* with its answer, its shard may have been killed before the
+        flush was asked for: the next one has nothing to flush.
+        """
+        if event in self.events_of(session_id) or any(map(self.may_be_destroyed, self.by_event[event])):
             return True
-        # Its shard was killed before the flush was asked for: the next one has nothing to flush.
-        return any(self._may_be_lost(each) or self.may_be_destroyed(each) for each in self.by_event[event])
+        return not at_once and any(map(self._may_be_lost, self.by_event[event]))
 
     def deliver(self, shard: str, session_id: str, token: str) -> None:
         """*shard* sends the reply of a run."""
@@ -308,6 +311,10 @@ class Judge:
         if isinstance(value, Exception):
             entry.failed = isinstance(value, RemoteHandlerError)
             return
+        if self.plan.mode == "write-through" and not self.is_durable(
+            entry.request.session_id, entry.request.event_id, at_once=True
+        ):
+            self._complain(f"{entry.request.event_id} was answered before it was stored")
         if entry.acknowledged == inf:
             entry.acknowledged, entry.by, entry.epoch = self._now(), machine, self.owners.get(entry.slot, (0, ""))[0]
         elif not self.forgot and len(set(entry.answers)) > 1:
