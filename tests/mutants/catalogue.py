@@ -1848,6 +1848,13 @@ MUTANTS = (
         "tests/unit/cluster/test_shard.py -k leave_room",
     ),
     Mutant(
+        "a reading that comes late takes events away",
+        "cluster/_scripts.py",
+        "if connection < newest then return {'', 0, {}} end",
+        "if false then return {'', 0, {}} end",
+        "tests/unit/cluster/test_entries_of_the_log.py -k comes_late",
+    ),
+    Mutant(
         "a lane of a shard that is closed waits for ever",
         "cluster/_leaving.py",
         "            slot.lose()  # what waits there waits for nothing any more\n",
