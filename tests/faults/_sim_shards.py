@@ -31,7 +31,7 @@ from actorbot._ownership import keeper as _keeper
 from actorbot._ownership import stays as _stays
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
-from actorbot.cluster import Shard, _membership, _receipt, _shard
+from actorbot.cluster import Shard, _leaving, _membership, _receipt, _shard
 from actorbot.errors import StoreUnavailableError
 from tests import inside
 from tests.faults._sim_callers import CallerProcess, Events
@@ -609,7 +609,7 @@ class Simulation:
             patch.setattr(_stays, "secrets", SimpleNamespace(token_hex=random_text))
             for module in (_keeper, _stays):
                 patch.setattr(module, "stays", known)
-            for module in (_shard, _membership):
+            for module in (_shard, _membership, _leaving):
                 patch.setattr(module, "monotonic", now)
             patch.setattr(_receipt, "time", SimpleNamespace(monotonic=now))
             try:

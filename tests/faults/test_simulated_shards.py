@@ -92,7 +92,7 @@ def _does_not_read_a_granted_slot_from_its_start(patch: Patch) -> None:
 
 def _gives_back_before_it_has_flushed(patch: Patch) -> None:
     give = HandOver._give
-    patch.setattr(HandOver, "_give", lambda self, slot, sessions: give(self, slot, set()))
+    patch.setattr(HandOver, "_give", lambda self, slot, sessions: give(self, slot, []))
 
 
 def _sends_replies_before_they_are_settled(patch: Patch) -> None:
