@@ -528,8 +528,7 @@ class Simulation:
                 elif self._can_spare(place):
                     self._unwant(place)
             case "drain" if self._can_spare(place):
-                place.process.drains = True
-                self._drain(machine)
+                place.process.drains = self._drain(machine)
             case "cut off":
                 self.judge.cut[machine.name].append((self.world.now, self.world.now + seconds))
                 self.redis.cut(machine, seconds, random.choice(("both ways", "requests", "answers")))
@@ -557,12 +556,14 @@ class Simulation:
         others = [each.process for each in self.places if each.process is not None and each is not place]
         return not self.plan.is_calm or any(other.serves for other in others)
 
-    def _drain(self, machine: Machine) -> None:
-        members = [member for member, name in self.judge.members.items() if name == machine.name]
+    def _drain(self, machine: Machine) -> bool:
+        """Ask a shard to leave, if it has ever had a slot."""
         base = next((key[:-5] for key in self.redis.data.keys if key.endswith(b"}:meta")), None)
+        members = [member for member, name in self.judge.members.items() if name == machine.name]
         for member in members if base is not None else ():
-            key = base + b":drains"
-            self.redis.data.call(self.world.now, self.world.now + self.redis.offset, [b"SADD", key, member.encode()])
+            command = [b"SADD", base + b":drains", member.encode()]
+            self.redis.data.call(self.world.now, self.world.now + self.redis.offset, command)
+        return bool(members)
 
     def _freeze(self, machine: Machine, seconds: float) -> None:
         self.say("freeze", machine.name, seconds)

@@ -177,11 +177,8 @@ class Judge:
         entries = self.by_event.get(run.event, [])
         if not any(each.by == shard and each.acknowledged <= self._now() for each in entries):
             self._complain(f"{shard} has sent the reply of {token}, and the log knows nothing of it: {entries}")
-        if (
-            self.replies[run.event] > 1
-            and not any(each.doubtful for each in entries)
-            and not self._is_forgotten(entries)
-        ):
+        again = any(each.doubtful or self._may_be_lost(each) for each in entries) or self._is_forgotten(entries)
+        if self.replies[run.event] > 1 and not again:
             self._complain(f"the reply of {run.event} was sent twice: now that of {token}")
 
     def is_old(self, event: str) -> bool:
