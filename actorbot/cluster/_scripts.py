@@ -64,10 +64,13 @@ return outcomes
 READ: Final = made_of(
     IN_ANY_CASE
     + """
-local me, room = ARGV[1], tonumber(ARGV[2])
+local me, room, connection = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local rung, cursors = of('rung', me), of('cur', me)
 call('DEL', of('bell', me))
-for i = 3, #ARGV do  -- these are read from their start
+local newest = tonumber(call('HGET', cursors, 'by') or 0)
+if connection < newest then return {'', 0, {}} end  -- it was given up: its packets come late, and nobody listens
+if connection > newest then call('HSET', cursors, 'by', connection) end
+for i = 4, #ARGV do  -- these are read from their start
   local _, _, owner = parsed(call('HGET', leases, ARGV[i]) or '0|0|')
   call('HDEL', cursors, ARGV[i])
   if owner == me and call('XLEN', of('log', ARGV[i])) > 0 then call('SADD', rung, ARGV[i]) end
@@ -97,8 +100,8 @@ if #empty > 0 then call('SREM', rung, unpack(empty)) end
 return {call('HGET', meta, 'gen') or '', call('SCARD', rung), found}
 """
 )
-"""Member, room, slots to begin anew -> gen, how many slots are left, and of each entry slot, id,
-payload."""
+"""Member, room, which of its connections this is, slots to begin anew -> gen, how many slots are
+left, and of each entry slot, id, payload."""
 
 SETTLE: Final = made_of(
     IN_ANY_CASE
