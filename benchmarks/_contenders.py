@@ -23,7 +23,7 @@ GROUPS = {"trivial": 1, "one": 1, "two": 2}
 
 
 class Contenders:
-    """All processes. Those of a contender that is not measured just now are idle."""
+    """All processes. While one of a contender is measured, the others are idle."""
 
     def __init__(self, url: str, name: str, users: int, spins: int) -> None:
         self.callers: dict[str, Program] = {}
@@ -31,8 +31,6 @@ class Contenders:
         self.loops: list[Program] = []
         self.shards: dict[str, int] = {}
         """The process that has the sessions of the first group."""
-        self.missing: dict[str, str] = {}
-        """Why a peer is not measured."""
         self._url = url
         self._name = name
         self._users = users
@@ -42,13 +40,12 @@ class Contenders:
         """Return what begins the keys of the sessions of each group, and of the managers alone."""
         return {group: f"{self._name}-{group}" for group in (*GROUPS, ALONE, SMALL)}
 
-    def start(self, stack: ExitStack, peers: Sequence[str], environments: Path) -> None:
-        """Start all; they end with *stack*."""
-        for name in peers:
-            try:
-                {RAY: self._start_ray, NATS: self._start_nats}[name](stack, *make(name, environments))
-            except MissingPeerError as exc:
-                self.missing[name] = f"missing: {exc}"
+    def start_peer(self, stack: ExitStack, name: str, environments: Path) -> None:
+        """Start another system; it ends with *stack*. Raises: MissingPeerError."""
+        {RAY: self._start_ray, NATS: self._start_nats}[name](stack, *make(name, environments))
+
+    def start(self, stack: ExitStack) -> None:
+        """Start all but the other systems; they end with *stack*."""
         self.loops = [self._ours(stack, "loop", spins=self._spins["one"]) for _ in range(2)]
         for name in (PLAIN, ASYNC):
             client = name.rpartition(" ")[2]

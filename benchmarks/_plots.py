@@ -6,6 +6,7 @@ They need matplotlib, so this module is imported only when a report is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,7 @@ from benchmarks._drawing import (
     rows_of,
 )
 from benchmarks._goals import GOALS
-from benchmarks._report import Figure, Table
+from benchmarks._report import Figure, Table, spread
 from benchmarks._saved import Collection, Saved
 
 RATES = ("events/s", "events (records) a second")
@@ -226,7 +227,7 @@ def _cluster(results: Sequence[Saved]) -> Drawing | None:
         colours = [ACTORBOT if figure.of == "actorbot" else FLOOR for figure in figures]
         bars(axes, range(len(figures)), figures, 1.0, color=colours, height=0.7)
         for place, figure in enumerate(figures):
-            beside(axes, max(figure.values), place, f"{median(figure.values):,.3g} {figure.unit}")
+            beside(axes, max(figure.values), place, spread(replace(figure, values=(median(figure.values),))))
         name_bars(axes, [figure.of for figure in figures])
         axes.margins(x=0.2)
         axes.set_title(title, loc="left")

@@ -47,9 +47,9 @@ class HandOver:
         )[:count]
         for slot in slots:
             slot.closing = True
-        sessions: dict[int, set[str]] = {slot.number: set(slot.lanes) for slot in slots}
+        sessions = {slot.number: list[str](slot.lanes) for slot in slots}
         for session_id in self._holding.sessions_of(slots):
-            sessions[self._holding.slot_of(session_id)].add(session_id)
+            sessions[self._holding.slot_of(session_id)].append(session_id)
         for slot in slots:
             for lane in list(slot.lanes.values()):
                 lane.drop_waiting()  # the next owner begins them
@@ -79,7 +79,7 @@ class HandOver:
         with suppress(StoreUnavailableError):
             await self._membership.release(slots)
 
-    async def _give(self, slot: Slot, sessions: set[str]) -> None:
+    async def _give(self, slot: Slot, sessions: list[str]) -> None:
         await slot.until(lambda slot: not slot.running)
         while sessions and not slot.lost:
             try:

@@ -42,7 +42,7 @@ class Holding:
             return
         self.fenced += len(slots)
         logger.warning("%d slots of this shard were taken over: it had not renewed its lease in time", len(slots))
-        sessions = set(self.sessions_of(slots)).union(*(slot.lanes for slot in slots))
+        sessions = [*self.sessions_of(slots), *(session_id for slot in slots for session_id in slot.lanes)]
         for slot in slots:
             slot.lose()
         if sessions and is_open(self._manager):

@@ -154,7 +154,7 @@ class RedisLog(Log):
         anew, self._anew = self._anew, set()
         blocks = not anew and (not self._left or room <= 0)
         wait: tuple[Part, ...] = (b"BLPOP", self._key("bell", member), str(WAIT))
-        read: tuple[Part, ...] = (b"EVALSHA", scripts.READ.sha, 1, self._base, member, self._read_by, room, *anew)
+        read: tuple[Part, ...] = (b"EVALSHA", scripts.READ.sha, 1, self._base, member, room, self._read_by, *anew)
         bell, asked = wire.call_all(wait, read, blocks=WAIT) if blocks else (None, wire.call(*read))
         try:
             found = await asked

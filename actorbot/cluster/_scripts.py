@@ -64,15 +64,12 @@ return outcomes
 READ: Final = made_of(
     IN_ANY_CASE
     + """
-local me, by, room = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local me, room, connection = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local rung, cursors = of('rung', me), of('cur', me)
-local newest = call('HGET', cursors, 'by')
-if by ~= newest then
-  -- One that was on its way in a connection that was given up: nobody is there to hear.
-  if tonumber(newest or 0) > tonumber(by) then return {'', 0, {}} end
-  call('HSET', cursors, 'by', by)
-end
 call('DEL', of('bell', me))
+local newest = tonumber(call('HGET', cursors, 'by') or 0)
+if connection < newest then return {'', 0, {}} end  -- it was given up: its packets come late, and nobody listens
+if connection > newest then call('HSET', cursors, 'by', connection) end
 for i = 4, #ARGV do  -- these are read from their start
   local _, _, owner = parsed(call('HGET', leases, ARGV[i]) or '0|0|')
   call('HDEL', cursors, ARGV[i])
@@ -103,8 +100,8 @@ if #empty > 0 then call('SREM', rung, unpack(empty)) end
 return {call('HGET', meta, 'gen') or '', call('SCARD', rung), found}
 """
 )
-"""Member, number of its connection, room, slots to begin anew -> gen, how many slots are left, and
-of each entry slot, id, payload."""
+"""Member, room, which of its connections this is, slots to begin anew -> gen, how many slots are
+left, and of each entry slot, id, payload."""
 
 SETTLE: Final = made_of(
     IN_ANY_CASE

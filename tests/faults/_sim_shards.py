@@ -31,7 +31,7 @@ from actorbot._ownership import keeper as _keeper
 from actorbot._ownership import stays as _stays
 from actorbot._runtime.process import Process
 from actorbot._state.record import Record
-from actorbot.cluster import Shard, _membership, _receipt, _shard
+from actorbot.cluster import Shard, _leaving, _membership, _receipt, _shard
 from actorbot.errors import StoreUnavailableError
 from tests import inside
 from tests.faults._sim_callers import CallerProcess, Events
@@ -163,6 +163,7 @@ class ShardProcess:
         self.machine = machine
         self.place = place
         self.started = False
+        self.drains = False
         self.shard: Shard | None = None
         self.ended = asyncio.Event()
         """For the director."""
@@ -198,6 +199,7 @@ class ShardProcess:
             )
             world.say("close", "drained" if drained.done() else "")
             began = self.machine.now
+            world.judge.closing.add(self.machine.name)
             report = await shard.close()
             world.say("closed", report)
             world.counts["closed"] += 1
@@ -236,7 +238,7 @@ class ShardProcess:
     @property
     def serves(self) -> bool:
         """Whether it can do the work of another one."""
-        return self.started and not self.leaving.is_set() and not self.machine.killed
+        return self.started and not self.drains and not self.leaving.is_set() and not self.machine.killed
 
     async def _handle(self, context: Any) -> str:
         world, random, event = self.world, self.world.random, context.event
@@ -379,6 +381,8 @@ class Simulation:
         while not any(place.process is not None and place.process.serves for place in self.places):
             await asyncio.sleep(0.5)
         await self._until(lambda: self._is_served() and self._is_divided() and not self._left(), self._most())
+        if left := self._left():
+            self.complain(f"all is well, and these slots have entries: {left}")
         if not self._is_divided():
             self.complain(f"all is well, and the slots are divided as {self._division()}")
         await asyncio.sleep(3.0)
@@ -524,7 +528,7 @@ class Simulation:
                 elif self._can_spare(place):
                     self._unwant(place)
             case "drain" if self._can_spare(place):
-                asyncio.get_running_loop().create_task(self._drain(machine))
+                place.process.drains = self._drain(machine)
             case "cut off":
                 self.judge.cut[machine.name].append((self.world.now, self.world.now + seconds))
                 self.redis.cut(machine, seconds, random.choice(("both ways", "requests", "answers")))
@@ -552,12 +556,14 @@ class Simulation:
         others = [each.process for each in self.places if each.process is not None and each is not place]
         return not self.plan.is_calm or any(other.serves for other in others)
 
-    async def _drain(self, machine: Machine) -> None:
-        members = [member for member, name in self.judge.members.items() if name == machine.name]
+    def _drain(self, machine: Machine) -> bool:
+        """Ask a shard to leave, if it has ever had a slot."""
         base = next((key[:-5] for key in self.redis.data.keys if key.endswith(b"}:meta")), None)
+        members = [member for member, name in self.judge.members.items() if name == machine.name]
         for member in members if base is not None else ():
-            key = base + b":drains"
-            self.redis.data.call(self.world.now, self.world.now + self.redis.offset, [b"SADD", key, member.encode()])
+            command = [b"SADD", base + b":drains", member.encode()]
+            self.redis.data.call(self.world.now, self.world.now + self.redis.offset, command)
+        return bool(members)
 
     def _freeze(self, machine: Machine, seconds: float) -> None:
         self.say("freeze", machine.name, seconds)
@@ -604,7 +610,7 @@ class Simulation:
             patch.setattr(_stays, "secrets", SimpleNamespace(token_hex=random_text))
             for module in (_keeper, _stays):
                 patch.setattr(module, "stays", known)
-            for module in (_shard, _membership):
+            for module in (_shard, _membership, _leaving):
                 patch.setattr(module, "monotonic", now)
             patch.setattr(_receipt, "time", SimpleNamespace(monotonic=now))
             try:

@@ -83,6 +83,8 @@ class Judge:
         """By shard: when it was frozen."""
         self.cut: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         """By shard: when it was cut off."""
+        self.closing: set[str] = set()
+        """Shards that have begun to close."""
         self.killed: dict[str, float] = {}
         self.store_troubles: list[tuple[float, float]] = []
         self.runs: dict[str, dict[str, Run]] = {}
@@ -158,12 +160,15 @@ class Judge:
         """Return the events that the store has counted, in order."""
         return [self.runs[session_id][token].event for token in self.stored.get(session_id, ())]
 
-    def is_durable(self, session_id: str, event: str) -> bool:
-        """Tell whether an event that was called durable is so."""
-        if event in self.events_of(session_id):
+    def is_durable(self, session_id: str, event: str, *, at_once: bool) -> bool:
+        """Tell whether an event that was called durable is so.
+
+        If that was not said *at_once* with its answer, its shard may have been killed before the
+        flush was asked for: the next one has nothing to flush.
+        """
+        if event in self.events_of(session_id) or any(map(self.may_be_destroyed, self.by_event[event])):
             return True
-        # Its shard was killed before the flush was asked for: the next one has nothing to flush.
-        return any(self._may_be_lost(each) or self.may_be_destroyed(each) for each in self.by_event[event])
+        return not at_once and any(map(self._may_be_lost, self.by_event[event]))
 
     def deliver(self, shard: str, session_id: str, token: str) -> None:
         """*shard* sends the reply of a run."""
@@ -172,11 +177,8 @@ class Judge:
         entries = self.by_event.get(run.event, [])
         if not any(each.by == shard and each.acknowledged <= self._now() for each in entries):
             self._complain(f"{shard} has sent the reply of {token}, and the log knows nothing of it: {entries}")
-        if (
-            self.replies[run.event] > 1
-            and not any(each.doubtful for each in entries)
-            and not self._is_forgotten(entries)
-        ):
+        again = any(each.doubtful or self._may_be_lost(each) for each in entries) or self._is_forgotten(entries)
+        if self.replies[run.event] > 1 and not again:
             self._complain(f"the reply of {run.event} was sent twice: now that of {token}")
 
     def is_old(self, event: str) -> bool:
@@ -259,6 +261,10 @@ class Judge:
         """Check that *taker* may take a slot from *machine*, which has not given it back."""
         if self.forgot or self.plan.clocks or self.plan.faults or machine in self.killed:
             return
+        plan = self.plan
+        hindered = plan.slow or plan.drain_timeout < 5.0 or plan.store_faults or self.store_troubles
+        if machine in self.closing and hindered:
+            return  # it could not finish in time
         since = self._now() - 2 * self.plan.lease - PATIENCE
         if not any(until >= since for _, until in self.cut[machine] + self.frozen.get(machine, [])):
             self._complain(f"{taker} has taken slot {slot} from {machine}, which was well")
@@ -302,6 +308,10 @@ class Judge:
         if isinstance(value, Exception):
             entry.failed = isinstance(value, RemoteHandlerError)
             return
+        if self.plan.mode == "write-through" and not self.is_durable(
+            entry.request.session_id, entry.request.event_id, at_once=True
+        ):
+            self._complain(f"{entry.request.event_id} was answered before it was stored")
         if entry.acknowledged == inf:
             entry.acknowledged, entry.by, entry.epoch = self._now(), machine, self.owners.get(entry.slot, (0, ""))[0]
         elif not self.forgot and len(set(entry.answers)) > 1:
