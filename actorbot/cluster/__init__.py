@@ -15,7 +15,7 @@ request on its way) and `_waiting` (for how long), and `_reports`.
 
 A shard: `_shard` (its life), `_membership` (its lease), `_intake` (reads the log), `_lane` (events
 of one session, in order), `_settling` (answers, and what leaves the log), `_hand_over`, `_leaving`
-(its end), and what these share: `_holding`, `_held`, `_figures`.
+(its end), and what these share: `_holding`, `_held`, `_handling`, `_figures`.
 """
 
 from actorbot.cluster._cluster import Cluster

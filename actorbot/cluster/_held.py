@@ -17,7 +17,7 @@ __all__ = ["Slot", "Work"]
 class Work:
     """An event that was read from the log and is not settled yet."""
 
-    __slots__ = ("confirmation", "counts", "goal", "id", "request", "silent", "slot")
+    __slots__ = ("confirmation", "counts", "goal", "handled", "id", "request", "silent", "slot")
 
     def __init__(self, slot: Slot, entry_id: str, request: Request) -> None:
         self.slot = slot
@@ -29,6 +29,8 @@ class Work:
         """What its replies wait for: ends when it is settled."""
         self.goal: Goal | None = None
         """What it has committed, until the store has it."""
+        self.handled = False
+        """Whether it was handled, and is still in the log."""
         self.counts = True
         """Whether it takes room of `max_in_hand`."""
 
@@ -74,13 +76,19 @@ class Slot:
 
     def drop(self, work: Work) -> None:
         """Let go of an event: it stays in the log, for the next owner."""
-        self.hand.pop(work.id, None)
         if work.goal is not None:
             work.goal = None
             self.unflushed -= 1
+        self.let_go(work)
         if work.confirmation is not None:
             work.confirmation.cancel()
         self._on_drop(work)
+
+    def let_go(self, work: Work) -> None:
+        """Have an event in hand no more."""
+        self.hand.pop(work.id, None)
+        if (lane := self.lanes.get(work.request.session_id)) is not None:
+            lane.note_gone(work)
         self.note()
 
     def lose(self) -> None:

@@ -9,12 +9,13 @@ from typing import Final
 
 from actorbot._manager.embedding import SessionManager
 from actorbot._state.values import UndecodableError
+from actorbot.cluster._handling import Handling
 from actorbot.cluster._held import Slot, Work
 from actorbot.cluster._holding import Holding
-from actorbot.cluster._lane import Handling, Lane
+from actorbot.cluster._lane import Lane
 from actorbot.cluster._log import Entry, Log
 from actorbot.cluster._packing import Request, pack_error, pack_result, unpack_request
-from actorbot.errors import ActorbotError, ManagerClosedError, OwnershipLostError
+from actorbot.errors import ActorbotError, ConflictError, ManagerClosedError, OwnershipLostError
 
 __all__ = ["Intake"]
 
@@ -93,17 +94,14 @@ class Intake:
         self._room -= 1
         if request is NOTHING:
             self._handling.settling.finish(work)
-        elif request.kind == "flush all" or (request.kind == "peek" and not self._has_reruns(slot, request.session_id)):
+            return
+        lane: Lane | None = slot.lanes.get(request.session_id)
+        if request.kind == "flush all" or (request.kind == "peek" and not (lane and lane.has_reruns())):
             self._do_aside(work)
         else:
-            lane = slot.lanes.get(request.session_id)
             if lane is None:
                 lane = slot.lanes[request.session_id] = Lane(request.session_id, slot, self._handling)
             lane.put(work)
-
-    def _has_reruns(self, slot: Slot, session_id: str) -> bool:
-        lane = slot.lanes.get(session_id)
-        return lane is not None and any(work.silent for work in lane.waiting)
 
     def _do_aside(self, work: Work) -> None:
         """Do what needs no turn, while the session's events go on."""
@@ -118,7 +116,7 @@ class Intake:
             if work.request.kind == "peek":
                 outcome = pack_result(await manager.peek(work.request.session_id))
             else:
-                await manager.flush(self._holding.sessions_of([work.slot]))
+                await self._flush(work.slot)
                 outcome = pack_result(None)
         except (ManagerClosedError, OwnershipLostError):
             work.slot.drop(work)
@@ -128,3 +126,14 @@ class Intake:
         finally:
             work.slot.end()
         self._handling.settling.finish(work, outcome)
+
+    async def _flush(self, slot: Slot) -> None:
+        """Flush a slot's sessions, after all has run again that was acknowledged and not stored."""
+        while True:
+            await slot.until(lambda slot: not any(lane.has_reruns() for lane in slot.lanes.values()))
+            try:
+                return await self._handling.manager.flush(self._holding.sessions_of([slot]))
+            except ConflictError:
+                if not self._handling.keeps:
+                    raise
+            await asyncio.sleep(AGAIN)  # what it has taken is run again first

@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Final
 
 from actorbot._event import DUPLICATE
 from actorbot._manager.embedding import (
     Goal,
-    SessionManager,
     at_home,
     bury,
     committed,
@@ -26,11 +23,12 @@ from actorbot._manager.embedding import (
     flushed,
     has_forgotten,
     is_flushed,
+    is_open,
 )
 from actorbot._state.values import UndecodableError
+from actorbot.cluster._handling import Handling
 from actorbot.cluster._held import Slot, Work
 from actorbot.cluster._packing import pack_error, pack_result, unpack_value
-from actorbot.cluster._settling import Settling
 from actorbot.errors import (
     ActorbotError,
     ConflictError,
@@ -42,12 +40,12 @@ from actorbot.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["MOST_UNFLUSHED", "Handling", "Lane"]
+__all__ = ["MOST_IN_LOG", "Lane"]
 
 logger = logging.getLogger("actorbot")
 
-MOST_UNFLUSHED: Final = 48
-"""Acknowledged events of one session that stay in the log.
+MOST_IN_LOG: Final = 48
+"""Events of one session that were handled and are still in the log.
 
 A record keeps the ids of its last 64 events: older ones, run again, would count twice.
 """
@@ -55,29 +53,13 @@ TRIES: Final = 20  # of an event that meets conflicts
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between tries
 
 
-@dataclass(slots=True, eq=False)
-class Handling:
-    """What all lanes of a shard need."""
-
-    manager: SessionManager
-    settling: Settling
-    may_begin: Callable[[], Awaitable[None] | None]
-    """Waits until this shard's lease holds; `None` if it does."""
-    keeps: bool
-    """Whether acknowledged events stay in the log until they are flushed."""
-    gates: bool
-    """Whether there is anybody to send replies to."""
-    on_unflushed: Callable[[Slot], None]
-    """Told of a slot with one more event that is acknowledged and not flushed."""
-    reruns: int = 0
-    """Events that were run again after a conflict."""
-    handled: int = 0
-
-
 class Lane:
     """The events in hand of one session. On the shard's loop."""
 
-    __slots__ = ("_broken", "_handling", "_news", "_task", "session_id", "slot", "unflushed", "waiting", "watched")
+    __slots__ = (
+        "_broken", "_handling", "_in_log", "_news", "_now", "_task", "session_id", "slot", "unflushed", "waiting",
+        "watched",
+    )  # fmt: skip
 
     def __init__(self, session_id: str, slot: Slot, handling: Handling) -> None:
         self.session_id = session_id
@@ -87,6 +69,8 @@ class Lane:
         """Acknowledged, and not in the store yet: oldest first."""
         self.watched: Goal | None = None
         """What is waited for to come to the store."""
+        self._in_log = 0  # events that were handled, and have not left the log
+        self._now: Work | None = None
         self._handling = handling
         self._task: asyncio.Task[None] | None = None
         self._broken = False  # whether a conflict has taken what is unflushed
@@ -116,11 +100,12 @@ class Lane:
     async def _run(self) -> None:
         try:
             while self._has_next():
-                work = self.waiting.popleft()
+                work = self._now = self.waiting.popleft()
                 self.slot.begin()
                 try:
                     await self._take(work)
                 finally:
+                    self._now = None
                     self.slot.end()
         except Exception:
             logger.exception(
@@ -145,13 +130,32 @@ class Lane:
             while self.unflushed:
                 work = self.unflushed.pop()
                 work.goal, work.silent = None, True
+                self.note_gone(work)
                 self.slot.unflushed -= 1
                 self.waiting.appendleft(work)
         return bool(self.waiting)
 
+    def has_reruns(self) -> bool:
+        """Tell whether something that was acknowledged is still to be run again."""
+        return self._broken or any(work.silent for work in (self._now, *self.waiting) if work is not None)
+
+    def note_gone(self, work: Work) -> None:
+        """Note that an event has left the log, or that it is as if it had not been handled."""
+        if work.handled:
+            work.handled = False
+            self._in_log -= 1
+            self._leave()
+
+    async def _wait_for_room(self) -> None:
+        while self._in_log >= MOST_IN_LOG and not self._broken:
+            if self.unflushed:
+                await self._flush()
+            else:
+                await self.slot.until(lambda _: self._in_log < MOST_IN_LOG)
+
     def _leave(self) -> None:
         """End, if nothing is left to do."""
-        if not (self.waiting or self.unflushed or self._task) and self.slot.lanes.get(self.session_id) is self:
+        if not (self.waiting or self._in_log or self._task) and self.slot.lanes.get(self.session_id) is self:
             del self.slot.lanes[self.session_id]
 
     # --- one event -------------------------------------------------------------------------------
@@ -161,38 +165,43 @@ class Lane:
         pause, tries = FIRST_PAUSE, 0
         while True:
             try:
-                while len(self.unflushed) >= MOST_UNFLUSHED and not self._broken:
-                    await self._flush()
+                await self._wait_for_room()
                 if (wait := self._handling.may_begin()) is not None:
                     await wait
                 if self._broken or not self.slot.is_open():
                     self.waiting.appendleft(work)  # behind what is to be run again, or not begun at all
                     return
                 outcome = await self._handle(work)
-            except (ManagerClosedError, OwnershipLostError):
-                self.slot.drop(work)  # it stays in the log: the next owner handles it
-                return
-            except ConflictError as error:
-                if self.unflushed:
-                    self._broken = True
-                    self.waiting.appendleft(work)
-                    return
-                tries += 1
-                if tries >= TRIES:
-                    await self._fail(work, error)
-                    return
-            except (StoreUnavailableError, OverloadedError) as error:
-                if work.request.kind != "submit" and not work.silent:
-                    await self._fail(work, error)
-                    return
             except Exception as error:
-                await self._fail(work, error)
-                return
+                tries += not isinstance(error, StoreUnavailableError | OverloadedError)
+                if not await self._may_try_again(work, error, tries):
+                    return
             else:
                 self._succeed(work, outcome)
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _may_try_again(self, work: Work, error: Exception, tries: int) -> bool:
+        """Tell whether the event is to be tried again; if not, do with it what *error* says."""
+        if isinstance(error, ManagerClosedError | OwnershipLostError):
+            if not (self.slot.is_open() and is_open(self._handling.manager)):
+                self.slot.drop(work)  # it stays in the log: the next owner handles it
+                return False
+            # Of something else, which the handler has used; or of a store whose loss is told soon.
+            again = tries == 1 and isinstance(error, OwnershipLostError)
+        elif isinstance(error, ConflictError):
+            if self.unflushed:
+                self._broken = True
+                self.waiting.appendleft(work)
+                return False
+            again = tries < TRIES
+        else:
+            waits = work.request.kind == "submit" or work.silent
+            again = waits and isinstance(error, StoreUnavailableError | OverloadedError)
+        if not again:
+            await self._fail(work, error)
+        return again
 
     async def _handle(self, work: Work) -> bytes:
         """Do what is asked; return what its caller gets. Raises: what went wrong."""
@@ -243,6 +252,8 @@ class Lane:
     def _succeed(self, work: Work, outcome: bytes) -> None:
         settling = self._handling.settling
         told = None if work.silent else outcome
+        work.handled = True
+        self._in_log += 1
         if work.goal is None:
             settling.finish(work, told)
             return

@@ -120,8 +120,18 @@ def pack_error(error: BaseException) -> bytes:
     name = type(error).__name__
     if isinstance(error, ActorbotError) and getattr(errors, name, None) is type(error):
         facts = {name: fact for name, fact in vars(error).items() if type(fact) in _PLAIN}
-        return pack_fields([_OURS, [name, [str(arg) for arg in error.args], facts]])
-    return pack_fields([_RAISED, [name, str(error)[:_TEXT]]])
+        facts |= {name: _text(fact) for name, fact in facts.items() if type(fact) is str}
+        return pack_fields([_OURS, [name, [_text(arg) for arg in error.args], facts]])
+    return pack_fields([_RAISED, [name, _text(error)]])
+
+
+def _text(said: object) -> str:
+    """Return what can be sent of a text, or of what an author's class says of itself."""
+    try:
+        text = str(said)[:_TEXT]
+    except Exception as error:
+        text = f"(its text cannot be had: {type(error).__name__})"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def unpack_outcome(data: bytes, session_id: str) -> Any:

@@ -97,9 +97,8 @@ class Settling:
             if work.confirmation is not None and not work.confirmation.done():
                 work.confirmation.set_result(None)
             if not stays:
-                work.slot.hand.pop(work.id, None)
                 self.gone.add((work.slot.number, work.id))
-                work.slot.note()
+                work.slot.let_go(work)
             self._on_settled(work)
 
 

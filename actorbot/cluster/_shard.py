@@ -20,10 +20,10 @@ from actorbot._running.run import run
 from actorbot._runtime.process import this_process
 from actorbot.cluster._figures import Progress, ShardStats, SlotInfo
 from actorbot.cluster._hand_over import HandOver
+from actorbot.cluster._handling import Handling
 from actorbot.cluster._held import Work
 from actorbot.cluster._holding import Holding
 from actorbot.cluster._intake import Intake
-from actorbot.cluster._lane import Handling
 from actorbot.cluster._leaving import Leaving
 from actorbot.cluster._log import Log, Terms
 from actorbot.cluster._membership import Membership

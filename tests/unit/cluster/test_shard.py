@@ -22,7 +22,7 @@ from actorbot import (
 )
 from actorbot._runtime.process import this_process
 from actorbot.cluster import Shard
-from actorbot.cluster._lane import MOST_UNFLUSHED
+from actorbot.cluster._lane import MOST_IN_LOG
 from actorbot.cluster._slots import slot_of
 from actorbot.errors import (
     ConfigError,
@@ -211,11 +211,11 @@ async def test_no_session_has_more_unflushed_events_in_the_log_than_its_record_r
         await b.shard()
         cluster = await b.cluster()
         most = 0
-        for number in range(3 * MOST_UNFLUSHED):
+        for number in range(3 * MOST_IN_LOG):
             await cluster.dispatch("ann", number)
             most = max(most, b.entries("ann"))
-        assert most <= MOST_UNFLUSHED + 1
-        assert await cluster.peek("ann") == {"seen": list(range(3 * MOST_UNFLUSHED))}
+        assert most <= MOST_IN_LOG + 1
+        assert await cluster.peek("ann") == {"seen": list(range(3 * MOST_IN_LOG))}
 
 
 async def test_a_destroyed_session_does_not_come_back_with_events_that_were_not_flushed() -> None:
