@@ -265,6 +265,7 @@ class ShardProcess:
 
     async def _on_conflict(self, session_id: str, state: Any) -> None:
         self.world.say("conflict", session_id)
+        self.world.judge.told |= {token.partition(".")[0] for token in (state or {}).get("log", ())}
         self.world.counts["conflicts"] += 1
 
 

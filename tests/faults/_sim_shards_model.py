@@ -106,6 +106,8 @@ class Judge:
         """When a slot changed hands: instant, slot, epoch, the machine that had it, and whether it
         gave it back.
         """
+        self.told: set[str] = set()
+        """Events of states that `on_conflict` was handed."""
         self.replies: Counter[str] = Counter()
         self.forgot: list[tuple[float, float]] = []
         """Spans of which the server remembers nothing."""
@@ -367,6 +369,8 @@ class Judge:
         """Tell whether the policy allows that this acknowledged event is not in the store."""
         if self.plan.mode == "write-through" or self.plan.keep == "flushed":
             return False
+        if entry.request.event_id in self.told:
+            return True
         end = min(
             (at for at, slot, epoch, _, clean in self.ends if (slot, epoch) == (entry.slot, entry.epoch) and not clean),
             default=inf,
