@@ -539,6 +539,7 @@ class Simulation:
                 forgets = random.choice((0.0, 0.1, 1.0)) if plan.forgets else 0.0
                 self.judge.forget(forgets)
                 self.redis.restart(random.choice((0.1, 1.0, seconds)), forgets)
+                self.judge.know(self.redis.data.keys)
             case "clock of the redis" if plan.clocks:
                 self.redis.offset += random.choice((-7200.0, -30.0, -1.0, 1.0, 30.0, 7200.0))
             case "store away":

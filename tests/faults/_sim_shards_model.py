@@ -271,6 +271,12 @@ class Judge:
         if not any(until >= since for _, until in self.cut[machine] + self.frozen.get(machine, [])):
             self._complain(f"{taker} has taken slot {slot} from {machine}, which was well")
 
+    def know(self, keys: dict[bytes, Any]) -> None:
+        """The server is restarted with these keys."""
+        leases = next((value for key, value in keys.items() if key.endswith(b"}:leases")), {})
+        records = {int(slot): record.decode().split("|") for slot, record in leases.items()}
+        self.owners = {slot: (int(epoch), owner) for slot, (epoch, _, owner) in records.items()}
+
     def _settle(
         self, machine: str, done: list[tuple[int, str]], acknowledged: list[tuple[int, str]], answers: list[Any]
     ) -> None:
