@@ -177,7 +177,7 @@ class Judge:
         run = self.runs[session_id][token]
         self.replies[run.event] += 1
         entries = self.by_event.get(run.event, [])
-        if not any(each.by == shard and each.acknowledged <= self._now() for each in entries):
+        if not any(each.doubtful or (each.by == shard and each.acknowledged <= self._now()) for each in entries):
             self._complain(f"{shard} has sent the reply of {token}, and the log knows nothing of it: {entries}")
         again = any(each.doubtful or self._may_be_lost(each) for each in entries) or self._is_forgotten(entries)
         if self.replies[run.event] > 1 and not again:
