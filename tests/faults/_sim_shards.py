@@ -374,6 +374,9 @@ class Simulation:
             cut.until = min(cut.until, self.world.now)
         over = max(self.server.down_until, self.redis.down_until, *(each.frozen_until for each in self.world.machines))
         await asyncio.sleep(max(0.0, over - now) + self.random.choice((0.0, 2.0, 3 * plan.lease)))
+        for place in self.places:
+            if place.process is not None and place.process.drains:
+                place.process.leave()  # a Redis that has lost a second may have forgotten that it was asked
         for place in self.places[:1]:
             self._want(place)
 
