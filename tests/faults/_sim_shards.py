@@ -265,6 +265,7 @@ class ShardProcess:
 
     async def _on_conflict(self, session_id: str, state: Any) -> None:
         self.world.say("conflict", session_id)
+        self.world.judge.told |= {token.partition(".")[0] for token in (state or {}).get("log", ())}
         self.world.counts["conflicts"] += 1
 
 
@@ -373,6 +374,9 @@ class Simulation:
             cut.until = min(cut.until, self.world.now)
         over = max(self.server.down_until, self.redis.down_until, *(each.frozen_until for each in self.world.machines))
         await asyncio.sleep(max(0.0, over - now) + self.random.choice((0.0, 2.0, 3 * plan.lease)))
+        for place in self.places:
+            if place.process is not None and place.process.drains:
+                place.process.leave()  # a Redis that has lost a second may have forgotten that it was asked
         for place in self.places[:1]:
             self._want(place)
 
@@ -538,6 +542,7 @@ class Simulation:
                 forgets = random.choice((0.0, 0.1, 1.0)) if plan.forgets else 0.0
                 self.judge.forget(forgets)
                 self.redis.restart(random.choice((0.1, 1.0, seconds)), forgets)
+                self.judge.know(self.redis.data.keys)
             case "clock of the redis" if plan.clocks:
                 self.redis.offset += random.choice((-7200.0, -30.0, -1.0, 1.0, 30.0, 7200.0))
             case "store away":

@@ -106,6 +106,8 @@ class Judge:
         """When a slot changed hands: instant, slot, epoch, the machine that had it, and whether it
         gave it back.
         """
+        self.told: set[str] = set()
+        """Events of states that `on_conflict` was handed."""
         self.replies: Counter[str] = Counter()
         self.forgot: list[tuple[float, float]] = []
         """Spans of which the server remembers nothing."""
@@ -175,7 +177,7 @@ class Judge:
         run = self.runs[session_id][token]
         self.replies[run.event] += 1
         entries = self.by_event.get(run.event, [])
-        if not any(each.by == shard and each.acknowledged <= self._now() for each in entries):
+        if not any(each.doubtful or (each.by == shard and each.acknowledged <= self._now()) for each in entries):
             self._complain(f"{shard} has sent the reply of {token}, and the log knows nothing of it: {entries}")
         again = any(each.doubtful or self._may_be_lost(each) for each in entries) or self._is_forgotten(entries)
         if self.replies[run.event] > 1 and not again:
@@ -268,6 +270,12 @@ class Judge:
         since = self._now() - 2 * self.plan.lease - PATIENCE
         if not any(until >= since for _, until in self.cut[machine] + self.frozen.get(machine, [])):
             self._complain(f"{taker} has taken slot {slot} from {machine}, which was well")
+
+    def know(self, keys: dict[bytes, Any]) -> None:
+        """The server is restarted with these keys."""
+        leases = next((value for key, value in keys.items() if key.endswith(b"}:leases")), {})
+        records = {int(slot): record.decode().split("|") for slot, record in leases.items()}
+        self.owners = {slot: (int(epoch), owner) for slot, (epoch, _, owner) in records.items()}
 
     def _settle(
         self, machine: str, done: list[tuple[int, str]], acknowledged: list[tuple[int, str]], answers: list[Any]
@@ -367,6 +375,8 @@ class Judge:
         """Tell whether the policy allows that this acknowledged event is not in the store."""
         if self.plan.mode == "write-through" or self.plan.keep == "flushed":
             return False
+        if entry.request.event_id in self.told:
+            return True
         end = min(
             (at for at, slot, epoch, _, clean in self.ends if (slot, epoch) == (entry.slot, entry.epoch) and not clean),
             default=inf,

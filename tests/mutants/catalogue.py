@@ -1870,9 +1870,9 @@ MUTANTS = (
     ),
     Mutant(
         "a cursor is not reset, as a simulation sees it",
-        "cluster/_redis_log.py",
-        "            self._anew = set(self._known)\n        anew, self._anew",
-        "        anew, self._anew",
+        "cluster/_scripts.py",
+        "  call('HDEL', cursors, ARGV[i])\n",
+        "",
         "tests/faults/test_simulated_shards.py -k 'well_without_it and cursor'",
     ),
     Mutant(

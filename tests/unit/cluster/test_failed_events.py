@@ -79,7 +79,7 @@ async def test_an_event_that_has_failed_is_not_begun_again_by_a_reading_that_com
 
     async def handle(context: Context) -> int:
         begun.append(context.event)
-        if begun == ["bad"]:
+        if context.event == "bad" and begun.count("bad") == 1:
             raise ValueError(context.event)  # the next time it would succeed
         return await remember(context)
 
@@ -93,15 +93,16 @@ async def test_an_event_that_has_failed_is_not_begun_again_by_a_reading_that_com
                 readings.append(readings[0])
                 return readings[0]
             reading = await read(member, room)
-            readings.extend([reading] if reading.entries else [])
+            readings.extend([reading] if any(b"bad" in entry.payload for entry in reading.entries) else [])
             return reading
 
         monkeypatch.setattr(shard._log, "read", late)
+        await cluster.dispatch("bob", "hello")  # the reading that was under way has ended
         with pytest.raises(RemoteHandlerError):
             await cluster.dispatch("ann", "bad")
         answered.set()
         assert await cluster.dispatch("ann", "good") == 1
-        assert begun == ["bad", "good"]
+        assert begun == ["hello", "bad", "good"]
 
 
 async def test_after_a_close_nothing_waits_for_a_failure_that_could_not_be_settled(
