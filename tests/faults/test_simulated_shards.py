@@ -27,8 +27,8 @@ from tests.faults._sim_shards import simulate_shards
 from tests.faults._simulation import SimulationError
 from tests.tiers import tiers
 
-SEEDS = scaled(400, 20_000)
-PARTS = 80
+SEEDS = scaled(200, 20_000)
+PARTS = 40
 
 
 @pytest.mark.timeout(scaled(180, 7_200))
