@@ -107,7 +107,7 @@ class Judge:
         gave it back.
         """
         self.told: set[str] = set()
-        """Events of states that `on_conflict` was handed."""
+        """Events of states that `on_conflict` was handed: not lost where the owner was taken over."""
         self.replies: Counter[str] = Counter()
         self.forgot: list[tuple[float, float]] = []
         """Spans of which the server remembers nothing."""
@@ -375,12 +375,12 @@ class Judge:
         """Tell whether the policy allows that this acknowledged event is not in the store."""
         if self.plan.mode == "write-through" or self.plan.keep == "flushed":
             return False
-        if entry.request.event_id in self.told:
-            return True
         end = min(
             (at for at, slot, epoch, _, clean in self.ends if (slot, epoch) == (entry.slot, entry.epoch) and not clean),
             default=inf,
         )
+        if end < inf and entry.request.event_id in self.told:
+            return True
         if end == inf and not self.forgot:
             return False
         end = min(end, self.killed.get(entry.by, inf))
