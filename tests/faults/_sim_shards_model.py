@@ -107,7 +107,7 @@ class Judge:
         gave it back.
         """
         self.told: set[str] = set()
-        """Events of states that `on_conflict` was handed: not lost where the owner was taken over."""
+        """Events of states that `on_conflict` was handed, which may be lost after a takeover."""
         self.replies: Counter[str] = Counter()
         self.forgot: list[tuple[float, float]] = []
         """Spans of which the server remembers nothing."""
@@ -166,11 +166,11 @@ class Judge:
         """Tell whether an event that was called durable is so.
 
         If that was not said *at_once* with its answer, its shard may have been killed before the
-        flush was asked for: the next one has nothing to flush.
+        flush was asked for: the next one has nothing to flush. Or a late destroy has taken it.
         """
         if event in self.events_of(session_id) or any(map(self.may_be_destroyed, self.by_event[event])):
             return True
-        return not at_once and any(map(self._may_be_lost, self.by_event[event]))
+        return not at_once and (event in self.told or any(map(self._may_be_lost, self.by_event[event])))
 
     def deliver(self, shard: str, session_id: str, token: str) -> None:
         """*shard* sends the reply of a run."""
