@@ -207,7 +207,11 @@ class Cluster(Asking):
         self._ask_sync("destroy", check_session_id(session_id), self._timeout)
 
     async def flush(self, session_id: str | None = None) -> None:
-        """Return when the store has what was committed: of one session, or of all."""
+        """Return when the store has what was committed: of one session, or of all.
+
+        For all, each slot must have an owner. It waits for what a new owner runs again.
+        Raises: StoreUnavailableError, TurnTimeoutError.
+        """
         self._check_here()
         if session_id is not None:
             await self._ask("flush", check_session_id(session_id), self._timeout)
