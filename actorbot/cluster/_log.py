@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Answers", "Entry", "Figures", "Grant", "Log", "MemberState", "Reading", "Settlement", "Standing", "Terms"]
+__all__ = ["Answers", "Entry", "Grant", "Log", "MemberState", "Reading", "Settlement", "Standing", "Terms"]
 
 PROTOCOL = 1
 """The version of what is written in the server. Members of another one are refused."""
@@ -87,16 +87,6 @@ class Answers(NamedTuple):
 
     cursor: str
     payloads: list[bytes]
-
-
-class Figures(NamedTuple):
-    """What a member says of itself with each renewal."""
-
-    handled: int
-    in_hand: int
-    reruns: int
-    conflicts: int
-    fenced: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class Membership:
         self._renewed.clear()
         if standing.drain and not self.leaving:
             self._on_drain()
-        self.give_back(standing.quota)
+        self._give_back(standing.quota)
 
     def _tell_count(self) -> None:
         """Log how many slots this shard has, once that has come to rest."""
@@ -125,7 +125,7 @@ class Membership:
             logger.info("%s has %d slots", self._member, count)
         self._counted = count
 
-    def give_back(self, quota: int) -> None:
+    def _give_back(self, quota: int) -> None:
         """Begin to give back what is above *quota*."""
         kept = sum(not slot.closing for slot in self._holding.slots.values())
         if kept > quota:

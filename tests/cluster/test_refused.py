@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from actorbot.cluster import Cluster, Shard
 from tests.cluster._slots import BASE, waiting
 from tests.servers.proxy import Proxy
 from tests.servers.redis_servers import QUICK, Server, free_port
-from tests.waiting import soon
+from tests.waiting import soon, until
 
 Ask = Any  # what is started: a Cluster, or a Shard
 
@@ -132,8 +131,7 @@ async def test_a_server_that_takes_no_writes_is_refused(server: Server, tmp_path
         pass
     (tmp_path / "replica").mkdir()
     with Server(QUICK, tmp_path / "replica", "--replicaof", "127.0.0.1", str(server.port)) as replica:
-        while f"{BASE}:meta".encode() not in keys(replica):
-            await asyncio.sleep(0.01)
+        await until(lambda: f"{BASE}:meta".encode() in keys(replica))
         error = await refused(Cluster(replica.url, cluster="bot") if kind == "caller" else shard(replica.url))
 
         assert isinstance(error, errors.StoreUnavailableError)
